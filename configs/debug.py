@@ -1,0 +1,42 @@
+"""The digits recipe made tiny: trains in seconds, for tests and for a first look.
+
+    transfusion train --config configs/debug.py --workdir runs/debug
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config; it takes no argument."""
+    if arg:
+        raise ValueError(f"configs/debug.py takes no argument, not {arg!r}")
+    return ConfigDict(
+        dict(
+            name="debug",
+            seed=0,
+            steps=20,
+            batch_rows=4,
+            model=dict(
+                width=32,
+                layers=2,
+                heads=2,
+                mlp_width=64,
+                vocabulary=256,
+                latent_shape=(8, 8, 1),
+                patch_size=4,
+            ),
+            data=dict(
+                sources=dict(
+                    digits=dict(kind="digits", weight=1.0),
+                    prose=dict(kind="prose", weight=1.0),
+                ),
+                context_length=128,
+                max_images=4,
+                held_out=0.1,
+            ),
+            diffusion=dict(image_first_limit=500),
+            optimizer=dict(learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
+            sampling=dict(steps=10, guidance=2.0),
+            loop=dict(log_every=5, save_every=10, evaluate_every=10),
+        )
+    )

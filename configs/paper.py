@@ -1,0 +1,68 @@
+"""The paper's recipe (arXiv 2408.11039, sections 3 and 4) at its five sizes.
+
+    transfusion train --config configs/paper.py:7b --dry-run
+
+The argument is a size, then options after commas:
+    2t      the large run of section 4.4: 4M elements per step, 500,000 steps
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = {  # table 2; the SwiGLU width follows Llama's rule, 8/3 of the width rounded up to 256
+    "0.16b": dict(layers=16, width=768, heads=12, mlp_width=2048),
+    "0.37b": dict(layers=24, width=1024, heads=16, mlp_width=2816),
+    "0.76b": dict(layers=24, width=1536, heads=24, mlp_width=4096),
+    "1.4b": dict(layers=24, width=2048, heads=16, mlp_width=5632),
+    "7b": dict(layers=32, width=4096, heads=32, mlp_width=11008),
+}
+OPTIONS = {"2t": dict(batch_rows=1024, steps=500_000)}
+
+
+def get_config(arg: str = "7b") -> ConfigDict:
+    """The config for a size and options, such as `7b` or `7b,2t`."""
+    size, *options = (arg or "7b").split(",")
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r}: one of {', '.join(SIZES)}")
+    config = ConfigDict(
+        dict(
+            name=f"paper-{arg or '7b'}",
+            seed=0,
+            steps=250_000,
+            batch_rows=512,  # × 4,096 = 2M elements
+            model=dict(
+                **SIZES[size],
+                vocabulary=32_000,
+                latent_shape=(32, 32, 8),
+                patch_size=2,
+                patch_coder="linear",
+                remat="full",
+            ),
+            data=dict(
+                tokenizer="llama2",
+                autoencoder="kl-f8c8",
+                context_length=4096,
+                max_images=8,
+                image_first=0.2,
+                caption_dropout=0.1,
+                held_out=0.001,
+            ),
+            image_loss_weight=5.0,
+            optimizer=dict(
+                learning_rate=3e-4,
+                final_learning_rate=1.5e-5,
+                warmup_steps=4000,
+                beta1=0.9,
+                beta2=0.95,
+                epsilon=1e-8,
+                weight_decay=0.1,
+                gradient_clip=1.0,
+            ),
+            sampling=dict(steps=250, guidance=3.0),
+            loop=dict(log_every=10, save_every=1000, evaluate_every=5000),
+        )
+    )
+    for option in options:
+        if option not in OPTIONS:
+            raise ValueError(f"unknown option {option!r}: one of {', '.join(OPTIONS)}")
+        config.update(OPTIONS[option])
+    return config

@@ -1,0 +1,34 @@
+"""The identity autoencoder: latents are pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from transfusion_jax.autoencoder.interface import Encoding
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Passes images through; every latent lies in [−1, 1]."""
+
+    name: str = "identity"
+    bounds: tuple[float, float] | None = (-1.0, 1.0)
+
+    def encode(self, images: jax.Array) -> Encoding:
+        """The images themselves as an exact mean."""
+        return Encoding(mean=images)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """The latents, limited to [−1, 1]."""
+        return jnp.clip(latents, -1, 1)
+
+    def image_shape(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The same shape."""
+        return latent_shape
+
+    def hash(self) -> str:
+        """A constant: there are no weights."""
+        return self.name

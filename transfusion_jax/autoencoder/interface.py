@@ -1,0 +1,40 @@
+"""What every image autoencoder offers; `transfusion_jax.autoencoder.load` finds one by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An encoded batch: a Gaussian over latents, or codes of a vector-quantised autoencoder."""
+
+    mean: jax.Array | None = None  # [B, h, w, c]
+    log_variance: jax.Array | None = None  # [B, h, w, c]; None where the encoding is exact
+    codes: jax.Array | None = None  # [B, h, w] int
+
+
+class Autoencoder(Protocol):
+    """Images `[B, H, W, 3 or 1]` in [−1, 1] to latents and back."""
+
+    name: str
+    bounds: tuple[float, float] | None  # values that latents are limited to, before normalisation
+
+    def encode(self, images: jax.Array) -> Encoding:
+        """Latents or codes of images."""
+        ...
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Images `[B, H, W, channels]` in [−1, 1] of latents `[B, h, w, c]` (or codes `[B, h, w]`)."""
+        ...
+
+    def image_shape(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Height, width and channels of the images that have latents of this shape."""
+        ...
+
+    def hash(self) -> str:
+        """Identifies the weights: equal hashes encode equally."""
+        ...

@@ -1,0 +1,38 @@
+"""The console script `transfusion`: one subcommand per file of `commands`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from transfusion_jax import __version__
+from transfusion_jax.commands import evaluate, sample, train
+from transfusion_jax.config import ConfigError
+
+COMMANDS = (train, sample, evaluate)
+OVERRIDE = "--config."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; 2 means that the user's input cannot be honoured."""
+    parser = argparse.ArgumentParser("transfusion", description="Transfusion pretraining in JAX.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"transfusion {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    words = list(sys.argv[1:] if argv is None else argv)
+    overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]
+    arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
+    try:
+        if overrides and not arguments.takes_overrides:
+            raise ConfigError(f"{OVERRIDE}… is an option of train: a trained run keeps its config")
+        code: int = arguments.run(arguments, overrides)
+    except ConfigError as error:
+        print(f"transfusion: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

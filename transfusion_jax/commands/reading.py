@@ -1,0 +1,47 @@
+"""What every command that reads a trained model shares: its flags, and finding the weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.model.transfusion import Params
+from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.workdir import Workdir
+
+
+def add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """`--workdir`, `--step` and `--weights`."""
+    parser.add_argument("--workdir", type=Path, required=True, help="a run's directory")
+    parser.add_argument("--step", default="latest", help="checkpoint: N, latest (default) or best")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="which weights (default: ema where the run keeps an average)"
+    )
+
+
+def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[TransfusionTask, Params, Workdir, int, str]:
+    """The task, its weights, the workdir, and which step and weights were chosen, which is also said.
+
+    Raises:
+        ConfigError: no run, no such checkpoint, or no average of the weights.
+    """
+    workdir = Workdir(arguments.workdir)
+    config = workdir.config()
+    weights = arguments.weights or ("ema" if config.optimizer.ema_decay else "raw")
+    if weights == "ema" and not config.optimizer.ema_decay:
+        raise ConfigError("this run kept no average of its weights (optimizer.ema_decay is 0): use --weights raw")
+    task = TransfusionTask(config)
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        step = checkpoints.find(arguments.step)
+        abstract = to_devices(task.model.abstract_params())
+        params = checkpoints.weights(step, "ema" if weights == "ema" else "params", abstract)
+    say(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
+    return task, params, workdir, step, weights
+
+
+def one_line(config: Config) -> str:
+    """A run in a few words."""
+    return f"{config.name}: {config.steps} steps of {config.elements_per_step:,} elements"

@@ -1,0 +1,140 @@
+"""`transfusion train`: trains or resumes in a workdir."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from transfusion_jax import config as configs
+from transfusion_jax import flops
+from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.data import load as data_loading
+from transfusion_jax.data.load import Data
+from transfusion_jax.evaluation.suite import SUITES
+from transfusion_jax.generation.images import draw
+from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.parallel.devices import check_backend, describe_devices
+from transfusion_jax.training.loop import Hook, train
+from transfusion_jax.training.metrics import Writer
+from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.workdir import Workdir
+
+EPILOG = "Overrides: --config.a.b=value sets a field of the config, such as --config.optimizer.learning_rate=1e-4."
+
+
+def add_parser(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser("train", help="train or resume in a workdir", description=__doc__, epilog=EPILOG)
+    parser.add_argument("--config", metavar="FILE[:arg]", help="a config file; a resume can leave it out")
+    parser.add_argument("--workdir", type=Path, help="where the run is kept; the same one resumes it")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and its size, and stop")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
+    parser.add_argument("--allow-cpu", action="store_true", help="compute on the CPU beside an unused accelerator")
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Trains, and returns the exit code: 0 when done, 128 + the signal's number when one ended it."""
+    if arguments.json and not arguments.dry_run:
+        raise ConfigError("--json goes with --dry-run; a run's numbers are in its metrics.jsonl")
+    config = _config(arguments, overrides)
+    if arguments.dry_run:
+        _print_summary(config, arguments.json)
+        return 0
+    if arguments.workdir is None:
+        raise ConfigError("train needs --workdir DIR, where the run is kept (or --dry-run to look only)")
+    check_backend(arguments.allow_cpu)
+    print(describe_devices(), flush=True)
+    data = data_loading.load(config)
+    workdir = Workdir(arguments.workdir)
+    workdir.begin(config, data)
+    task = TransfusionTask(config)
+    parameters = flops.count_parameters(config.model).total
+    print(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
+    outcome = train(task, config, data, workdir, _hooks(task, config, data, workdir), say=_say)
+    return 0 if outcome.interrupted_by is None else 128 + outcome.interrupted_by
+
+
+def _config(arguments: argparse.Namespace, overrides: list[str]) -> Config:
+    if arguments.config:
+        return configs.load(arguments.config, overrides)
+    if arguments.workdir is None:
+        raise ConfigError("train needs --config FILE[:arg], such as --config configs/digits.py")
+    return configs.override(Workdir(arguments.workdir).config(), overrides)
+
+
+def _hooks(task: TransfusionTask, config: Config, data: Data, workdir: Workdir) -> tuple[Hook, ...]:
+    def evaluate(step: int, params: Any, writer: Writer) -> dict[str, float]:
+        del step, writer
+        results: dict[str, float] = {}
+        for name in config.evaluation.during_training:
+            results |= SUITES[name].run(task, params, data, jax.random.key(config.seed))
+        return {f"held_out/{name}": value for name, value in results.items()}
+
+    def sample(step: int, params: Any, writer: Writer) -> dict[str, float]:
+        prompts = _held_out_captions(data, count=10)
+        if prompts:
+            sheet = grid(draw(task, params, data.codec, prompts, seed=config.seed), columns=5)
+            writer.image(step, "samples", sheet)
+            write_png(workdir.samples / f"{step:08d}.png", sheet)
+        return {}
+
+    return Hook(config.loop.evaluate_every, evaluate), Hook(config.loop.sample_every, sample)
+
+
+def _held_out_captions(data: Data, count: int) -> list[str]:
+    """Different captions of held-out pairs, evenly spaced."""
+    texts = dict.fromkeys(
+        data.codec.tokenizer.decode(document.segments[0].tokens)
+        for source in data.held_out.sources
+        for document in source.documents
+        if document.is_pair
+    )
+    return list(texts)[:: max(1, len(texts) // count)][:count]
+
+
+def _print_summary(config: Config, as_json: bool) -> None:
+    parameters = flops.count_parameters(config.model)
+    elements = config.steps * config.elements_per_step
+    summary = {
+        "parameters": {
+            "trunk": parameters.trunk,
+            "embedding": parameters.embedding,
+            "text_head": parameters.text_head,
+            "paper_count": parameters.paper,
+            "patch_coder": parameters.patch_coder,
+            "vocabulary_padding": parameters.padding,
+            "total": parameters.total,
+        },
+        "elements_per_step": config.elements_per_step,
+        "steps": config.steps,
+        "elements": elements,
+        "flops_6nd": flops.six_nd(config.model, elements),
+    }
+    if as_json:
+        print(json.dumps({"config": configs.to_dict(config), **summary}, indent=2))
+        return
+    print(json.dumps(configs.to_dict(config), indent=2))
+    print(f"""
+parameters
+  trunk                 {parameters.trunk / 1e6:10,.1f}M
+  token embeddings      {parameters.embedding / 1e6:10,.1f}M  ({config.model.vocabulary:,} entries)
+  text head             {parameters.text_head / 1e6:10,.1f}M
+  as the paper counts   {parameters.paper / 1e6:10,.1f}M
+  patch coder           {parameters.patch_coder / 1e6:10,.1f}M  ({parameters.patch_coder / parameters.paper:.1%})
+  vocabulary padding    {parameters.padding / 1e6:10,.1f}M  (to {config.model.padded_vocabulary:,} entries)
+  total                 {parameters.total / 1e6:10,.1f}M
+elements per step       {config.elements_per_step:11,}  ({config.batch_rows} rows of {config.data.context_length})
+steps                   {config.steps:11,}
+elements                {elements:11.3e}
+training FLOPs, 6ND     {summary["flops_6nd"]:11.3e}""")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+    sys.stdout.flush()

@@ -1,0 +1,156 @@
+"""From pieces of documents to one row of a `Batch`: elements, targets, spans and images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from transfusion_jax.config import Config
+from transfusion_jax.data.batch import TEXT, Batch
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.tokenizer import SpecialTokens
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of elements of one document, placed in a row."""
+
+    document: Document
+    start: int
+    length: int
+    source: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A document as elements, one entry each; it ends before EOS, which is only a target."""
+
+    tokens: np.ndarray  # [n]; PAD for patches
+    targets: np.ndarray  # [n]
+    weight: np.ndarray  # [n] float32
+    image: np.ndarray  # [n], which of the document's images, −1 for text
+    patch: np.ndarray  # [n]
+    span_end: np.ndarray  # [n], counted from the document's first element
+
+
+def assemble(row: int, pieces: Iterable[Piece], config: Config, special: SpecialTokens) -> Batch:
+    """One row: a `Batch` whose arrays lack the leading B.
+
+    Which caption comes first and which is dropped is drawn from (seed, row) alone.
+
+    Args:
+        row: the row's number in the stream.
+        pieces: what stands in it, in order; no longer together than the context.
+        config: names the context length, the caps, the order and the dropout.
+        special: the special tokens.
+    """
+    random = np.random.default_rng([config.seed, row])
+    result = empty_row(row, config.data.context_length, config.data.max_images, config, special)
+    at = slot = 0
+    for piece in pieces:
+        document, dropped = arrange(piece.document, config, random)
+        layout = lay_out(document, config.model.patches, special)
+        if dropped:
+            layout = replace(layout, weight=np.zeros_like(layout.weight))
+        place(result, at, slot, layout, piece, document, config)
+        at += piece.length
+        slot += document.images
+    return result
+
+
+def empty_row(row: int, length: int, images: int, config: Config, special: SpecialTokens) -> Batch:
+    """A row of padding, `length` elements with room for `images`: each element attends itself alone."""
+    index = np.arange(length, dtype=np.int32)
+    zeros = np.zeros(length, np.int32)
+    return Batch(
+        tokens=np.full(length, special.pad, np.int32),
+        targets=np.full(length, special.pad, np.int32),
+        token_weight=np.zeros(length, np.float32),
+        positions=zeros.copy(),
+        span_start=index,
+        span_end=index + 1,
+        image_slot=np.full(length, TEXT, np.int32),
+        patch_index=zeros.copy(),
+        source=np.full(length, -1, np.int32),
+        latents=np.zeros((images, *config.model.latent_shape), np.float32),
+        image_weight=np.zeros(images, np.float32),
+        timestep_limit=np.zeros(images, np.int32),
+        image_first=np.zeros(images, np.bool_),
+        image_source=np.full(images, -1, np.int32),
+        row=np.int32(row),
+    )
+
+
+def arrange(document: Document, config: Config, random: np.random.Generator) -> tuple[Document, bool]:
+    """A caption-image pair in the order drawn for it, and whether its caption was dropped.
+
+    Other documents keep their order. Only caption-first pairs lose their caption: what is left, `BOS BOI`, is
+    guidance's other branch. Such a pair bears no text loss, for it would teach that images have no captions.
+    """
+    if not document.is_pair:
+        return document, False
+    image_first, dropped = random.random(2) < (config.data.image_first, config.data.caption_dropout)
+    text, image = sorted(document.segments, key=lambda s: isinstance(s, Image))
+    if image_first:
+        return Document((image, text)), False
+    return Document((image,) if dropped else (text, image)), bool(dropped)
+
+
+def lay_out(document: Document, patches: int, special: SpecialTokens) -> Layout:
+    """A whole document as elements: `BOS text … BOI patches EOI …`, with EOS as the last target.
+
+    Every text element predicts the element after it, but for BOI, whose successor is a patch (paper, footnote 8).
+    """
+    tokens, image = [np.array([special.bos])], [np.array([TEXT])]
+    seen = 0
+    for segment in document.segments:
+        if isinstance(segment, Text):
+            tokens.append(segment.tokens)
+            image.append(np.full(len(segment.tokens), TEXT))
+        else:
+            tokens.append(np.array([special.boi, *[special.pad] * patches, special.eoi]))
+            image.append(np.array([TEXT, *[seen] * patches, TEXT]))
+            seen += 1
+    token, which = np.concatenate(tokens), np.concatenate(image)
+    index = np.arange(len(token))
+    is_patch = which != TEXT
+    patch = np.where(is_patch, np.cumsum(is_patch) - 1 - which * patches, 0)
+    return Layout(
+        tokens=token,
+        targets=np.append(token[1:], special.eos),
+        weight=(~is_patch & (token != special.boi)).astype(np.float32),
+        image=which,
+        patch=patch,
+        span_end=np.where(is_patch, index + patches - patch, index + 1),
+    )
+
+
+def place(row: Batch, at: int, slot: int, layout: Layout, piece: Piece, document: Document, config: Config) -> None:
+    """Writes a piece into a row from element `at` and image `slot` on.
+
+    A dropped caption leaves its elements as padding behind the piece: rows are planned with it.
+    """
+    taken = slice(piece.start, min(piece.start + piece.length, len(layout.tokens)))
+    length = taken.stop - taken.start
+    here = slice(at, at + length)
+    image = layout.image[taken]
+    row.tokens[here] = layout.tokens[taken]
+    row.targets[here] = layout.targets[taken]
+    row.token_weight[here] = layout.weight[taken]
+    row.positions[here] = np.arange(length)
+    row.span_start[here] = at
+    row.span_end[here] = layout.span_end[taken] - piece.start + at
+    row.image_slot[here] = np.where(image == TEXT, TEXT, image + slot)
+    row.patch_index[here] = layout.patch[taken]
+    row.source[here] = piece.source
+    kinds = [type(segment) for segment in document.segments]
+    images = [(i, s) for i, s in enumerate(document.segments) if isinstance(s, Image)]
+    for n, (i, segment) in enumerate(images, slot):
+        first = Text not in kinds[:i] and Text in kinds[i:]
+        row.latents[n] = segment.latent
+        row.image_weight[n] = 1
+        row.image_first[n] = first
+        row.timestep_limit[n] = config.diffusion.image_first_limit if first else config.diffusion.timesteps
+        row.image_source[n] = piece.source

@@ -1,0 +1,78 @@
+"""`Batch`: what a training step reads, a frozen pytree of static shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfusion_jax.config import Config
+from transfusion_jax.model.spans import Spans
+
+TEXT = -1  # image_slot of an element that is no patch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T elements with room for N images each; arrays are NumPy on the host, JAX on devices."""
+
+    tokens: Any  # [B, T] int32; PAD where there is a patch or nothing
+    targets: Any  # [B, T] int32, the next element's token
+    token_weight: Any  # [B, T] float32, 1 where the next token is to be predicted
+    positions: Any  # [B, T] int32, place in the document
+    span_start: Any  # [B, T] int32
+    span_end: Any  # [B, T] int32
+    image_slot: Any  # [B, T] int32, which of the row's images; TEXT (−1) for the rest
+    patch_index: Any  # [B, T] int32, which patch of that image
+    source: Any  # [B, T] int32, index of the source; −1 for padding
+    latents: Any  # [B, N, h, w, c] float32, normalised
+    image_weight: Any  # [B, N] float32, 1 where the image bears a loss
+    timestep_limit: Any  # [B, N] int32, highest timestep to train; 0 keeps the image clean
+    image_first: Any  # [B, N] bool, whether the image precedes its caption
+    image_source: Any  # [B, N] int32; −1 for an empty slot
+    row: Any  # [B] int32, the row's number in the stream
+
+    @property
+    def spans(self) -> Spans:
+        """The attention mask."""
+        return Spans(self.span_start, self.span_end)
+
+
+def stack(rows: list[Batch]) -> Batch:
+    """One batch of single rows (arrays without the leading B)."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def abstract_batch(config: Config, rows: int | None = None) -> Batch:
+    """Shapes and dtypes of a batch; `rows` defaults to the config's."""
+    b, t, n = rows or config.batch_rows, config.data.context_length, config.data.max_images
+    per_element = {name: ((b, t), np.int32) for name in ELEMENT_FIELDS}
+    per_image = {name: ((b, n), np.int32) for name in IMAGE_FIELDS}
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        **per_element,
+        **per_image,
+        "token_weight": ((b, t), np.float32),
+        "image_weight": ((b, n), np.float32),
+        "image_first": ((b, n), np.bool_),
+        "latents": ((b, n, *config.model.latent_shape), np.float32),
+        "row": ((b,), np.int32),
+    }
+    return Batch(**{f.name: jax.ShapeDtypeStruct(*shapes[f.name]) for f in dataclasses.fields(Batch)})
+
+
+ELEMENT_FIELDS = (
+    "tokens",
+    "targets",
+    "token_weight",
+    "positions",
+    "span_start",
+    "span_end",
+    "image_slot",
+    "patch_index",
+    "source",
+)
+IMAGE_FIELDS = ("image_weight", "timestep_limit", "image_first", "image_source")

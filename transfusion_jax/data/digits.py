@@ -1,0 +1,49 @@
+"""scikit-learn's 1,797 handwritten digits as images with captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfusion_jax.config import ConfigError
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDINGS = ("a handwritten {}", "the digit {}", "a picture of a {}", "the number {} written by hand")
+LARGEST = 16  # scikit-learn's pixels run from 0 to 16
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images `[n, 8, 8, 1]` in [−1, 1] and their labels `[n]`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load(held_out: float, seed: int) -> tuple[Digits, Digits]:
+    """The digits that are trained on and those that are kept out, split at random by the seed.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ConfigError("the digits need scikit-learn: pip install 'transfusion-jax[digits]'") from error
+    data = load_digits()
+    images = (data.images[..., None] / LARGEST * 2 - 1).astype(np.float32)
+    order = np.random.default_rng(seed).permutation(len(images))
+    kept, out = np.split(order, [round(len(order) * (1 - held_out))])
+    return Digits(images[kept], data.target[kept]), Digits(images[out], data.target[out])
+
+
+def captions(label: int) -> list[str]:
+    """Every wording for a digit."""
+    return [wording.format(NAMES[label]) for wording in WORDINGS]
+
+
+def digit_in(caption: str) -> int | None:
+    """The one digit that a caption names, or None."""
+    named = [digit for digit, name in enumerate(NAMES) if name in caption.split()]
+    return named[0] if len(named) == 1 else None

@@ -1,0 +1,100 @@
+"""The endless stream of rows, each a function of (seed, documents, row number), served through Grain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+from absl import flags
+
+from transfusion_jax.config import Config
+from transfusion_jax.data.assemble import Piece, assemble
+from transfusion_jax.data.batch import Batch, stack
+from transfusion_jax.data.documents import Corpus
+from transfusion_jax.data.plan import RowPlan, plan_rows
+from transfusion_jax.data.tokenizer import SpecialTokens
+
+LAST_ROW = 2**31 - 1  # row numbers are int32 on the device
+
+
+@dataclass(frozen=True, repr=False)  # Grain prints its stages, and a corpus is long
+class Rows:
+    """Rows by number, in epochs: each epoch reads every planned row once, in an order of its own."""
+
+    corpus: Corpus
+    plan: RowPlan
+    config: Config
+    special: SpecialTokens
+
+    def __len__(self) -> int:
+        return LAST_ROW
+
+    def __getitem__(self, row: int) -> Batch:
+        planned = self.planned_row(row)
+        begin, end = self.plan.row_offset[planned : planned + 2]
+        return assemble(row, [self._piece(p) for p in range(begin, end)], self.config, self.special)
+
+    def planned_row(self, row: int) -> int:
+        """The row of the plan that stands at a place of the stream."""
+        epoch, index = divmod(int(row), self.plan.rows)
+        seed = (self.config.seed * 1_000_003 + epoch) % 2**32
+        return int(grain.experimental.index_shuffle(index, max_index=self.plan.rows - 1, seed=seed, rounds=4))
+
+    def _piece(self, piece: int) -> Piece:
+        document = int(self.plan.piece_document[piece])
+        return Piece(
+            self.corpus[document],
+            int(self.plan.piece_start[piece]),
+            int(self.plan.piece_length[piece]),
+            self.corpus.source_of(document),
+        )
+
+
+def make_rows(corpus: Corpus, config: Config, special: SpecialTokens) -> Rows:
+    """Plans the corpus and opens its stream."""
+    return Rows(corpus, plan_rows(corpus, config.data, config.model.patches, config.seed), config, special)
+
+
+@contextmanager
+def batches(rows: Rows, first_row: int, batch_rows: int, local: slice, workers: int) -> Iterator[Iterator[Batch]]:
+    """An iterator of batches from a row on; leaving the context stops its workers.
+
+    Args:
+        rows: the stream.
+        first_row: where to begin: the data state of a checkpoint.
+        batch_rows: rows of one global batch.
+        local: which of them this process reads.
+        workers: processes that assemble rows; 0 uses threads of this one. The stream is the same for any number.
+    """
+    own = range(*local.indices(batch_rows))
+    count = (LAST_ROW - first_row) // batch_rows * len(own)
+    numbers = _RowNumbers(first_row, batch_rows, own, count)
+    dataset: Any = grain.MapDataset.source(numbers).map(rows.__getitem__).batch(len(own), batch_fn=stack)
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    dataset = dataset.to_iter_dataset(read_options=options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    with closing(iter(dataset)) as iterator:
+        yield iterator
+
+
+@dataclass(frozen=True)
+class _RowNumbers:
+    """The numbers of the rows that one process reads, as a Grain source."""
+
+    first_row: int
+    batch_rows: int
+    own: range
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        step, place = divmod(int(index), len(self.own))
+        return self.first_row + step * self.batch_rows + self.own[place]

@@ -1,0 +1,52 @@
+"""Whether drawn digits are the ones asked for, and whether captions name the digit that is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfusion_jax.data import digits
+from transfusion_jax.data.load import Data
+from transfusion_jax.generation.images import draw
+from transfusion_jax.generation.text import caption
+from transfusion_jax.model.transfusion import Params
+from transfusion_jax.training.transfusion import TransfusionTask
+
+
+def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
+    """Accuracies of the judge, of drawing (with the config's guidance and without), and of captioning.
+
+    The judge is a support vector machine fitted on the real digits that the model was trained on.
+    """
+    config = task.config
+    seen, unseen = digits.load(config.data.held_out, config.seed)
+    judge = fit_judge(seen)
+    asked = np.arange(config.evaluation.images) % len(digits.NAMES)
+    prompts = [digits.captions(int(d))[i // 10 % len(digits.WORDINGS)] for i, d in enumerate(asked)]
+    seed = int(jax.random.bits(key, dtype=np.uint32))
+
+    def accuracy(guidance: float) -> float:
+        drawn = draw(task, params, data.codec, prompts, seed, guidance=guidance)
+        return float(np.mean(judge.predict(features(drawn)) == asked))
+
+    captions = caption(task, params, data.codec, unseen.images)
+    return {
+        "judge_accuracy": float(judge.score(features(unseen.images), unseen.labels)),
+        "generation_accuracy": accuracy(config.sampling.guidance),
+        "generation_accuracy_unguided": accuracy(1.0),
+        "caption_accuracy": float(np.mean([digits.digit_in(c) == d for c, d in zip(captions, unseen.labels, strict=True)])),
+    }
+
+
+def fit_judge(pictures: digits.Digits) -> Any:
+    """A support vector machine that tells digits apart."""
+    from sklearn.svm import SVC
+
+    return SVC(gamma=0.001).fit(features(pictures.images), pictures.labels)
+
+
+def features(images: np.ndarray) -> np.ndarray:
+    """Images `[S, 8, 8, 1]` in [−1, 1] as scikit-learn's pixel values, `[S, 64]` in 0 … 16."""
+    return (images.reshape(len(images), -1) + 1) / 2 * digits.LARGEST

@@ -1,0 +1,32 @@
+"""Evaluation suites: a name, and a function from weights to numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+
+from transfusion_jax.data.load import Data
+from transfusion_jax.evaluation import digits, loss
+from transfusion_jax.model.transfusion import Params
+from transfusion_jax.training.transfusion import TransfusionTask
+
+
+class Run(Protocol):
+    """What a suite does; the same weights, data and key give the same numbers."""
+
+    def __call__(self, task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
+        """Metrics by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named evaluation."""
+
+    name: str
+    run: Run
+
+
+SUITES = {suite.name: suite for suite in (Suite("loss", loss.run), Suite("digits", digits.run))}

@@ -1,0 +1,52 @@
+"""Spans: the attention mask as one interval of keys per query.
+
+For query i, `start[i]` is the first element of its document; `end[i]` is i + 1 for text and the end of its image
+for a patch; padding attends itself alone. Causal text, bidirectional images, packed documents and padding are all
+this one interval, so a mask costs O(T):
+
+    element      BOS  a  BOI  p  p  EOI │ BOS  b │ pad
+    index         0   1   2   3  4   5  │  6   7 │  8
+    start         0   0   0   0  0   0  │  6   6 │  8
+    end           1   2   3   5  5   6  │  7   8 │  9
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+class Spans(NamedTuple):
+    """Keys that each query may attend to, as `[start, end)`; both `[B, T]` int32, in key positions."""
+
+    start: Array
+    end: Array
+
+
+def dense_mask(spans: Spans, keys: int) -> jax.Array:
+    """The mask `[B, T, keys]` that spans stand for. Only the reference attention makes it."""
+    key = jnp.arange(keys)
+    return (jnp.asarray(spans.start)[..., None] <= key) & (key < jnp.asarray(spans.end)[..., None])
+
+
+def check_spans(spans: Spans) -> None:
+    """Raises ValueError unless every row keeps the contract of a span mask.
+
+    Starts and ends never decrease along a row, and `start ≤ i < end` for every query i.
+    """
+    start, end = np.asarray(spans.start), np.asarray(spans.end)
+    index = np.arange(start.shape[-1])
+    checks = {
+        "a span must hold its own element": (start <= index) & (index < end),
+        "span starts must never decrease": np.diff(start, axis=-1) >= 0,
+        "span ends must never decrease": np.diff(end, axis=-1) >= 0,
+        "a span must end within its row": end <= start.shape[-1],
+    }
+    for message, holds in checks.items():
+        if not np.all(holds):
+            raise ValueError(f"{message}; broken at {np.argwhere(~holds)[0].tolist()}")

@@ -1,0 +1,140 @@
+"""The mixed-modality model: four pure steps around one transformer.
+
+    x, skips = model.embed(params, tokens, image_slot, patch_index, latents, timesteps)
+    hidden, cache = model.trunk(params, x, spans, positions)
+    logits = model.text_logits(params, hidden)                      # where text is predicted
+    noise = model.denoise(params, patch_hidden, timesteps, skips)   # where images are
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig
+from transfusion_jax.model.patch_coder import PATCH_CODERS
+from transfusion_jax.model.spans import Array, Spans
+from transfusion_jax.model.trunk import Cache, Trunk, compute_dtype, dot, normal
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Pure functions of (params, inputs). Parameters are a nested dict of arrays."""
+
+    config: ModelConfig
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters."""
+        params: Params = nnx.to_pure_dict(nnx.state(Transfusion(self.config, key=key), nnx.Param))
+        return params
+
+    def embed(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        image_slot: jax.Array,
+        patch_index: jax.Array,
+        latents: jax.Array,
+        timesteps: jax.Array,
+    ) -> tuple[jax.Array, Any]:
+        """Elements as vectors.
+
+        Args:
+            params: from `init`.
+            tokens: `[B, T]` int; ignored where `image_slot ≥ 0`.
+            image_slot: `[B, T]`, which of the row's images an element belongs to, −1 for text.
+            patch_index: `[B, T]`, which patch of that image.
+            latents: `[B, N, h, w, c]`, noised.
+            timesteps: `[B, N]`.
+
+        Returns:
+            `[B, T, width]`, and what `denoise` needs of the patch coder (None for a linear one).
+        """
+        return self._bind(params).embed(tokens, image_slot, patch_index, latents, timesteps)
+
+    def trunk(
+        self, params: Params, x: jax.Array, spans: Spans, positions: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states `[B, T, width]`, and the cache grown by these elements; see `Trunk`."""
+        return self._bind(params).trunk(x, spans, positions, cache)
+
+    def text_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Logits `[…, padded_vocabulary]` in float32 from `[…, width]`; −∞ for entries that are padding."""
+        return self._bind(params).text_logits(hidden)
+
+    def denoise(self, params: Params, hidden: jax.Array, timesteps: jax.Array, skips: Any) -> jax.Array:
+        """The predicted noise `[B, N, h, w, c]`, float32, from patches' hidden states `[B, N, patches, width]`."""
+        return self._bind(params).patch_coder.decode(hidden, timesteps, skips).astype(jnp.float32)
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of `init`'s result, allocating nothing."""
+        params: Params = jax.eval_shape(self.init, jax.random.key(0))
+        return params
+
+    def _bind(self, params: Params) -> Transfusion:
+        dtype = compute_dtype(self.config)
+        structure, abstract = _structure(self.config)
+        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached one must never hold a tracer
+        nnx.replace_by_pure_dict(state, jax.tree.map(lambda p: p.astype(dtype), params))
+        return nnx.merge(structure, state)
+
+
+class Transfusion(nnx.Module):
+    """Parameters and structure; used through `Model`, which keeps them apart."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        embedding, trunk, head, coder = jax.random.split(key, 4)
+        self.config = config
+        self.embedding = nnx.Param(normal(embedding, (config.padded_vocabulary, config.width)))
+        self.trunk = Trunk(config, key=trunk)
+        self.text_head = nnx.Param(normal(head, (config.width, config.padded_vocabulary)))
+        self.patch_coder = PATCH_CODERS[config.patch_coder](config, key=coder)
+
+    def embed(
+        self,
+        tokens: jax.Array,
+        image_slot: jax.Array,
+        patch_index: jax.Array,
+        latents: jax.Array,
+        timesteps: jax.Array,
+    ) -> tuple[jax.Array, Any]:
+        """See `Model.embed`."""
+        text = self.embedding[...][tokens]
+        patches, skips = self.patch_coder.encode(latents.astype(text.dtype), timesteps)  # [B, N, P, width]
+        flat = patches.reshape(len(tokens), -1, patches.shape[-1])
+        index = jnp.maximum(image_slot, 0) * self.config.patches + patch_index
+        placed = jnp.take_along_axis(flat, index[..., None], axis=1)
+        return jnp.where((image_slot >= 0)[..., None], placed, text), skips
+
+    def text_logits(self, hidden: jax.Array) -> jax.Array:
+        """See `Model.text_logits`."""
+        logits = dot(hidden, self.text_head).astype(jnp.float32)
+        entry = jnp.arange(self.config.padded_vocabulary)
+        return jnp.where(entry < self.config.vocabulary + SPECIAL_TOKENS, logits, -jnp.inf)
+
+
+def gather_patches(hidden: jax.Array, image_slot: Array, images: int, patches: int) -> jax.Array:
+    """Hidden states of each image's patches, `[B, N, patches, width]`; those of an absent image mean nothing.
+
+    Args:
+        hidden: `[B, T, width]`.
+        image_slot: `[B, T]`; an image's patches are contiguous and in order.
+        images: N.
+        patches: elements per image.
+    """
+    first = jnp.argmax(image_slot[:, None, :] == jnp.arange(images)[:, None], axis=-1)  # [B, N]
+    index = jnp.minimum(first[..., None] + jnp.arange(patches), hidden.shape[1] - 1).reshape(len(hidden), -1)
+    gathered = jnp.take_along_axis(hidden, index[..., None], axis=1)
+    return gathered.reshape(len(hidden), images, patches, -1)
+
+
+@functools.cache
+def _structure(config: ModelConfig) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: Transfusion(config, key=jax.random.key(0))))

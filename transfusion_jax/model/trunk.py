@@ -1,0 +1,191 @@
+"""The trunk: a Llama transformer (pre-RMSNorm, SwiGLU, rotary embeddings), its layers stacked and scanned."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transfusion_jax.config import ModelConfig
+from transfusion_jax.model.attention import attention
+from transfusion_jax.model.spans import Spans
+
+INIT_STD = 0.02
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of the elements already seen."""
+
+    keys: jax.Array  # [layers, B, S, heads, head_dim]
+    values: jax.Array
+    length: jax.Array  # elements filled, a scalar
+
+    @classmethod
+    def empty(cls, config: ModelConfig, rows: int, size: int) -> Cache:
+        """A cache for `size` elements per row, with nothing in it."""
+        shape = (config.layers, rows, size, config.heads, config.head_dim)
+        zeros = jnp.zeros(shape, compute_dtype(config))
+        return cls(zeros, zeros, jnp.int32(0))
+
+
+class Trunk(nnx.Module):
+    """Everything between the embeddings and the two heads."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        self.config = config
+        keys = jax.random.split(key, config.layers)
+        structure = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, key=jax.random.key(0))))
+        self.layers = nnx.merge(structure, jax.vmap(lambda k: nnx.state(Layer(config, key=k)))(keys))
+        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+
+    def __call__(
+        self, x: jax.Array, spans: Spans, positions: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states after the final norm, and the cache with these elements added.
+
+        Args:
+            x: `[B, T, width]`, embedded elements.
+            spans: `[B, S]`, in key positions; S is T, or the size of the cache.
+            positions: `[B, T]`, each element's place in its document.
+            cache: earlier elements' keys and values; `x` continues them.
+        """
+        structure, stacked = nnx.split(self.layers)
+        rotation = rotary(positions, self.config.head_dim, self.config.rope_theta)
+
+        def body(x: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
+            params, past = scanned
+            return nnx.merge(structure, params)(x, spans, rotation, past)
+
+        policy = REMAT_POLICIES[self.config.remat]
+        if policy is not None:
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        past = None
+        if cache is not None:
+            repeated = jnp.full(self.config.layers, cache.length)
+            past = Cache(cache.keys, cache.values, repeated)
+        x, present = jax.lax.scan(body, x, (stacked, past))
+        if cache is not None:
+            cache = Cache(*present, cache.length + x.shape[1])
+        return self.final_norm(x), cache
+
+
+class Layer(nnx.Module):
+    """One transformer block."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        attention_key, mlp_key = jax.random.split(key)
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.attention = Attention(config, key=attention_key)
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.mlp = MLP(config, key=mlp_key)
+
+    def __call__(
+        self, x: jax.Array, spans: Spans, rotation: tuple[jax.Array, jax.Array], past: Cache | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """`[B, T, width]` to the same, and this layer's cached keys and values."""
+        mixed, present = self.attention(self.attention_norm(x), spans, rotation, past)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), present
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with rotary embeddings; weights are `[in, out]` matrices."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        self.config = config
+        width = config.width
+        q, k, v, o = jax.random.split(key, 4)
+        self.query = nnx.Param(normal(q, (width, width)))
+        self.key = nnx.Param(normal(k, (width, width)))
+        self.value = nnx.Param(normal(v, (width, width)))
+        self.output = nnx.Param(normal(o, (width, width), depth=config.layers))
+
+    def __call__(
+        self, x: jax.Array, spans: Spans, rotation: tuple[jax.Array, jax.Array], past: Cache | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """`[B, T, width]` to the same, and the cached keys and values with these elements' written in."""
+        config = self.config
+
+        def heads(weight: nnx.Param) -> jax.Array:
+            return dot(x, weight).reshape(*x.shape[:-1], config.heads, config.head_dim)
+
+        q, k, v = rotate(heads(self.query), rotation), rotate(heads(self.key), rotation), heads(self.value)
+        offset: int | jax.Array = 0
+        present = None
+        if past is not None:
+            offset = past.length
+            k = jax.lax.dynamic_update_slice_in_dim(past.keys, k, offset, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(past.values, v, offset, axis=1)
+            present = k, v
+        mixed = attention(q, k, v, spans, offset, config.attention)
+        return dot(mixed.reshape(x.shape), self.output), present
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        g, u, d = jax.random.split(key, 3)
+        self.gate = nnx.Param(normal(g, (config.width, config.mlp_width)))
+        self.up = nnx.Param(normal(u, (config.width, config.mlp_width)))
+        self.down = nnx.Param(normal(d, (config.mlp_width, config.width), depth=config.layers))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[…, width]` to the same."""
+        return dot(jax.nn.silu(dot(x, self.gate)) * dot(x, self.up), self.down)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[…, width]` to the same."""
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
+        return (wide * inverse).astype(x.dtype) * self.scale[...]
+
+
+def dot(x: jax.Array, weight: nnx.Param | jax.Array) -> jax.Array:
+    """`x @ weight` as one two-dimensional product: XLA on CPU runs that several times faster."""
+    matrix = weight[...]
+    return jnp.dot(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], depth: int | None = None) -> jax.Array:
+    """Llama's initialisation; an output projection of a network `depth` layers deep is scaled by 1/√(2 depth)."""
+    std = INIT_STD if depth is None else INIT_STD / math.sqrt(2 * depth)
+    return std * jax.random.normal(key, shape)
+
+
+def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines `[B, T, 1, head_dim / 2]` of rotary embeddings (arXiv 2104.09864)."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns the pairs (i, i + head_dim / 2) of `[B, T, heads, head_dim]`, Hugging Face Llama's layout."""
+    cos, sin = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """The dtype of activations: as configured, or by backend."""
+    if config.compute_dtype != "auto":
+        return jnp.dtype(config.compute_dtype)
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")

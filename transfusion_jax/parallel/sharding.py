@@ -1,0 +1,110 @@
+"""Where every leaf of the state and of a batch lives.
+
+One table gives each parameter's axes names by the leaf's name; one dataclass maps those names to mesh axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Axes = str | tuple[str, ...] | None
+
+PARAMETER_AXES: dict[str, tuple[str, ...]] = {
+    "embedding": ("vocabulary", "width"),
+    "text_head": ("width", "vocabulary"),
+    "scale": ("norm",),
+    "query": ("width", "heads"),
+    "key": ("width", "heads"),
+    "value": ("width", "heads"),
+    "output": ("heads", "width"),
+    "gate": ("width", "mlp"),
+    "up": ("width", "mlp"),
+    "down": ("mlp", "width"),
+    "timestep_in": ("features", "width"),
+    "timestep_in_bias": ("norm",),
+    "timestep_out": ("features", "width"),
+    "timestep_out_bias": ("norm",),
+    "patch_in": ("patch", "width"),
+    "patch_in_bias": ("norm",),
+    "patch_out": ("width", "patch"),
+    "patch_out_bias": ("patch",),
+}
+STACKED = "layers"  # leaves under this name carry a leading axis of layers
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The mesh axes that each named axis is split over."""
+
+    batch: Axes = ("data", "fsdp")
+    vocabulary: Axes = "tensor"
+    width: Axes = "fsdp"
+    heads: Axes = "tensor"
+    mlp: Axes = "tensor"
+    norm: Axes = None
+    features: Axes = None
+    patch: Axes = None
+    layers: Axes = None
+
+    def spec(self, names: tuple[str, ...]) -> P:
+        """The partition of an array with these named axes.
+
+        Raises:
+            ValueError: two of its axes would be split over the same mesh axis.
+        """
+        axes = [getattr(self, name) for name in names]
+        flat = [a for entry in axes if entry for a in ((entry,) if isinstance(entry, str) else entry)]
+        if len(flat) != len(set(flat)):
+            raise ValueError(f"axes {names} collide on the mesh: {axes}")
+        return P(*axes)
+
+
+def axis_names(path: tuple, rank: int) -> tuple[str, ...]:
+    """Named axes of a state leaf at a tree path; optimizer moments carry their parameter's path.
+
+    Raises:
+        KeyError: the leaf is not in the table, or its rank differs.
+    """
+    if rank == 0:
+        return ()
+    keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    name = keys[-1] if keys else jax.tree_util.keystr(path)
+    if name not in PARAMETER_AXES:
+        raise KeyError(f"no axes for {jax.tree_util.keystr(path)}: add {name!r} to PARAMETER_AXES")
+    names = ((STACKED,) if STACKED in keys else ()) + PARAMETER_AXES[name]
+    if len(names) != rank:
+        raise KeyError(f"{jax.tree_util.keystr(path)} has {rank} axes, and PARAMETER_AXES gives {names}")
+    return names
+
+
+def state_shardings(abstract: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+    """An explicit sharding for every leaf of a state (or of parameters)."""
+    rules = rules or Rules()
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, rules.spec(axis_names(path, leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def batch_sharding(mesh: Mesh, rules: Rules | None = None) -> NamedSharding:
+    """The sharding of every leaf of a batch: rows split, the rest whole."""
+    return NamedSharding(mesh, (rules or Rules()).spec(("batch",)))
+
+
+def local_rows(sharding: NamedSharding, rows: int) -> slice:
+    """The rows of a global batch that this process's devices cover.
+
+    Raises:
+        ValueError: they are not one stretch.
+    """
+    slices = [index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map((rows,)).values()]
+    begin, end = min(s[0] for s in slices), max(s[1] for s in slices)
+    if set().union(*(range(*s) for s in slices)) != set(range(begin, end)):
+        raise ValueError(f"this process's devices hold rows {sorted(set(slices))}, which are not one stretch")
+    return slice(begin, end)
