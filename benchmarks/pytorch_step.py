@@ -64,9 +64,7 @@ def make_step(config: Config, batch: TorchBatch) -> Callable[[], float]:
     return step
 
 
-def total_loss(
-    model: Transfusion, config: Config, batch: TorchBatch, noise: Tensor, timesteps: Tensor
-) -> Tensor:
+def total_loss(model: Transfusion, config: Config, batch: TorchBatch, noise: Tensor, timesteps: Tensor) -> Tensor:
     """`L_text + λ · L_image` at given noise `[images, h, w, c]` and timesteps `[images]`."""
     alpha_bar = torch.tensor(cosine(config.diffusion.timesteps).alpha_bar)[timesteps][:, None, None, None]
     noised = alpha_bar.sqrt().float() * batch.latents + (1 - alpha_bar).sqrt().float() * noise
@@ -123,9 +121,7 @@ class Transfusion(nn.Module):
         for layer in self.layers:
             x = layer(x, batch.mask, rotation)
         x = self.final_norm(x)
-        return self.text_head(x[batch.predicted]), self.patch_out(x[batch.is_patch]).unflatten(
-            0, (len(noised), -1)
-        )
+        return self.text_head(x[batch.predicted]), self.patch_out(x[batch.is_patch]).unflatten(0, (len(noised), -1))
 
 
 class Layer(nn.Module):

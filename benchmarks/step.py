@@ -41,9 +41,9 @@ MODEL = ModelConfig(
 ELEMENTS_PER_IMAGE = 384  # one image of 256 patches for so many elements of a row
 CAPTION = 30
 LIBRARY_NOTES = [
-    "transfusion-pytorch: equal width, depth, heads, hidden size, vocabulary and elements. It has no option (that",
-    "works) without: time-conditioned layer norms and gates, attention over earlier layers, U-Net skips, soft-capped",
-    "scores, a text head on every element. Its loss is flow matching. So no FLOP/s are given for it.",
+    "transfusion-pytorch: equal width, depth, heads, hidden size, vocabulary and elements. No option of it works",
+    "without time-conditioned norms and gates, attention over earlier layers, U-Net skips, soft-capped scores and",
+    "a text head on every element; its image loss is flow matching. So no FLOP/s are given for it.",
 ]
 
 
@@ -98,9 +98,7 @@ def make_batch(config: Config) -> Batch:
         documents = [Document((text(CAPTION), Image(latent))) for latent in latents]
         left = config.data.context_length - sum(d.length(config.model.patches) for d in documents)
         documents.append(Document((text(left - 1),)))  # BOS takes one
-        pieces = [
-            Piece(document, 0, document.length(config.model.patches), source=0) for document in documents
-        ]
+        pieces = [Piece(document, 0, document.length(config.model.patches), source=0) for document in documents]
         return assemble(number, pieces, config, special)
 
     return stack([row(number) for number in range(config.batch_rows)])
@@ -135,9 +133,7 @@ def library_step(config: Config) -> Callable[[], None]:
             "depth": shape.layers,
             "heads": shape.heads,
             "dim_head": shape.head_dim,
-            "ff_expansion_factor": 1.5
-            * (shape.mlp_width + 0.5)
-            / shape.width,  # it takes 2/3 and rounds down
+            "ff_expansion_factor": 1.5 * (shape.mlp_width + 0.5) / shape.width,  # it takes 2/3 and rounds down
             "qk_rmsnorm": False,
             "attn_kwargs": {"gate_values": False},
         },

@@ -1,6 +1,6 @@
 """The digits recipe made tiny: trains in seconds, for tests and for a first look.
 
-    transfusion train --config configs/debug.py --workdir runs/debug
+transfusion train --config configs/debug.py --workdir runs/debug
 """
 
 from ml_collections import ConfigDict

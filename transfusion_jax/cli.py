@@ -16,7 +16,9 @@ OVERRIDE = "--config."
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; 2 means that the user's input cannot be honoured."""
-    parser = argparse.ArgumentParser("transfusion", description="Transfusion pretraining in JAX.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "transfusion", description="Transfusion pretraining in JAX.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"transfusion {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:

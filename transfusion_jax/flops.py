@@ -96,7 +96,7 @@ def step_flops(config: ModelConfig, elements: Any, text_losses: Any, images: Any
 
 
 def peak_flops(device: Any) -> tuple[float, str]:
-    """FLOP/s that one device can reach, and whether that is "published" or "measured" (a float32 matrix product)."""
+    """FLOP/s that a device can reach, and whether that is "published" or "measured" (a float32 matrix product)."""
     if device.device_kind in PUBLISHED_PEAK:
         return PUBLISHED_PEAK[device.device_kind], "published"
     return measured_peak(), "measured"

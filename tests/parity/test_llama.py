@@ -56,9 +56,7 @@ def test_logits_loss_and_gradients_equal_llamas(implementation, length):
     model = Model(dataclasses.replace(CONFIG, attention=implementation))
     params = model.init(jax.random.key(0)) | from_llama(dict(llama.named_parameters()))
     value_and_gradients = jax.jit(jax.value_and_grad(text_loss, argnums=1, has_aux=True), static_argnums=0)
-    (loss, logits), gradients = value_and_gradients(
-        model, params, jnp.asarray(tokens), jnp.asarray(positions)
-    )
+    (loss, logits), gradients = value_and_gradients(model, params, jnp.asarray(tokens), jnp.asarray(positions))
 
     np.testing.assert_allclose(logits, expected_logits.detach(), atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(loss, expected_loss.detach(), rtol=1e-5)
@@ -69,9 +67,7 @@ def test_logits_loss_and_gradients_equal_llamas(implementation, length):
             found = found[entry.key]
         size = np.abs(expected).max()
         assert size > 0, jax.tree_util.keystr(path)
-        np.testing.assert_allclose(
-            found / size, expected / size, atol=1e-4, err_msg=jax.tree_util.keystr(path)
-        )
+        np.testing.assert_allclose(found / size, expected / size, atol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
 def random_llama():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 
-from transfusion_jax.autoencoder.interface import Encoding
+from transfusion_jax.autoencoder.interface import Array, Encoding
 
 
 @dataclass(frozen=True)
@@ -17,11 +16,11 @@ class Identity:
     name: str = "identity"
     bounds: tuple[float, float] | None = (-1.0, 1.0)
 
-    def encode(self, images: jax.Array) -> Encoding:
+    def encode(self, images: Array) -> Encoding:
         """The images themselves as an exact mean."""
         return Encoding(mean=images)
 
-    def decode(self, latents: jax.Array) -> jax.Array:
+    def decode(self, latents: Array) -> Array:
         """The latents, limited to [−1, 1]."""
         return jnp.clip(latents, -1, 1)
 

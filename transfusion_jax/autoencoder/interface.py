@@ -6,28 +6,38 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
 
 
 @dataclass(frozen=True)
 class Encoding:
     """An encoded batch: a Gaussian over latents, or codes of a vector-quantised autoencoder."""
 
-    mean: jax.Array | None = None  # [B, h, w, c]
-    log_variance: jax.Array | None = None  # [B, h, w, c]; None where the encoding is exact
-    codes: jax.Array | None = None  # [B, h, w] int
+    mean: Array | None = None  # [B, h, w, c]
+    log_variance: Array | None = None  # [B, h, w, c]; None where the encoding is exact
+    codes: Array | None = None  # [B, h, w] int
 
 
 class Autoencoder(Protocol):
     """Images `[B, H, W, 3 or 1]` in [−1, 1] to latents and back."""
 
-    name: str
-    bounds: tuple[float, float] | None  # values that latents are limited to, before normalisation
+    @property
+    def name(self) -> str:
+        """What a config calls it."""
+        ...
 
-    def encode(self, images: jax.Array) -> Encoding:
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Values that latents are limited to, before normalisation; None: they are not."""
+        ...
+
+    def encode(self, images: Array) -> Encoding:
         """Latents or codes of images."""
         ...
 
-    def decode(self, latents: jax.Array) -> jax.Array:
+    def decode(self, latents: Array) -> Array:
         """Images `[B, H, W, channels]` in [−1, 1] of latents `[B, h, w, c]` (or codes `[B, h, w]`)."""
         ...
 

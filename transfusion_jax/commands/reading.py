@@ -18,7 +18,9 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="a run's directory")
     parser.add_argument("--step", default="latest", help="checkpoint: N, latest (default) or best")
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), help="which weights (default: ema where the run keeps an average)"
+        "--weights",
+        choices=("ema", "raw"),
+        help="which weights (default: ema where the run keeps an average)",
     )
 
 

@@ -14,6 +14,7 @@ from transfusion_jax import config as configs
 from transfusion_jax import flops
 from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data import load as data_loading
+from transfusion_jax.data.documents import Text
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.images import draw
@@ -90,10 +91,12 @@ def _hooks(task: TransfusionTask, config: Config, data: Data, workdir: Workdir) 
 def _held_out_captions(data: Data, count: int) -> list[str]:
     """Different captions of held-out pairs, evenly spaced."""
     texts = dict.fromkeys(
-        data.codec.tokenizer.decode(document.segments[0].tokens)
+        data.codec.tokenizer.decode(segment.tokens)
         for source in data.held_out.sources
         for document in source.documents
         if document.is_pair
+        for segment in document.segments
+        if isinstance(segment, Text)
     )
     return list(texts)[:: max(1, len(texts) // count)][:count]
 

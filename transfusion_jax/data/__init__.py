@@ -1,1 +1,1 @@
-
+"""From files to batches: documents, the row plan, the stream."""

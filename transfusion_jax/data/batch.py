@@ -50,8 +50,8 @@ def stack(rows: list[Batch]) -> Batch:
 def abstract_batch(config: Config, rows: int | None = None) -> Batch:
     """Shapes and dtypes of a batch; `rows` defaults to the config's."""
     b, t, n = rows or config.batch_rows, config.data.context_length, config.data.max_images
-    per_element = {name: ((b, t), np.int32) for name in ELEMENT_FIELDS}
-    per_image = {name: ((b, n), np.int32) for name in IMAGE_FIELDS}
+    per_element = dict.fromkeys(ELEMENT_FIELDS, ((b, t), np.int32))
+    per_image = dict.fromkeys(IMAGE_FIELDS, ((b, n), np.int32))
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         **per_element,
         **per_image,

@@ -62,7 +62,9 @@ class Codec:
         """The range of normalised latents, where the autoencoder limits it."""
         if self.autoencoder.bounds is None:
             return None
-        low, high = (self.statistics.normalise(np.full_like(self.statistics.mean, b)) for b in self.autoencoder.bounds)
+        low, high = (
+            self.statistics.normalise(np.full_like(self.statistics.mean, b)) for b in self.autoencoder.bounds
+        )
         return low, high
 
 
@@ -107,7 +109,8 @@ def load(config: Config) -> Data:
             documents = _captioned(pairs[name][part], codec) if name in pairs else _prose(texts[part], codec)
             sources.append(Source(name, source.weight, documents))
         splits.append(Corpus(tuple(sources)))
-    return Data(*splits, codec)
+    train, held_out = splits
+    return Data(train, held_out, codec)
 
 
 def _statistics(images: list[np.ndarray], coder: Autoencoder, config: Config) -> LatentStatistics:

@@ -76,7 +76,10 @@ def plan_rows(corpus: Corpus, data: DataConfig, patches: int, seed: int) -> RowP
         rows += max(1, rows // 100)
     row_of, left = dealt
     pieces = [
-        np.stack([row_of[s], taken[s] + corpus.offsets[s], np.zeros_like(taken[s]), sizes[s][taken[s], ELEMENTS]], 1)
+        np.stack(
+            [row_of[s], taken[s] + corpus.offsets[s], np.zeros_like(taken[s]), sizes[s][taken[s], ELEMENTS]],
+            1,
+        )
         for s in pictured
     ]
     room = np.minimum(left[:, ELEMENTS], left[:, TEXT])
@@ -111,7 +114,7 @@ def _check(source: Source, size: np.ndarray, capacity: np.ndarray) -> None:
         worst = int(size[:, column].argmax())
         if size[worst, column] > capacity[column]:
             raise ConfigError(
-                f"document {worst} of source {source.name!r} takes {size[worst, column]} {unit} and cannot be split: "
+                f"document {worst} of source {source.name!r} takes {size[worst, column]} {unit} and is not split: "
                 f"{option} is {capacity[column]}"
             )
 
@@ -132,7 +135,9 @@ def _check_images_fit(sizes: list[np.ndarray], taken: dict[int, np.ndarray], row
         )
 
 
-def _deal(sizes: dict[int, np.ndarray], rows: int, capacity: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
+def _deal(
+    sizes: dict[int, np.ndarray], rows: int, capacity: np.ndarray
+) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
     """A row for each document of each source, and what is left of each row `[rows, 3]`; None if one overflows."""
     left = np.tile(capacity, (rows, 1))
     row_of = {}

@@ -13,8 +13,15 @@ from transfusion_jax.config import ConfigError
 class Tokenizer(Protocol):
     """Any text tokenizer; ids run from 0 to `size` − 1."""
 
-    name: str
-    size: int
+    @property
+    def name(self) -> str:
+        """What a config calls it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        ...
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, `[n]` int32, with no special tokens."""

@@ -1,1 +1,1 @@
-
+"""The noise schedule, the objective and the sampler."""

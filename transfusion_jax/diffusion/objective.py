@@ -11,9 +11,9 @@ from transfusion_jax.diffusion.schedule import Schedule
 def image_keys(key: jax.Array, rows: jax.Array, images: int) -> jax.Array:
     """Random keys `[B, N]`, a function of the run's key, the row's number and the image's slot alone."""
     slots = jnp.arange(images)
-    return jax.vmap(lambda row: jax.vmap(lambda slot: jax.random.fold_in(jax.random.fold_in(key, row), slot))(slots))(
-        rows
-    )
+    return jax.vmap(
+        lambda row: jax.vmap(lambda slot: jax.random.fold_in(jax.random.fold_in(key, row), slot))(slots)
+    )(rows)
 
 
 def corrupt(

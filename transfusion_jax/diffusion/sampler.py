@@ -38,9 +38,7 @@ def ancestral_step(
         clean = jnp.clip(clean, *bounds)
     alpha = alpha_bar / alpha_bar_next
     beta = 1 - alpha
-    mean = (
-        jnp.sqrt(alpha_bar_next) * beta * clean + jnp.sqrt(alpha) * (1 - alpha_bar_next) * x
-    ) / (1 - alpha_bar)
+    mean = (jnp.sqrt(alpha_bar_next) * beta * clean + jnp.sqrt(alpha) * (1 - alpha_bar_next) * x) / (1 - alpha_bar)
     variance = (1 - alpha_bar_next) / (1 - alpha_bar) * beta
     return mean + jnp.sqrt(variance) * fresh_noise
 

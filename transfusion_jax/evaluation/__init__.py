@@ -1,1 +1,1 @@
-
+"""Suites that measure a trained model."""

@@ -36,7 +36,9 @@ def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> di
         "judge_accuracy": float(judge.score(features(unseen.images), unseen.labels)),
         "generation_accuracy": accuracy(config.sampling.guidance),
         "generation_accuracy_unguided": accuracy(1.0),
-        "caption_accuracy": float(np.mean([digits.digit_in(c) == d for c, d in zip(captions, unseen.labels, strict=True)])),
+        "caption_accuracy": float(
+            np.mean([digits.digit_in(c) == d for c, d in zip(captions, unseen.labels, strict=True)])
+        ),
     }
 
 

@@ -12,7 +12,7 @@ from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.transfusion import Totals, TransfusionTask
+from transfusion_jax.training.transfusion import TransfusionTask
 
 
 def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:

@@ -1,1 +1,1 @@
-
+"""Drawing images and writing text with a trained model."""

@@ -1,1 +1,1 @@
-
+"""The transformer, its attention and its patch coders."""

@@ -66,9 +66,7 @@ def over_devices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
         return function
     heads = P(("data", "fsdp"), None, "tensor", None)
     rows = P(("data", "fsdp"), None)
-    return jax.shard_map(
-        function, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False
-    )
+    return jax.shard_map(function, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
 
 
 def reference(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
@@ -85,8 +83,10 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax
     def heads_first(x: jax.Array) -> jax.Array:
         return jnp.swapaxes(x, 1, 2)  # [B, T, H, D] -> [B, H, T, D]
 
-    over_rows = loop_over(lambda a: loop_over(lambda b: one_head(*b, *a[3:]))(a[:3]))
-    return heads_first(over_rows((heads_first(q), heads_first(k), heads_first(v), start, end)))
+    # Each head is given the spans anew: JAX would hoist what does not change over the heads, a T×T mask.
+    start, end = (jnp.broadcast_to(x[:, None], (len(q), q.shape[2], q.shape[1])) for x in (start, end))
+    over_heads = loop_over(lambda one: one_head(*one))
+    return heads_first(loop_over(over_heads)((heads_first(q), heads_first(k), heads_first(v), start, end)))
 
 
 def loop_over(function: Callable) -> Callable:

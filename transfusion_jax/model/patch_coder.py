@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,7 +27,7 @@ class LinearPatchCoder(nnx.Module):
         self.timestep_in_bias = nnx.Param(jnp.zeros(width))
         self.timestep_out = nnx.Param(normal(second, (width, width)))
         self.timestep_out_bias = nnx.Param(jnp.zeros(width))
-        self.patch_in = nnx.Param(jax.random.normal(into, (patch, width)) / math.sqrt(patch))
+        self.patch_in = nnx.Param(normal(into, (patch, width)))
         self.patch_in_bias = nnx.Param(jnp.zeros(width))
         self.patch_out = nnx.Param(normal(out, (width, patch)))
         self.patch_out_bias = nnx.Param(jnp.zeros(patch))

@@ -1,9 +1,9 @@
 """The mixed-modality model: four pure steps around one transformer.
 
-    x, skips = model.embed(params, tokens, image_slot, patch_index, latents, timesteps)
-    hidden, cache = model.trunk(params, x, spans, positions)
-    logits = model.text_logits(params, hidden)                      # where text is predicted
-    noise = model.denoise(params, patch_hidden, timesteps, skips)   # where images are
+x, skips = model.embed(params, tokens, image_slot, patch_index, latents, timesteps)
+hidden, cache = model.trunk(params, x, spans, positions)
+logits = model.text_logits(params, hidden)                      # where text is predicted
+noise = model.denoise(params, patch_hidden, timesteps, skips)   # where images are
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ class Trunk(nnx.Module):
             past = Cache(cache.keys, cache.values, repeated)
         x, present = jax.lax.scan(body, x, (stacked, past))
         if cache is not None:
-            cache = Cache(*present, cache.length + x.shape[1])
+            keys, values = present
+            cache = Cache(keys, values, cache.length + x.shape[1])
         return self.final_norm(x), cache
 
 

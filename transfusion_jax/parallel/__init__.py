@@ -1,1 +1,1 @@
-
+"""Devices, the mesh, and where arrays live on it."""

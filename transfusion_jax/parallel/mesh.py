@@ -1,4 +1,4 @@
-"""The device mesh: axes `data` (replicas), `fsdp` (parameters and batch split) and `tensor` (heads and hidden split)."""
+"""The device mesh: axes `data` (replicas), `fsdp` (parameters and batch split), `tensor` (heads and MLP split)."""
 
 from __future__ import annotations
 

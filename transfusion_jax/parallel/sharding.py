@@ -103,7 +103,8 @@ def local_rows(sharding: NamedSharding, rows: int) -> slice:
     Raises:
         ValueError: they are not one stretch.
     """
-    slices = [index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map((rows,)).values()]
+    indices = sharding.addressable_devices_indices_map((rows,)).values()
+    slices = [index[0].indices(rows)[:2] for index in indices if index]
     begin, end = min(s[0] for s in slices), max(s[1] for s in slices)
     if set().union(*(range(*s) for s in slices)) != set(range(begin, end)):
         raise ValueError(f"this process's devices hold rows {sorted(set(slices))}, which are not one stretch")

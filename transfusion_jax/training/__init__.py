@@ -1,1 +1,1 @@
-
+"""Tasks, the step, the loop, checkpoints and metrics."""

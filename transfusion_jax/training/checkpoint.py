@@ -28,9 +28,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 3):
         policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=_best_metric, reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        best = policies.BestN(get_metric_fn=_best_metric, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),

@@ -53,7 +53,12 @@ class Outcome:
 
 
 def train(
-    task: Task, config: Config, data: Data, workdir: Workdir, hooks: tuple[Hook, ...] = (), say: Callable = print
+    task: Task,
+    config: Config,
+    data: Data,
+    workdir: Workdir,
+    hooks: tuple[Hook, ...] = (),
+    say: Callable = print,
 ) -> Outcome:
     """Trains to the config's last step, from the newest checkpoint in the workdir or from the start.
 

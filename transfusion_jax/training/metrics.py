@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
     """Seconds as `1d 2h`, `3h 4m`, `5m 6s` or `7s`."""
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
     total = round(seconds)
-    counts = []
+    counts: list[str] = []
     for unit, size in units:
         count, total = divmod(total, size)
         if count or counts:

@@ -13,7 +13,9 @@ from transfusion_jax.config import OptimizerConfig
 from transfusion_jax.parallel.sharding import STACKED, axis_names
 
 
-def make_optimizer(config: OptimizerConfig, label: Callable[[tuple], str], params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, label: Callable[[tuple], str], params: Any
+) -> optax.GradientTransformation:
     """Clipping by global norm, then for each label its update.
 
     Args:

@@ -49,7 +49,7 @@ def train_step(task: Task, config: Config, state: State, batch: Any) -> tuple[St
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 made the parameters
     gradients, metrics = task.gradients(state.params, batch, key, state.step)
     rate = learning_rate(config.optimizer, config.steps)(state.step)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     updates, moments = optimizer_of(task, config).update(gradients, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     ema = average(state, params, config.optimizer.ema_decay)

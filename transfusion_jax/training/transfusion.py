@@ -119,7 +119,12 @@ class TransfusionTask:
         return zeros.at[row, order].set(losses), zeros.at[row, order].set(weight)
 
     def _metrics(
-        self, batch: Batch, token_loss: jax.Array, token_weight: jax.Array, image_loss: jax.Array, t: jax.Array
+        self,
+        batch: Batch,
+        token_loss: jax.Array,
+        token_weight: jax.Array,
+        image_loss: jax.Array,
+        t: jax.Array,
     ) -> Metrics:
         """The losses apart: by source, by direction, by noise."""
 

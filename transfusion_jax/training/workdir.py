@@ -64,7 +64,9 @@ class Workdir:
             changes = config.identity_changes(self.config(), new)
             kept = self.manifest()
             changes += [
-                f"{name}: {kept[name]} -> {manifest[name]}" for name in ("data_hash", "codec") if kept[name] != manifest[name]
+                f"{name}: {kept[name]} -> {manifest[name]}"
+                for name in ("data_hash", "codec")
+                if kept[name] != manifest[name]
             ]
             if changes:
                 raise ConfigError(

@@ -1,0 +1,47 @@
+# make demo       trains on handwritten digits, draws, captions, scores: about 8 minutes on two cores
+# make test       the tests, without PyTorch
+# make test-all   every test: slow ones, and parity with Hugging Face, diffusers and PyTorch
+# make lint       ruff, mypy, shellcheck
+# make lock       resolves the locks anew
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/digits
+DIGITS := zero one two three four five six seven eight nine
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := pyproject.toml setup.py
+
+.PHONY: demo test test-all lint lock
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/cpu
+	$(BIN)/transfusion train --config configs/digits.py --workdir $(RUN)
+	$(BIN)/transfusion sample --workdir $(RUN) -n 8 --output $(RUN)/digits.png $(foreach d,$(DIGITS),--prompt "a handwritten $(d)")
+	$(BIN)/transfusion sample --workdir $(RUN) --held-out 10
+	$(BIN)/transfusion evaluate --workdir $(RUN)
+
+test: $(VENV)/test
+	$(BIN)/pytest
+
+test-all: $(VENV)/parity
+	$(BIN)/pytest -m ""
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	shellcheck .ci/run requirements/lock.sh
+
+lock: $(VENV)/cpu
+	$(PIP) uv
+	PATH="$(abspath $(BIN)):$$PATH" requirements/lock.sh
+
+# $(VENV)/NAME stands for requirements/NAME.txt being installed in the virtual environment.
+$(VENV)/%: requirements/%.txt $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0])'
+	@echo "installing requirements/$*.txt in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --requirement requirements/$*.txt
+	@$(PIP) --no-deps --editable .
+	@touch $@

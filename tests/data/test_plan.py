@@ -1,0 +1,318 @@
+"""The row plan, on random corpora. An image takes four elements, six with its marks."""
+
+import numpy as np
+import pytest
+
+from helpers import special, tiny_config
+from transfusion_jax.config import ConfigError, DataConfig
+from transfusion_jax.data.documents import Corpus, Document, Image, Source, Text
+from transfusion_jax.data.plan import RowPlan, plan_rows
+from transfusion_jax.data.stream import Rows
+
+PATCHES = 4
+IMAGE = Image(np.zeros((4, 4, 1), np.float32))
+SEEDS = range(40)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_row_holds_more_than_it_may(seed):
+    corpus, data = random_mixture(seed)
+    plan = plan_rows(corpus, data, PATCHES, seed)
+    elements, images, text = used(corpus, plan)
+    assert elements.max() <= data.context_length
+    assert images.max() <= data.max_images
+    assert text.max() <= data.text_capacity
+    np.testing.assert_array_equal(plan.elements(), elements)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rows_of_mixtures_with_text_are_filled_exactly(seed):
+    corpus, data = random_mixture(seed)
+    if all(d.images for source in corpus.sources for d in source.documents):
+        pytest.skip("no plain text")
+    elements, _, text = used(corpus, plan_rows(corpus, data, PATCHES, seed))
+    assert np.all((elements == data.context_length) | (text == data.text_capacity))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_documents_with_images_are_never_split_and_read_equally_often(seed):
+    corpus, data = random_mixture(seed)
+    plan = plan_rows(corpus, data, PATCHES, seed)
+    images, length = sizes(corpus)
+    whole = images[plan.piece_document] > 0
+    assert np.all(plan.piece_start[whole] == 0)
+    np.testing.assert_array_equal(plan.piece_length[whole], length[plan.piece_document[whole]])
+    times = np.bincount(plan.piece_document[whole], minlength=len(corpus))
+    for begin, end in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True):
+        if images[begin]:
+            assert np.ptp(times[begin:end]) <= 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_plain_text_runs_on_over_the_seams(seed):
+    corpus, data = random_mixture(seed)
+    plan = plan_rows(corpus, data, PATCHES, seed)
+    images, length = sizes(corpus)
+    assert np.all(plan.piece_length > 0)
+    for source, (begin, end) in enumerate(zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)):
+        if images[begin]:
+            continue
+        times = np.zeros(end - begin, int)
+        pieces = pieces_in_reading_order(corpus, plan, source)
+        reading, at = None, 0
+        for document, start, taken in pieces:
+            if reading is None:
+                assert start == 0
+            else:
+                assert (document, start) == (reading, at)  # the rest of what the row before cut
+            at = start + taken
+            assert at <= length[document]
+            reading = document if at < length[document] else None
+            times[document - begin] += reading is None
+        if reading is not None:
+            times[reading - begin] += 1  # the end of the epoch cuts one document
+        assert np.ptp(times) <= 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_epoch_reads_every_element_of_every_source(seed):
+    corpus, data = random_mixture(seed)
+    if data.max_text and data.max_text < data.context_length:
+        pytest.skip("has a test of its own")
+    assert unread(corpus, plan_rows(corpus, data, PATCHES, seed)) == 0
+
+
+@pytest.mark.parametrize("max_text", [10, 32, 63])
+@pytest.mark.parametrize("with_images", [False, True])
+def test_an_epoch_reads_every_element_where_the_text_of_a_row_is_capped(max_text, with_images):
+    random = np.random.default_rng(max_text)
+    sources = [texts("texts", 1.0, random.integers(4, 60, 200))]
+    if with_images:
+        sources.append(pairs("pairs", 1.0, random.integers(1, 3, 100)))
+    corpus = Corpus(tuple(sources))
+    plan = plan_rows(corpus, DataConfig(context_length=64, max_text=max_text, max_images=8), PATCHES, 0)
+    assert unread(corpus, plan) == 0
+
+
+def test_captions_that_use_up_the_text_of_every_row_are_no_crash():
+    corpus = Corpus((pairs("pairs", 4.0, [20] * 30), texts("texts", 1.0, range(5, 25))))
+    data = DataConfig(context_length=64, max_text=22, max_images=4)
+    try:
+        plan = plan_rows(corpus, data, PATCHES, 0)
+    except ConfigError:
+        return  # to refuse the mixture is as good
+    assert unread(corpus, plan) == 0
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [(1, 0, 1, 0), (3, 1, 0.5, 0.2), (0.2, 0.5, 1, 3), (9, 0, 1, 0), (1, 0, 0, 9), (0, 0, 5, 1), (4, 4, 1, 0)],
+)
+def test_shares_of_elements_hold_over_any_hundred_rows_of_the_stream(weights):
+    random = np.random.default_rng(0)
+    sources = [
+        pairs("short captions", weights[0], random.integers(1, 8, 300)),
+        pairs("long captions", weights[1], np.minimum(random.geometric(0.1, 300), 40)),
+        texts("short texts", weights[2], random.integers(0, 20, 300)),
+        texts("long texts", weights[3], random.geometric(0.002, 40)),
+    ]
+    corpus = Corpus(tuple(source for source in sources if source.weight))
+    plan = plan_rows(corpus, DataConfig(context_length=200, max_images=30), PATCHES, seed=0)
+    rows = Rows(corpus, plan, tiny_config(), special())
+    order = [rows.planned_row(r) for r in range(1000)]
+    source = np.searchsorted(corpus.offsets, plan.piece_document, side="right") - 1
+    table = np.zeros((len(corpus.sources), plan.rows))
+    np.add.at(table, (source, plan.piece_row), plan.piece_length)
+    running = np.pad(np.cumsum(table[:, order], axis=1), ((0, 0), (1, 0)))
+    stretches = running[:, 100:] - running[:, :-100]
+    expected = np.array([source.weight for source in corpus.sources])
+    expected = np.broadcast_to((expected / expected.sum())[:, None], stretches.shape)
+    np.testing.assert_allclose(stretches / stretches.sum(0), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_many_plain_sources_share_each_row_exactly(count):
+    random = np.random.default_rng(count)
+    sources = [texts(f"t{s}", random.choice([0.1, 1, 3]), random.integers(1, 60, 40)) for s in range(count)]
+    corpus = Corpus((pairs("p", 1.0, random.integers(1, 8, 60)), *sources))
+    plan = plan_rows(corpus, DataConfig(context_length=64), PATCHES, 0)
+    assert set(plan.elements()) == {64}
+
+
+def test_one_short_text_comes_round_until_its_row_is_full():
+    plan = plan_rows(Corpus((texts("t", 1.0, [2]),)), DataConfig(context_length=10), PATCHES, 0)
+    assert plan.rows == 1
+    assert plan.piece_length.tolist() == [3, 3, 3, 1]  # BOS and two tokens, and the last is cut
+    assert set(plan.piece_document) == {0}
+
+
+def test_one_long_text_is_cut_at_every_row():
+    plan = plan_rows(Corpus((texts("t", 1.0, [25]),)), DataConfig(context_length=10), PATCHES, 0)
+    assert plan.row_offset.tolist()[:3] == [0, 1, 2]
+    assert plan.piece_start.tolist()[:3] == [0, 10, 20]
+    assert plan.piece_length.tolist() == [10, 10, 6, 4]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "padding"),
+    [
+        (np.full(500, 8), 0.11),  # six documents of fifteen and a tenth of the row left
+        (np.random.default_rng(0).integers(1, 12, 2000), 0.08),
+        (np.random.default_rng(1).integers(1, 40, 2000), 0.15),
+    ],
+)
+def test_images_alone_leave_little_padding(lengths, padding):
+    plan = plan_rows(
+        Corpus((pairs("p", 1.0, lengths),)), DataConfig(context_length=100, max_images=100), PATCHES, 0
+    )
+    assert 1 - plan.elements().mean() / 100 < padding
+    assert np.unique(plan.piece_document).size == len(lengths)
+
+
+def test_the_plan_is_a_function_of_the_seed():
+    corpus, data = random_mixture(5)
+    plan, same, other = (plan_rows(corpus, data, PATCHES, seed) for seed in (1, 1, 2))
+    for name in ("piece_document", "piece_start", "piece_length", "row_offset"):
+        np.testing.assert_array_equal(getattr(plan, name), getattr(same, name))
+    assert plan.rows == other.rows
+    assert not np.array_equal(plan.piece_document, other.piece_document)
+
+
+def test_weights_count_relative_to_each_other():
+    small, large = (
+        plan_rows(
+            Corpus((pairs("p", 3 * scale, range(1, 30)), texts("t", scale, range(5, 90)))),
+            DataConfig(context_length=100),
+            PATCHES,
+            0,
+        )
+        for scale in (1 / 512, 512)
+    )
+    np.testing.assert_array_equal(small.piece_document, large.piece_document)
+
+
+@pytest.mark.parametrize(
+    ("sources", "data", "message"),
+    [
+        (
+            lambda: [pairs("p", 1, [2, 60])],
+            dict(),
+            "document 1 of source 'p' takes 67 elements .* data.context_length is 64",
+        ),
+        (
+            lambda: [Source("many", 1.0, [Document((IMAGE,) * 3)])],
+            dict(max_images=2),
+            "document 0 of source 'many' takes 3 images .* data.max_images is 2",
+        ),
+        (
+            lambda: [texts("t", 1, [5]), pairs("wordy", 1, [1, 1, 30])],
+            dict(max_text=20),
+            "document 2 of source 'wordy' takes 32 text elements .* data.max_text is 20",
+        ),
+        (lambda: [texts("t", 1, [5]), texts("void", 1, [])], dict(), "source 'void' holds no documents"),
+        (
+            lambda: [Source("both", 1.0, [Document((IMAGE,)), Document((Text(np.arange(3)),))])],
+            dict(),
+            "source 'both' mixes plain texts with documents that hold images",
+        ),
+        (
+            lambda: [pairs("p", 9, [1] * 50), texts("t", 1, [30] * 50)],
+            dict(max_images=3),
+            r"holds 7\.\d images on average and data.max_images is 3",
+        ),
+    ],
+)
+def test_documents_that_no_row_can_hold_are_named(sources, data, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_rows(Corpus(tuple(sources())), DataConfig(**(dict(context_length=64) | data)), PATCHES, 0)
+
+
+def random_mixture(seed):
+    """Up to three sources with images and up to three without, and the data config to plan them with."""
+    random = np.random.default_rng([seed, 99])
+    context = int(random.choice([40, 64, 200]))
+    pictured, plain_texts = random.integers(0, 4, 2)
+    sources = [texts("only", 1.0, [9])] if pictured + plain_texts == 0 else []
+    for kind in ["images"] * pictured + ["texts"] * plain_texts:
+        count, weight = random.integers(1, 100), random.uniform(0.1, 3)
+        name = f"{kind} {len(sources)}"
+        if kind == "images":
+            found = [interleaved(random, context // 4) for _ in range(count)]
+            sources.append(Source(name, weight, found))
+        else:
+            longest = int(random.choice([3, context, 3 * context]))
+            sources.append(texts(name, weight, random.integers(0, longest, count)))
+    max_text = int(random.choice([0, context, context * 3 // 4]))
+    random.shuffle(sources)
+    return Corpus(tuple(sources)), DataConfig(context_length=context, max_images=context, max_text=max_text)
+
+
+def interleaved(random, longest):
+    """A document of one image or a few, with texts around them, of `longest` elements at most."""
+    segments = [IMAGE]
+    room = longest - 7
+    while room > 0 and random.random() < 0.7:
+        segment, size = (
+            (IMAGE, 6) if random.random() < 0.2 and room >= 6 else text(random.integers(0, room, endpoint=True))
+        )
+        segments.insert(random.integers(0, len(segments), endpoint=True), segment)
+        room -= size
+    return Document(tuple(segments))
+
+
+def pairs(name, weight, lengths):
+    return Source(name, float(weight), [Document((text(n)[0], IMAGE)) for n in lengths])
+
+
+def texts(name, weight, lengths):
+    return Source(name, float(weight), [Document((text(n)[0],)) for n in lengths])
+
+
+def text(length):
+    return Text(np.zeros(int(length), np.int32)), int(length)
+
+
+def sizes(corpus):
+    """Images and elements of each document."""
+    documents = [d for source in corpus.sources for d in source.documents]
+    return np.array([d.images for d in documents]), np.array([d.length(PATCHES) for d in documents])
+
+
+def used(corpus, plan: RowPlan):
+    """Elements, images, and elements that may bear a text loss, in each row; added up piece by piece."""
+    totals = np.zeros((3, plan.rows), int)
+    for row in range(plan.rows):
+        for piece in range(plan.row_offset[row], plan.row_offset[row + 1]):
+            images, length = corpus[plan.piece_document[piece]].images, plan.piece_length[piece]
+            totals[:, row] += length, images, length - images * (PATCHES + 1)
+    return totals
+
+
+def pieces_in_reading_order(corpus, plan: RowPlan, source):
+    """`(document, start, length)` of one plain source, row by row.
+
+    A row's pieces are shuffled: first the one that ends a document cut by the row before, then whole ones, then
+    the one that the row's end cuts.
+    """
+    carried = None
+    for row in range(plan.rows):
+        here = range(plan.row_offset[row], plan.row_offset[row + 1])
+        found = [
+            (int(plan.piece_document[p]), int(plan.piece_start[p]), int(plan.piece_length[p]))
+            for p in here
+            if corpus.source_of(plan.piece_document[p]) == source
+        ]
+        goes_on = lambda piece: piece[1] + piece[2] < corpus[piece[0]].length(PATCHES)  # noqa: E731
+        found.sort(key=lambda piece: (piece[:2] != carried, goes_on(piece)))
+        if found:
+            carried = (found[-1][0], found[-1][1] + found[-1][2]) if goes_on(found[-1]) else None
+        yield from found
+
+
+def unread(corpus, plan: RowPlan):
+    """Elements that no row holds."""
+    _, length = sizes(corpus)
+    seen = [np.zeros(n, bool) for n in length]
+    for document, start, taken in zip(plan.piece_document, plan.piece_start, plan.piece_length, strict=True):
+        seen[document][start : start + taken] = True
+    return sum(int((~s).sum()) for s in seen)

@@ -1,0 +1,114 @@
+import multiprocessing
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import random_text, special, tiny_config, tiny_corpus
+from transfusion_jax.data.batch import stack
+from transfusion_jax.data.documents import Corpus, Document, Source
+from transfusion_jax.data.stream import Rows, batches, make_rows
+from transfusion_jax.model.spans import check_spans
+
+
+def test_a_row_is_the_same_whatever_batch_it_is_in():
+    rows = tiny_rows()
+    expected = [rows[r] for r in range(24)]
+    for batch_rows in (1, 3, 8):
+        for first, batch in zip(
+            range(0, 24, batch_rows), read(rows, 0, batch_rows, count=24 // batch_rows), strict=True
+        ):
+            assert_same(batch, stack(expected[first : first + batch_rows]))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_slices_of_processes_put_together_are_the_batch(parts):
+    rows, size = tiny_rows(), 4 // parts
+    whole = read(rows, 5, 4, count=6)
+    own = [read(rows, 5, 4, count=6, local=slice(p * size, (p + 1) * size)) for p in range(parts)]
+    for step, batch in enumerate(whole):
+        assert_same(batch, jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part[step] for part in own)))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 7])
+def test_stopping_anywhere_and_restarting_continues_the_stream(stop):
+    rows = tiny_rows()
+    whole = read(rows, 0, 4, count=8)
+    parts = read(rows, 0, 4, count=stop) + read(rows, 4 * stop, 4, count=8 - stop)
+    for one, other in zip(whole, parts, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_stream_is_the_same_for_any_number_of_workers(workers):
+    rows = tiny_rows()
+    for one, other in zip(read(rows, 3, 4, count=12), read(rows, 3, 4, count=12, workers=workers), strict=True):
+        assert_same(one, other)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("documents", [1, 2, 3, 40])
+def test_every_epoch_is_a_permutation_of_the_plan(documents):
+    rows = tiny_rows(documents)
+    epochs = [[rows.planned_row(e * rows.plan.rows + r) for r in range(rows.plan.rows)] for e in range(6)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(rows.plan.rows))
+    if rows.plan.rows > 20:
+        assert len({tuple(epoch) for epoch in epochs}) == 6
+        assert list(range(rows.plan.rows)) not in epochs
+
+
+def test_seeds_read_in_different_orders():
+    orders = {tuple(tiny_rows(seed=seed).planned_row(r) for r in range(50)) for seed in range(5)}
+    assert len(orders) == 5
+
+
+def test_a_row_holds_the_documents_that_were_planned_for_it():
+    rows = tiny_rows(image_first=0.0, caption_dropout=0.0)
+    patches = rows.config.model.patches
+    for number in range(rows.plan.rows):
+        row, planned = rows[number], rows.planned_row(number)
+        at = 0
+        for piece in range(*rows.plan.row_offset[planned : planned + 2]):
+            document = rows.corpus[int(rows.plan.piece_document[piece])]
+            length = int(rows.plan.piece_length[piece])
+            here = slice(at, at + length)
+            assert set(row.source[here]) == {rows.corpus.source_of(int(rows.plan.piece_document[piece]))}
+            words = row.tokens[here][(row.image_slot[here] < 0) & (row.tokens[here] < 20)]
+            begin = max(int(rows.plan.piece_start[piece]) - 1, 0)  # BOS stands before the text
+            np.testing.assert_array_equal(words, document.segments[0].tokens[begin : begin + len(words)])
+            assert np.sum(row.image_slot[here] >= 0) == document.images * patches
+            at += length
+        assert row.row == number
+        assert np.all(row.source[at:] == -1)
+
+
+def test_rows_far_into_the_stream_can_be_read():
+    rows = tiny_rows()
+    assert rows[2**31 - 2].row == 2**31 - 2
+    (batch,) = read(rows, 2**31 - 9, 4, count=1)
+    assert batch.row.tolist() == list(range(2**31 - 9, 2**31 - 5))
+    check_spans(batch.spans)
+
+
+def test_one_text_is_read_again_and_again():
+    text = random_text(np.random.default_rng(0), 20, 21)
+    rows = make_rows(Corpus((Source("texts", 1.0, [Document((text,))]),)), tiny_config(), special())
+    assert rows.plan.rows == 1
+    np.testing.assert_array_equal(rows[0].tokens, rows[12345].tokens)
+    np.testing.assert_array_equal(rows[0].tokens[1:21], text.tokens)
+
+
+def tiny_rows(documents=40, seed=0, **data) -> Rows:
+    config = tiny_config(seed=seed, **{f"data__{name}": value for name, value in data.items()})
+    return make_rows(tiny_corpus(0, documents), config, special())
+
+
+def read(rows, first_row, batch_rows, count, local=None, workers=0):
+    with batches(rows, first_row, batch_rows, local or slice(0, batch_rows), workers) as iterator:
+        return [jax.tree.map(np.array, next(iterator)) for _ in range(count)]
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert jax.tree.map(lambda a: a.dtype, one) == jax.tree.map(lambda a: a.dtype, other)

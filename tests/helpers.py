@@ -1,0 +1,81 @@
+"""Small configs, corpora and batches that tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from transfusion_jax import config as configs
+from transfusion_jax.config import Config
+from transfusion_jax.data.batch import Batch, stack
+from transfusion_jax.data.documents import Corpus, Document, Image, Source, Text
+from transfusion_jax.data.stream import make_rows
+from transfusion_jax.data.tokenizer import SpecialTokens
+
+LATENT = (4, 4, 2)
+VOCABULARY = 20
+
+
+def tiny_config(**changes: Any) -> Config:
+    """A config that computes in milliseconds; `changes` are `section__field=value`."""
+    values: dict[str, Any] = dict(
+        name="tiny",
+        seed=0,
+        steps=8,
+        batch_rows=4,
+        model=dict(
+            width=16,
+            layers=2,
+            heads=2,
+            mlp_width=24,
+            vocabulary=VOCABULARY,
+            latent_shape=LATENT,
+            patch_size=2,
+        ),
+        data=dict(
+            context_length=48,
+            max_images=4,
+            held_out=0.0,
+            sources=dict(
+                pairs=dict(kind="digits", weight=2.0),
+                texts=dict(kind="prose", weight=1.0),
+            ),
+        ),
+        diffusion=dict(image_first_limit=500),
+        optimizer=dict(learning_rate=1e-2, warmup_steps=2, ema_decay=0.9),
+        mesh=dict(data=1),
+    )
+    for name, value in changes.items():
+        *sections, field = name.split("__")
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[field] = value
+    return configs.parse(values)
+
+
+def random_text(random: np.random.Generator, low: int = 1, high: int = 30) -> Text:
+    return Text(random.integers(0, VOCABULARY, random.integers(low, high)).astype(np.int32))
+
+
+def random_image(random: np.random.Generator) -> Image:
+    return Image(random.standard_normal(LATENT).astype(np.float32))
+
+
+def tiny_corpus(seed: int = 0, documents: int = 40) -> Corpus:
+    """Captioned images and texts, of ragged lengths."""
+    random = np.random.default_rng(seed)
+    pairs = [Document((random_text(random, 1, 8), random_image(random))) for _ in range(documents)]
+    texts = [Document((random_text(random, 5, 90),)) for _ in range(documents)]
+    return Corpus((Source("pairs", 2.0, pairs), Source("texts", 1.0, texts)))
+
+
+def special() -> SpecialTokens:
+    return SpecialTokens.after(VOCABULARY)
+
+
+def tiny_batch(config: Config, first_row: int = 0, rows: int | None = None) -> Batch:
+    """Consecutive rows of the tiny corpus's stream."""
+    stream = make_rows(tiny_corpus(), config, special())
+    return stack([stream[first_row + r] for r in range(rows or config.batch_rows)])

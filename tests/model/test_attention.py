@@ -1,0 +1,152 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers import special, tiny_config
+from transfusion_jax.data.assemble import Piece, assemble
+from transfusion_jax.data.batch import stack
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.model import attention as attention_module
+from transfusion_jax.model.attention import attention
+from transfusion_jax.model.spans import Spans, check_spans
+
+FAST = [name for name in attention_module.IMPLEMENTATIONS if name != "reference"]
+LENGTH = 48
+IMAGE = Image(np.zeros((4, 4, 2), np.float32))  # four patches
+
+
+def text(length):
+    return Text(np.arange(length, dtype=np.int32) % 20)
+
+
+LAYOUTS = {
+    "pure text": [(text(47),)],
+    "one token and padding": [(text(1),)],
+    "adjacent images": [(IMAGE, IMAGE, IMAGE)],
+    "image at the start": [(IMAGE, text(30))],
+    "image at the end": [(text(30), IMAGE)],
+    "image fills to the last element": [(text(41), IMAGE)],
+    "ragged packed documents": [(text(3),), (text(5), IMAGE), (text(1),), (IMAGE, text(2)), (text(7),)],
+    "documents of one element": [(Text(np.zeros(0, np.int32)),)] * 5 + [(IMAGE,)],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block", [16, 20, 64])
+def test_matches_the_reference_forward_and_backward(implementation, layout, block, monkeypatch):
+    monkeypatch.setattr(attention_module, "QUERY_BLOCK", block)
+    spans = layout_spans([layout, "ragged packed documents"])
+    q, k, v, weight = random_arrays(4, (2, LENGTH, 3, 8))
+
+    expected = gradients(q, k, v, weight, spans, "reference", 0)
+    actual = gradients(q, k, v, weight, spans, implementation, block)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), actual, expected)
+
+
+@pytest.mark.parametrize("implementation", attention_module.IMPLEMENTATIONS)
+def test_a_query_sees_its_span_and_nothing_else(implementation):
+    spans = layout_spans(["ragged packed documents", "adjacent images"])
+    q, k, v = random_arrays(3, (2, LENGTH, 1, 4))
+    out = attention(q, k, v, spans, implementation=implementation)
+    for row, query in [(0, 0), (0, 9), (0, 12), (0, 47), (1, 3), (1, 10)]:
+        begin, end = int(spans.start[row, query]), int(spans.end[row, query])
+        scores = q[row, query, 0] @ k[row, begin:end, 0].T / 2
+        expected = jax.nn.softmax(scores) @ v[row, begin:end, 0]
+        np.testing.assert_allclose(out[row, query, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", attention_module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("traced", [False, True])
+def test_queries_at_an_offset_see_the_keys_before_them(implementation, traced):
+    spans = layout_spans(["ragged packed documents", "image at the end"])
+    q, k, v = random_arrays(3, (2, LENGTH, 2, 8))
+    whole = attention(q, k, v, spans, implementation="reference")
+    offset = jnp.int32(30) if traced else 30
+    part = attention(q[:, 30:41], k, v, spans, query_offset=offset, implementation=implementation)
+    np.testing.assert_allclose(part, whole[:, 30:41], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_bfloat16_is_close_to_float32(implementation):
+    spans = layout_spans(["ragged packed documents", "pure text"])
+    q, k, v = random_arrays(3, (2, LENGTH, 2, 8))
+    exact = attention(q, k, v, spans, implementation="reference")
+    coarse = attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), spans, implementation=implementation)
+    assert coarse.dtype == jnp.bfloat16
+    np.testing.assert_allclose(coarse.astype(jnp.float32), exact, atol=0.05)
+
+
+def test_the_default_never_makes_a_square_of_the_sequence():
+    length = 4 * attention_module.QUERY_BLOCK
+    shape = jax.ShapeDtypeStruct((2, length, 1, 4), jnp.float32)
+    span = jax.ShapeDtypeStruct((2, length), jnp.int32)
+
+    def loss(q, start, end):
+        return attention(q, q, q, Spans(start, end)).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(shape, span, span)
+    assert largest_array(jaxpr.jaxpr) < length * length
+
+
+def test_wrong_shapes_and_names_are_refused():
+    spans = layout_spans(["pure text"])
+    q, k, v = random_arrays(3, (1, LENGTH, 2, 8))
+    with pytest.raises(ValueError, match="do not agree"):
+        attention(q, k[:, :, :1], v, spans)
+    with pytest.raises(ValueError, match="do not cover"):
+        attention(q, k, v, Spans(*(s[:, :40] for s in spans)))
+    with pytest.raises(ValueError, match="unknown attention implementation 'flush'"):
+        attention(q, k, v, spans, implementation="flush")
+
+
+def test_check_spans_names_what_is_broken():
+    good = layout_spans(["ragged packed documents"])
+    check_spans(good)
+    for field, value, message in [
+        ("start", good.start + 1, "own element"),
+        ("end", np.minimum(good.end, 20), "own element"),
+        ("start", np.where(np.arange(LENGTH) == 3, 0, np.minimum(np.arange(LENGTH), 2)), "starts must never"),
+        ("end", np.where(np.arange(LENGTH) == 3, 9, np.arange(LENGTH) + 1), "ends must never"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_spans(good._replace(**{field: np.broadcast_to(value, good.start.shape)}))
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def gradients(q, k, v, weight, spans, implementation, block):
+    del block  # a part of the cache's key: it is read from the module
+    return jax.value_and_grad(
+        lambda q, k, v: jnp.sum(attention(q, k, v, spans, implementation=implementation) * weight), (0, 1, 2)
+    )(q, k, v)
+
+
+def layout_spans(names):
+    config = tiny_config(data__image_first=0.0, data__caption_dropout=0.0, data__max_images=8)
+    rows = []
+    for name in names:
+        documents = [Document(segments) for segments in LAYOUTS[name]]
+        pieces = [Piece(d, 0, d.length(config.model.patches), 0) for d in documents]
+        rows.append(assemble(0, pieces, config, special()))
+    spans = stack(rows).spans
+    check_spans(spans)
+    return spans
+
+
+def random_arrays(count, shape):
+    return [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(1), count)]
+
+
+def largest_array(jaxpr):
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [v.aval.size for v in equation.outvars]
+        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                sizes.append(largest_array(inner))
+    return max(sizes)

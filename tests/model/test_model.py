@@ -1,0 +1,177 @@
+"""The whole model: who sees whom, the cache, the patch coder, remat and dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers import special, tiny_batch, tiny_config
+from transfusion_jax.data.assemble import Piece, assemble
+from transfusion_jax.data.batch import stack
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.model.patch_coder import patchify, unpatchify
+from transfusion_jax.model.transfusion import Model, gather_patches
+from transfusion_jax.model.trunk import Cache
+
+LATENT = (4, 4, 2)
+
+
+def test_perturbing_an_element_moves_exactly_the_outputs_that_the_mask_allows():
+    config, batch = probe_row()
+    model = Model(config.model)
+    params = model.init(jax.random.key(0))
+    length = config.data.context_length
+    start, end = np.asarray(batch.span_start[0]), np.asarray(batch.span_end[0])
+    key = np.arange(length)
+    allowed = (start[:, None] <= key) & (key < end[:, None])  # one layer: [output, input]
+    reach = allowed.copy()
+    for _ in range(config.model.layers - 1):
+        reach = (reach.astype(int) @ allowed.astype(int)) > 0  # what several layers pass on
+    assert np.array_equal(reach, allowed)  # a span mask is closed: depth reveals nothing more
+
+    def outputs(offset):
+        x, skips = embedded(model, params, batch)
+        hidden, _ = model.trunk(params, x + offset, batch.spans, batch.positions)
+        return hidden[0]
+
+    jacobian = jax.jacobian(lambda offset: outputs(offset).sum(-1))(jnp.zeros((1, length, 16)))
+    moved = np.abs(np.asarray(jacobian)).max(axis=(1, 3)) > 1e-9  # [output, input]
+    np.testing.assert_array_equal(moved, allowed)
+
+
+def test_an_image_reaches_only_itself_and_what_follows_in_its_document():
+    config, batch = probe_row()
+    model = Model(config.model)
+    params = model.init(jax.random.key(0))
+
+    def outputs(latents):
+        x, skips = embedded(model, params, batch, latents)
+        hidden, _ = model.trunk(params, x, batch.spans, batch.positions)
+        patches = gather_patches(hidden, batch.image_slot, 4, config.model.patches)
+        return model.text_logits(params, hidden)[0, :, 0], model.denoise(params, patches, times(batch), skips)[0]
+
+    logits, images = jax.jacobian(outputs)(jnp.asarray(batch.latents))
+    text_moved = np.abs(logits).max(axis=(1, 3, 4, 5)) > 1e-9  # [element, image]
+    image_moved = np.abs(images).max(axis=(1, 2, 3, 4, 6, 7, 8)) > 1e-9  # [image, image]
+    slot, start = batch.image_slot[0], batch.span_start[0]
+    for image in range(3):
+        first = int(np.argmax(slot == image))
+        after = (np.arange(len(slot)) >= first) & (start == start[first])
+        np.testing.assert_array_equal(text_moved[:, image], after)
+    # Images 0 and 1 stand in one document, in this order; image 2 in another; slot 3 is empty.
+    expected = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]], bool)
+    np.testing.assert_array_equal(image_moved[:3, :3], expected)
+
+
+def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
+    config, batch = probe_row()
+    model = Model(config.model)
+    params = model.init(jax.random.key(1))
+    x, _ = embedded(model, params, batch)
+    whole, _ = model.trunk(params, x, batch.spans, batch.positions)
+    cache, parts = Cache.empty(config.model, 1, config.data.context_length), []
+    # Cut only where no image is cut: an image's patches see each other.
+    for begin, end in [(0, 5), (5, 11), (11, 17), (17, config.data.context_length)]:
+        hidden, cache = model.trunk(params, x[:, begin:end], batch.spans, batch.positions[:, begin:end], cache)
+        parts.append(hidden)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
+    assert int(cache.length) == config.data.context_length
+
+
+def test_gathered_patches_are_the_hidden_states_of_each_image():
+    config, batch = probe_row()
+    hidden = jnp.arange(config.data.context_length, dtype=jnp.float32)[None, :, None]
+    gathered = gather_patches(hidden, batch.image_slot, 4, config.model.patches)[0, :, :, 0]
+    for image in range(3):
+        np.testing.assert_array_equal(gathered[image], np.flatnonzero(batch.image_slot[0] == image))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_patches_are_row_major_and_invert(size):
+    latent = jax.random.normal(jax.random.key(0), (3, *LATENT))
+    patches = patchify(latent, size)
+    assert patches.shape == (3, (4 // size) ** 2, size * size * 2)
+    below = patches[0, 4 // size] if size < 4 else patches[0, 0]
+    top = size if size < 4 else 0
+    np.testing.assert_array_equal(below, latent[0, top : top + size, :size].ravel())
+    np.testing.assert_array_equal(unpatchify(patches, size, LATENT), latent)
+
+
+def test_the_timestep_reaches_the_prediction():
+    config = tiny_config()
+    batch = tiny_batch(config)
+    model = Model(config.model)
+    params = model.init(jax.random.key(0))
+    first, _ = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times(batch))
+    other, _ = model.embed(
+        params, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times(batch) + 9
+    )
+    moved = np.abs(first - other).max(-1) > 0
+    np.testing.assert_array_equal(moved, batch.image_slot >= 0)
+
+
+def test_padding_of_the_vocabulary_is_never_likely():
+    config = tiny_config()
+    model = Model(config.model)
+    logits = model.text_logits(model.init(jax.random.key(0)), jnp.ones((2, config.model.width)))
+    assert logits.shape == (2, 128)
+    assert np.all(np.isfinite(logits[:, :25]))
+    assert np.all(np.isneginf(logits[:, 25:]))
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_nothing_but_memory(remat):
+    results = []
+    for policy in ("none", remat):
+        config = tiny_config(model__remat=policy)
+        batch = tiny_batch(config)
+        model = Model(config.model)
+
+        def loss(params, model=model, batch=batch):
+            x, _ = embedded(model, params, batch)
+            return jnp.square(model.trunk(params, x, batch.spans, batch.positions)[0]).sum()
+
+        results.append(jax.jit(jax.value_and_grad(loss))(model.init(jax.random.key(0))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_stays_near():
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        config = tiny_config(model__compute_dtype=dtype)
+        batch = tiny_batch(config)
+        model = Model(config.model)
+        params = model.init(jax.random.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+        x, _ = embedded(model, params, batch)
+        assert x.dtype == dtype
+        outputs.append(model.trunk(params, x, batch.spans, batch.positions)[0].astype(jnp.float32))
+    np.testing.assert_allclose(*outputs, atol=0.15)
+
+
+def probe_row():
+    """Two images in one document, one in another, a text, and padding."""
+    config = tiny_config(data__context_length=44, data__image_first=0.0, data__caption_dropout=0.0)
+    random = np.random.default_rng(0)
+
+    def text(n):
+        return Text(random.integers(0, 20, n).astype(np.int32))
+
+    def image():
+        return Image(random.standard_normal(LATENT).astype(np.float32))
+
+    documents = [Document((text(3), image(), image(), text(2))), Document((text(1),)), Document((image(), text(4)))]
+    pieces = [Piece(d, 0, d.length(4), 0) for d in documents]
+    config = tiny_config(
+        data__context_length=44, data__image_first=1.0, data__caption_dropout=0.0, data__max_images=4
+    )
+    return config, stack([assemble(0, pieces, config, special())])
+
+
+def embedded(model, params, batch, latents=None):
+    latents = batch.latents if latents is None else latents
+    return model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, latents, times(batch))
+
+
+def times(batch):
+    return jnp.full(batch.latents.shape[:2], 7)

@@ -1,0 +1,108 @@
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from helpers import tiny_config
+from transfusion_jax import config as configs
+from transfusion_jax import flops
+from transfusion_jax.model.spans import Spans
+from transfusion_jax.model.transfusion import Model, gather_patches
+
+PAPER = Path(__file__).parents[1] / "configs/paper.py"
+
+
+@pytest.mark.parametrize(
+    ("size", "millions", "coder_percent"),
+    [
+        ("0.16b", 162.4, 0.5),
+        ("0.37b", 373.9, 0.4),
+        ("0.76b", 777.9, 0.4),
+        ("1.4b", 1364.3, 0.4),
+        ("7b", 6738.4, 0.3),
+    ],
+)
+def test_the_papers_sizes_have_the_papers_parameters(size, millions, coder_percent):
+    counted = flops.count_parameters(paper(size).model)
+    assert counted.paper / 1e6 == pytest.approx(millions, abs=0.05)
+    assert round(100 * counted.patch_coder / counted.paper, 1) == coder_percent
+
+
+def test_the_parts_of_a_small_model_by_hand():
+    counted = flops.count_parameters(tiny_config().model)  # width 16, 2 layers, SwiGLU 24, patches of 2×2×2
+    assert counted.trunk == 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
+    assert counted.embedding == counted.text_head == 20 * 16
+    assert counted.padding == 2 * (128 - 20) * 16
+    assert counted.patch_coder == (256 + 1) * 16 + (16 + 1) * 16 + (8 + 1) * 16 + (16 + 1) * 8
+    assert counted.paper == counted.trunk + 2 * 20 * 16
+    assert counted.total == counted.trunk + 2 * 128 * 16 + counted.patch_coder
+
+
+def test_the_large_run_takes_the_published_compute():
+    config = paper("7b")
+    elements = config.steps * config.elements_per_step
+    assert elements == pytest.approx(0.5e12, rel=0.05)
+    assert flops.six_nd(config.model, elements) == pytest.approx(2.1e22, rel=0.02)
+    assert paper("7b,2t").steps * paper("7b,2t").elements_per_step == pytest.approx(2e12, rel=0.06)
+
+
+def test_a_step_is_6nd_where_the_head_runs_on_all_elements_and_nothing_attends():
+    model = paper("7b").model
+    counted = flops.count_parameters(model)
+    scales = (2 * model.layers + 1) * model.width  # of the norms: no matrices
+    matrices = counted.trunk - scales + model.width * model.padded_vocabulary
+    assert flops.step_flops(model, 1e6, 1e6, 0, 0) == pytest.approx(6 * matrices * 1e6, rel=1e-12)
+    assert flops.step_flops(model, 1e6, 1e6, 0, 0) == pytest.approx(flops.six_nd(model, 1e6), rel=0.03)
+
+
+def test_a_step_counts_by_hand():
+    model = tiny_config().model  # width 16, 2 layers, SwiGLU 24, 128 vocabulary rows
+    projections = 4 * 16 * 16 + 3 * 16 * 24
+    forward = 2 * 2 * projections * 30  # 30 elements
+    forward += 2 * 2 * (2 * 16) * 100  # scores and weighted values over 100 pairs of query and key
+    forward += 2 * 16 * 128 * 11  # 11 predicted tokens
+    assert flops.step_flops(model, elements=30, text_losses=11, images=0, span_area=100) == 3 * forward
+
+
+def test_the_forward_pass_multiplies_what_is_counted():
+    config = tiny_config(model__attention="reference")
+    model, rows, length, images = Model(config.model), 2, 24, 3
+    ints = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    times = jax.ShapeDtypeStruct((rows, images), jnp.int32)
+    latents = jax.ShapeDtypeStruct((rows, images, *config.model.latent_shape), jnp.float32)
+
+    def forward(params, tokens, slot, patch, positions, start, end, latents, times):
+        x, skips = model.embed(params, tokens, slot, patch, latents, times)
+        hidden, _ = model.trunk(params, x, Spans(start, end), positions)
+        patches = gather_patches(hidden, slot, images, config.model.patches)
+        return model.text_logits(params, hidden), model.denoise(params, patches, times, skips)
+
+    traced = jax.make_jaxpr(forward)(model.abstract_params(), *[ints] * 6, latents, times)
+    elements = rows * length
+    counted = flops.step_flops(
+        config.model, elements, elements, rows * images, elements * length
+    )  # dense attention
+    assert products(traced.jaxpr) == counted / flops.FORWARD_AND_BACKWARD
+
+
+def paper(argument):
+    return configs.load(f"{PAPER}:{argument}")
+
+
+def products(jaxpr):
+    """Operations of every matrix product in a program, loops unrolled."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shared = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+            total += 2 * shared * equation.outvars[0].aval.size
+        inner = sum(
+            products(getattr(value, "jaxpr", value))
+            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr"))
+            if hasattr(getattr(value, "jaxpr", value), "eqns")
+        )
+        total += inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
+    return total
