@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import pytorch_step
 import torch
 import transfusion_pytorch
-from harness import compare, matmul_peak, parser, publish
 
+import pytorch_step
+from harness import compare, matmul_peak, parser, publish
 from transfusion_jax.config import Config, DataConfig, ModelConfig
 from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import Batch, stack

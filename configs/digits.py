@@ -21,8 +21,9 @@ def get_config(arg: str = "") -> ConfigDict:
             batch_rows=8,
             model=dict(
                 width=128,
+                init_std=0.08,
                 layers=4,
-                heads=4,
+                heads=2,
                 mlp_width=384,
                 vocabulary=256,
                 latent_shape=(8, 8, 1),
@@ -30,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             data=dict(
                 sources=dict(
-                    digits=dict(kind="digits", weight=3.0),
+                    digits=dict(kind="digits", weight=6.0),
                     prose=dict(kind="prose", weight=1.0),
                 ),
                 tokenizer="bytes",

@@ -18,7 +18,7 @@ SIZES = {  # table 2; the SwiGLU width follows Llama's rule, 8/3 of the width ro
 OPTIONS = {"2t": dict(batch_rows=1024, steps=500_000)}
 
 
-def get_config(arg: str = "7b") -> ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
     """The config for a size and options, such as `7b` or `7b,2t`."""
     size, *options = (arg or "7b").split(",")
     if size not in SIZES:

@@ -48,12 +48,13 @@ class ModelConfig:
     patch_coder: str = "linear"
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
+    init_std: float = 0.02  # of every matrix; small widths learn faster with about 1/√width
     attention: str = execution("auto")  # "auto", "blocked" or "reference"
     remat: str = execution("none")  # what the backward pass recomputes: "none", "full" or "dots"
     compute_dtype: str = execution("auto")  # "auto": bfloat16 on accelerators, float32 on CPU
 
     def __post_init__(self) -> None:
-        positive(self, "width", "layers", "heads", "mlp_width", "vocabulary", "patch_size")
+        positive(self, "width", "layers", "heads", "mlp_width", "vocabulary", "patch_size", "init_std")
         require(self.width % self.heads == 0, f"model.width {self.width} must be a multiple of heads {self.heads}")
         require(self.head_dim % 2 == 0, f"model.width / heads is {self.head_dim}: rotary embeddings need it even")
         height, width, _ = self.latent_shape
@@ -373,7 +374,10 @@ def _run_config_file(path: Path, argument: str) -> dict[str, Any]:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} defines no get_config(arg)")
-    result = module.get_config(argument)
+    try:
+        result = module.get_config(argument)
+    except ValueError as error:  # what a config file raises for an argument that it does not know
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(result, ConfigDict):
         raise ConfigError(f"get_config of {path} must return an ml_collections.ConfigDict")
     values: dict[str, Any] = result.to_dict()

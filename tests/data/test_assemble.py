@@ -26,20 +26,19 @@ def test_a_row_by_hand():
     ]
     row = assemble(7, pieces, row_config(context_length=31), special())
 
-    P = PAD
-    expect(row.tokens, [BOS, 3, 4, BOI, P, P, P, P, EOI], [6, 7, 8], [BOS, BOI, P, P, P, P, EOI, BOI, P, P, P, P, EOI],
-           [BOS, 9, 10], [P, P, P])  # fmt: skip
-    expect(row.targets, [3, 4, BOI, P, P, P, P, EOI, EOS], [7, 8, EOS],
-           [BOI, P, P, P, P, EOI, BOI, P, P, P, P, EOI, EOS], [9, 10, 11], [P, P, P])  # fmt: skip
-    expect(row.token_weight, [1, 1, 1, 0, 0, 0, 0, 0, 1], [1, 1, 1], [1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1],
-           [1, 1, 1], [0, 0, 0])  # fmt: skip
+    patches = [PAD] * PATCHES
+    image_only = [BOI, *patches, EOI]
+    expect(row.tokens, [BOS, 3, 4, *image_only], [6, 7, 8], [BOS, *image_only * 2], [BOS, 9, 10], [PAD] * 3)
+    shifted = [3, 4, *image_only, EOS], [7, 8, EOS], [*image_only * 2, EOS], [9, 10, 11], [PAD] * 3
+    expect(row.targets, *shifted)
+    unpredicted = [0, 0, 0, 0, 0, 1]  # what follows BOI is a patch, and a patch predicts no token
+    expect(row.token_weight, [1, 1, 1, *unpredicted], [1] * 3, [1, *unpredicted * 2], [1] * 3, [0] * 3)
     expect(row.positions, range(9), range(3), range(13), range(3), [0, 0, 0])
     expect(row.span_start, [0] * 9, [9] * 3, [12] * 13, [25] * 3, [28, 29, 30])
-    expect(row.span_end, [1, 2, 3, 4, 8, 8, 8, 8, 9], [10, 11, 12],
-           [13, 14, 18, 18, 18, 18, 19, 20, 24, 24, 24, 24, 25], [26, 27, 28], [29, 30, 31])  # fmt: skip
-    t = -1
-    expect(row.image_slot, [t, t, t, t, 0, 0, 0, 0, t], [t, t, t], [t, t, 1, 1, 1, 1, t, t, 2, 2, 2, 2, t],
-           [t, t, t], [t, t, t])  # fmt: skip
+    ends = [13, 14, 18, 18, 18, 18, 19, 20, 24, 24, 24, 24, 25]
+    expect(row.span_end, [1, 2, 3, 4, 8, 8, 8, 8, 9], [10, 11, 12], ends, [26, 27, 28], [29, 30, 31])
+    slots = [-1, -1, 1, 1, 1, 1, -1, -1, 2, 2, 2, 2, -1]
+    expect(row.image_slot, [-1, -1, -1, -1, 0, 0, 0, 0, -1], [-1] * 3, slots, [-1] * 6)
     expect(row.patch_index, [0, 0, 0, 0, 0, 1, 2, 3, 0], [0] * 3, [0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 3, 0], [0] * 6)
     expect(row.source, [0] * 9, [1] * 3, [0] * 13, [1] * 3, [-1] * 3)
     expect(row.latents[:, 0, 0, 0], [1, 2, 3, 0])
@@ -120,7 +119,7 @@ def test_a_row_is_a_function_of_seed_and_row():
     pieces = [Piece(Document((text(1, 2), image(k))), 0, 9, 0) for k in range(4)]
 
     def orders(seed, state):
-        np.random.seed(state)  # noqa: NPY002
+        np.random.seed(state)
         config = dataclasses.replace(row_config(image_first=0.5, caption_dropout=0.5, context_length=40), seed=seed)
         return [assemble(number, pieces, config, special()) for number in range(20)]
 

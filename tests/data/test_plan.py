@@ -1,5 +1,7 @@
 """The row plan, on random corpora. An image takes four elements, six with its marks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from transfusion_jax.data.stream import Rows
 
 PATCHES = 4
 IMAGE = Image(np.zeros((4, 4, 1), np.float32))
-SEEDS = range(40)
+SEEDS = range(30)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -27,9 +29,7 @@ def test_no_row_holds_more_than_it_may(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rows_of_mixtures_with_text_are_filled_exactly(seed):
-    corpus, data = random_mixture(seed)
-    if all(d.images for source in corpus.sources for d in source.documents):
-        pytest.skip("no plain text")
+    corpus, data = random_mixture(seed, plain=1)
     elements, _, text = used(corpus, plan_rows(corpus, data, PATCHES, seed))
     assert np.all((elements == data.context_length) | (text == data.text_capacity))
 
@@ -77,9 +77,7 @@ def test_plain_text_runs_on_over_the_seams(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_epoch_reads_every_element_of_every_source(seed):
     corpus, data = random_mixture(seed)
-    if data.max_text and data.max_text < data.context_length:
-        pytest.skip("has a test of its own")
-    assert unread(corpus, plan_rows(corpus, data, PATCHES, seed)) == 0
+    assert unread(corpus, plan_rows(corpus, dataclasses.replace(data, max_text=0), PATCHES, seed)) == 0
 
 
 @pytest.mark.parametrize("max_text", [10, 32, 63])
@@ -227,14 +225,15 @@ def test_documents_that_no_row_can_hold_are_named(sources, data, message):
         plan_rows(Corpus(tuple(sources())), DataConfig(**(dict(context_length=64) | data)), PATCHES, 0)
 
 
-def random_mixture(seed):
-    """Up to three sources with images and up to three without, and the data config to plan them with."""
+def random_mixture(seed, plain=0):
+    """Up to three sources with images and from `plain` to three without, and the data config to plan them with."""
     random = np.random.default_rng([seed, 99])
     context = int(random.choice([40, 64, 200]))
-    pictured, plain_texts = random.integers(0, 4, 2)
-    sources = [texts("only", 1.0, [9])] if pictured + plain_texts == 0 else []
+    pictured = int(random.integers(0, 4))
+    plain_texts = int(random.integers(max(plain, pictured == 0), 4))
+    sources: list[Source] = []
     for kind in ["images"] * pictured + ["texts"] * plain_texts:
-        count, weight = random.integers(1, 100), random.uniform(0.1, 3)
+        count, weight = random.integers(1, 100), random.uniform(0.3, 3)
         name = f"{kind} {len(sources)}"
         if kind == "images":
             found = [interleaved(random, context // 4) for _ in range(count)]
@@ -294,19 +293,17 @@ def pieces_in_reading_order(corpus, plan: RowPlan, source):
     A row's pieces are shuffled: first the one that ends a document cut by the row before, then whole ones, then
     the one that the row's end cuts.
     """
-    carried = None
-    for row in range(plan.rows):
-        here = range(plan.row_offset[row], plan.row_offset[row + 1])
-        found = [
-            (int(plan.piece_document[p]), int(plan.piece_start[p]), int(plan.piece_length[p]))
-            for p in here
-            if corpus.source_of(plan.piece_document[p]) == source
-        ]
-        goes_on = lambda piece: piece[1] + piece[2] < corpus[piece[0]].length(PATCHES)  # noqa: E731
-        found.sort(key=lambda piece: (piece[:2] != carried, goes_on(piece)))
-        if found:
-            carried = (found[-1][0], found[-1][1] + found[-1][2]) if goes_on(found[-1]) else None
-        yield from found
+    table = np.stack([plan.piece_row, plan.piece_document, plan.piece_start, plan.piece_length], 1)
+    begin, end = corpus.offsets[source : source + 2]
+    table = table[(begin <= table[:, 1]) & (table[:, 1] < end)]
+    _, length = sizes(corpus)
+    carried: tuple[int, int] | None = None
+    for found in np.split(table[:, 1:], np.flatnonzero(np.diff(table[:, 0])) + 1):
+        keyed = [((d, s) != carried, s + n < length[d], (d, s, n)) for d, s, n in found.tolist()]
+        pieces = [piece for *_, piece in sorted(keyed)]
+        document, start, taken = pieces[-1]
+        carried = (document, start + taken) if start + taken < length[document] else None
+        yield from pieces
 
 
 def unread(corpus, plan: RowPlan):

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import pytorch_step
-import step as benchmark
 import torch
 
+import pytorch_step
+import step as benchmark
 from transfusion_jax.config import ModelConfig, OptimizerConfig
 from transfusion_jax.diffusion import objective
 from transfusion_jax.parallel.mesh import make_mesh
@@ -48,7 +48,7 @@ def test_loss_gradient_norm_and_updated_parameters_equal_pytorchs(monkeypatch):
         lambda _, clean, __, schedule: (schedule.add_noise(clean, noise, timesteps), noise, timesteps),
     )
 
-    task, mesh = TransfusionTask(CONFIG), make_mesh(CONFIG.mesh)
+    task, mesh = TransfusionTask(CONFIG), make_mesh(CONFIG.mesh, jax.devices()[:1])
     state = create_state(task, CONFIG, mesh)
     params = jax.tree.map(lambda p: p + 0.1 * random.normal(size=p.shape).astype(np.float32), state.params)
     model = pytorch_step.Transfusion(MODEL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.documents import Text
 from transfusion_jax.data.load import Data
+from transfusion_jax.data.stream import make_rows
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel.devices import check_backend, describe_devices
+from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training.loop import Hook, train
 from transfusion_jax.training.metrics import Writer
 from transfusion_jax.training.transfusion import TransfusionTask
@@ -51,13 +52,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise ConfigError("train needs --workdir DIR, where the run is kept (or --dry-run to look only)")
     check_backend(arguments.allow_cpu)
     print(describe_devices(), flush=True)
+    mesh = make_mesh(config.mesh)
     data = data_loading.load(config)
-    workdir = Workdir(arguments.workdir)
+    rows = make_rows(data.train, config, data.codec.special)
+    workdir = Workdir(arguments.workdir)  # begun only now that config and data have proved to fit
     workdir.begin(config, data)
     task = TransfusionTask(config)
     parameters = flops.count_parameters(config.model).total
     print(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
-    outcome = train(task, config, data, workdir, _hooks(task, config, data, workdir), say=_say)
+    outcome = train(task, config, rows, mesh, workdir, _hooks(task, config, data, workdir), say=_say)
     return 0 if outcome.interrupted_by is None else 128 + outcome.interrupted_by
 
 
@@ -140,4 +143,3 @@ training FLOPs, 6ND     {summary["flops_6nd"]:11.3e}""")
 
 def _say(line: str) -> None:
     print(line, flush=True)
-    sys.stdout.flush()

@@ -9,7 +9,7 @@ import numpy as np
 from transfusion_jax.config import ConfigError
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-WORDINGS = ("a handwritten {}", "the digit {}", "a picture of a {}", "the number {} written by hand")
+WORDINGS = ("a handwritten {}", "the digit {}", "number {}", "a small {}")
 LARGEST = 16  # scikit-learn's pixels run from 0 to 16
 
 

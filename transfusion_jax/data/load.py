@@ -101,7 +101,8 @@ def load(config: Config) -> Data:
     }
     statistics = _statistics([train.images for train, _ in pairs.values()], coder, config)
     codec = Codec(tokens, SpecialTokens.after(tokens.size), coder, statistics)
-    texts = prose.load(config.data.held_out)
+    kinds = {source.kind for source in config.data.sources.values()}
+    texts = prose.load(config.data.held_out) if "prose" in kinds else ([], [])
     splits = []
     for part in (0, 1):  # training, held out
         sources = []

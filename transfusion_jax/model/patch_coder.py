@@ -23,13 +23,13 @@ class LinearPatchCoder(nnx.Module):
         self.config = config
         first, second, into, out = jax.random.split(key, 4)
         width, patch = config.width, config.patch_channels
-        self.timestep_in = nnx.Param(normal(first, (TIMESTEP_FEATURES, width)))
+        self.timestep_in = nnx.Param(normal(first, (TIMESTEP_FEATURES, width), config))
         self.timestep_in_bias = nnx.Param(jnp.zeros(width))
-        self.timestep_out = nnx.Param(normal(second, (width, width)))
+        self.timestep_out = nnx.Param(normal(second, (width, width), config))
         self.timestep_out_bias = nnx.Param(jnp.zeros(width))
-        self.patch_in = nnx.Param(normal(into, (patch, width)))
+        self.patch_in = nnx.Param(normal(into, (patch, width), config))
         self.patch_in_bias = nnx.Param(jnp.zeros(width))
-        self.patch_out = nnx.Param(normal(out, (width, patch)))
+        self.patch_out = nnx.Param(normal(out, (width, patch), config))
         self.patch_out_bias = nnx.Param(jnp.zeros(patch))
 
     def encode(self, latents: jax.Array, timesteps: jax.Array) -> tuple[jax.Array, None]:

@@ -92,9 +92,9 @@ class Transfusion(nnx.Module):
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         embedding, trunk, head, coder = jax.random.split(key, 4)
         self.config = config
-        self.embedding = nnx.Param(normal(embedding, (config.padded_vocabulary, config.width)))
+        self.embedding = nnx.Param(normal(embedding, (config.padded_vocabulary, config.width), config))
         self.trunk = Trunk(config, key=trunk)
-        self.text_head = nnx.Param(normal(head, (config.width, config.padded_vocabulary)))
+        self.text_head = nnx.Param(normal(head, (config.width, config.padded_vocabulary), config))
         self.patch_coder = PATCH_CODERS[config.patch_coder](config, key=coder)
 
     def embed(

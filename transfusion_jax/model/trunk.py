@@ -13,8 +13,6 @@ from transfusion_jax.config import ModelConfig
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans
 
-INIT_STD = 0.02
-
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -105,10 +103,10 @@ class Attention(nnx.Module):
         self.config = config
         width = config.width
         q, k, v, o = jax.random.split(key, 4)
-        self.query = nnx.Param(normal(q, (width, width)))
-        self.key = nnx.Param(normal(k, (width, width)))
-        self.value = nnx.Param(normal(v, (width, width)))
-        self.output = nnx.Param(normal(o, (width, width), depth=config.layers))
+        self.query = nnx.Param(normal(q, (width, width), config))
+        self.key = nnx.Param(normal(k, (width, width), config))
+        self.value = nnx.Param(normal(v, (width, width), config))
+        self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
 
     def __call__(
         self, x: jax.Array, spans: Spans, rotation: tuple[jax.Array, jax.Array], past: Cache | None
@@ -136,9 +134,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         g, u, d = jax.random.split(key, 3)
-        self.gate = nnx.Param(normal(g, (config.width, config.mlp_width)))
-        self.up = nnx.Param(normal(u, (config.width, config.mlp_width)))
-        self.down = nnx.Param(normal(d, (config.mlp_width, config.width), depth=config.layers))
+        self.gate = nnx.Param(normal(g, (config.width, config.mlp_width), config))
+        self.up = nnx.Param(normal(u, (config.width, config.mlp_width), config))
+        self.down = nnx.Param(normal(d, (config.mlp_width, config.width), config, depth=config.layers))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[…, width]` to the same."""
@@ -165,10 +163,10 @@ def dot(x: jax.Array, weight: nnx.Param | jax.Array) -> jax.Array:
     return jnp.dot(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
-def normal(key: jax.Array, shape: tuple[int, ...], depth: int | None = None) -> jax.Array:
+def normal(key: jax.Array, shape: tuple[int, ...], config: ModelConfig, depth: int | None = None) -> jax.Array:
     """Llama's initialisation; an output projection of a network `depth` layers deep is scaled by 1/√(2 depth)."""
-    std = INIT_STD if depth is None else INIT_STD / math.sqrt(2 * depth)
-    return std * jax.random.normal(key, shape)
+    scale = 1.0 if depth is None else 1 / math.sqrt(2 * depth)
+    return config.init_std * scale * jax.random.normal(key, shape)
 
 
 def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:

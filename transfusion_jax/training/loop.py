@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from transfusion_jax.config import Config
-from transfusion_jax.data.load import Data
-from transfusion_jax.data.stream import batches, make_rows
+from transfusion_jax.data.stream import Rows, batches
 from transfusion_jax.flops import peak_flops
-from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
 from transfusion_jax.training.checkpoint import BEST, Checkpoints
 from transfusion_jax.training.metrics import Writer, duration, open_writer, progress_line
@@ -55,7 +54,8 @@ class Outcome:
 def train(
     task: Task,
     config: Config,
-    data: Data,
+    rows: Rows,
+    mesh: Mesh,
     workdir: Workdir,
     hooks: tuple[Hook, ...] = (),
     say: Callable = print,
@@ -65,12 +65,12 @@ def train(
     Args:
         task: what is trained.
         config: the run.
-        data: its documents.
+        rows: the stream of its data.
+        mesh: the devices.
         workdir: where everything is written; it has been begun with this config and data.
         hooks: evaluations and drawings.
         say: prints a line for the user.
     """
-    mesh = make_mesh(config.mesh)
     sharding = batch_sharding(mesh)
     peak, origin = peak_flops(jax.local_devices()[0])
     say(f"mesh {dict(mesh.shape)}; peak {peak / 1e12:.2f} TFLOP/s per device ({origin})")
@@ -80,7 +80,6 @@ def train(
         if first >= config.steps:
             say(f"{workdir.path} is done: {first} of {config.steps} steps. A larger --config.steps is a new run.")
             return Outcome(first)
-        rows = make_rows(data.train, config, data.codec.special)
         step_function = make_step(task, config, mesh)
         local = local_rows(sharding, config.batch_rows)
         stream = batches(rows, next_row, config.batch_rows, local, config.data.workers)
@@ -124,9 +123,7 @@ def train(
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
 
 
-def start(
-    task: Task, config: Config, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, say: Callable
-) -> tuple[State, int]:
+def start(task: Task, config: Config, mesh: Mesh, checkpoints: Checkpoints, say: Callable) -> tuple[State, int]:
     """The state to go on from, and the next row to read."""
     if not checkpoints.steps:
         return create_state(task, config, mesh), 0
@@ -136,7 +133,7 @@ def start(
     return state, next_row
 
 
-def to_global(batch: Any, sharding: jax.sharding.NamedSharding) -> Any:
+def to_global(batch: Any, sharding: NamedSharding) -> Any:
     """This process's rows as its part of the global batch."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 

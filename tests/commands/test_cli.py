@@ -1,0 +1,201 @@
+"""The commands as a user runs them: real processes, real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transfusion_jax.cli import main
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+DEBUG = ["train", "--config", "configs/debug.py", "--config.loop.log_every=1", f"--config.steps={STEPS}"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of the debug config, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "debug"
+    result = transfusion(*DEBUG, "--workdir", str(workdir))
+    assert result.returncode == 0, result.stderr
+    return workdir, result.stdout
+
+
+def test_training_says_where_it_runs_first_and_shows_progress(trained):
+    lines = trained[1].splitlines()
+    assert lines[0].startswith("backend cpu, 1 device(s)")
+    progress = [line for line in lines if line.startswith("step 10/")]
+    assert len(progress) == 1
+    for part in ("text", "image", "elements/s", "left"):
+        assert part in progress[0]
+
+
+def test_every_step_stands_once_in_the_metrics(trained):
+    records = steps_of(trained[0])
+    assert sorted(records) == list(range(1, STEPS + 1))
+    for name in ("loss_text", "loss_image", "grad_norm", "learning_rate", "elements_per_second", "mfu"):
+        assert name in records[STEPS]
+    assert {"loss_image/caption_first", "loss_text/source_prose", "loss_image/noise_0"} <= set().union(
+        *records.values()
+    )
+    assert any((trained[0] / "tensorboard").iterdir())
+
+
+def test_a_finished_run_says_that_it_is_done(trained):
+    result = transfusion("train", "--workdir", str(trained[0]))
+    assert result.returncode == 0
+    assert f"is done: {STEPS} of {STEPS} steps" in result.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, tmp_path, number):
+    command = [*DEBUG, "--workdir", str(tmp_path), "--config.data.workers=1"]
+    process = start(*command)
+    for line in process.stdout:
+        if line.startswith("step  7/"):
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 128 + number, rest
+    assert "run the same command to go on" in rest
+    again = transfusion(*command)
+    assert again.returncode == 0, again.stderr
+    assert "resumed from step" in again.stdout
+    exact = ("loss_text", "loss_image", "grad_norm", "learning_rate")
+    once, resumed = steps_of(trained[0]), steps_of(tmp_path)
+    assert [[resumed[s][n] for n in exact] for s in once] == [[once[s][n] for n in exact] for s in once]
+
+
+def test_another_recipe_is_refused_with_its_differences_and_a_new_cadence_is_not(trained):
+    changed = transfusion("train", "--workdir", str(trained[0]), "--config.optimizer.beta1=0.8", "--config.seed=3")
+    assert changed.returncode == 2
+    assert "optimizer.beta1: 0.9 -> 0.8" in changed.stderr
+    assert "seed: 0 -> 3" in changed.stderr
+    free = transfusion("train", "--workdir", str(trained[0]), "--config.loop.log_every=7")
+    assert free.returncode == 0, free.stderr
+
+
+def test_sample_draws_the_same_picture_for_the_same_seed_and_step(trained, tmp_path):
+    pictures = []
+    for name, seed, count in (("a", "1", "3"), ("b", "1", "3"), ("c", "2", "3")):
+        output = tmp_path / f"{name}.png"
+        result = transfusion(
+            *("sample", "--workdir", str(trained[0]), "--prompt", "a handwritten four", "-n", count),
+            *("--output", str(output), "--seed", seed, "--step", "best", "--weights", "raw"),
+        )
+        assert result.returncode == 0, result.stderr
+        assert "raw weights" in result.stdout
+        pictures.append(np.asarray(Image.open(output)))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+
+
+def test_sample_captions_files_and_held_out_images(trained, tmp_path):
+    file = tmp_path / "photo.png"
+    Image.new("RGB", (40, 30), "red").save(file)
+    captioned = transfusion("sample", "--workdir", str(trained[0]), "--image", str(file))
+    assert captioned.returncode == 0, captioned.stderr
+    assert f"{file}: " in captioned.stdout
+    held_out = transfusion("sample", "--workdir", str(trained[0]), "--held-out", "3")
+    assert held_out.returncode == 0, held_out.stderr
+    assert held_out.stdout.count("\n") == 1 + 1 + 3
+
+
+def test_evaluate_prints_a_table_or_json_and_writes_the_same(trained):
+    result = transfusion("evaluate", "--workdir", str(trained[0]), "--suite", "loss", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report == json.loads((trained[0] / "evaluation.json").read_text())
+    assert report["step"] == STEPS
+    assert report["weights"] == "ema"
+    assert 0 < report["metrics"]["bits_per_byte"] < 10
+
+
+def test_what_cannot_be_read_is_one_sentence(trained, tmp_path, capsys):
+    workdir = str(trained[0])
+    output = str(tmp_path / "x.png")
+    for arguments, message in [
+        (["sample", "--workdir", "nowhere", "--prompt", "x", "--output", output], "no run in nowhere"),
+        (["sample", "--workdir", workdir, "--prompt", "x"], "--prompt needs --output"),
+        (["sample", "--workdir", workdir, "--prompt", "x" * 200, "--output", output], "the model's context is 128"),
+        (
+            ["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "--sampling-steps", "0"],
+            "between 1",
+        ),
+        (["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "-n", "0"], "-n must be"),
+        (["sample", "--workdir", workdir, "--image", "no.png"], "cannot read image no.png"),
+        (["sample", "--workdir", workdir, "--held-out", "3", "--seed", "1"], "goes with --prompt"),
+        (["sample", "--workdir", workdir, "--step", "7", "--held-out", "3"], "no checkpoint 7: there are 10, 20"),
+        (["evaluate", "--workdir", workdir, "--config.seed=1"], "is an option of train"),
+    ]:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_what_cannot_be_trained_is_one_sentence(tmp_path, capsys):
+    config = ["train", "--config", str(ROOT / "configs/debug.py")]
+    workdir = ["--workdir", str(tmp_path / "run")]
+    for arguments, message in [
+        ([*config, *workdir, "--config.model.widht=8"], "unknown config key model.widht: did you mean 'width'?"),
+        ([*config, *workdir, "--config.data.context_length=6"], "an image takes 7 elements"),
+        ([*config, *workdir, "--config.data.context_length=32"], "is not split: data.context_length is 32"),
+        ([*config, *workdir, "--config.data.max_images=1"], "images on average and data.max_images is 1"),
+        ([*config, *workdir, "--config.data.sources={}"], "names no data"),
+        ([*config, *workdir, "--config.mesh.data=3"], "does not cover 8 devices"),
+        (config, "train needs --workdir"),
+        (["train", *workdir], "no run in"),
+        (["train"], "train needs --config"),
+        (["train", "--config", "configs/none.py", *workdir], "no config file configs/none.py"),
+        (["train", "--config", str(ROOT / "configs/paper.py:8b"), *workdir], "unknown size '8b'"),
+        ([*config, *workdir, "--json"], "--json goes with --dry-run"),
+    ]:
+        assert main(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1, error
+
+
+def test_dry_run_of_the_largest_size_allocates_nothing(capsys):
+    assert main(["train", "--config", str(ROOT / "configs/paper.py:7b"), "--dry-run", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["parameters"]["paper_count"] == 6_738_415_616
+    assert summary["elements_per_step"] == 2_097_152
+    assert summary["config"]["steps"] == 250_000
+    assert main(["train", "--config", str(ROOT / "configs/paper.py:7b"), "--dry-run"]) == 0
+    assert "6,738.4M" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"]])
+def test_help_says_what_a_command_does(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: transfusion" in capsys.readouterr().out
+
+
+def transfusion(*arguments):
+    process = start(*arguments, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def start(*arguments, stderr=subprocess.STDOUT):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-u", "-m", "transfusion_jax.cli", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
+
+
+def steps_of(workdir):
+    """Records of training steps by step; the evaluations between them are left out."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [r for r in records if "loss_text" in r]
+    assert len({r["step"] for r in steps}) == len(steps)
+    return {r["step"]: r for r in steps}
