@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax import config as configs
+from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Corpus, Document, Image, Source, Text
+from transfusion_jax.data.load import Codec, LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
 
@@ -79,3 +81,20 @@ def tiny_batch(config: Config, first_row: int = 0, rows: int | None = None) -> B
     """Consecutive rows of the tiny corpus's stream."""
     stream = make_rows(tiny_corpus(), config, special())
     return stack([stream[first_row + r] for r in range(rows or config.batch_rows)])
+
+
+class Letters:
+    """Twenty letters as a tokenizer."""
+
+    name, size = "letters", VOCABULARY
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([(ord(c) - ord("a")) % VOCABULARY for c in text], np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return "".join(chr(ord("a") + int(t)) for t in tokens)
+
+
+def tiny_codec() -> Codec:
+    """Letters, and pixels of mean 0 and standard deviation ½."""
+    return Codec(Letters(), special(), Identity(), LatentStatistics(np.zeros(2), np.full(2, 0.5)))

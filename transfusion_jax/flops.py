@@ -102,7 +102,7 @@ def peak_flops(device: Any) -> tuple[float, str]:
     return measured_peak(), "measured"
 
 
-def measured_peak(size: int = 1024, rounds: int = 5) -> float:
+def measured_peak(size: int = 1024, rounds: int = 20) -> float:
     """FLOP/s of a float32 matrix product on the default device, the best of a few rounds."""
     product = jax.jit(jnp.dot)
     x = jnp.ones((size, size))

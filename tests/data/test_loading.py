@@ -25,6 +25,16 @@ def test_training_latents_have_zero_mean_and_unit_variance_per_channel():
     assert latents.dtype == np.float32
 
 
+def test_every_channel_has_statistics_of_its_own(monkeypatch):
+    scale, shift = np.array([0.1, 0.4]), np.array([-0.5, 0.2])
+    images = (np.random.default_rng(0).uniform(-1, 1, (200, 8, 8, 2)) * scale + shift).astype(np.float32)
+    picture = digits.Digits(images, np.zeros(200, int))
+    monkeypatch.setattr(digits, "load", lambda held_out, seed: (picture, picture))
+    statistics = load.load(config(model__latent_shape=(8, 8, 2))).codec.statistics
+    np.testing.assert_allclose(statistics.mean, shift, atol=0.01)
+    np.testing.assert_allclose(statistics.std, scale / np.sqrt(3), rtol=0.03)
+
+
 def test_held_out_documents_are_kept_apart_and_normalised_alike():
     data = load.load(config())
     seen, unseen = (

@@ -137,6 +137,16 @@ def test_many_plain_sources_share_each_row_exactly(count):
     assert set(plan.elements()) == {64}
 
 
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.9])
+def test_shares_hold_where_few_captions_are_nearly_as_long_as_a_row(share):
+    random = np.random.default_rng(0)
+    captions = np.minimum(random.geometric(0.08, 2000), 90)
+    corpus = Corpus((pairs("p", share, captions), texts("t", 1 - share, random.integers(5, 300, 300))))
+    plan = plan_rows(corpus, DataConfig(context_length=100, max_images=100), PATCHES, 0)
+    elements = np.bincount(plan.piece_document >= 2000, plan.piece_length)
+    assert elements[0] / elements.sum() == pytest.approx(share, abs=0.02)
+
+
 def test_one_short_text_comes_round_until_its_row_is_full():
     plan = plan_rows(Corpus((texts("t", 1.0, [2]),)), DataConfig(context_length=10), PATCHES, 0)
     assert plan.rows == 1
@@ -157,6 +167,7 @@ def test_one_long_text_is_cut_at_every_row():
         (np.full(500, 8), 0.11),  # six documents of fifteen and a tenth of the row left
         (np.random.default_rng(0).integers(1, 12, 2000), 0.08),
         (np.random.default_rng(1).integers(1, 40, 2000), 0.15),
+        (np.minimum(np.random.default_rng(2).geometric(0.08, 2000), 90), 0.1),  # few long captions, many short ones
     ],
 )
 def test_images_alone_leave_little_padding(lengths, padding):
@@ -165,6 +176,14 @@ def test_images_alone_leave_little_padding(lengths, padding):
     )
     assert 1 - plan.elements().mean() / 100 < padding
     assert np.unique(plan.piece_document).size == len(lengths)
+
+
+def test_sources_stand_in_every_order_within_a_row():
+    corpus = Corpus((pairs("p", 1.0, range(1, 30)), texts("t", 1.0, range(5, 90))))
+    plan = plan_rows(corpus, DataConfig(context_length=100), PATCHES, 0)
+    is_text = plan.piece_document >= corpus.offsets[1]
+    for place in (plan.row_offset[:-1], plan.row_offset[1:] - 1):
+        assert 0.2 < is_text[place].mean() < 0.8
 
 
 def test_the_plan_is_a_function_of_the_seed():

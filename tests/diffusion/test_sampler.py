@@ -23,12 +23,24 @@ def test_a_perfect_predictor_gives_back_the_distribution():
 
 
 def test_few_steps_follow_the_same_process():
-    at, visited = (0.0, 1.0), respace(1000, 25)
+    at, visited = (0.0, 1.0), respace(1000, 4)
     for t, s in itertools.pairwise(visited):
         at = moments_after(at, *SCHEDULE.alpha_bar[[t, s]])
-    drawn = draw(perfect, keys(1500), (4, 3), 25)
+    drawn = draw(perfect, keys(1500), (4, 3), 4)
     assert np.all(np.abs(drawn.mean((0, 1)) - at[0]) < 4 * np.sqrt(at[1] / 6000))
     np.testing.assert_allclose(drawn.var((0, 1)), at[1], rtol=0.08)
+
+
+def test_the_predictor_is_asked_at_each_visited_timestep():
+    asked = []
+
+    def predict(x, t):
+        asked.append(int(t))
+        return x
+
+    with jax.disable_jit():
+        sample(predict, keys(1), (1,), SCHEDULE, steps=3)
+    assert asked == respace(1000, 3)[:-1].tolist()
 
 
 def test_a_sample_does_not_depend_on_its_neighbours():

@@ -93,6 +93,17 @@ def test_the_default_never_makes_a_square_of_the_sequence():
     assert largest_array(jaxpr.jaxpr) < length * length
 
 
+def test_many_batched_gradients_equal_each_alone():
+    """Fails where XLA's YNN fusions are on: see docs/decisions.md."""
+    spans = layout_spans(["ragged packed documents"])
+    q, k, v = random_arrays(3, (1, LENGTH, 1, 8))
+    _, gradient = jax.vjp(lambda *qkv: attention(*qkv, spans), q, k, v)
+    cotangents = jnp.zeros((LENGTH, *q.shape)).at[jnp.arange(LENGTH), 0, jnp.arange(LENGTH), 0, 0].set(1.0)
+    together = jax.vmap(gradient)(cotangents)
+    one_by_one = jax.lax.map(gradient, cotangents)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together, one_by_one)
+
+
 def test_wrong_shapes_and_names_are_refused():
     spans = layout_spans(["pure text"])
     q, k, v = random_arrays(3, (1, LENGTH, 2, 8))

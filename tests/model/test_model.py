@@ -30,7 +30,7 @@ def test_perturbing_an_element_moves_exactly_the_outputs_that_the_mask_allows():
     assert np.array_equal(reach, allowed)  # a span mask is closed: depth reveals nothing more
 
     def outputs(offset):
-        x, skips = embedded(model, params, batch)
+        x, _ = embedded(model, params, batch)
         hidden, _ = model.trunk(params, x + offset, batch.spans, batch.positions)
         return hidden[0]
 

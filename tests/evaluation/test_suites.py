@@ -1,0 +1,34 @@
+import math
+
+import jax
+import numpy as np
+
+from helpers import tiny_codec, tiny_config, tiny_corpus
+from transfusion_jax.data import digits
+from transfusion_jax.data.load import Data
+from transfusion_jax.evaluation.digits import features, fit_judge
+from transfusion_jax.evaluation.suite import SUITES
+from transfusion_jax.training.transfusion import TransfusionTask
+
+
+def test_the_judge_is_right_on_real_digits_that_it_has_not_seen():
+    seen, unseen = digits.load(0.15, seed=0)
+    judge = fit_judge(seen)
+    assert judge.score(features(unseen.images), unseen.labels) >= 0.97
+    assert judge.score(features(unseen.images), (unseen.labels + 1) % 10) < 0.05
+
+
+def test_a_model_that_knows_nothing_needs_log_vocabulary_nats_per_token():
+    config = tiny_config(evaluation__rows=8)
+    task = TransfusionTask(config)
+    params = jax.tree.map(np.asarray, task.init(jax.random.key(0)))
+    params["text_head"] = np.zeros_like(params["text_head"])
+    params["patch_coder"]["patch_out"] = np.zeros_like(params["patch_coder"]["patch_out"])
+    data = Data(tiny_corpus(0), tiny_corpus(1), tiny_codec())
+    first, again = (SUITES["loss"].run(task, params, data, jax.random.key(0)) for _ in range(2))
+    assert first == again
+    nats = math.log(config.model.vocabulary + 5)
+    np.testing.assert_allclose(first["loss_text"], nats, rtol=1e-5)
+    np.testing.assert_allclose(first["loss_image"], 1, atol=0.2)  # predicting no noise at all
+    np.testing.assert_allclose(first["loss"], first["loss_text"] + 5 * first["loss_image"], rtol=1e-6)
+    assert nats / math.log(2) < first["bits_per_byte"] < 1.2 * nats / math.log(2)  # EOS costs bits and is no byte
