@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             name="digits",
             seed=0,
-            steps=3000,
+            steps=1800,
             batch_rows=8,
             model=dict(
                 width=128,
@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 ema_decay=0.998,
             ),
             evaluation=dict(suites=("loss", "digits")),
-            sampling=dict(steps=100, guidance=2.0),
-            loop=dict(log_every=50, save_every=500, evaluate_every=500, sample_every=1000),
+            sampling=dict(steps=50, guidance=2.0),
+            loop=dict(log_every=50, save_every=300, evaluate_every=300, sample_every=600),
         )
     )

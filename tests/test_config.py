@@ -17,6 +17,7 @@ DEBUG = f"{CONFIGS}/debug.py"
 
 # How a run is executed; every other field is what is trained.
 EXECUTION = {
+    "name",
     "model.attention",
     "model.remat",
     "model.compute_dtype",
@@ -111,6 +112,7 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
         (dict(model__mlp_width=0), "mlp_width must be positive"),
         (dict(model__vocabulary=0), "vocabulary must be positive"),
         (dict(model__patch_size=0), "patch_size must be positive"),
+        (dict(model__init_std=0), "init_std must be positive"),
         (dict(model__heads=3), "model.width 16 must be a multiple of heads 3"),
         (dict(model__heads=16), "model.width / heads is 1: rotary embeddings need it even"),
         (dict(model__patch_size=3), "model.patch_size 3 must divide the latent's 4×4"),

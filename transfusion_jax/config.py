@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,9 +55,10 @@ class ModelConfig:
     compute_dtype: str = execution("auto")  # "auto": bfloat16 on accelerators, float32 on CPU
 
     def __post_init__(self) -> None:
-        positive(self, "width", "layers", "heads", "mlp_width", "vocabulary", "patch_size", "init_std")
+        positive(self, "model.", "width", "layers", "heads", "mlp_width", "vocabulary", "patch_size", "init_std")
         require(self.width % self.heads == 0, f"model.width {self.width} must be a multiple of heads {self.heads}")
         require(self.head_dim % 2 == 0, f"model.width / heads is {self.head_dim}: rotary embeddings need it even")
+        require(min(self.latent_shape) > 0, f"model.latent_shape must be positive, not {list(self.latent_shape)}")
         height, width, _ = self.latent_shape
         require(
             height % self.patch_size == 0 and width % self.patch_size == 0,
@@ -124,7 +126,7 @@ class DataConfig:
     workers: int = execution(0)  # loader processes; 0 reads in threads of this one
 
     def __post_init__(self) -> None:
-        positive(self, "context_length", "max_images")
+        positive(self, "data.", "context_length", "max_images")
         for name in ("image_first", "caption_dropout", "held_out"):
             require(0 <= getattr(self, name) <= 1, f"data.{name} must be between 0 and 1")
         require(self.held_out < 1, "data.held_out of 1 leaves nothing to train on")
@@ -147,7 +149,7 @@ class DiffusionConfig:
     image_first_limit: int = 1000  # highest t for an image that precedes its caption; the paper's switch is 500
 
     def __post_init__(self) -> None:
-        positive(self, "timesteps")
+        positive(self, "diffusion.", "timesteps")
         require(
             1 <= self.image_first_limit <= self.timesteps,
             f"diffusion.image_first_limit must lie between 1 and timesteps ({self.timesteps})",
@@ -169,7 +171,7 @@ class OptimizerConfig:
     ema_decay: float = 0.0  # 0 keeps no average of the weights
 
     def __post_init__(self) -> None:
-        positive(self, "learning_rate", "epsilon")
+        positive(self, "optimizer.", "learning_rate", "epsilon")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps must not be negative")
         require(
             0 <= self.final_learning_rate <= self.learning_rate,
@@ -189,7 +191,7 @@ class SamplingConfig:
     guidance: float = execution(3.0)
 
     def __post_init__(self) -> None:
-        positive(self, "steps")
+        positive(self, "sampling.", "steps")
         require(self.guidance >= 0, "sampling.guidance must not be negative")
 
 
@@ -203,7 +205,7 @@ class EvaluationConfig:
     images: int = execution(200)  # images drawn by a suite that judges them
 
     def __post_init__(self) -> None:
-        positive(self, "rows", "images")
+        positive(self, "evaluation.", "rows", "images")
         for name in ("suites", "during_training"):
             for suite in getattr(self, name):
                 one_of(f"evaluation.{name}", suite, ("loss", "digits"))
@@ -234,7 +236,7 @@ class LoopConfig:
     sample_every: int = execution(0)
 
     def __post_init__(self) -> None:
-        positive(self, "log_every", "save_every", "keep")
+        positive(self, "loop.", "log_every", "save_every", "keep")
         require(self.evaluate_every >= 0 and self.sample_every >= 0, "loop cadences must not be negative")
 
 
@@ -242,7 +244,7 @@ class LoopConfig:
 class Config:
     """Everything that a run is made of."""
 
-    name: str
+    name: str = field(metadata={"execution": True})
     seed: int
     steps: int
     batch_rows: int  # rows per step, over all devices
@@ -258,12 +260,16 @@ class Config:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        positive(self, "steps", "batch_rows", "accumulation")
+        positive(self, "", "steps", "batch_rows", "accumulation")
         require(self.seed >= 0, "seed must not be negative")
         require(self.image_loss_weight >= 0, "image_loss_weight must not be negative")
         require(
             self.batch_rows % self.accumulation == 0,
             f"accumulation {self.accumulation} must divide batch_rows {self.batch_rows}",
+        )
+        require(
+            self.sampling.steps <= self.diffusion.timesteps,
+            f"sampling.steps {self.sampling.steps} must not exceed diffusion.timesteps {self.diffusion.timesteps}",
         )
         smallest = self.model.patches + 3  # BOS BOI … EOI
         require(
@@ -344,11 +350,11 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def positive(config: Any, *names: str) -> None:
-    """Requires the named fields to be above zero."""
+def positive(config: Any, section: str, *names: str) -> None:
+    """Requires the named fields to be above zero, and finite; `section` is their dotted prefix."""
     for name in names:
         value = getattr(config, name)
-        require(value > 0, f"{name} must be positive, not {value}")
+        require(0 < value < math.inf, f"{section}{name} must be positive, not {value}")
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:
@@ -410,7 +416,7 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
         return tuple(_parse(k, v, name) for k, v in zip(inner, value, strict=True))
     if origin is Mapping:
         require(isinstance(value, dict), f"{name} must hold named entries, not {value!r}")
-        return {key: _parse(arguments[1], entry, f"{name}.{key}") for key, entry in value.items()}
+        return {key: _parse(arguments[1], entry, f"{name}.{key}") for key, entry in sorted(value.items())}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():

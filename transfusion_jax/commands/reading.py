@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.config import ConfigError
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.training.checkpoint import Checkpoints, to_devices
 from transfusion_jax.training.transfusion import TransfusionTask
@@ -42,8 +42,3 @@ def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[Transfusio
         params = checkpoints.weights(step, "ema" if weights == "ema" else "params", abstract)
     say(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
     return task, params, workdir, step, weights
-
-
-def one_line(config: Config) -> str:
-    """A run in a few words."""
-    return f"{config.name}: {config.steps} steps of {config.elements_per_step:,} elements"

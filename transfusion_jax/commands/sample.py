@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _draw(arguments: argparse.Namespace) -> int:
-    if arguments.output is None:
+    if arguments.output is None or arguments.output.suffix.lower() != ".png":
         raise ConfigError("--prompt needs --output FILE.png")
     count, seed = 1 if arguments.n is None else arguments.n, arguments.seed or 0
     if count < 1:

@@ -11,7 +11,7 @@ import jax
 
 from transfusion_jax import config as configs
 from transfusion_jax import flops
-from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.documents import Text
 from transfusion_jax.data.load import Data
@@ -54,6 +54,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     print(describe_devices(), flush=True)
     mesh = make_mesh(config.mesh)
     data = data_loading.load(config)
+    require(
+        not config.loop.evaluate_every or all(source.documents for source in data.held_out.sources),
+        f"data.held_out {config.data.held_out} keeps nothing to evaluate on: raise it, or set "
+        "loop.evaluate_every to 0",
+    )
     rows = make_rows(data.train, config, data.codec.special)
     workdir = Workdir(arguments.workdir)  # begun only now that config and data have proved to fit
     workdir.begin(config, data)

@@ -91,6 +91,7 @@ class Corpus:
         for source in self.sources:
             digest.update(f"{source.name}:{len(source.documents)};".encode())
             for document in source.documents:
+                digest.update(f"{len(document.segments)};".encode())
                 for segment in document.segments:
                     array = segment.tokens if isinstance(segment, Text) else segment.latent
                     digest.update(f"{type(segment).__name__}{array.shape}{array.dtype}".encode())

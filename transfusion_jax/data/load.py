@@ -123,7 +123,11 @@ def _statistics(images: list[np.ndarray], coder: Autoencoder, config: Config) ->
         latents.shape[1:] == config.model.latent_shape,
         f"the images' latents are {latents.shape[1:]}, and model.latent_shape is {config.model.latent_shape}",
     )
-    return LatentStatistics(latents.mean((0, 1, 2)), latents.std((0, 1, 2)))
+    statistics = LatentStatistics(latents.mean((0, 1, 2)), latents.std((0, 1, 2)))
+    require(
+        bool(np.all(statistics.std > 0)), "a channel of the images' latents is constant: nothing to normalise by"
+    )
+    return statistics
 
 
 def _captioned(pictures: digits.Digits, codec: Codec) -> list[Document]:

@@ -9,6 +9,7 @@ An epoch is as long as it takes to read every source at least once; the others c
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
 
@@ -62,34 +63,36 @@ def plan_rows(corpus: Corpus, data: DataConfig, patches: int, seed: int) -> RowP
         _check(source, size, capacity)
     total_weight = sum(source.weight for source in corpus.sources)
     shares = [source.weight / total_weight for source in corpus.sources]
-    rows = max(
+    full = max(  # rows that would read every source once if nothing were lost
         math.ceil(size[:, ELEMENTS].sum() / (share * data.context_length))
         for size, share in zip(sizes, shares, strict=True)
     )
     random = np.random.default_rng([seed, 1])
     pictured = [s for s, size in enumerate(sizes) if size[:, IMAGES].any()]
-    plain = [s for s in range(len(sizes)) if s not in pictured]
-    taken = {s: _take(sizes[s][:, ELEMENTS], shares[s] * rows * data.context_length, random) for s in pictured}
-    _check_images_fit(sizes, taken, rows, data.max_images)
+    plain = {s: share for s, share in enumerate(shares) if s not in pictured}
+    while True:
+        taken = {s: _take(sizes[s][:, ELEMENTS], shares[s] * full * data.context_length, random) for s in pictured}
+        row_of, left = _deal({s: sizes[s][taken[s]] for s in pictured}, full, capacity)
+        seams = _split_room(np.minimum(left[:, ELEMENTS], left[:, TEXT]), plain)
+        missing = max((sizes[s][:, ELEMENTS].sum() / max(seams[s][-1], 1) for s in plain), default=0)
+        if missing <= 1:
+            break
+        if not any(ends[-1] for ends in seams.values()):
+            raise ConfigError("captions use up data.max_text in every row and leave plain text no room: raise it")
+        full = math.ceil(full * missing)
 
-    while (dealt := _deal({s: sizes[s][taken[s]] for s in pictured}, rows, capacity)) is None:
-        rows += max(1, rows // 100)
-    row_of, left = dealt
     pieces = [
         np.stack(
             [row_of[s], taken[s] + corpus.offsets[s], np.zeros_like(taken[s]), sizes[s][taken[s], ELEMENTS]],
-            1,
+            axis=1,
         )
         for s in pictured
     ]
-    room = np.minimum(left[:, ELEMENTS], left[:, TEXT])
-    for s, seams in _split_room(room, {s: shares[s] for s in plain}).items():
-        pieces.append(_cut(corpus.offsets[s], sizes[s][:, ELEMENTS], seams, random))
-
+    pieces += [_cut(corpus.offsets[s], sizes[s][:, ELEMENTS], seams[s], random) for s in plain]
     table = np.concatenate(pieces)  # row, document, start, length
     order = np.lexsort([random.random(len(table)), table[:, 0]])
     row, document, start, length = table[order].T
-    offset = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))])
+    offset = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(left)))])
     return RowPlan(document, start.astype(np.int32), length.astype(np.int32), offset.astype(np.int64))
 
 
@@ -126,48 +129,66 @@ def _take(length: np.ndarray, elements: float, random: np.random.Generator) -> n
     return document[: np.searchsorted(np.cumsum(length[document]), elements) + 1]
 
 
-def _check_images_fit(sizes: list[np.ndarray], taken: dict[int, np.ndarray], rows: int, max_images: int) -> None:
-    per_row = sum(sizes[s][documents, IMAGES].sum() for s, documents in taken.items()) / rows
-    if per_row > max_images:
-        raise ConfigError(
-            f"a row of this mixture holds {per_row:.1f} images on average and data.max_images is {max_images}: "
-            "raise it, or give plain text more weight"
-        )
-
-
 def _deal(
     sizes: dict[int, np.ndarray], rows: int, capacity: np.ndarray
-) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
-    """A row for each document of each source, and what is left of each row `[rows, 3]`; None if one overflows."""
-    left = np.tile(capacity, (rows, 1))
-    row_of = {}
-    for s, size in sizes.items():
-        row = _snake(size[:, ELEMENTS], left[:, ELEMENTS])
-        for column in range(3):
-            left[:, column] -= np.bincount(row, size[:, column], rows).astype(np.int64)
-        row_of[s] = row
-    return None if (left < 0).any() else (row_of, left)
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """A row for each document of each source, and what is left of each row, `[rows, 3]`.
+
+    There are as many rows as asked for, or as many more as it takes for everything to fit.
+
+    Raises:
+        ConfigError: the rows asked for lack room for the images.
+    """
+    per_row = sum(size[:, IMAGES].sum() for size in sizes.values()) / rows
+    if per_row > capacity[IMAGES]:
+        raise ConfigError(
+            f"a row of this mixture holds {per_row:.1f} images on average and data.max_images is "
+            f"{capacity[IMAGES]}: raise it, or give plain text more weight"
+        )
+    while True:
+        left = np.tile(capacity, (rows, 1))
+        row_of = {s: _balance(size, left) for s, size in sizes.items()}
+        if all(row is not None for row in row_of.values()):
+            return {s: np.asarray(row) for s, row in row_of.items()}, left
+        rows += max(1, rows // 100)
 
 
-def _snake(length: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """A row for each document: longest first, dealt there and back, beginning with the emptiest row."""
-    deal = np.arange(len(length))
-    turn, place = deal // len(room), deal % len(room)
-    emptiest = np.argsort(-room, kind="stable")
-    row = np.empty_like(deal)
-    row[np.argsort(-length, kind="stable")] = emptiest[np.where(turn % 2 == 0, place, len(room) - 1 - place)]
-    return row
+def _balance(sizes: np.ndarray, left: np.ndarray) -> np.ndarray | None:
+    """A row for each document, which is taken off `left`; None if one fits nowhere.
+
+    Longest first, each goes to the row that holds least of this source, so that rows end up with equal shares.
+    """
+    row_of = np.empty(len(sizes), np.int64)
+    heap = [(0, -int(room), row) for row, room in enumerate(left[:, ELEMENTS])]
+    heapq.heapify(heap)
+    for document in np.argsort(-sizes[:, ELEMENTS], kind="stable"):
+        size, aside = sizes[document], []
+        while heap and np.any(size > left[heap[0][2]]):
+            aside.append(heapq.heappop(heap))
+        if not heap:
+            return None
+        load, _, row = heap[0]
+        left[row] -= size
+        row_of[document] = row
+        heapq.heapreplace(heap, (load + int(size[ELEMENTS]), -int(left[row, ELEMENTS]), row))
+        for entry in aside:
+            heapq.heappush(heap, entry)
+    return row_of
 
 
 def _split_room(room: np.ndarray, shares: dict[int, float]) -> dict[int, np.ndarray]:
     """For each source, where its text ends in each row when all its text is laid end to end, `[rows + 1]`.
 
-    The running total is split, not each row's room, so that rounding never adds up.
+    The running total is split, not each row's room, so that rounding never adds up; one source after the other
+    is split off, so that no row's part is ever negative.
     """
     total = np.concatenate([[0], np.cumsum(room)])
-    portions = np.cumsum(list(shares.values())) / max(sum(shares.values()), 1e-12)
-    ends = [np.rint(total * portion).astype(np.int64) for portion in portions]
-    return {s: end - begin for s, begin, end in zip(shares, [np.zeros_like(total), *ends], ends, strict=False)}
+    weight = sum(shares.values())
+    seams = {}
+    for s, share in shares.items():
+        seams[s] = np.rint(total * (share / weight)).astype(np.int64)
+        total, weight = total - seams[s], weight - share
+    return seams
 
 
 def _cut(offset: int, length: np.ndarray, seams: np.ndarray, random: np.random.Generator) -> np.ndarray:

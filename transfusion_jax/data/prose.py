@@ -30,7 +30,7 @@ def _docstrings() -> Iterator[str]:
 
 def _docstrings_of(code: str) -> Iterator[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # old escapes in the library's own strings
+        warnings.simplefilter("ignore")  # old escapes in the library's own strings
         tree = ast.parse(code)
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):

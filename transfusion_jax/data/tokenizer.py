@@ -45,7 +45,10 @@ class ByteTokenizer:
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of bytes."""
-        return bytes(np.asarray(tokens, np.uint8)).decode(errors="replace")
+        tokens = np.asarray(tokens)
+        return bytes(np.where(tokens < self.size, tokens, 0xFF).astype(np.uint8)).decode(
+            errors="replace"
+        )  # no text holds 0xFF
 
 
 @dataclass(frozen=True)

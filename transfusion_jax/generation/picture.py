@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SMALLEST = 64  # smaller images are enlarged to this many pixels
 GAP = 6
@@ -49,8 +49,11 @@ def read_image(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
         OSError: the file is missing or no image.
     """
     height, width = size
-    with Image.open(path) as opened:
-        image = opened.convert("RGB" if channels == 3 else "L")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from error
     scale = max(width / image.width, height / image.height)
     resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
     left, top = (resized.width - width) // 2, (resized.height - height) // 2

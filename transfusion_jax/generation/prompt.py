@@ -19,10 +19,7 @@ def image_rows(prompts: list[str], config: Config, codec: Codec) -> Batch:
     An empty prompt gives `BOS BOI …`, guidance's other branch.
     """
     blank = Image(np.zeros(config.model.latent_shape, np.float32))
-    documents = []
-    for prompt in prompts:
-        text = Text(codec.tokenizer.encode(prompt))
-        documents.append(Document((text, blank) if prompt else (blank,)))
+    documents = [Document((Text(codec.tokenizer.encode(prompt)), blank)) for prompt in prompts]
     return _rows(documents, config, codec, room=0)[0]
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -48,7 +48,7 @@ class Outcome:
     """How training ended: the last step done, and the signal that ended it early."""
 
     step: int
-    interrupted_by: int | None = field(default=None)
+    interrupted_by: int | None = None
 
 
 def train(
