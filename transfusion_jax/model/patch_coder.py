@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,7 +29,9 @@ class LinearPatchCoder(nnx.Module):
         self.timestep_in_bias = nnx.Param(jnp.zeros(width))
         self.timestep_out = nnx.Param(normal(second, (width, width), config))
         self.timestep_out_bias = nnx.Param(jnp.zeros(width))
-        self.patch_in = nnx.Param(normal(into, (patch, width), config))
+        self.patch_in = nnx.Param(
+            jax.random.normal(into, (patch, width)) / math.sqrt(patch)
+        )  # few inputs: unit scale
         self.patch_in_bias = nnx.Param(jnp.zeros(width))
         self.patch_out = nnx.Param(normal(out, (width, patch), config))
         self.patch_out_bias = nnx.Param(jnp.zeros(patch))
