@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfusion_jax.diffusion.sampler import ancestral_step, sample
+from transfusion_jax.diffusion.sampler import ancestral_step, posterior, sample
 from transfusion_jax.diffusion.schedule import cosine, respace
 
 SCHEDULE = cosine(1000)
@@ -64,8 +64,8 @@ def test_a_step_is_the_posterior_of_the_forward_process():
         variance = 1 / (1 / (1 - following) + alpha / (1 - alpha))
         mean = variance * (np.sqrt(following) * clean / (1 - following) + np.sqrt(alpha) * x / (1 - alpha))
         with jax.enable_x64(True):
-            still = ancestral_step(x, noise, np.zeros(50), now, following)
-            moved = ancestral_step(x, noise, np.ones(50), now, following)
+            still = ancestral_step(x, noise, np.zeros(50), posterior(now, following))
+            moved = ancestral_step(x, noise, np.ones(50), posterior(now, following))
         np.testing.assert_allclose(still, mean, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(moved - still, np.sqrt(variance), rtol=1e-6)
 
@@ -73,7 +73,7 @@ def test_a_step_is_the_posterior_of_the_forward_process():
 def test_the_last_step_adds_no_noise():
     x, noise = jnp.array([0.3, -2.0]), jnp.array([1.0, 0.5])
     now = SCHEDULE.alpha_bar[1]
-    out = ancestral_step(x, noise, jnp.full(2, 1e6), now, 1.0)
+    out = ancestral_step(x, noise, jnp.full(2, 1e6), posterior(now, 1.0))
     np.testing.assert_allclose(out, (x - np.sqrt(1 - now) * noise) / np.sqrt(now), rtol=1e-6)
 
 
