@@ -14,8 +14,8 @@ from PIL import Image
 from transfusion_jax.cli import main
 
 ROOT = Path(__file__).parents[2]
-STEPS = 20
-DEBUG = ["train", "--config", "configs/debug.py", "--config.loop.log_every=1", f"--config.steps={STEPS}"]
+STEPS = 20  # of configs/debug.py
+DEBUG = ["train", "--config", "configs/debug.py", "--config.loop.log_every=1", "--config.loop.sample_every=20"]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def test_every_step_stands_once_in_the_metrics(trained):
         *records.values()
     )
     assert any((trained[0] / "tensorboard").iterdir())
+    assert Image.open(trained[0] / f"samples/{STEPS:08d}.png").size[0] > 300  # ten prompts on a sheet
 
 
 def test_a_finished_run_says_that_it_is_done(trained):
@@ -53,7 +54,7 @@ def test_a_finished_run_says_that_it_is_done(trained):
     assert f"is done: {STEPS} of {STEPS} steps" in result.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, tmp_path, number):
     command = [*DEBUG, "--workdir", str(tmp_path), "--config.data.workers=1"]
     process = start(*command)
@@ -141,12 +142,13 @@ def test_what_cannot_be_read_is_one_sentence(trained, tmp_path, capsys):
 
 
 def test_what_cannot_be_trained_is_one_sentence(tmp_path, capsys):
-    config = ["train", "--config", str(ROOT / "configs/debug.py")]
+    config = ["train", "--config", str(ROOT / "configs/debug.py"), "--config.batch_rows=8"]
     workdir = ["--workdir", str(tmp_path / "run")]
     for arguments, message in [
         ([*config, *workdir, "--config.model.widht=8"], "unknown config key model.widht: did you mean 'width'?"),
         ([*config, *workdir, "--config.data.context_length=6"], "an image takes 7 elements"),
-        ([*config, *workdir, "--config.data.context_length=32"], "is not split: data.context_length is 32"),
+        ([*config, *workdir, "--config.data.context_length=24"], "is not split: data.context_length is 24"),
+        ([*config, *workdir, "--config.batch_rows=4"], "cannot be split over data × fsdp = 8 devices"),
         ([*config, *workdir, "--config.data.max_images=1"], "images on average and data.max_images is 1"),
         ([*config, *workdir, "--config.data.sources={}"], "names no data"),
         ([*config, *workdir, "--config.mesh.data=3"], "does not cover 8 devices"),

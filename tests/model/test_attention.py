@@ -22,6 +22,7 @@ def text(length):
     return Text(np.arange(length, dtype=np.int32) % 20)
 
 
+CUT = (text(60),)  # its elements 20 to 34 alone stand in the row
 LAYOUTS = {
     "pure text": [(text(47),)],
     "one token and padding": [(text(1),)],
@@ -32,6 +33,7 @@ LAYOUTS = {
     "ragged packed documents": [(text(3),), (text(5), IMAGE), (text(1),), (IMAGE, text(2)), (text(7),)],
     "documents of one element": [(Text(np.zeros(0, np.int32)),)] * 5 + [(IMAGE,)],
     "nothing": [],
+    "texts continued over both seams": [CUT, (IMAGE, text(2)), (text(3), IMAGE), CUT],
 }
 
 
@@ -140,8 +142,11 @@ def layout_spans(names):
     config = tiny_config(data__image_first=0.0, data__caption_dropout=0.0, data__max_images=8)
     rows = []
     for name in names:
-        documents = [Document(segments) for segments in LAYOUTS[name]]
-        pieces = [Piece(d, 0, d.length(config.model.patches), 0) for d in documents]
+        pieces = []
+        for segments in LAYOUTS[name]:
+            whole = Document(segments)
+            begin, length = (20, 14) if segments is CUT else (0, whole.length(config.model.patches))
+            pieces.append(Piece(whole, begin, length, 0))
         rows.append(assemble(0, pieces, config, special()))
     spans = stack(rows).spans
     check_spans(spans)

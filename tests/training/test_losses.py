@@ -19,7 +19,7 @@ from transfusion_jax.training.transfusion import Totals, TransfusionTask, images
 KEY = jax.random.key(3)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulation_changes_neither_gradients_nor_metrics(parts):
     whole = gradients(tiny_config())
     split = gradients(tiny_config(accumulation=parts))

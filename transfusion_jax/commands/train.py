@@ -20,7 +20,7 @@ from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel.devices import check_backend, describe_devices
-from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.mesh import check_rows, make_mesh
 from transfusion_jax.training.loop import Hook, train
 from transfusion_jax.training.metrics import Writer
 from transfusion_jax.training.transfusion import TransfusionTask
@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     check_backend(arguments.allow_cpu)
     print(describe_devices(), flush=True)
     mesh = make_mesh(config.mesh)
+    check_rows(mesh, config.batch_rows, config.accumulation)
     data = data_loading.load(config)
     require(
         not config.loop.evaluate_every or all(source.documents for source in data.held_out.sources),

@@ -14,6 +14,16 @@ from transfusion_jax.config import MeshConfig, require
 AXES = ("data", "fsdp", "tensor")
 
 
+def check_rows(mesh: Mesh, batch_rows: int, accumulation: int) -> None:
+    """Raises ConfigError where the rows of one part of a batch cannot be split evenly over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    require(
+        batch_rows // accumulation % ways == 0,
+        f"batch_rows {batch_rows} in {accumulation} part(s) cannot be split over data × fsdp = {ways} devices: "
+        "change batch_rows, accumulation or the mesh",
+    )
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices, or over those given.
 
