@@ -103,7 +103,13 @@ def test_directions_follow_what_stands_before_in_the_document():
 
 
 @pytest.mark.parametrize(
-    "axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 2, "fsdp": 4}]
+    "axes",
+    [
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+        pytest.param({"tensor": 2, "fsdp": 4}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_mesh_gives_the_gradients_of_one_device(axes):
     config = tiny_config(batch_rows=8, accumulation=1, mesh={"data": 1, **axes})
