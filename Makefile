@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadfile
 SOURCES := pyproject.toml setup.py
 
-# XLA on CPU frees its memory at every step and takes it anew: large pages save a quarter of the time.
+# XLA on CPU frees its memory at every step and takes it anew: large pages spare it the faults.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 .PHONY: demo test test-all lint lock
