@@ -109,14 +109,14 @@ def our_step(config: Config, batch: Batch) -> tuple[Callable[[], None], float]:
     task, mesh = TransfusionTask(config), make_mesh(config.mesh)
     step = make_step(task, config, mesh)
     on_device = jax.device_put(batch, batch_sharding(mesh))
-    state, reported = step(create_state(task, config, mesh), on_device)
+    state, report = step(create_state(task, config, mesh), on_device)
 
     def run() -> None:
         nonlocal state
-        state, reported = step(state, on_device)
-        jax.block_until_ready((state, reported))
+        state, report = step(state, on_device)
+        jax.block_until_ready((state, report))
 
-    return run, task.flops({name: float(value) for name, value in reported.items()})
+    return run, task.flops({name: float(value) for name, value in report.values.items()})
 
 
 def library_step(config: Config) -> Callable[[], None]:

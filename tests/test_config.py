@@ -29,12 +29,14 @@ EXECUTION = {
     "evaluation.rows",
     "evaluation.images",
     "accumulation",
+    "guard.max_in_a_row",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
     "loop.log_every",
     "loop.save_every",
     "loop.keep",
+    "loop.keep_every",
     "loop.evaluate_every",
     "loop.sample_every",
 }
@@ -163,8 +165,14 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
         (dict(loop__log_every=0), "log_every must be positive"),
         (dict(loop__save_every=0), "save_every must be positive"),
         (dict(loop__keep=0), "keep must be positive"),
-        (dict(loop__evaluate_every=-1), "loop cadences must not be negative"),
-        (dict(loop__sample_every=-1), "loop cadences must not be negative"),
+        (dict(loop__evaluate_every=-1), "loop.evaluate_every must not be negative"),
+        (dict(loop__sample_every=-1), "loop.sample_every must not be negative"),
+        (dict(loop__keep_every=-1), "loop.keep_every must not be negative"),
+        (dict(loop__keep_every=1500), "loop.keep_every 1500 must be a multiple of save_every 1000"),
+        (dict(guard__max_in_a_row=0), "guard.max_in_a_row must be positive"),
+        (dict(guard__spikes="skp"), "guard.spikes is 'skp'; did you mean 'skip'?"),
+        (dict(guard__spike_sigmas=0), "guard.spike_sigmas must be positive"),
+        (dict(guard__spike_window=1), "guard.spike_window must be at least 2"),
         (dict(steps=0), "steps must be positive"),
         (dict(batch_rows=0), "batch_rows must be positive"),
         (dict(accumulation=0), "accumulation must be positive"),
@@ -267,7 +275,7 @@ def test_identity_changes_lists_each_identity_field_and_no_other():
     config = tiny_config()
     for name, value in flatten(configs.to_dict(config)):
         changed = changed_at(config, name)
-        expected = [] if name in EXECUTION else [f"{name}: {value} -> changed"]
+        expected = {} if name in EXECUTION else {name: f"{value} -> changed"}
         assert configs.identity_changes(config, changed) == expected
         assert (configs.identity_hash(config) == configs.identity_hash(changed)) == (not expected)
 
@@ -275,12 +283,12 @@ def test_identity_changes_lists_each_identity_field_and_no_other():
 def test_identity_changes_lists_sources_that_came_and_went():
     old = tiny_config(data__sources=dict(a=dict(kind="prose"), b=dict(kind="digits", weight=2)))
     new = tiny_config(data__sources=dict(a=dict(kind="prose"), c=dict(kind="digits", weight=3)))
-    assert configs.identity_changes(old, new) == [
-        "data.sources.b.kind: digits -> absent",
-        "data.sources.b.weight: 2.0 -> absent",
-        "data.sources.c.kind: absent -> digits",
-        "data.sources.c.weight: absent -> 3.0",
-    ]
+    assert configs.identity_changes(old, new) == {
+        "data.sources.b.kind": "digits -> absent",
+        "data.sources.b.weight": "2.0 -> absent",
+        "data.sources.c.kind": "absent -> digits",
+        "data.sources.c.weight": "absent -> 3.0",
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from transfusion_jax import __version__
 from transfusion_jax.commands import evaluate, sample, train
 from transfusion_jax.config import ConfigError
+from transfusion_jax.errors import UserError
 
 COMMANDS = (train, sample, evaluate)
 OVERRIDE = "--config."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code; 2 means that the user's input cannot be honoured."""
+    """Runs a command and returns its exit code; `errors` lists them."""
     parser = argparse.ArgumentParser(
         "transfusion", description="Transfusion pretraining in JAX.", allow_abbrev=False
     )
@@ -30,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if overrides and not arguments.takes_overrides:
             raise ConfigError(f"{OVERRIDE}… is an option of train: a trained run keeps its config")
         code: int = arguments.run(arguments, overrides)
-    except ConfigError as error:
+    except UserError as error:
         print(f"transfusion: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     return code
 
 

@@ -22,12 +22,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from transfusion_jax.errors import UserError
+
 VOCABULARY_MULTIPLE = 128
 SPECIAL_TOKENS = 5  # BOS, EOS, BOI, EOI, PAD
 
 
-class ConfigError(ValueError):
-    """A config that cannot be honoured; the message is one sentence for the user."""
+class ConfigError(UserError, ValueError):
+    """A config, or an option, that cannot be honoured."""
 
 
 def execution(default: Any) -> Any:
@@ -184,6 +186,21 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """Steps that are not taken: where loss or gradients are not finite, or jump."""
+
+    max_in_a_row: int = execution(5)  # so many bad steps in a row stop the run
+    spikes: str = "ignore"  # "ignore", "skip" or "stop"
+    spike_sigmas: float = 6.0  # a spike is so many standard deviations above the recent mean
+    spike_window: int = 128  # accepted steps that mean and deviation are taken over
+
+    def __post_init__(self) -> None:
+        positive(self, "guard.", "max_in_a_row", "spike_sigmas")
+        one_of("guard.spikes", self.spikes, ("ignore", "skip", "stop"))
+        require(self.spike_window >= 2, f"guard.spike_window must be at least 2, not {self.spike_window}")
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How images are drawn; commands can override it."""
 
@@ -232,12 +249,18 @@ class LoopConfig:
     log_every: int = execution(10)
     save_every: int = execution(1000)
     keep: int = execution(3)  # newest checkpoints kept, beside the best one
+    keep_every: int = execution(0)  # checkpoints at multiples of this step are kept for good
     evaluate_every: int = execution(1000)
     sample_every: int = execution(0)
 
     def __post_init__(self) -> None:
         positive(self, "loop.", "log_every", "save_every", "keep")
-        require(self.evaluate_every >= 0 and self.sample_every >= 0, "loop cadences must not be negative")
+        for name in ("keep_every", "evaluate_every", "sample_every"):
+            require(getattr(self, name) >= 0, f"loop.{name} must not be negative")
+        require(
+            self.keep_every % self.save_every == 0,
+            f"loop.keep_every {self.keep_every} must be a multiple of save_every {self.save_every}",
+        )
 
 
 @dataclass(frozen=True)
@@ -253,6 +276,7 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     image_loss_weight: float = 5.0  # λ
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     accumulation: int = execution(1)  # parts that a batch is computed in, one after the other
@@ -333,15 +357,14 @@ def identity_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def identity_changes(old: Config, new: Config) -> list[str]:
-    """Readable lines, one for each identity field that differs."""
+def identity_changes(old: Config, new: Config) -> dict[str, str]:
+    """Each identity field that differs, as `{dotted name: "old -> new"}`."""
     before, after = identity(old), identity(new)
-    names = sorted(before.keys() | after.keys())
-    return [
-        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
-        for name in names
+    return {
+        name: f"{before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
-    ]
+    }
 
 
 def require(condition: bool, message: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from transfusion_jax.cli import main
+from transfusion_jax.errors import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20  # of configs/debug.py
@@ -63,7 +64,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, 
             process.send_signal(number)
             break
     rest = process.stdout.read()
-    assert process.wait() == 128 + number, rest
+    assert process.wait() == INTERRUPTED, rest
     assert "run the same command to go on" in rest
     again = transfusion(*command)
     assert again.returncode == 0, again.stderr

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import GuardConfig
+from transfusion_jax.errors import CheckpointError
 from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.guard import new_guard
 from transfusion_jax.training.state import State
 
 
@@ -12,8 +14,8 @@ def test_state_and_row_come_back_and_the_weights_alone_too(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(3), next_row=24, metrics=None)
     with Checkpoints(tmp_path) as checkpoints:
-        restored, next_row = checkpoints.restore(3, to_devices(state(0)))
-        assert next_row == 24
+        restored, manifest = checkpoints.restore(3, to_devices(state(0)))
+        assert manifest["next_row"] == 24
         jax.tree.map(np.testing.assert_array_equal, restored, state(3))
         for which, scale in (("params", 1), ("ema", 2)):
             weights = checkpoints.weights(3, which, to_devices(state(0).params))
@@ -38,16 +40,17 @@ def test_the_newest_and_the_best_stay(tmp_path):
 
 def test_what_is_not_there_is_said(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(ConfigError, match="no checkpoint yet"):
+        with pytest.raises(CheckpointError, match="no checkpoint in"):
             checkpoints.find("latest")
         checkpoints.save(state(4), 1, None)
         checkpoints.wait()
-        with pytest.raises(ConfigError, match="no checkpoint 9: there are 4, latest and best"):
+        with pytest.raises(CheckpointError, match="no checkpoint 9: there are 4, latest and best"):
             checkpoints.find("9")
-        with pytest.raises(ConfigError, match="no checkpoint was evaluated"):
+        with pytest.raises(CheckpointError, match="no checkpoint was evaluated"):
             checkpoints.find("best")
 
 
 def state(step, ema=True):
     params = {"w": jnp.full((2, 3), float(step))}
-    return State(jnp.int32(step), params, {"mu": params}, {"w": 2 * params["w"]} if ema else None)
+    average = {"w": 2 * params["w"]} if ema else None
+    return State(jnp.int32(step), params, {"mu": params}, average, new_guard(GuardConfig()))

@@ -29,8 +29,12 @@ def test_accumulation_changes_neither_gradients_nor_metrics(parts):
 def test_the_order_of_rows_changes_nothing():
     config = tiny_config()
     batch = tiny_batch(config)
-    shuffled = jax.tree.map(lambda x: x[np.array([2, 0, 3, 1])], batch)
-    assert_close(gradients(config, shuffled), gradients(config, batch))
+    order = np.array([2, 0, 3, 1])
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    grads, metrics = gradients(config, batch)
+    metrics = dataclasses.replace(metrics, row=metrics.row[order], row_loss=metrics.row_loss[order])
+    assert_close(gradients(config, shuffled), (grads, metrics))
+    np.testing.assert_allclose(metrics.row_loss.sum(), metrics.loss, rtol=1e-5)
 
 
 def test_packing_changes_nothing_but_the_noise():

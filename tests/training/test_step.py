@@ -83,8 +83,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number():
     before = jax.tree.map(np.asarray, state)
     poisoned = tiny_batch(config, first_row=4)
     poisoned.latents[0, 0, 0, 0, 0] = np.nan
-    state, reported = step(state, poisoned)
-    assert reported["skipped"] == 1
+    state, report = step(state, poisoned)
+    assert report.values["skipped_steps"] == 1
     assert state.step == before.step + 1
     for part in ("params", "optimizer", "ema"):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
@@ -132,6 +132,6 @@ def fresh(config, devices=1):
 def run(state, step, batches):
     history = []
     for batch in batches:
-        state, reported = step(state, batch)
-        history.append(jax.device_get(reported))
+        state, report = step(state, batch)
+        history.append(jax.device_get(report.values))
     return state, history

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.documents import Text
 from transfusion_jax.data.load import Data
 from transfusion_jax.data.stream import make_rows
+from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel.devices import check_backend, describe_devices
 from transfusion_jax.parallel.mesh import check_rows, make_mesh
-from transfusion_jax.training.loop import Hook, train
+from transfusion_jax.training.interruption import Interruption, watch_signals
+from transfusion_jax.training.loop import Hook, Outcome, nothing, train
 from transfusion_jax.training.metrics import Writer
+from transfusion_jax.training.starts import Start, begin, source_config
 from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.transplant import parse_mapping
 from transfusion_jax.training.workdir import Workdir
 
 EPILOG = "Overrides: --config.a.b=value sets a field of the config, such as --config.optimizer.learning_rate=1e-4."
@@ -32,50 +37,108 @@ EPILOG = "Overrides: --config.a.b=value sets a field of the config, such as --co
 def add_parser(commands: Any) -> None:
     """Declares the command."""
     parser = commands.add_parser("train", help="train or resume in a workdir", description=__doc__, epilog=EPILOG)
-    parser.add_argument("--config", metavar="FILE[:arg]", help="a config file; a resume can leave it out")
+    parser.add_argument(
+        "--config", metavar="FILE[:arg]", help="a config file; without it, that of the run begun with"
+    )
     parser.add_argument("--workdir", type=Path, help="where the run is kept; the same one resumes it")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and its size, and stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument("--allow-cpu", action="store_true", help="compute on the CPU beside an unused accelerator")
+    starts = parser.add_argument_group(
+        "how to begin", "By default a new workdir begins from nothing, and one with a run in it resumes."
+    )
+    one = starts.add_mutually_exclusive_group()
+    run_or_path = "RUN[:STEP]|PATH"
+    one.add_argument(
+        "--init-from", metavar=run_or_path, help="a new run with the weights of another, and they alone"
+    )
+    one.add_argument("--fork-from", metavar=run_or_path, help="a new run with the whole state of another")
+    one.add_argument("--rewind-to", metavar="STEP", type=int, help="go back to a checkpoint of this run")
+    starts.add_argument(
+        "--weights", choices=("ema", "raw"), help="of --init-from (default: ema where there are any)"
+    )
+    starts.add_argument(
+        "--init-map",
+        metavar="PATTERN=ACTION",
+        action="append",
+        help="of --init-from: leaves whose shapes differ grow, start fresh, or drop",
+    )
+    starts.add_argument("--skip-rows", metavar="A:B", help="of --rewind-to: leave rows A to B-1 of the stream out")
+    starts.add_argument("--accept-changes", metavar="FIELD,...", help="fields of the recipe that may change here")
     parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Trains, and returns the exit code: 0 when done, 128 + the signal's number when one ended it."""
+    """Trains, and returns the exit code."""
     if arguments.json and not arguments.dry_run:
         raise ConfigError("--json goes with --dry-run; a run's numbers are in its metrics.jsonl")
-    config = _config(arguments, overrides)
+    start = _start(arguments)
+    config = _config(arguments, start, overrides)
     if arguments.dry_run:
         _print_summary(config, arguments.json)
         return 0
     if arguments.workdir is None:
         raise ConfigError("train needs --workdir DIR, where the run is kept (or --dry-run to look only)")
-    check_backend(arguments.allow_cpu)
-    print(describe_devices(), flush=True)
-    mesh = make_mesh(config.mesh)
-    check_rows(mesh, config.batch_rows, config.accumulation)
-    data = data_loading.load(config)
-    require(
-        not config.loop.evaluate_every or all(source.documents for source in data.held_out.sources),
-        f"data.held_out {config.data.held_out} keeps nothing to evaluate on: raise it, or set "
-        "loop.evaluate_every to 0",
+    with watch_signals(_say) as interruption:
+        outcome = _train(arguments, start, config, interruption)
+    return INTERRUPTED if outcome.interrupted else 0
+
+
+def _train(arguments: argparse.Namespace, start: Start, config: Config, interruption: Interruption) -> Outcome:
+    with interruption.may_leave(nothing):
+        check_backend(arguments.allow_cpu)
+        _say(describe_devices())
+        mesh = make_mesh(config.mesh)
+        check_rows(mesh, config.batch_rows, config.accumulation)
+        data = data_loading.load(config)
+        require(
+            not config.loop.evaluate_every or all(source.documents for source in data.held_out.sources),
+            f"data.held_out {config.data.held_out} keeps nothing to evaluate on: raise it, or set "
+            "loop.evaluate_every to 0",
+        )
+        rows = make_rows(data.train, config, data.codec.special)
+        workdir = Workdir(arguments.workdir)  # begun only now that config and data have proved to fit
+        task = TransfusionTask(config)
+        begin(start, task, config, data, mesh, workdir, _say)
+        rows = replace(rows, skipped=workdir.skip_rows)
+        parameters = flops.count_parameters(config.model).total
+        _say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
+    return train(task, config, rows, mesh, workdir, interruption, _hooks(task, config, data, workdir), say=_say)
+
+
+def _start(arguments: argparse.Namespace) -> Start:
+    for option, of in (("weights", "init_from"), ("init_map", "init_from"), ("skip_rows", "rewind_to")):
+        if getattr(arguments, option) is not None and getattr(arguments, of) is None:
+            raise ConfigError(f"--{option} goes with --{of}".replace("_", "-"))
+    return Start(
+        init_from=arguments.init_from,
+        weights=arguments.weights,
+        mapping=parse_mapping(arguments.init_map or []),
+        fork_from=arguments.fork_from,
+        rewind_to=arguments.rewind_to,
+        skip_rows=_stretch(arguments.skip_rows),
+        accept_changes=tuple((arguments.accept_changes or "").replace(",", " ").split()),
     )
-    rows = make_rows(data.train, config, data.codec.special)
-    workdir = Workdir(arguments.workdir)  # begun only now that config and data have proved to fit
-    workdir.begin(config, data)
-    task = TransfusionTask(config)
-    parameters = flops.count_parameters(config.model).total
-    print(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
-    outcome = train(task, config, rows, mesh, workdir, _hooks(task, config, data, workdir), say=_say)
-    return 0 if outcome.interrupted_by is None else 128 + outcome.interrupted_by
 
 
-def _config(arguments: argparse.Namespace, overrides: list[str]) -> Config:
+def _stretch(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    begin, _, end = text.partition(":")
+    require(begin.isdigit() and end.isdigit(), f"--skip-rows {text} must be A:B, such as 456:464")
+    require(int(begin) < int(end), f"--skip-rows {text} holds no row")
+    return int(begin), int(end)
+
+
+def _config(arguments: argparse.Namespace, start: Start, overrides: list[str]) -> Config:
     if arguments.config:
         return configs.load(arguments.config, overrides)
-    if arguments.workdir is None:
+    workdir = Workdir(arguments.workdir) if arguments.workdir else None
+    if start.source and not (workdir and workdir.exists()):
+        return configs.override(source_config(start), overrides)
+    if workdir is None:
         raise ConfigError("train needs --config FILE[:arg], such as --config configs/digits.py")
-    return configs.override(Workdir(arguments.workdir).config(), overrides)
+    return configs.override(workdir.config(), overrides)
 
 
 def _hooks(task: TransfusionTask, config: Config, data: Data, workdir: Workdir) -> tuple[Hook, ...]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +21,7 @@ from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.plan import RowPlan, plan_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
 
+DEAD_WORKER = "Worker process was terminated unexpectedly"  # how Grain says so
 LAST_ROW = 2**31 - 1  # row numbers are int32 on the device
 
 
@@ -28,6 +33,7 @@ class Rows:
     plan: RowPlan
     config: Config
     special: SpecialTokens
+    skipped: tuple[tuple[int, int], ...] = ()  # stretches [begin, end) of row numbers left out, in order
 
     def __len__(self) -> int:
         return LAST_ROW
@@ -36,6 +42,14 @@ class Rows:
         planned = self.planned_row(row)
         begin, end = self.plan.row_offset[planned : planned + 2]
         return assemble(row, [self._piece(p) for p in range(begin, end)], self.config, self.special)
+
+    def after(self, row: int, count: int) -> int:
+        """The row that is `count` rows further on, the rows that are left out not counted."""
+        place = row + count
+        for begin, end in self.skipped:
+            if row < end and begin <= place:
+                place += end - max(begin, row)
+        return place
 
     def planned_row(self, row: int) -> int:
         """The row of the plan that stands at a place of the stream."""
@@ -59,8 +73,17 @@ def make_rows(corpus: Corpus, config: Config, special: SpecialTokens) -> Rows:
 
 
 @contextmanager
-def batches(rows: Rows, first_row: int, batch_rows: int, local: slice, workers: int) -> Iterator[Iterator[Batch]]:
+def batches(
+    rows: Rows,
+    first_row: int,
+    batch_rows: int,
+    local: slice,
+    workers: int,
+    say: Callable[[str], None] = print,
+) -> Iterator[Iterator[Batch]]:
     """An iterator of batches from a row on; leaving the context stops its workers.
+
+    A worker process that dies, as for want of memory, is replaced: what it would have read is read again.
 
     Args:
         rows: the stream.
@@ -68,33 +91,73 @@ def batches(rows: Rows, first_row: int, batch_rows: int, local: slice, workers: 
         batch_rows: rows of one global batch.
         local: which of them this process reads.
         workers: processes that assemble rows; 0 uses threads of this one. The stream is the same for any number.
+        say: prints a line for the user.
     """
+    with closing(_batches(rows, first_row, batch_rows, local, workers, say)) as iterator:
+        yield iterator
+
+
+def _batches(
+    rows: Rows, first_row: int, batch_rows: int, local: slice, workers: int, say: Callable[[str], None]
+) -> Generator[Batch, None, None]:
+    row, opened_at = first_row, -1
+    while True:
+        try:
+            with closing(_open(rows, row, batch_rows, local, workers)) as iterator:
+                opened_at = row
+                for batch in iterator:
+                    yield batch
+                    row = rows.after(row, batch_rows)
+        except RuntimeError as error:
+            if DEAD_WORKER not in str(error) or row == opened_at:
+                raise
+            say(f"{error} Reading goes on from row {row} with new workers.")
+        else:
+            return
+
+
+def _open(rows: Rows, first_row: int, batch_rows: int, local: slice, workers: int) -> Any:
     own = range(*local.indices(batch_rows))
-    count = (LAST_ROW - first_row) // batch_rows * len(own)
-    numbers = _RowNumbers(first_row, batch_rows, own, count)
+    numbers = _RowNumbers(rows, first_row, batch_rows, own)
     dataset: Any = grain.MapDataset.source(numbers).map(rows.__getitem__).batch(len(own), batch_fn=stack)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     dataset = dataset.to_iter_dataset(read_options=options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    with closing(iter(dataset)) as iterator:
-        yield iterator
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_begin_worker)
+    return iter(dataset)
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """A worker leaves signals to the process that started it, and ends when that has ended, killed or not."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @dataclass(frozen=True)
 class _RowNumbers:
     """The numbers of the rows that one process reads, as a Grain source."""
 
+    rows: Rows
     first_row: int
     batch_rows: int
     own: range
-    count: int
 
     def __len__(self) -> int:
-        return self.count
+        left = LAST_ROW - self.rows.after(self.first_row, 0)
+        return left // self.batch_rows * len(self.own)
 
     def __getitem__(self, index: int) -> int:
         step, place = divmod(int(index), len(self.own))
-        return self.first_row + step * self.batch_rows + self.own[place]
+        return self.rows.after(self.first_row, step * self.batch_rows + self.own[place])

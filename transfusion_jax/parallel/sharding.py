@@ -33,6 +33,7 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "patch_in_bias": ("norm",),
     "patch_out": ("width", "patch"),
     "patch_out_bias": ("patch",),
+    ".guard.recent": ("recent", "values"),
 }
 STACKED = "layers"  # leaves under this name carry a leading axis of layers
 
@@ -50,6 +51,8 @@ class Rules:
     features: Axes = None
     patch: Axes = None
     layers: Axes = None
+    recent: Axes = None
+    values: Axes = None
 
     def spec(self, names: tuple[str, ...]) -> P:
         """The partition of an array with these named axes.

@@ -1,118 +1,285 @@
-"""Checkpoints: Orbax behind a few functions, so that its API is named here alone."""
+"""Checkpoints: Orbax behind a few functions, so that its API is named here alone.
+
+Each step is a folder of its own, written whole or not at all, with a manifest: what was trained, the next row, and
+a checksum of every leaf. What is loaded is held against the manifest, because Orbax and TensorStore load an array
+whose bits have flipped without complaint.
+"""
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import json
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from transfusion_jax.config import ConfigError
+from transfusion_jax.errors import CheckpointError, StorageError
+from transfusion_jax.training.leaves import checksums, leaf_shapes, shape_text
 from transfusion_jax.training.state import State
 
 BEST = "loss"  # the evaluation metric, lower is better, that `best` means
+FORMAT = 1
+UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to a folder until it is whole
+UNWANTED = ".deleting"
+METADATA = "_CHECKPOINT_METADATA"  # the file of Orbax that holds the manifest
+
+Manifest = dict[str, Any]
 
 logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs each save and load in a dozen lines
 
 
 class Checkpoints:
-    """The checkpoints of one run; closes like a file.
+    """The checkpoints of one run. As a context, it waits at its end for a save that is under way.
 
     Args:
         directory: where they lie, one folder per step.
         keep: how many of the newest stay, beside the best one.
+        keep_every: checkpoints at multiples of this step stay for good; 0: none.
+        about: what every manifest says of the run.
     """
 
-    def __init__(self, directory: Path, keep: int = 3):
-        policies = ocp.training.preservation_policies
-        best = policies.BestN(get_metric_fn=_best_metric, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-        )
+    def __init__(self, directory: Path, keep: int = 3, keep_every: int = 0, about: Manifest | None = None):
+        self.directory = directory.absolute()
+        self._keep, self._keep_every, self._about = keep, keep_every, about or {}
+        self._saving: tuple[int, Any] | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._checkpointer.close()
+        self.wait()
 
     @property
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
-        return sorted(c.step for c in self._checkpointer.checkpoints)
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdigit())
 
-    def save(self, state: State, next_row: int, metrics: dict[str, float] | None) -> None:
+    def path(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.directory / str(step)
+
+    def clean(self) -> None:
+        """Removes what a killed process left of a save or a deletion; for the run's own process alone."""
+        if self.directory.is_dir():
+            for entry in self.directory.iterdir():
+                if entry.name.endswith((UNFINISHED, UNWANTED)):
+                    shutil.rmtree(entry)
+
+    def save(self, state: State, next_row: int, metrics: dict[str, float] | None, concluded: bool = True) -> None:
         """Begins to save in the background; a save still under way is awaited first.
 
         Args:
             state: copied off the devices before this returns.
             next_row: the first row that has not been trained on.
-            metrics: evaluation results of this very step, if there are any.
+            metrics: evaluation results of this very step, if there are any; the best has the least "loss".
+            concluded: whether what was due at this step, evaluations and drawings, has been done.
+
+        Raises:
+            StorageError: this save or the one before could not be written.
         """
+        self.wait()
         step = int(state.step)
         if step in self.steps:
             return
-        self._checkpointer.save_async(
-            step, _as_dict(state), metrics=metrics, custom_metadata={"next_row": next_row}
-        )
+        tree = _as_dict(state)
+        manifest = self._about | {
+            "format": FORMAT,
+            "step": step,
+            "next_row": next_row,
+            "metrics": metrics,
+            "concluded": concluded,
+            "leaves": leaf_shapes(tree),
+            "checksums": checksums(tree),
+        }
+        with self._storage_errors(step):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            custom = {"manifest": manifest, "digest": _digest(manifest)}
+            self._saving = step, ocp.save_async(self.path(step), tree, custom_metadata=custom)
 
     def wait(self) -> None:
-        """Returns once the last save lies on disk, complete."""
-        self._checkpointer.wait()
+        """Returns once the last save lies on disk, complete, and those that need not stay are gone.
 
-    def restore(self, step: int, abstract: State) -> tuple[State, int]:
-        """The whole state, on the shardings of `abstract`, and the next row."""
-        loaded = self._checkpointer.load(step, _as_dict(abstract))
-        metadata = self._checkpointer.metadata(step).custom_metadata
-        if abstract.ema is None:
-            loaded["ema"] = None
-        return State(**loaded), int(metadata["next_row"])
+        Raises:
+            StorageError: it could not be written.
+        """
+        if self._saving is None:
+            return
+        (step, response), self._saving = self._saving, None
+        with self._storage_errors(step):
+            response.result()
+            self._prune()
+
+    def restore(self, step: int, abstract: State) -> tuple[State, Manifest]:
+        """The whole state, on the shardings of `abstract`, and the manifest.
+
+        Raises:
+            DamagedCheckpoint: it is not what was saved.
+            CheckpointError: it holds another state than `abstract`.
+        """
+        manifest = self.manifest(step)
+        tree = _as_dict(abstract)
+        wanted, found = leaf_shapes(tree), manifest["leaves"]
+        if wanted != found:
+            differences = [
+                f"{name}: {shape_text(found.get(name))} -> {shape_text(wanted.get(name))}"
+                for name in sorted(wanted.keys() | found.keys())
+                if wanted.get(name) != found.get(name)
+            ]
+            raise CheckpointError(
+                f"checkpoint {step} holds another state than this config trains:\n  "
+                + "\n  ".join(differences)
+                + "\nto take its weights alone, start a new run with --init-from"
+            )
+        loaded = self._load(step, manifest, tree)
+        return State(**{"ema": None} | loaded), manifest
 
     def weights(self, step: int, which: str, abstract: Any) -> Any:
-        """One set of weights alone: `which` is "params" or "ema"."""
-        context = ocp.Context()
-        context.pytree_options.loading.partial_load = True
-        with context:
-            return self._checkpointer.load(step, {which: abstract})[which]
+        """One set of weights alone: `which` is "params" or "ema".
+
+        Raises:
+            DamagedCheckpoint: they are not what was saved.
+        """
+        return self._load(step, self.manifest(step), {which: abstract})[which]
+
+    def manifest(self, step: int) -> Manifest:
+        """What was written beside the state of a step.
+
+        Raises:
+            DamagedCheckpoint: it cannot be read, or is not what was written.
+        """
+        with self._load_errors(step):
+            custom = ocp.metadata(self.path(step)).custom_metadata or {}
+        if "manifest" not in custom or custom.get("digest") != _digest(custom["manifest"]):
+            raise DamagedCheckpoint(step, "its manifest cannot be read")
+        manifest: Manifest = custom["manifest"]
+        return manifest
 
     def find(self, step: str) -> int:
         """The step that `N`, `latest` or `best` names.
 
         Raises:
-            ConfigError: there is no such checkpoint.
+            CheckpointError: there is no such checkpoint.
         """
         steps = self.steps
         if not steps:
-            raise ConfigError("the workdir holds no checkpoint yet: train first")
-        named: dict[str, Callable[[], int]] = {"latest": lambda: steps[-1], "best": self._best_step}
+            raise CheckpointError(f"there is no checkpoint in {self.directory} yet: train first")
+        named: dict[str, Callable[[], int]] = {"latest": lambda: steps[-1], "best": self._required_best}
         if step in named:
             return named[step]()
         if not step.isdigit() or int(step) not in steps:
-            raise ConfigError(f"no checkpoint {step}: there are {', '.join(map(str, steps))}, latest and best")
+            raise CheckpointError(f"no checkpoint {step}: there are {', '.join(map(str, steps))}, latest and best")
         return int(step)
 
-    def _best_step(self) -> int:
-        scored = {c.step: _best_metric(c.metrics) for c in self._checkpointer.checkpoints if c.metrics}
-        if not scored:
-            raise ConfigError("no checkpoint was evaluated, so none is best: use --step latest")
-        return min(scored, key=lambda step: scored[step])
+    def set_aside(self, step: int, folder: Path) -> Path:
+        """Moves a step's folder into another one, under a name that is free there; returns where it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while (target := folder / f"{step}-{number}").exists():
+            number += 1
+        return self.path(step).rename(target)
+
+    def _load(self, step: int, manifest: Manifest, abstract: Any) -> Any:
+        context = ocp.Context()
+        context.pytree_options.loading.partial_load = True
+        with self._load_errors(step), context:
+            loaded = ocp.load(self.path(step), abstract)
+        wrong = [name for name, value in checksums(loaded).items() if manifest["checksums"].get(name) != value]
+        if wrong:
+            raise DamagedCheckpoint(step, f"wrong checksum of {_some(wrong)}")
+        return loaded
+
+    def _prune(self) -> None:
+        steps = self.steps
+        stay = {*steps[-self._keep :], self._best()}
+        if self._keep_every:
+            stay |= {step for step in steps if step % self._keep_every == 0}
+        for step in set(steps) - stay:
+            shutil.rmtree(self.path(step).rename(self.directory / f"{step}{UNWANTED}"))
+
+    def _best(self) -> int | None:
+        scores: dict[int, float] = {}
+        for step in self.steps:
+            try:
+                metrics = self.manifest(step)["metrics"]
+            except DamagedCheckpoint:
+                continue  # it stays until it is restored, or grows too old
+            if metrics:
+                scores[step] = metrics[BEST]
+        return min(scores, key=lambda step: scores[step]) if scores else None
+
+    def _required_best(self) -> int:
+        best = self._best()
+        if best is None:
+            raise CheckpointError("no checkpoint was evaluated, so none is best: use latest")
+        return best
+
+    @contextmanager
+    def _storage_errors(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore raises a full disk as ValueError
+            whole = [s for s in self.steps if s != step]
+            rest = f"checkpoint {whole[-1]} is whole" if whole else "there is no earlier one"
+            raise StorageError(f"checkpoint {step} could not be written ({_first_line(error)}); {rest}") from error
+
+    @contextmanager
+    def _load_errors(self, step: int) -> Iterator[None]:
+        """Turns what Orbax and TensorStore raise on damaged files into one error, without what they log."""
+        loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DamagedCheckpoint(step, _first_line(error)) from error
+        finally:
+            gc.collect()  # asyncio logs the failed tasks when they are collected
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
-def _as_dict(state: State) -> dict[str, Any]:
-    parts = {"step": state.step, "params": state.params, "optimizer": state.optimizer, "ema": state.ema}
-    return {name: part for name, part in parts.items() if part is not None}
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is the folder of one checkpoint."""
+    return path.name.isdigit() and (path / METADATA).is_file()
 
 
-def _best_metric(metrics: dict[str, float]) -> float:
-    return metrics[BEST]
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not what was saved."""
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(f"checkpoint {step} is damaged: {reason}")
+        self.step, self.reason = step, reason
 
 
 def to_devices(abstract: Any) -> Any:
     """The same shapes, to be loaded onto this process's first device."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract)
+
+
+def _as_dict(state: State) -> dict[str, Any]:
+    parts = {name: getattr(state, name) for name in ("step", "params", "optimizer", "ema", "guard")}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _digest(manifest: Manifest) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

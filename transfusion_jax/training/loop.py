@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,14 +14,22 @@ from jax.sharding import Mesh, NamedSharding
 
 from transfusion_jax.config import Config
 from transfusion_jax.data.stream import Rows, batches
+from transfusion_jax.errors import CheckpointError, TrainingHalted
 from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
-from transfusion_jax.training.checkpoint import BEST, Checkpoints
-from transfusion_jax.training.metrics import Writer, duration, open_writer, progress_line
+from transfusion_jax.training import badsteps
+from transfusion_jax.training.checkpoint import BEST, Checkpoints, DamagedCheckpoint
+from transfusion_jax.training.guard import FINE
+from transfusion_jax.training.interruption import Interruption
+from transfusion_jax.training.leaves import leaf_names
+from transfusion_jax.training.metrics import Writer, duration, open_writer, progress_line, take_record
 from transfusion_jax.training.state import State, abstract_state, create_state
-from transfusion_jax.training.step import make_step
+from transfusion_jax.training.step import Report, make_step
 from transfusion_jax.training.task import Task
+from transfusion_jax.training.timer import Timer
 from transfusion_jax.training.workdir import Workdir
+
+HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
 
 
 @dataclass(frozen=True)
@@ -36,19 +43,12 @@ class Hook:
     function: Callable[[int, Any, Writer], dict[str, float]]
 
 
-@dataclass
-class Interruption:
-    """Which signal asked the run to stop, if one did."""
-
-    signal: int | None = None
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: the last step done, and the signal that ended it early."""
+    """How training ended: the last step done, and whether a signal ended it there."""
 
     step: int
-    interrupted_by: int | None = None
+    interrupted: bool = False
 
 
 def train(
@@ -57,8 +57,9 @@ def train(
     rows: Rows,
     mesh: Mesh,
     workdir: Workdir,
+    interruption: Interruption,
     hooks: tuple[Hook, ...] = (),
-    say: Callable = print,
+    say: Callable[[str], None] = print,
 ) -> Outcome:
     """Trains to the config's last step, from the newest checkpoint in the workdir or from the start.
 
@@ -68,69 +69,85 @@ def train(
         rows: the stream of its data.
         mesh: the devices.
         workdir: where everything is written; it has been begun with this config and data.
+        interruption: the signals that end training early.
         hooks: evaluations and drawings.
         say: prints a line for the user.
+
+    Raises:
+        TrainingHalted: the guard stopped it; nothing was saved since the last checkpoint.
+        StorageError: a file cannot be written.
     """
-    sharding = batch_sharding(mesh)
     peak, origin = peak_flops(jax.local_devices()[0])
     say(f"mesh {dict(mesh.shape)}; peak {peak / 1e12:.2f} TFLOP/s per device ({origin})")
-    with Checkpoints(workdir.checkpoints, config.loop.keep) as checkpoints:
-        state, next_row = start(task, config, mesh, checkpoints, say)
+    loop = config.loop
+    with (
+        ExitStack() as until_first_step,
+        Checkpoints(workdir.checkpoints, loop.keep, loop.keep_every, workdir.about()) as checkpoints,
+    ):
+        until_first_step.enter_context(interruption.may_leave(nothing))
+        state, next_row, concluded = start(task, config, mesh, checkpoints, workdir, say)
         first = int(state.step)
-        if first >= config.steps:
+        if first >= config.steps and concluded:
             say(f"{workdir.path} is done: {first} of {config.steps} steps. A larger --config.steps is a new run.")
             return Outcome(first)
-        step_function = make_step(task, config, mesh)
+        sharding = batch_sharding(mesh)
         local = local_rows(sharding, config.batch_rows)
-        stream = batches(rows, next_row, config.batch_rows, local, config.data.workers)
-        with stream as batch_of, open_writer(workdir, first) as writer, stop_on_signal(say) as interruption:
-            timer = Timer(first, peak * len(mesh.devices.flat), len(mesh.devices.flat))
-            for step in range(first + 1, config.steps + 1):
+        stream = batches(rows, next_row, config.batch_rows, local, config.data.workers, say)
+        timer = Timer(first, peak * mesh.size, mesh.size)
+        with stream as batch_of, open_writer(workdir, first) as writer:
+            run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, state, next_row)
+            if not concluded:
+                run.conclude(first, take_record(workdir.metrics, first), run.due(first))
+            step_function = make_step(task, config, mesh)
+            outcome = Outcome(first)
+            while outcome.step < config.steps and not outcome.interrupted:
+                step = outcome.step + 1
                 batch = to_global(next(batch_of), sharding)
-                state, reported = step_function(state, batch)
-                next_row += config.batch_rows
+                run.state, report = step_function(run.state, batch)
                 if step == first + 1:
-                    jax.block_until_ready(reported)
+                    jax.block_until_ready(report)
                     say(f"first step after {timer.restart():.1f} s, compilation included")
-
-                last = step == config.steps or interruption.signal is not None
-                timer.add(reported)
-                if step % config.loop.log_every == 0 or last:
-                    values = timer.read(step, task)
-                    writer.record(step, values)
-                    say(progress_line(step, config.steps, values, timer.seconds_per_step))
-                metrics: dict[str, float] = {}
-                with jax.set_mesh(mesh), timer.paused():
-                    for hook in hooks:
-                        if hook.every and (step % hook.every == 0 or step == config.steps):
-                            metrics |= hook.function(step, state.params if state.ema is None else state.ema, writer)
-                if metrics:
-                    writer.record(step, metrics)
-                    say(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-                if step % config.loop.save_every == 0 or last:
-                    held_out = {"loss": metrics[HELD_OUT_LOSS]} if HELD_OUT_LOSS in metrics else None
-                    checkpoints.save(state, next_row, held_out)
-                if last:
-                    break
+                    until_first_step.close()
+                run.next_row = rows.after(run.next_row, config.batch_rows)
+                outcome = run.after_step(step, report, task)
         checkpoints.wait()
-        if interruption.signal is not None:
-            say(f"stopped at step {step} and saved; run the same command to go on")
-            return Outcome(step, interruption.signal)
-        say(f"trained {step} steps in {duration(timer.total)}")
-        return Outcome(step)
+    if outcome.interrupted:
+        say(f"stopped at step {outcome.step} and saved; run the same command to go on")
+    else:
+        say(f"trained {outcome.step} steps in {duration(timer.total)}")
+    return outcome
 
 
-HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
+def start(
+    task: Task, config: Config, mesh: Mesh, checkpoints: Checkpoints, workdir: Workdir, say: Callable[[str], None]
+) -> tuple[State, int, bool]:
+    """The state to go on from, the next row to read, and whether what was due at its step has been done.
+
+    A damaged checkpoint is set aside, and the one before it is taken.
+
+    Raises:
+        CheckpointError: no checkpoint can be used, and the run did not begin from nothing.
+    """
+    checkpoints.clean()
+    abstract = abstract_state(task, config, mesh)
+    while checkpoints.steps:
+        newest = checkpoints.steps[-1]
+        try:
+            state, manifest = checkpoints.restore(newest, abstract)
+        except DamagedCheckpoint as error:
+            where = checkpoints.set_aside(newest, workdir.aside)
+            workdir.remember("damaged checkpoint", step=newest, reason=error.reason, moved_to=str(where))
+            say(f"{error}; moved to {where}")
+            continue
+        say(f"resumed from step {newest}")
+        return state, int(manifest["next_row"]), bool(manifest["concluded"])
+    if not workdir.began_from_nothing():
+        raise CheckpointError(f"no checkpoint is left in {workdir.path} to go on from: begin a new --workdir")
+    return create_state(task, config, mesh), 0, True
 
 
-def start(task: Task, config: Config, mesh: Mesh, checkpoints: Checkpoints, say: Callable) -> tuple[State, int]:
-    """The state to go on from, and the next row to read."""
-    if not checkpoints.steps:
-        return create_state(task, config, mesh), 0
-    newest = checkpoints.steps[-1]
-    state, next_row = checkpoints.restore(newest, abstract_state(task, config, mesh))
-    say(f"resumed from step {newest}")
-    return state, next_row
+def nothing() -> None:
+    """What is lost by leaving before the first step is done."""
 
 
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
@@ -138,79 +155,85 @@ def to_global(batch: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
-@contextmanager
-def stop_on_signal(say: Callable) -> Iterator[Interruption]:
-    """Ctrl-C and SIGTERM end training after the running step; a second one ends the process at once."""
-    interruption = Interruption()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
+@dataclass
+class _Run:
+    """A run while it trains: what stays, and below it what each step changes."""
 
-    def handle(number: int, frame: object) -> None:
-        del frame
-        interruption.signal = number
-        for other in signals:
-            signal.signal(other, signal.SIG_DFL)
-        say(f"{signal.Signals(number).name}: saving after this step; a second one stops at once")
+    config: Config
+    mesh: Mesh
+    checkpoints: Checkpoints
+    writer: Writer
+    interruption: Interruption
+    hooks: tuple[Hook, ...]
+    timer: Timer
+    say: Callable[[str], None]
+    state: State
+    next_row: int
+    unseen: deque[tuple[int, Report]] = field(default_factory=deque)
+    bad: list[badsteps.Diagnosis] = field(default_factory=list)
 
-    for number in signals:
-        signal.signal(number, handle)
-    try:
-        yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def after_step(self, step: int, report: Report, task: Task) -> Outcome:
+        """Looks at the step, logs, evaluates and saves, each where it is due."""
+        loop = self.config.loop
+        self.timer.add(report.values)
+        self.unseen.append((step, report))
+        stopping = self.interruption.requested
+        last = stopping or step == self.config.steps
+        logging = last or step % loop.log_every == 0
+        saving = last or step % loop.save_every == 0
+        due = self.due(step)
+        self.look(at_all=bool(logging or saving or due))
+        record: dict[str, float] = {}
+        if logging:
+            record = self.timer.read(step, task)
+            self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
+        metrics = self.conclude(step, record, [] if stopping else due)
+        if saving:
+            held_out = {BEST: metrics[HELD_OUT_LOSS]} if HELD_OUT_LOSS in metrics else None
+            with self.timer.paused():
+                self.checkpoints.save(self.state, self.next_row, held_out, concluded=not (stopping and due))
+        return Outcome(step, interrupted=stopping)
 
+    def due(self, step: int) -> list[Hook]:
+        """The hooks that this step calls."""
+        last = step == self.config.steps
+        return [hook for hook in self.hooks if hook.every and (last or step % hook.every == 0)]
 
-class Timer:
-    """Speed since the last reading; evaluation and saving are not counted."""
+    def look(self, at_all: bool) -> None:
+        """Finds bad steps among the reports, except the newest one's where the device may go on unwatched.
 
-    def __init__(self, step: int, peak: float, devices: int):
-        self.total = 0.0
-        self.seconds_per_step = 0.0
-        self._peak, self._devices = peak, devices
-        self._reported: list[dict[str, jax.Array]] = []
-        self._step, self._begin = step, time.perf_counter()
+        Raises:
+            TrainingHalted: there are too many in a row.
+        """
+        while len(self.unseen) > (0 if at_all else 1):
+            step, report = self.unseen.popleft()
+            if int(report.verdict) == FINE:
+                self.bad.clear()
+                continue
+            bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
+            self.bad.append(bad)
+            self.writer.bad_step(bad)
+            self.say(badsteps.sentence(bad))
+            if bad["in_a_row"] >= self.config.guard.max_in_a_row:
+                self.checkpoints.wait()
+                raise TrainingHalted(badsteps.verdict_on_run(self.bad, self.checkpoints.steps))
 
-    def restart(self) -> float:
-        """Leaves the time up to now out, and returns it."""
-        elapsed = time.perf_counter() - self._begin
-        self._begin = time.perf_counter()
-        self._step += 1
-        self._reported.clear()
-        return elapsed
+    def conclude(self, step: int, record: dict[str, float], due: list[Hook]) -> dict[str, float]:
+        """Calls the hooks that are due and logs the step; a signal meanwhile saves it without them."""
 
-    def add(self, reported: dict[str, jax.Array]) -> None:
-        """Takes what a step reported; reads nothing off the device yet."""
-        self._reported.append(reported)
+        def leave() -> None:
+            self.writer.record(step, record)
+            self.checkpoints.save(self.state, self.next_row, None, concluded=False)
+            self.checkpoints.wait()
 
-    def read(self, step: int, task: Task) -> dict[str, float]:
-        """The last step's numbers, and the speed since the last reading."""
-        history = jax.device_get(self._reported)
-        values = {name: float(value) for name, value in history[-1].items()}
-        seconds = time.perf_counter() - self._begin
-        self.total += seconds
-        steps = step - self._step
-        if steps:
-            counts = [{name: float(value) for name, value in entry.items()} for entry in history[-steps:]]
-            work = sum(task.flops(entry) for entry in counts) / seconds
-            elements = sum(entry["elements"] for entry in counts) / seconds
-            values |= {
-                "elements_per_second": elements,
-                "elements_per_second_per_device": elements / self._devices,
-                "tflops_per_second": work / 1e12,
-                "tflops_per_second_per_device": work / 1e12 / self._devices,
-                "mfu": work / self._peak,
-            }
-            self.seconds_per_step = seconds / steps
-        else:
-            values["elements_per_second"] = 0.0
-        self._reported.clear()
-        self._step, self._begin = step, time.perf_counter()
-        return values
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time within is not counted."""
-        begin = time.perf_counter()
-        yield
-        self._begin += time.perf_counter() - begin
+        metrics: dict[str, float] = {}
+        if due:
+            weights = self.state.params if self.state.ema is None else self.state.ema
+            with self.interruption.may_leave(leave), jax.set_mesh(self.mesh), self.timer.paused():
+                for hook in due:
+                    metrics |= hook.function(step, weights, self.writer)
+        if metrics:
+            self.say(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+        if record or metrics:
+            self.writer.record(step, record | metrics)
+        return metrics

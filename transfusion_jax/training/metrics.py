@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,24 +11,32 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from transfusion_jax.training.files import append_line, read_lines, write_lines
 from transfusion_jax.training.workdir import Workdir
 
 
 class Writer:
     """Writes records and images of one run; opened by `open_writer`."""
 
-    def __init__(self, lines: Any, events: SummaryWriter):
-        self._lines = lines
+    def __init__(self, workdir: Workdir, events: SummaryWriter):
+        self._workdir = workdir
         self._events = events
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """One object in `metrics.jsonl` and the same scalars in TensorBoard; what is not finite is left out."""
+        """One object in `metrics.jsonl` and the same scalars in TensorBoard; what is not finite is left out.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
-        self._lines.flush()
+        append_line(self._workdir.metrics, {"step": step, **finite})
         for name, value in finite.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
+
+    def bad_step(self, diagnosis: dict[str, Any]) -> None:
+        """One object in `bad_steps.jsonl`."""
+        append_line(self._workdir.bad_steps, diagnosis)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An image `[H, W, 3]` uint8 in TensorBoard."""
@@ -40,24 +47,28 @@ class Writer:
 @contextmanager
 def open_writer(workdir: Workdir, first_step: int) -> Iterator[Writer]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
-    keep_until(workdir.metrics, first_step)
+    for path in (workdir.metrics, workdir.bad_steps):
+        keep_until(path, first_step)
     events = SummaryWriter(str(workdir.tensorboard), purge_step=first_step + 1 if first_step else None)
-    with workdir.metrics.open("a") as lines:
-        try:
-            yield Writer(lines, events)
-        finally:
-            events.close()
+    try:
+        yield Writer(workdir, events)
+    finally:
+        events.close()
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Cuts a metrics file back to the records up to a step, and drops a half-written last line."""
-    if not path.exists():
-        return
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(kept))
-    beside.replace(path)
+    """Cuts a file of records back to those up to a step, and drops a half-written last line."""
+    if path.exists():
+        write_lines(path, [record for record in read_lines(path) if record["step"] <= step])
+
+
+def take_record(path: Path, step: int) -> dict[str, float]:
+    """The record of the newest step, taken out of the file, or nothing where that is another step."""
+    newest: dict[str, float] = [{}, *read_lines(path)][-1]
+    if newest.pop("step", None) != step:
+        return {}
+    keep_until(path, step - 1)
+    return newest
 
 
 def progress_line(step: int, steps: int, values: dict[str, float], seconds_per_step: float) -> str:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from transfusion_jax.config import Config
 from transfusion_jax.parallel.sharding import state_shardings
+from transfusion_jax.training.guard import Guard, new_guard
 from transfusion_jax.training.optimizer import make_optimizer
 from transfusion_jax.training.task import Task
 
@@ -19,12 +20,13 @@ from transfusion_jax.training.task import Task
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """Steps done, parameters, optimizer moments, and the average of the parameters where one is kept."""
+    """Steps done, parameters, optimizer moments, the parameters' average where one is kept, and the guard."""
 
     step: jax.Array  # int32
     params: Any
     optimizer: Any
     ema: Any  # like params, or None
+    guard: Guard
 
 
 def optimizer_of(task: Task, config: Config) -> optax.GradientTransformation:
@@ -36,7 +38,7 @@ def new_state(task: Task, config: Config) -> State:
     """The state before the first step; a function of the config's seed alone."""
     params = task.init(jax.random.key(config.seed))
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
-    return State(jnp.int32(0), params, optimizer_of(task, config).init(params), ema)
+    return State(jnp.int32(0), params, optimizer_of(task, config).init(params), ema, new_guard(config.guard))
 
 
 def abstract_state(task: Task, config: Config, mesh: Mesh) -> State:

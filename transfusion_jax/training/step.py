@@ -1,72 +1,92 @@
-"""One training step: gradients, update, average, and the numbers to report."""
+"""One training step: gradients, verdict, update, average, and what to report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import Config
 from transfusion_jax.parallel.sharding import batch_sharding
+from transfusion_jax.training.guard import FINE, halted, judge
 from transfusion_jax.training.optimizer import learning_rate
 from transfusion_jax.training.state import State, abstract_state, optimizer_of
 from transfusion_jax.training.task import Task
 
-Reported = dict[str, jax.Array]
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Report:
+    """What a step says of itself; every process holds all of it."""
+
+    values: dict[str, jax.Array]  # the numbers to log
+    verdict: jax.Array  # an entry of `guard.VERDICTS`
+    in_a_row: jax.Array  # bad steps since the last accepted one
+    leaf_squares: jax.Array  # each gradient's sum of squares, in the order of the parameters' leaves
+    row: jax.Array  # the rows' numbers, [B]
+    row_loss: jax.Array  # each row's share of the loss, [B]
 
 
-def make_step(task: Task, config: Config, mesh: Mesh) -> Callable[[State, Any], tuple[State, Reported]]:
-    """A compiled `(state, batch) → (state, reported)`; it gives its input state's memory to the new one.
-
-    A step whose loss or gradients are not finite leaves parameters, moments and average as they were; it keeps
-    its number and its rows, and reports `skipped`.
-    """
+def make_step(task: Task, config: Config, mesh: Mesh) -> Callable[[State, Any], tuple[State, Report]]:
+    """A compiled `(state, batch) → (state, report)`; it gives its input state's memory to the new one."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh))
 
-    def step(state: State, batch: Any) -> tuple[State, Reported]:
+    def step(state: State, batch: Any) -> tuple[State, Report]:
         return train_step(task, config, state, batch)
 
     compiled = jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, None),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
 
-    def run(state: State, batch: Any) -> tuple[State, Reported]:
+    def run(state: State, batch: Any) -> tuple[State, Report]:
         with jax.set_mesh(mesh):
             return compiled(state, batch)
 
     return run
 
 
-def train_step(task: Task, config: Config, state: State, batch: Any) -> tuple[State, Reported]:
-    """The step as a pure function."""
+def train_step(task: Task, config: Config, state: State, batch: Any) -> tuple[State, Report]:
+    """The step as a pure function.
+
+    A bad step (see `guard`) changes nothing but the step's number. Once the guard has halted the run, not even
+    that changes: steps that were sent off before the host knew are as if they had not been.
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 made the parameters
     gradients, metrics = task.gradients(state.params, batch, key, state.step)
     rate = learning_rate(config.optimizer, config.steps)(state.step)
-    norm = optax.tree.norm(gradients)
+    squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
+    norm = jnp.sqrt(jnp.sum(squares))
+    verdict, guard = judge(config.guard, state.guard, metrics.loss, norm)
     updates, moments = optimizer_of(task, config).update(gradients, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     ema = average(state, params, config.optimizer.ema_decay)
 
-    finite = jnp.isfinite(norm)
-    new = State(state.step + 1, params, moments, ema)
-    kept = State(state.step + 1, state.params, state.optimizer, state.ema)
-    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
+    stopped = halted(config.guard, state.guard)
+    taken = (verdict == FINE) & ~stopped
+    new = State(state.step, params, moments, ema, guard)
+    kept = State(state.step, state.params, state.optimizer, state.ema, guard)
+    after = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, kept)
+    counted = jax.tree.map(lambda a, b: jnp.where(stopped, a, b), state.guard, guard)
+    after = State(state.step + ~stopped, after.params, after.optimizer, after.ema, counted)
 
     means = {name: total / count for name, (total, count) in metrics.sums.items()}  # NaN where there was none
-    return state, {
+    values = {
+        "loss": metrics.loss,
         "grad_norm": norm,
         "learning_rate": rate,
-        "skipped": (~finite).astype(jnp.int32),
+        "skipped_steps": counted.skipped,
         **means,
         **metrics.counts,
     }
+    return after, Report(values, verdict, counted.in_a_row, squares, metrics.row, metrics.row_loss)
 
 
 def average(state: State, params: Any, decay: float) -> Any:

@@ -16,10 +16,13 @@ Batch = Any
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Metrics:
-    """What a step reports; both kinds add up over the parts of a batch."""
+    """What a step reports. Loss, sums and counts add up over the parts of a batch."""
 
+    loss: jax.Array  # what was differentiated
     sums: dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), logged as the mean
     counts: dict[str, jax.Array]  # name: count, logged as it is
+    row: jax.Array  # the rows' numbers, [B]
+    row_loss: jax.Array  # each row's share of the loss, [B]
 
 
 class Task(Protocol):
@@ -63,10 +66,19 @@ def accumulated_gradients(
     def split(x: jax.Array) -> jax.Array:
         return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
 
-    def body(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+    def sums(part: Batch) -> tuple[Any, Any]:
+        gradients, m = gradient(params, part)
+        return (gradients, m.loss, m.sums, m.counts), (m.row, m.row_loss)
+
+    def body(total: Any, part: Batch) -> tuple[Any, Any]:
+        added, rows = sums(part)
+        return jax.tree.map(jnp.add, total, added), rows
 
     pieces = jax.tree.map(split, batch)
-    like = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], pieces))
+    like = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], pieces))[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.scan(body, zeros, pieces)[0]
+    (gradients, *total), rows = jax.lax.scan(body, zeros, pieces)
+    return gradients, Metrics(*total, *map(join, rows))

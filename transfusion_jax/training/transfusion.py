@@ -73,10 +73,12 @@ class TransfusionTask:
     def loss(self, params: Params, batch: Batch, key: jax.Array, totals: Totals) -> tuple[jax.Array, Metrics]:
         """The loss of some rows of a batch whose totals are given, and its parts for the log."""
         token_loss, token_weight, image_loss, timesteps = self.element_losses(params, batch, key)
-        text = jnp.sum(token_loss * token_weight)
-        image = jnp.sum(image_loss * batch.image_weight)
-        value = text / totals.tokens + self.config.image_loss_weight * image / totals.images
-        return value, self._metrics(batch, token_loss, token_weight, image_loss, timesteps)
+        text = jnp.sum(token_loss * token_weight, axis=1) / totals.tokens
+        image = jnp.sum(image_loss * batch.image_weight, axis=1) / totals.images
+        row_loss = text + self.config.image_loss_weight * image
+        value = jnp.sum(row_loss)
+        sums, counts = self._parts(batch, token_loss, token_weight, image_loss, timesteps)
+        return value, Metrics(value, sums, counts, batch.row, row_loss)
 
     def element_losses(
         self, params: Params, batch: Batch, key: jax.Array
@@ -118,15 +120,15 @@ class TransfusionTask:
         zeros = jnp.zeros(batch.tokens.shape)
         return zeros.at[row, order].set(losses), zeros.at[row, order].set(weight)
 
-    def _metrics(
+    def _parts(
         self,
         batch: Batch,
         token_loss: jax.Array,
         token_weight: jax.Array,
         image_loss: jax.Array,
         t: jax.Array,
-    ) -> Metrics:
-        """The losses apart: by source, by direction, by noise."""
+    ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, jax.Array]]:
+        """The losses apart, by source, by direction, by noise; and counts."""
 
         def text(where: jax.Array) -> tuple[jax.Array, jax.Array]:
             weight = token_weight * where
@@ -158,7 +160,7 @@ class TransfusionTask:
             "images": jnp.sum(batch.image_source >= 0),
             "span_area": jnp.sum(jnp.where(used, batch.span_end - batch.span_start, 0).astype(jnp.float32)),
         }
-        return Metrics(sums, counts)
+        return sums, counts
 
 
 def images_seen(batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transfusion_jax import autoencoder, config
-from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import tokenizer
 from transfusion_jax.data.load import Codec, Data, LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.flops import count_parameters
+from transfusion_jax.training.files import write_whole
 
+FACTS = ("data_hash", "codec")  # what must stay the same beside the config's identity
 PACKAGES = ("transfusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -35,6 +39,16 @@ class Workdir:
         return self.path / "metrics.jsonl"
 
     @property
+    def bad_steps(self) -> Path:
+        """One JSON object per step that was not taken."""
+        return self.path / "bad_steps.jsonl"
+
+    @property
+    def aside(self) -> Path:
+        """What was moved out of the way: damaged checkpoints, and what a rewind left behind."""
+        return self.path / "aside"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's events."""
         return self.path / "tensorboard"
@@ -53,30 +67,36 @@ class Workdir:
         """Whether a run was started here."""
         return (self.path / "config.json").is_file()
 
-    def begin(self, new: Config, data: Data) -> None:
-        """Writes config and manifest, or holds a resumed run to those that are here.
+    def check(self, new: Config, data: Data, accepted: Collection[str]) -> dict[str, str]:
+        """The accepted changes since the run was here last; see `accepted_changes`."""
+        return accepted_changes(self.config(), self.manifest(), new, facts_of(new, data), accepted, str(self.path))
 
-        Raises:
-            ConfigError: an identity field or the data changed; the message lists every difference.
+    def begin(
+        self, new: Config, data: Data, event: str, skip_rows: Sequence[tuple[int, int]] = (), **details: Any
+    ) -> None:
+        """Writes config and manifest: of a new run, or of this one as it goes on.
+
+        Args:
+            new: the config.
+            data: what is trained on.
+            event: what is beginning, for the manifest's history.
+            skip_rows: stretches `[begin, end)` of the stream to leave out, beside those that are already.
+            details: more for the history; what is empty is left out.
         """
-        manifest = _manifest(new, data)
-        if self.exists():
-            changes = config.identity_changes(self.config(), new)
-            kept = self.manifest()
-            changes += [
-                f"{name}: {kept[name]} -> {manifest[name]}"
-                for name in ("data_hash", "codec")
-                if kept[name] != manifest[name]
-            ]
-            if changes:
-                raise ConfigError(
-                    f"{self.path} was started with another recipe, and a resume keeps it:\n  "
-                    + "\n  ".join(changes)
-                    + "\nchange these back, or train in a new --workdir"
-                )
+        kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
         self.path.mkdir(parents=True, exist_ok=True)
-        _write_json(self.path / "manifest.json", manifest)
-        _write_json(self.path / "config.json", config.to_dict(new))  # last: a run exists once this does
+        self._write_manifest(
+            facts_of(new, data)
+            | {"skip_rows": union([*kept["skip_rows"], *skip_rows])}
+            | {"history": [*kept["history"], _entry(event, details)]}
+        )
+        write_whole(self.path / "config.json", _json(config.to_dict(new)))  # last: a run exists once this does
+
+    def remember(self, event: str, **details: Any) -> None:
+        """Adds an entry to the manifest's history."""
+        manifest = self.manifest()
+        manifest["history"].append(_entry(event, details))
+        self._write_manifest(manifest)
 
     def config(self) -> Config:
         """The run's config.
@@ -93,6 +113,24 @@ class Workdir:
         values: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
         return values
 
+    def began_from_nothing(self) -> bool:
+        """Whether the run's first step was made of fresh parameters, and can be made again."""
+        return bool(self.manifest()["history"][0]["event"] == "start")
+
+    def about(self) -> dict[str, Any]:
+        """What each of the run's checkpoints says of the run."""
+        manifest = self.manifest()
+        del manifest["history"]
+        return manifest | {"config": config.to_dict(self.config())}
+
+    @property
+    def skip_rows(self) -> tuple[tuple[int, int], ...]:
+        """Stretches `[begin, end)` of the stream that are left out, in order."""
+        return tuple((begin, end) for begin, end in self.manifest()["skip_rows"])
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        write_whole(self.path / "manifest.json", _json(manifest))
+
     def codec(self) -> Codec:
         """How the run coded texts and images; needs none of its data."""
         values = self.manifest()["codec"]
@@ -105,7 +143,19 @@ class Workdir:
         )
 
 
-def _manifest(new: Config, data: Data) -> dict[str, Any]:
+def union(stretches: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The same numbers as stretches `[begin, end)` that are in order and do not touch."""
+    merged: list[list[int]] = []
+    for begin, end in sorted(map(list, stretches)):
+        if merged and begin <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([begin, end])
+    return merged
+
+
+def facts_of(new: Config, data: Data) -> dict[str, Any]:
+    """What a manifest says of a run, its history apart."""
     return {
         "versions": {package: version(package) for package in PACKAGES},
         "identity_hash": config.identity_hash(new),
@@ -120,8 +170,33 @@ def _manifest(new: Config, data: Data) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, values: Any) -> None:
-    """Writes the file whole or not at all."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(values, indent=2) + "\n")
-    beside.replace(path)
+def accepted_changes(
+    old: Config, old_facts: dict[str, Any], new: Config, facts: dict[str, Any], accepted: Collection[str], run: str
+) -> dict[str, str]:
+    """The changes of recipe between two runs, `{field: "old -> new"}`, all of them accepted.
+
+    Raises:
+        ConfigError: a change that is not accepted, or an accepted name that is no field.
+    """
+    fields = [*config.identity(old), *config.identity(new), *FACTS]
+    for name in accepted:
+        require(name in fields, f"--accept-changes {name}: no such field; {config.nearest(name, set(fields))}")
+    changes = config.identity_changes(old, new)
+    changes |= {name: f"{old_facts[name]} -> {facts[name]}" for name in FACTS if old_facts[name] != facts[name]}
+    refused = [name for name in changes if name not in accepted]
+    if refused:
+        lines = "\n  ".join(f"{name}: {changes[name]}" for name in refused)
+        raise ConfigError(
+            f"{run} was started with another recipe, and going on keeps it:\n  {lines}\n"
+            f"change back, accept by name with --accept-changes {','.join(refused)}, or train in a new --workdir"
+        )
+    return changes
+
+
+def _entry(event: str, details: dict[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in details.items() if value not in (None, {}, [], ())}
+    return {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **given}
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2) + "\n"

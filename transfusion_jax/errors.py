@@ -1,0 +1,36 @@
+"""Errors that end a command with one sentence, and the exit codes of every command: a stable interface.
+
+| code | means |
+|---|---|
+| 0 | done |
+| 1 | an unexpected error, with its traceback |
+| 2 | the command cannot be honoured as it was given |
+| 3 | training stopped itself: too many bad steps in a row, or a spike where the config says stop |
+| 74 | nothing can be written, as on a full disk; the last checkpoint is whole |
+| 75 | a signal ended training and the state is saved: the same command goes on |
+| 130, 143 | a second SIGINT or SIGTERM ended the process at once |
+"""
+
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class UserError(Exception):
+    """An end that the user should read as one sentence, without a traceback."""
+
+    exit_code = 2
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is damaged, or that holds another state than the one asked for."""
+
+
+class TrainingHalted(UserError):
+    """Training that stopped itself because of bad steps."""
+
+    exit_code = 3
+
+
+class StorageError(UserError):
+    """Files that cannot be written; 74 is EX_IOERR of sysexits.h."""
+
+    exit_code = 74

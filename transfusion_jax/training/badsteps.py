@@ -1,0 +1,76 @@
+"""What a bad step is said to be: which rows, which gradients, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfusion_jax.training.guard import NOT_FINITE, VERDICTS
+from transfusion_jax.training.step import Report
+
+Diagnosis = dict[str, Any]
+MOST = 4  # names shown
+
+
+def diagnose(step: int, report: Report, leaves: Sequence[str]) -> Diagnosis:
+    """One bad step as JSON values.
+
+    Args:
+        step: its number.
+        report: what it reported.
+        leaves: names of the parameters' leaves.
+    """
+    report = jax.tree.map(np.asarray, report)
+    if report.verdict == NOT_FINITE:
+        rows: Any = report.row[~np.isfinite(report.row_loss)]
+        wrong: Any = ~np.isfinite(report.leaf_squares)
+    else:
+        rows = report.row[[np.argmax(report.row_loss)]]
+        wrong = report.leaf_squares == report.leaf_squares.max()
+    return {
+        "step": step,
+        "verdict": VERDICTS[int(report.verdict)],
+        "loss": str(report.values["loss"]),  # as text: JSON has no NaN
+        "grad_norm": str(report.values["grad_norm"]),
+        "rows": rows.tolist(),
+        "batch": [int(report.row.min()), int(report.row.max()) + 1],
+        "leaves": [name for name, is_wrong in zip(leaves, wrong, strict=True) if is_wrong],
+        "in_a_row": int(report.in_a_row),
+    }
+
+
+def sentence(bad: Diagnosis) -> str:
+    """A diagnosis as a line for the user."""
+    first, end = bad["batch"]
+    rows = f"row {_some(bad['rows'])}" if bad["rows"] else f"no row's own loss, of rows {first} to {end - 1}"
+    leaves = f"gradient of {_some(bad['leaves'])}" if bad["leaves"] else "no gradient"
+    return (
+        f"step {bad['step']} skipped, {bad['verdict']}: loss {bad['loss']} ({rows}), "
+        f"gradient norm {bad['grad_norm']} ({leaves}); {bad['in_a_row']} in a row"
+    )
+
+
+def verdict_on_run(bad: Sequence[Diagnosis], checkpoints: Sequence[int]) -> str:
+    """Why training stopped, and how to go on.
+
+    Args:
+        bad: the bad steps in a row that stopped it.
+        checkpoints: the steps that have one.
+    """
+    newest = max(checkpoints, default=0)
+    rows = [row for b in bad for row in b["rows"] or range(*b["batch"])]
+    steps = f"step {bad[0]['step']}" if len(bad) == 1 else f"steps {bad[0]['step']} to {bad[-1]['step']}"
+    return (
+        f"training stopped itself at step {bad[-1]['step']}: {steps} {'was' if len(bad) == 1 else 'were'} bad "
+        f"({bad[-1]['verdict']}); the same command tries again from step {newest}, "
+        f"--rewind-to {newest} --skip-rows {min(rows)}:{max(rows) + 1} goes on without those rows, and where every "
+        "row is bad a lower optimizer.learning_rate may help (--accept-changes optimizer.learning_rate)"
+    )
+
+
+def _some(names: Sequence[Any]) -> str:
+    shown = ", ".join(map(str, names[:MOST]))
+    return shown if len(names) <= MOST else f"{shown} and {len(names) - MOST} more"

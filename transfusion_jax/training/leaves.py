@@ -1,0 +1,70 @@
+"""Names, shapes and checksums of a pytree's leaves.
+
+A leaf's checksum is computed where the leaf lives: the sum, modulo 2³², of a mix of each entry's bits with its
+place. It does not depend on how the leaf is split over devices. A flipped bit always changes it, and entries that
+changed places do.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GOLDEN = 0x9E3779B9  # spreads places over all bits, as in MurmurHash3's finalizer below
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Names such as `params/trunk/layers/query`, in the order of `jax.tree.leaves`."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def leaf_shapes(tree: Any) -> dict[str, list]:
+    """`{leaf name: [dtype, shape]}` in JSON types."""
+    leaves = jax.tree.leaves(tree)
+    return {name: [str(x.dtype), list(x.shape)] for name, x in zip(leaf_names(tree), leaves, strict=True)}
+
+
+def shape_text(shape: list | None) -> str:
+    """An entry of `leaf_shapes` for the user."""
+    return "absent" if shape is None else f"{shape[0]}{shape[1]}"
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """`{leaf name: checksum}`; waits for the leaves to be computed."""
+    names = leaf_names(tree)
+    values = np.asarray(_checksums(jax.tree.leaves(tree)))
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_checksum(leaf) for leaf in leaves])
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+        stride = math.prod(leaf.shape[axis + 1 :]) % 2**32
+        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
+    return jnp.sum(_mix(_bits(leaf) + place * jnp.uint32(GOLDEN)), dtype=jnp.uint32)
+
+
+def _bits(leaf: jax.Array) -> jax.Array:
+    if leaf.dtype == jnp.bool_:
+        return leaf.astype(jnp.uint32)
+    width = leaf.dtype.itemsize * 8
+    return jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of 32-bit integers: different entries at a place never mix alike."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,0 +1,211 @@
+"""How a run begins: from nothing, by resuming, from other weights, as a fork, or rewound.
+
+Each of them leaves a workdir in which resuming goes on from the right place: its newest checkpoint. The same
+command given again finds that done, and resumes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from transfusion_jax import config as configs
+from transfusion_jax.config import Config, require
+from transfusion_jax.data.load import Data
+from transfusion_jax.errors import CheckpointError
+from transfusion_jax.training.checkpoint import Checkpoints, is_checkpoint
+from transfusion_jax.training.files import read_lines, write_lines
+from transfusion_jax.training.metrics import keep_until
+from transfusion_jax.training.state import State, abstract_state, create_state
+from transfusion_jax.training.task import Task
+from transfusion_jax.training.transplant import Mapping, transplant
+from transfusion_jax.training.workdir import Workdir, accepted_changes, facts_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the user asked for; by default a run begins from nothing or resumes."""
+
+    init_from: str | None = None  # RUN[:STEP] or the path of a checkpoint
+    weights: str | None = None  # of init_from: "ema" or "raw"
+    mapping: Mapping = ()  # of init_from: what becomes of leaves that do not fit
+    fork_from: str | None = None  # RUN[:STEP] or the path of a checkpoint
+    rewind_to: int | None = None
+    skip_rows: tuple[int, int] | None = None  # of rewind_to
+    accept_changes: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str | None:
+        """What the run is made of, where that is another one."""
+        return self.init_from or self.fork_from
+
+
+def source_config(start: Start) -> Config:
+    """The config of the run that a run is made of."""
+    assert start.source is not None
+    checkpoints, step = find_checkpoint(start.source)
+    return configs.parse(checkpoints.manifest(step)["config"])
+
+
+def begin(
+    start: Start, task: Task, config: Config, data: Data, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+) -> None:
+    """Brings the workdir to where training goes on.
+
+    Raises:
+        ConfigError: the recipe changed, or what was asked for cannot be had here.
+        CheckpointError: a checkpoint that is asked for is not there, or damaged.
+    """
+    if not workdir.exists():
+        require(start.rewind_to is None, f"no run in {workdir.path} to rewind")
+        _clear(workdir, say)
+        if start.init_from:
+            _initialise(start, task, config, data, mesh, workdir, say)
+        elif start.fork_from:
+            _fork(start, task, config, data, mesh, workdir, say)
+        else:
+            workdir.begin(config, data, "start")
+        return
+    changes = workdir.check(config, data, start.accept_changes)
+    for name, change in changes.items():
+        say(f"accepted: {name} {change}")
+    if start.source:
+        origin = workdir.manifest()["history"][0]
+        require(
+            (origin["event"], origin.get("source")) == ("init" if start.init_from else "fork", start.source),
+            f"{workdir.path} already holds a run that began otherwise: leave the option out to resume it, or "
+            "choose another --workdir",
+        )
+    if start.rewind_to is not None and not (_is_done(start, workdir) and not changes):
+        _rewind(start, config, data, workdir, changes, say)
+    else:
+        workdir.begin(config, data, "resume", accepted=changes)
+
+
+def find_checkpoint(spec: str) -> tuple[Checkpoints, int]:
+    """The checkpoint that `RUN`, `RUN:STEP` (a number, latest or best) or a checkpoint's own path names."""
+    path = Path(spec)
+    if is_checkpoint(path):
+        return Checkpoints(path.parent), int(path.name)
+    run, step = (spec, "latest") if path.is_dir() else spec.rpartition(":")[::2]
+    workdir = Workdir(Path(run))
+    if not run or not workdir.exists():
+        raise CheckpointError(f"{spec} is neither a run (RUN or RUN:STEP) nor a checkpoint's folder")
+    checkpoints = Checkpoints(workdir.checkpoints)
+    return checkpoints, checkpoints.find(step)
+
+
+def _initialise(
+    start: Start, task: Task, config: Config, data: Data, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+) -> None:
+    """Step 0 with the weights of another run; optimizer, schedule and stream are fresh."""
+    assert start.init_from is not None
+    checkpoints, step = find_checkpoint(start.init_from)
+    manifest = checkpoints.manifest(step)
+    has_average = any(name.startswith("ema/") for name in manifest["leaves"])
+    weights = start.weights or ("ema" if has_average else "raw")
+    require(
+        weights == "raw" or has_average, f"{start.init_from} keeps no average of its weights: use --weights raw"
+    )
+    state = create_state(task, config, mesh)
+    params, notes = transplant(
+        checkpoints, step, "ema" if weights == "ema" else "params", state.params, config.model, start.mapping
+    )
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    say(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
+    state = replace(state, params=params, ema=ema)
+    event = dict(event="init", source=start.init_from, step=step, weights=weights, mapping=notes)
+    _save_first(state, 0, config, data, workdir, [], event)
+
+
+def _fork(
+    start: Start, task: Task, config: Config, data: Data, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+) -> None:
+    """The whole state of another run, its place in the stream, and its metrics so far."""
+    assert start.fork_from is not None
+    checkpoints, step = find_checkpoint(start.fork_from)
+    manifest = checkpoints.manifest(step)
+    changes = accepted_changes(
+        configs.parse(manifest["config"]),
+        manifest,
+        config,
+        facts_of(config, data),
+        start.accept_changes,
+        start.fork_from,
+    )
+    state, _ = checkpoints.restore(step, abstract_state(task, config, mesh))
+    parent = Workdir(checkpoints.directory.parent)
+    marked = [r | {"forked_from": start.fork_from} for r in read_lines(parent.metrics) if r["step"] <= step]
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    write_lines(workdir.metrics, marked)
+    say(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
+    event = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
+    _save_first(state, manifest["next_row"], config, data, workdir, manifest["skip_rows"], event)
+
+
+def _save_first(
+    state: State, next_row: int, config: Config, data: Data, workdir: Workdir, skip_rows: Any, event: dict[str, Any]
+) -> None:
+    about = facts_of(config, data) | {"skip_rows": skip_rows, "config": configs.to_dict(config)}
+    with Checkpoints(workdir.checkpoints, about=about) as checkpoints:
+        checkpoints.save(state, next_row, None)
+    workdir.begin(config, data, skip_rows=skip_rows, **event)
+
+
+def _rewind(
+    start: Start, config: Config, data: Data, workdir: Workdir, changes: dict[str, str], say: Callable[[str], None]
+) -> None:
+    """Goes back to a step; later checkpoints and records are kept under `aside`."""
+    to = start.rewind_to
+    assert to is not None
+    checkpoints = Checkpoints(workdir.checkpoints)
+    from_nothing = to == 0 and workdir.began_from_nothing()
+    if not from_nothing:
+        checkpoints.find(str(to))
+    skip_rows = []
+    if start.skip_rows:
+        next_row = 0 if from_nothing else checkpoints.manifest(to)["next_row"]
+        require(
+            start.skip_rows[0] >= next_row,
+            f"--skip-rows begins at {start.skip_rows[0]}, and step {to} has trained on every row before {next_row}"
+            ": rewind further, or skip later rows",
+        )
+        skip_rows = [start.skip_rows]
+    number = 1 + sum(entry["event"] == "rewind" for entry in workdir.manifest()["history"])
+    kept = workdir.aside / f"rewind-{number}"
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in (workdir.metrics, workdir.bad_steps):
+        if path.exists() and not (kept / path.name).exists():
+            shutil.copy(path, kept)
+        keep_until(path, to)
+    for step in checkpoints.steps:
+        if step > to:
+            checkpoints.set_aside(step, kept)
+    say(f"rewound to step {to}; what came after it is kept in {kept}")
+    workdir.begin(
+        config, data, "rewind", skip_rows, to=to, rows_skipped=start.skip_rows, accepted=changes, kept_in=str(kept)
+    )
+
+
+def _is_done(start: Start, workdir: Workdir) -> bool:
+    """Whether the run's last rewind is the one asked for: the same command was given before."""
+    rewinds = [entry for entry in workdir.manifest()["history"] if entry["event"] == "rewind"]
+    if not rewinds:
+        return False
+    asked = (start.rewind_to, list(start.skip_rows) if start.skip_rows else None)
+    return (rewinds[-1]["to"], rewinds[-1].get("rows_skipped")) == asked
+
+
+def _clear(workdir: Workdir, say: Callable[[str], None]) -> None:
+    """Checkpoints of a run that was never begun, or whose config is gone, are set aside."""
+    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints.clean()
+    for step in checkpoints.steps:
+        say(f"checkpoint {step} belongs to no run; moved to {checkpoints.set_aside(step, workdir.aside)}")
