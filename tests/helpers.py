@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from transfusion_jax import config as configs
@@ -11,9 +14,15 @@ from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Corpus, Document, Image, Source, Text
-from transfusion_jax.data.load import Codec, LatentStatistics
+from transfusion_jax.data.load import Codec, Data, LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.training.interruption import Interruption
+from transfusion_jax.training.loop import Hook, Outcome, train
+from transfusion_jax.training.starts import Start, begin
+from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.workdir import Workdir
 
 LATENT = (4, 4, 2)
 VOCABULARY = 20
@@ -98,3 +107,22 @@ class Letters:
 def tiny_codec() -> Codec:
     """Letters, and pixels of mean 0 and standard deviation ½."""
     return Codec(Letters(), special(), Identity(), LatentStatistics(np.zeros(2), np.full(2, 0.5)))
+
+
+def tiny_data() -> Data:
+    """The tiny corpus, and another one held out."""
+    return Data(tiny_corpus(), tiny_corpus(seed=1, documents=4), tiny_codec())
+
+
+def tiny_run(path: Path, config: Config, start: Start | None = None, hooks: tuple[Hook, ...] = ()) -> Outcome:
+    """Trains in this process, on one device, as `transfusion train` does; what it says is in `path/said`."""
+    workdir, data, task = Workdir(path), tiny_data(), TransfusionTask(config)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    said: list[str] = []
+    try:
+        begin(start or Start(), task, config, data, mesh, workdir, said.append)
+        rows = replace(make_rows(data.train, config, data.codec.special), skipped=workdir.skip_rows)
+        return train(task, config, rows, mesh, workdir, Interruption(said.append), hooks, said.append)
+    finally:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "said").write_text("\n".join(said))

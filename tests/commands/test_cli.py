@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,13 +56,12 @@ def test_a_finished_run_says_that_it_is_done(trained):
     assert f"is done: {STEPS} of {STEPS} steps" in result.stdout
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, tmp_path, number):
+def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, tmp_path):
     command = [*DEBUG, "--workdir", str(tmp_path), "--config.data.workers=1"]
     process = start(*command)
     for line in process.stdout:
         if line.startswith("step  7/"):
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
     assert process.wait() == INTERRUPTED, rest
@@ -119,6 +119,16 @@ def test_evaluate_prints_a_table_or_json_and_writes_the_same(trained):
     assert 0 < report["metrics"]["bits_per_byte"] < 10
 
 
+def test_a_damaged_checkpoint_is_not_read_and_the_others_are_named(trained, tmp_path, capsys):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    next((workdir / "checkpoints/20/state").glob("ocdbt*/d/*")).write_bytes(b"")
+    assert main(["evaluate", "--workdir", str(workdir)]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint 20 is damaged: " in error
+    assert "choose another --step: 10" in error
+    assert error.count("\n") == 1
+
+
 def test_what_cannot_be_read_is_one_sentence(trained, tmp_path, capsys):
     workdir = str(trained[0])
     output = str(tmp_path / "x.png")
@@ -159,6 +169,14 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, capsys):
         (["train", "--config", "configs/none.py", *workdir], "no config file configs/none.py"),
         (["train", "--config", str(ROOT / "configs/paper.py:8b"), *workdir], "unknown size '8b'"),
         ([*config, *workdir, "--json"], "--json goes with --dry-run"),
+        ([*config, *workdir, "--weights", "raw"], "--weights goes with --init-from"),
+        ([*config, *workdir, "--init-map", "x=grow"], "--init-map goes with --init-from"),
+        ([*config, *workdir, "--skip-rows", "3:4"], "--skip-rows goes with --rewind-to"),
+        ([*config, *workdir, "--rewind-to", "4", "--skip-rows", "3-4"], "--skip-rows 3-4 must be A:B"),
+        ([*config, *workdir, "--rewind-to", "4", "--skip-rows", "4:4"], "--skip-rows 4:4 holds no row"),
+        ([*config, *workdir, "--rewind-to", "4"], "to rewind"),
+        ([*config, *workdir, "--init-from", "nowhere"], "nowhere is neither a run"),
+        (["train", *workdir, "--fork-from", "nowhere:3"], "nowhere:3 is neither a run"),
     ]:
         assert main(arguments) == 2, arguments
         error = capsys.readouterr().err

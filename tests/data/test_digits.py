@@ -1,7 +1,6 @@
-import sys
-
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data import digits
@@ -15,6 +14,13 @@ def test_the_split_is_disjoint_and_complete(held_out):
     assert len(set(everything)) == 1797  # no digit of the set is there twice
     assert set(fingerprints(train)).isdisjoint(fingerprints(out))
     assert set(everything) == set(fingerprints(digits.load(0.0, seed=7)[0]))
+
+
+def test_the_file_is_read_as_scikit_learn_reads_it():
+    theirs, (ours, _) = load_digits(), digits.load(0.0, seed=0)
+    order = np.random.default_rng(0).permutation(1797)
+    np.testing.assert_array_equal(ours.labels, theirs.target[order])
+    np.testing.assert_allclose(ours.images[..., 0], theirs.images[order] / 8 - 1)
 
 
 def test_the_split_is_a_function_of_the_seed():
@@ -49,7 +55,7 @@ def test_a_digit_named_twice_is_that_digit():
 
 
 def test_a_missing_scikit_learn_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="scikit-learn"):
         digits.load(0.1, 0)
 

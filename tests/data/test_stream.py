@@ -1,4 +1,7 @@
+import dataclasses
 import multiprocessing
+import os
+import signal
 
 import jax
 import numpy as np
@@ -97,6 +100,43 @@ def test_one_text_is_read_again_and_again():
     assert rows.plan.rows == 1
     np.testing.assert_array_equal(rows[0].tokens, rows[12345].tokens)
     np.testing.assert_array_equal(rows[0].tokens[1:21], text.tokens)
+
+
+def test_rows_that_are_left_out_are_passed_over_and_the_others_are_as_they_were():
+    rows = tiny_rows()
+    skipped = dataclasses.replace(rows, skipped=((3, 5), (8, 9), (12, 20)))
+    numbers = [r for r in range(40) if r not in (3, 4, 8, *range(12, 20))]
+    for first in range(24):
+        left = [r for r in numbers if r >= first]
+        assert [skipped.after(first, n) for n in range(8)] == left[:8]
+    for size in (1, 3, 4):
+        row, read_rows = 0, []
+        for batch in read(skipped, 0, size, count=6):
+            read_rows += batch.row.tolist()
+            assert_same(batch, stack([rows[r] for r in batch.row]))
+            row = skipped.after(row, size)
+        assert read_rows == numbers[: 6 * size]
+        assert read(skipped, row, size, count=1)[0].row.tolist() == numbers[6 * size : 7 * size]
+
+
+def test_a_worker_that_dies_is_replaced_and_the_stream_goes_on():
+    rows, said = tiny_rows(), []
+    with batches(rows, 3, 4, slice(0, 4), workers=1, say=said.append) as iterator:
+        got = [jax.tree.map(np.array, next(iterator)) for _ in range(2)]
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        got += [jax.tree.map(np.array, next(iterator)) for _ in range(40)]
+    for batch, expected in zip(got, read(rows, 3, 4, count=42), strict=True):
+        assert_same(batch, expected)
+    assert len(said) == 1
+    assert "Reading goes on from row" in said[0]
+
+
+def test_a_row_that_cannot_be_made_is_an_error_and_not_tried_again():
+    rows = tiny_rows()
+    broken = dataclasses.replace(rows, special=None)
+    with pytest.raises(AttributeError):
+        read(broken, 0, 4, count=1, workers=1)
 
 
 def tiny_rows(documents=40, seed=0, **data) -> Rows:

@@ -1,11 +1,14 @@
+import dataclasses
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from transfusion_jax.config import GuardConfig
-from transfusion_jax.errors import CheckpointError
-from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.errors import CheckpointError, StorageError
+from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, to_devices
 from transfusion_jax.training.guard import new_guard
 from transfusion_jax.training.state import State
 
@@ -48,6 +51,108 @@ def test_what_is_not_there_is_said(tmp_path):
             checkpoints.find("9")
         with pytest.raises(CheckpointError, match="no checkpoint was evaluated"):
             checkpoints.find("best")
+
+
+def test_multiples_of_keep_every_stay_for_good(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_every=3) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(state(step), step, None)
+    assert checkpoints.steps == [3, 6, 7]
+
+
+def test_what_was_left_of_a_save_or_a_deletion_is_cleaned_and_nothing_else(tmp_path):
+    (tmp_path / "8.orbax-checkpoint-tmp/state").mkdir(parents=True)
+    (tmp_path / "2.deleting").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(4), 1, None)
+        checkpoints.wait()
+        checkpoints.clean()
+    assert [path.name for path in tmp_path.iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "remove"])
+def test_whatever_happens_to_a_file_the_state_is_as_it_was_or_refused(tmp_path, harm, capfd):
+    """Every file of a checkpoint in turn; what must be refused is named."""
+    with Checkpoints(tmp_path / "whole") as checkpoints:
+        checkpoints.save(state(3), next_row=24, metrics={"loss": 1.5})
+    random = np.random.default_rng(0)
+    files = [path.relative_to(tmp_path / "whole") for path in checkpoints.path(3).rglob("*") if path.is_file()]
+    assert len(files) > 8
+    refused = {}
+    for number, name in enumerate(files):
+        damaged = Checkpoints(shutil.copytree(tmp_path / "whole", tmp_path / str(number)))
+        harm_file(damaged.directory / name, harm, random)
+        try:
+            restored, manifest = damaged.restore(3, to_devices(state(0)))
+        except DamagedCheckpoint as error:
+            refused[name.name] = str(error)
+        else:
+            assert manifest["next_row"] == 24
+            jax.tree.map(np.testing.assert_array_equal, restored, state(3))
+    assert all(message.startswith("checkpoint 3 is damaged: ") for message in refused.values())
+    assert "_CHECKPOINT_METADATA" in refused
+    assert any(len(name) == 32 for name in refused)  # the arrays' files have hashes for names
+    if harm != "flip":
+        assert "Traceback" not in capfd.readouterr().err
+
+
+def harm_file(path, harm, random):
+    content = bytearray(path.read_bytes())
+    if harm == "remove":
+        path.unlink()
+        return
+    if harm == "flip" and content:
+        content[random.integers(len(content))] ^= 1 << random.integers(8)
+    path.write_bytes({"flip": content, "truncate": content[: len(content) // 2], "empty": b""}[harm])
+
+
+def test_a_flipped_bit_is_found_in_every_part_of_the_arrays(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(3), 24, None)
+    file = max((p for p in checkpoints.path(3).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    whole = file.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            restored, _ = checkpoints.restore(3, to_devices(state(0)))
+        except DamagedCheckpoint:
+            continue
+        jax.tree.map(np.testing.assert_array_equal, restored, state(3))  # it was no part of an array
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(3), 24, None)
+    path = checkpoints.path(3) / "_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace('"next_row": 24', '"next_row": 25'))
+    with pytest.raises(DamagedCheckpoint, match="its manifest cannot be read"):
+        checkpoints.manifest(3)
+
+
+def test_a_state_of_another_shape_is_refused_and_is_no_damage(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(3), 24, None)
+    other = dataclasses.replace(state(3), params={"w": jnp.zeros((2, 4))})
+    with pytest.raises(CheckpointError, match=r"params/w: float32\[2, 3\] -> float32\[2, 4\]") as refused:
+        checkpoints.restore(3, to_devices(other))
+    assert not isinstance(refused.value, DamagedCheckpoint)
+    with pytest.raises(CheckpointError, match=r"ema/w: float32\[2, 3\] -> absent"):
+        checkpoints.restore(3, to_devices(state(3, ema=False)))
+
+
+def test_a_step_is_set_aside_under_a_name_that_is_free(tmp_path):
+    for number in (1, 2):
+        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+            checkpoints.save(state(3), 24, None)
+        assert checkpoints.set_aside(3, tmp_path / "aside") == tmp_path / f"aside/3-{number}"
+        assert checkpoints.steps == []
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    checkpoints = Checkpoints(tmp_path / "file")
+    with pytest.raises(StorageError, match=r"checkpoint 3 could not be written .*there is no earlier one"):
+        checkpoints.save(state(3), 24, None)
 
 
 def state(step, ema=True):

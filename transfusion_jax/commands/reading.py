@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transfusion_jax.config import ConfigError
+from transfusion_jax.errors import CheckpointError
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, to_devices
 from transfusion_jax.training.transfusion import TransfusionTask
 from transfusion_jax.training.workdir import Workdir
 
@@ -39,6 +40,10 @@ def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[Transfusio
     with Checkpoints(workdir.checkpoints) as checkpoints:
         step = checkpoints.find(arguments.step)
         abstract = to_devices(task.model.abstract_params())
-        params = checkpoints.weights(step, "ema" if weights == "ema" else "params", abstract)
+        try:
+            params = checkpoints.weights(step, "ema" if weights == "ema" else "params", abstract)
+        except DamagedCheckpoint as error:
+            others = ", ".join(str(other) for other in checkpoints.steps if other != step) or "there is none"
+            raise CheckpointError(f"{error}; choose another --step: {others}") from error
     say(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
     return task, params, workdir, step, weights

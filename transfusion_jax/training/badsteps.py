@@ -28,7 +28,7 @@ def diagnose(step: int, report: Report, leaves: Sequence[str]) -> Diagnosis:
         rows: Any = report.row[~np.isfinite(report.row_loss)]
         wrong: Any = ~np.isfinite(report.leaf_squares)
     else:
-        rows = report.row[[np.argmax(report.row_loss)]]
+        rows = report.row[[np.argmax(np.abs(report.row_loss - np.median(report.row_loss)))]]
         wrong = report.leaf_squares == report.leaf_squares.max()
     return {
         "step": step,

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,18 +22,21 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from transfusion_jax.errors import CheckpointError, StorageError
-from transfusion_jax.training.leaves import checksums, leaf_shapes, shape_text
+from transfusion_jax.training.files import write_whole
+from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, shape_text
 from transfusion_jax.training.state import State
 
 BEST = "loss"  # the evaluation metric, lower is better, that `best` means
 FORMAT = 1
 UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to a folder until it is whole
 UNWANTED = ".deleting"
+SIZES = "sizes.json"  # ours: the files of a step and their sizes
 METADATA = "_CHECKPOINT_METADATA"  # the file of Orbax that holds the manifest
 
 Manifest = dict[str, Any]
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs each save and load in a dozen lines
+# Orbax logs each save and load in a dozen lines, and each error that it raises with its traceback.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -49,6 +53,7 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._keep, self._keep_every, self._about = keep, keep_every, about or {}
         self._saving: tuple[int, Any] | None = None
+        self._scores: dict[int, float | None] = {}  # of the steps whose manifests have been read
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -116,7 +121,13 @@ class Checkpoints:
         (step, response), self._saving = self._saving, None
         with self._storage_errors(step):
             response.result()
+            write_whole(self.path(step) / SIZES, json.dumps(_sizes(self.path(step))))
             self._prune()
+
+    def poll(self) -> None:
+        """`wait` where the last save has ended, well or not; nothing where it is under way."""
+        if self._saving is not None and _has_ended(self._saving[1]):
+            self.wait()
 
     def restore(self, step: int, abstract: State) -> tuple[State, Manifest]:
         """The whole state, on the shardings of `abstract`, and the manifest.
@@ -156,6 +167,7 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: it cannot be read, or is not what was written.
         """
+        self._check_sizes(step)
         with self._load_errors(step):
             custom = ocp.metadata(self.path(step)).custom_metadata or {}
         if "manifest" not in custom or custom.get("digest") != _digest(custom["manifest"]):
@@ -192,10 +204,30 @@ class Checkpoints:
         context.pytree_options.loading.partial_load = True
         with self._load_errors(step), context:
             loaded = ocp.load(self.path(step), abstract)
+        leaves = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
+        missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array)]
+        if missing:
+            raise DamagedCheckpoint(step, f"{_some(missing)} missing")
         wrong = [name for name, value in checksums(loaded).items() if manifest["checksums"].get(name) != value]
         if wrong:
             raise DamagedCheckpoint(step, f"wrong checksum of {_some(wrong)}")
         return loaded
+
+    def _check_sizes(self, step: int) -> None:
+        """Finds missing and truncated files before TensorStore does, whose threads print much about them."""
+        folder = self.path(step)
+        if not (folder / SIZES).exists():
+            return  # killed between the save and its list of files: loading tells
+        with self._load_errors(step):
+            written = json.loads((folder / SIZES).read_text())
+        found = _sizes(folder)
+        wrong = [
+            f"{name} ({found.get(name, 0)} of {size} bytes)"
+            for name, size in written.items()
+            if found.get(name) != size
+        ]
+        if wrong:
+            raise DamagedCheckpoint(step, f"{_some(wrong)} not as written")
 
     def _prune(self) -> None:
         steps = self.steps
@@ -206,15 +238,17 @@ class Checkpoints:
             shutil.rmtree(self.path(step).rename(self.directory / f"{step}{UNWANTED}"))
 
     def _best(self) -> int | None:
-        scores: dict[int, float] = {}
-        for step in self.steps:
+        scored = {step: score for step in self.steps if (score := self._score(step)) is not None}
+        return min(scored, key=lambda step: scored[step]) if scored else None
+
+    def _score(self, step: int) -> float | None:
+        if step not in self._scores:
             try:
-                metrics = self.manifest(step)["metrics"]
-            except DamagedCheckpoint:
-                continue  # it stays until it is restored, or grows too old
-            if metrics:
-                scores[step] = metrics[BEST]
-        return min(scores, key=lambda step: scores[step]) if scores else None
+                metrics = self.manifest(step)["metrics"] or {}
+            except DamagedCheckpoint:  # it stays until it is to be restored, or grows too old
+                metrics = {}
+            self._scores[step] = metrics.get(BEST)
+        return self._scores[step]
 
     def _required_best(self) -> int:
         best = self._best()
@@ -233,19 +267,18 @@ class Checkpoints:
 
     @contextmanager
     def _load_errors(self, step: int) -> Iterator[None]:
-        """Turns what Orbax and TensorStore raise on damaged files into one error, without what they log."""
-        loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-        levels = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise DamagedCheckpoint(step, _first_line(error)) from error
-        finally:
-            gc.collect()  # asyncio logs the failed tasks when they are collected
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        """Turns what Orbax and TensorStore raise on damaged files into one error, without what they print."""
+        with _without_prints():
+            try:
+                yield
+            except Exception as error:
+                expected = isinstance(error, (OSError, ValueError, LookupError, TypeError))
+                if not expected and type(error) is not Exception:  # Orbax raises that very class
+                    raise
+                reason = _first_line(error)
+                del error
+                gc.collect()  # the tasks that failed beside this one complain when they are collected: now
+                raise DamagedCheckpoint(step, reason) from None
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -267,6 +300,21 @@ def to_devices(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract)
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SIZES)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _has_ended(response: Any) -> bool:
+    try:
+        response.result(timeout=0)
+    except TimeoutError:
+        return False
+    except (OSError, ValueError):  # `wait` says so
+        return True
+    return True
+
+
 def _as_dict(state: State) -> dict[str, Any]:
     parts = {name: getattr(state, name) for name in ("step", "params", "optimizer", "ema", "guard")}
     return {name: part for name, part in parts.items() if part is not None}
@@ -281,5 +329,19 @@ def _some(names: list[str], most: int = 3) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+@contextmanager
+def _without_prints() -> Iterator[None]:
+    asyncio = logging.getLogger("asyncio")
+    level, hook = asyncio.level, sys.unraisablehook
+    asyncio.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        asyncio.setLevel(level)
+        sys.unraisablehook = hook
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) < 250 else f"{line[:120]} … {line[-120:]}"  # TensorStore's lines are long

@@ -175,6 +175,7 @@ class _Run:
     def after_step(self, step: int, report: Report, task: Task) -> Outcome:
         """Looks at the step, logs, evaluates and saves, each where it is due."""
         loop = self.config.loop
+        self.checkpoints.poll()
         self.timer.add(report.values)
         self.unseen.append((step, report))
         stopping = self.interruption.requested

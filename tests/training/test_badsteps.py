@@ -1,0 +1,56 @@
+import jax
+import numpy as np
+
+from helpers import tiny_batch, tiny_config
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.training import badsteps
+from transfusion_jax.training.leaves import leaf_names
+from transfusion_jax.training.state import create_state
+from transfusion_jax.training.step import make_step
+from transfusion_jax.training.transfusion import TransfusionTask
+
+
+def bad_step(config, spoil, warm=0):
+    """The diagnosis of a step on a spoilt batch, after some good ones."""
+    mesh, task = make_mesh(config.mesh, jax.devices()[:1]), TransfusionTask(config)
+    state, step = create_state(task, config, mesh), make_step(task, config, mesh)
+    for number in range(warm):
+        state, _ = step(state, tiny_batch(config, first_row=4 * number))
+    batch = tiny_batch(config, first_row=100)
+    spoil(batch)
+    leaves = leaf_names(state.params)
+    _, report = step(state, batch)
+    return badsteps.diagnose(26, report, leaves), leaves
+
+
+def test_a_row_that_is_not_finite_is_named_with_every_gradient_that_it_reaches():
+    def spoil(batch):
+        batch.latents[2, 0, 0, 0, 0] = np.nan
+
+    for accumulation in (1, 2):
+        bad, leaves = bad_step(tiny_config(accumulation=accumulation), spoil)
+        assert bad["rows"] == [102]
+        assert bad["batch"] == [100, 104]
+        assert bad["verdict"] == "not finite"
+        assert set(bad["leaves"]) <= set(leaves)
+        assert "patch_coder/patch_in" in bad["leaves"]
+        text = badsteps.sentence(bad)
+        assert text.startswith("step 26 skipped, not finite: loss nan (row 102), gradient norm nan (gradient of ")
+        assert text.endswith("more); 1 in a row")
+
+
+def test_a_spike_is_laid_to_the_row_whose_loss_is_farthest_from_the_others():
+    def spoil(batch):
+        batch.token_weight[1, ::2] *= 1000
+        batch.token_weight[1, 1::2] *= -1000
+
+    bad, _ = bad_step(tiny_config(guard=dict(spikes="skip", spike_window=4)), spoil, warm=4)
+    assert (bad["verdict"], bad["rows"], len(bad["leaves"])) == ("spike", [101], 1)
+
+
+def test_where_no_row_is_to_blame_the_batch_is_named():
+    bad = dict(step=7, verdict="not finite", loss="2.5", grad_norm="inf", rows=[], batch=[24, 28], leaves=["a"])
+    assert "loss 2.5 (no row's own loss, of rows 24 to 27)" in badsteps.sentence(bad | {"in_a_row": 2})
+    text = badsteps.verdict_on_run([bad, bad | {"step": 8, "rows": [29]}], [2, 4])
+    assert "at step 8: steps 7 to 8 were bad (not finite)" in text
+    assert "tries again from step 4, --rewind-to 4 --skip-rows 24:30" in text

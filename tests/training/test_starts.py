@@ -1,0 +1,189 @@
+"""Runs begun in every way, in this process."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import tiny_config, tiny_run
+from transfusion_jax.config import ConfigError
+from transfusion_jax.errors import CheckpointError
+from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.starts import Start, find_checkpoint, source_config
+from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.workdir import Workdir
+
+EXACT = ("loss", "loss_text", "loss_image", "grad_norm", "learning_rate")
+
+
+def config(**changes):
+    return tiny_config(**dict(loop=dict(log_every=1, save_every=2, evaluate_every=0)) | changes)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """A run of eight steps with checkpoints at 4, 6 and 8."""
+    path = tmp_path_factory.mktemp("parent")
+    tiny_run(path, config())
+    assert Checkpoints(path / "checkpoints").steps == [4, 6, 8]
+    return path
+
+
+def test_a_finished_run_begun_again_says_so_and_changes_nothing(parent):
+    before = (parent / "metrics.jsonl").read_text()
+    assert tiny_run(parent, config()).step == 8
+    assert "is done: 8 of 8 steps" in (parent / "said").read_text()
+    assert (parent / "metrics.jsonl").read_text() == before
+    assert [e["event"] for e in history(parent)][:2] == ["start", "resume"]
+
+
+def test_a_fork_goes_on_as_its_parent_did_with_its_metrics_marked(parent, tmp_path):
+    source = f"{parent}:4"
+    assert source_config(Start(fork_from=source)) == config()
+    tiny_run(tmp_path, config(), Start(fork_from=source))
+    forked, once = metrics(tmp_path), metrics(parent)
+    assert [[forked[s][n] for n in EXACT] for s in range(1, 9)] == [
+        [once[s][n] for n in EXACT] for s in range(1, 9)
+    ]
+    assert [s for s in forked if "forked_from" in forked[s]] == [1, 2, 3, 4]
+    assert forked[4]["forked_from"] == source
+    tiny_run(tmp_path, config(), Start(fork_from=source))  # the same command resumes
+    assert [e["event"] for e in history(tmp_path)] == ["fork", "resume"]
+
+
+def test_a_fork_may_change_what_is_accepted_by_name(parent, tmp_path):
+    changed = config(optimizer=dict(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9))
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate: 0.01 -> 0.001"):
+        tiny_run(tmp_path / "refused", changed, Start(fork_from=f"{parent}:6"))
+    assert not Workdir(tmp_path / "refused").exists()
+    tiny_run(tmp_path / "run", changed, Start(fork_from=f"{parent}:6", accept_changes=("optimizer.learning_rate",)))
+    assert metrics(tmp_path / "run")[7]["learning_rate"] < 1e-3
+    assert history(tmp_path / "run")[0]["accepted"] == {"optimizer.learning_rate": "0.01 -> 0.001"}
+
+
+def test_init_takes_the_weights_and_nothing_else(parent, tmp_path):
+    for weights, part in (("ema", "ema"), ("raw", "params"), (None, "ema")):
+        path = tmp_path / str(weights)
+        tiny_run(path, config(steps=2), Start(init_from=f"{parent}:8", weights=weights))
+        records = metrics(path)
+        assert records[1]["learning_rate"] == metrics(parent)[1]["learning_rate"]
+        assert records[1]["loss"] < metrics(parent)[1]["loss"]
+        old, new = weights_of(parent, 8, part), weights_of(path, 0, "params")
+        jax.tree.map(np.testing.assert_array_equal, old, new)
+        jax.tree.map(np.testing.assert_array_equal, old, weights_of(path, 0, "ema"))
+        assert (history(path)[0]["event"], history(path)[0]["step"]) == ("init", 8)
+
+
+def test_init_finds_a_checkpoint_by_run_by_step_and_by_path(parent):
+    for spec, step in [
+        (str(parent), 8),
+        (f"{parent}:latest", 8),
+        (f"{parent}:6", 6),
+        (str(parent / "checkpoints/4"), 4),
+    ]:
+        assert find_checkpoint(spec)[1] == step
+    for spec, message in [
+        (f"{parent}:5", "no checkpoint 5"),
+        ("nowhere", "neither a run"),
+        ("nowhere:3", "neither"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            find_checkpoint(spec)
+
+
+def test_another_way_to_begin_is_refused_where_a_run_is(parent, tmp_path):
+    with pytest.raises(ConfigError, match="began otherwise"):
+        tiny_run(parent, config(), Start(init_from=str(parent)))
+    with pytest.raises(ConfigError, match="no run in"):
+        tiny_run(tmp_path, config(), Start(rewind_to=4))
+
+
+def test_rewinding_trains_the_same_steps_again_and_keeps_the_old(tmp_path):
+    tiny_run(tmp_path, config())
+    once = metrics(tmp_path)
+    tiny_run(tmp_path, config(), Start(rewind_to=4))
+    assert exact(metrics(tmp_path)) == exact(once)
+    kept = tmp_path / "aside/rewind-1"
+    assert sorted(p.name for p in kept.iterdir()) == ["6-1", "8-1", "metrics.jsonl"]
+    assert history(tmp_path)[-1]["kept_in"] == str(kept)
+    tiny_run(tmp_path, config(), Start(rewind_to=4))  # the same command resumes
+    assert history(tmp_path)[-1]["event"] == "resume"
+    tiny_run(tmp_path, config(), Start(rewind_to=4, skip_rows=(16, 20)))
+    assert history(tmp_path)[-1]["event"] == "rewind"
+    assert metrics(tmp_path)[5]["loss"] != once[5]["loss"]
+
+
+def test_skipped_rows_come_back_never_and_later_rows_keep_their_numbers(tmp_path):
+    tiny_run(tmp_path, config())
+    tiny_run(tmp_path, config(), Start(rewind_to=0, skip_rows=(0, 4)))
+    skipped = metrics(tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").manifest(8)["next_row"] == 9 * 4
+    assert Workdir(tmp_path).skip_rows == ((0, 4),)
+    tiny_run(tmp_path, config(), Start(rewind_to=6))
+    assert exact(metrics(tmp_path)) == exact(skipped)
+
+
+def test_rows_that_were_trained_on_cannot_be_skipped(parent):
+    with pytest.raises(ConfigError, match="trained on every row before 24: rewind further"):
+        tiny_run(parent, config(), Start(rewind_to=6, skip_rows=(20, 28)))
+    with pytest.raises(CheckpointError, match="no checkpoint 5: there are 4, 6, 8"):
+        tiny_run(parent, config(), Start(rewind_to=5))
+
+
+def test_a_resume_accepts_changes_by_name_once_and_records_them(tmp_path):
+    tiny_run(tmp_path, config(steps=4))
+    longer = config(steps=6)
+    with pytest.raises(ConfigError, match=r"steps: 4 -> 6[\s\S]*--accept-changes steps"):
+        tiny_run(tmp_path, longer)
+    with pytest.raises(ConfigError, match="--accept-changes stps: no such field; did you mean 'steps'"):
+        tiny_run(tmp_path, longer, Start(accept_changes=("stps",)))
+    assert tiny_run(tmp_path, longer, Start(accept_changes=("steps",))).step == 6
+    assert history(tmp_path)[-1]["accepted"] == {"steps": "4 -> 6"}
+    tiny_run(tmp_path, longer, Start(accept_changes=("steps",)))
+    assert "accepted" not in history(tmp_path)[-1]
+
+
+def test_a_change_of_the_state_s_shape_is_refused_with_the_leaves(tmp_path):
+    tiny_run(tmp_path, config(steps=4))
+    wider = config(steps=4, model__mlp_width=40)
+    with pytest.raises(CheckpointError, match=r"params/trunk/.*gate.*\n[\s\S]*--init-from"):
+        tiny_run(tmp_path, wider, Start(accept_changes=("model.mlp_width",)))
+    assert Checkpoints(tmp_path / "checkpoints").steps == [2, 4]  # nothing was set aside
+
+
+def test_a_fork_whose_checkpoints_are_lost_does_not_begin_from_nothing(parent, tmp_path):
+    tiny_run(tmp_path, config(), Start(fork_from=f"{parent}:6"))
+    for step in (6, 8):
+        (tmp_path / f"checkpoints/{step}/sizes.json").unlink()
+        for file in (tmp_path / f"checkpoints/{step}/state").glob("manifest*"):
+            file.unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint is left"):
+        tiny_run(tmp_path, config())
+    assert len(list((tmp_path / "aside").iterdir())) == 2
+
+
+def test_checkpoints_of_no_run_are_set_aside(tmp_path):
+    tiny_run(tmp_path, config(steps=2))
+    (tmp_path / "config.json").unlink()
+    tiny_run(tmp_path, config(steps=2))
+    assert "checkpoint 2 belongs to no run; moved to" in (tmp_path / "said").read_text()
+
+
+def weights_of(path, step, which):
+    abstract = to_devices(TransfusionTask(config()).model.abstract_params())
+    return Checkpoints(path / "checkpoints").weights(step, which, abstract)
+
+
+def metrics(path):
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == list(range(1, len(records) + 1))
+    return {r["step"]: r for r in records}
+
+
+def exact(records):
+    return [[record[name] for name in EXACT] for record in records.values()]
+
+
+def history(path):
+    return json.loads((path / "manifest.json").read_text())["history"]
