@@ -1,6 +1,7 @@
 # make demo       trains on handwritten digits, draws, captions, scores: about 8 minutes on two cores
 # make test       the tests, without PyTorch
-# make test-all   every test: slow ones, and parity with Hugging Face, diffusers and PyTorch
+# make test-all   every test but the drills: slow ones, and parity with Hugging Face, diffusers and PyTorch
+# make drill      real training processes through every fault; puts their table into docs/reliability.md
 # make lint       ruff, mypy, shellcheck
 # make lock       resolves the locks anew
 
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml setup.py
 # XLA on CPU frees its memory at every step and takes it anew: large pages spare it the faults.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-all lint lock
+.PHONY: demo test test-all drill lint lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/cpu
@@ -29,7 +30,10 @@ test: $(VENV)/test
 	$(BIN)/pytest $(PARALLEL)
 
 test-all: $(VENV)/parity
-	$(BIN)/pytest $(PARALLEL) -m ""
+	$(BIN)/pytest $(PARALLEL) -m "not drill"
+
+drill: $(VENV)/test
+	$(BIN)/pytest --numprocesses auto --dist worksteal -m drill tests/drills --drill-table docs/reliability.md
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

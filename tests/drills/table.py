@@ -24,16 +24,12 @@ def pytest_addoption(parser):
 
 def pytest_terminal_summary(terminalreporter, config):
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    rows = [
-        tuple(value)
-        for report in reports
-        if getattr(report, "when", None) == "call"
-        for name, value in report.user_properties
-        if name == "drill"
-    ]
+    drills = [report for report in reports if getattr(report, "when", None) == "call"]
+    drills.sort(key=lambda report: report.location[1])  # the line of the test
+    rows = [value for report in drills for name, value in report.user_properties if name == "drill"]
     if not rows:
         return
-    table = markdown(sorted(rows))
+    table = markdown(rows)
     terminalreporter.write("\n" + table)
     path = config.getoption("--drill-table")
     if path:

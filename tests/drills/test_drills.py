@@ -276,6 +276,7 @@ def test_too_many_bad_steps(tmp_path, drill):
     assert again.says("step 9 skipped, not finite: loss nan (row 32)")
     assert "3 in a row" in again.text
     assert "training stopped itself at step 9" in again.lines[-1]
+    assert "--rewind-to 4 --skip-rows 24:33" in again.lines[-1]
     assert newest_checkpoint(tmp_path) == 8
     drill("bad steps in a row, and kill -9 among them", "counted on; stopped, exit 3", 0, "yes")
 

@@ -51,6 +51,15 @@ def test_a_spike_is_laid_to_the_row_whose_loss_is_farthest_from_the_others():
 def test_where_no_row_is_to_blame_the_batch_is_named():
     bad = dict(step=7, verdict="not finite", loss="2.5", grad_norm="inf", rows=[], batch=[24, 28], leaves=["a"])
     assert "loss 2.5 (no row's own loss, of rows 24 to 27)" in badsteps.sentence(bad | {"in_a_row": 2})
-    text = badsteps.verdict_on_run([bad, bad | {"step": 8, "rows": [29]}], [2, 4])
-    assert "at step 8: steps 7 to 8 were bad (not finite)" in text
-    assert "tries again from step 4, --rewind-to 4 --skip-rows 24:30" in text
+
+
+def test_the_verdict_on_a_run_tells_how_to_go_on_from_before_the_last_bad_stretch():
+    bad = [
+        dict(step=step, verdict="not finite", rows=rows, batch=[4 * step - 4, 4 * step])
+        for step, rows in [(2, [7]), (7, []), (8, [29]), (9, [32, 34])]
+    ]
+    text = badsteps.verdict_on_run(bad, [4, 6, 8])
+    assert "stopped itself at step 9: steps 7 to 9 were bad (not finite)" in text
+    assert "tries again from step 8, --rewind-to 6 --skip-rows 24:35 goes on" in text
+    assert "at step 2: step 2 was bad" in badsteps.verdict_on_run(bad[:1], [])
+    assert "--rewind-to 0 --skip-rows 7:8" in badsteps.verdict_on_run(bad[:1], [])

@@ -57,17 +57,23 @@ def verdict_on_run(bad: Sequence[Diagnosis], checkpoints: Sequence[int]) -> str:
     """Why training stopped, and how to go on.
 
     Args:
-        bad: the bad steps in a row that stopped it.
+        bad: all bad steps of the run; the last stretch of them stopped it.
         checkpoints: the steps that have one.
     """
-    newest = max(checkpoints, default=0)
-    rows = [row for b in bad for row in b["rows"] or range(*b["batch"])]
-    steps = f"step {bad[0]['step']}" if len(bad) == 1 else f"steps {bad[0]['step']} to {bad[-1]['step']}"
+    stretch = [bad[-1]]
+    for earlier in reversed(bad[:-1]):
+        if earlier["step"] == stretch[0]["step"] - 1:
+            stretch.insert(0, earlier)
+    first, last = stretch[0]["step"], stretch[-1]["step"]
+    rows = [row for step in stretch for row in step["rows"] or range(*step["batch"])]
+    skip = f"{min(rows)}:{max(rows) + 1}"
+    before = max((step for step in checkpoints if step < first), default=0)
+    steps = f"step {first} was" if first == last else f"steps {first} to {last} were"
     return (
-        f"training stopped itself at step {bad[-1]['step']}: {steps} {'was' if len(bad) == 1 else 'were'} bad "
-        f"({bad[-1]['verdict']}); the same command tries again from step {newest}, "
-        f"--rewind-to {newest} --skip-rows {min(rows)}:{max(rows) + 1} goes on without those rows, and where every "
-        "row is bad a lower optimizer.learning_rate may help (--accept-changes optimizer.learning_rate)"
+        f"training stopped itself at step {last}: {steps} bad ({stretch[-1]['verdict']}); the same command tries "
+        f"again from step {max(checkpoints, default=0)}, --rewind-to {before} --skip-rows {skip} "
+        "goes on without those rows, and where every row is bad a lower optimizer.learning_rate may help "
+        "(--accept-changes optimizer.learning_rate)"
     )
 
 

@@ -136,7 +136,12 @@ def start(
             state, manifest = checkpoints.restore(newest, abstract)
         except DamagedCheckpoint as error:
             where = checkpoints.set_aside(newest, workdir.aside)
-            workdir.remember("damaged checkpoint", step=newest, reason=error.reason, moved_to=str(where))
+            workdir.remember(
+                "damaged checkpoint",
+                step=newest,
+                reason=error.reason,
+                moved_to=str(where.relative_to(workdir.path)),
+            )
             say(f"{error}; moved to {where}")
             continue
         say(f"resumed from step {newest}")
@@ -170,7 +175,6 @@ class _Run:
     state: State
     next_row: int
     unseen: deque[tuple[int, Report]] = field(default_factory=deque)
-    bad: list[badsteps.Diagnosis] = field(default_factory=list)
 
     def after_step(self, step: int, report: Report, task: Task) -> Outcome:
         """Looks at the step, logs, evaluates and saves, each where it is due."""
@@ -209,15 +213,13 @@ class _Run:
         while len(self.unseen) > (0 if at_all else 1):
             step, report = self.unseen.popleft()
             if int(report.verdict) == FINE:
-                self.bad.clear()
                 continue
             bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
-            self.bad.append(bad)
             self.writer.bad_step(bad)
             self.say(badsteps.sentence(bad))
             if bad["in_a_row"] >= self.config.guard.max_in_a_row:
                 self.checkpoints.wait()
-                raise TrainingHalted(badsteps.verdict_on_run(self.bad, self.checkpoints.steps))
+                raise TrainingHalted(badsteps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
 
     def conclude(self, step: int, record: dict[str, float], due: list[Hook]) -> dict[str, float]:
         """Calls the hooks that are due and logs the step; a signal meanwhile saves it without them."""

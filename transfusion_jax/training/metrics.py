@@ -38,6 +38,10 @@ class Writer:
         """One object in `bad_steps.jsonl`."""
         append_line(self._workdir.bad_steps, diagnosis)
 
+    def bad_steps(self) -> list[dict[str, Any]]:
+        """All of them, in order."""
+        return read_lines(self._workdir.bad_steps)
+
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An image `[H, W, 3]` uint8 in TensorBoard."""
         self._events.add_image(name, image, step, dataformats="HWC")

@@ -190,7 +190,14 @@ def _rewind(
             checkpoints.set_aside(step, kept)
     say(f"rewound to step {to}; what came after it is kept in {kept}")
     workdir.begin(
-        config, data, "rewind", skip_rows, to=to, rows_skipped=start.skip_rows, accepted=changes, kept_in=str(kept)
+        config,
+        data,
+        "rewind",
+        skip_rows,
+        to=to,
+        rows_skipped=start.skip_rows,
+        accepted=changes,
+        kept_in=str(kept.relative_to(workdir.path)),
     )
 
 

@@ -1,0 +1,163 @@
+"""The way from a file to a `Config`, and back to plain values.
+
+A config file defines `get_config(arg)` and returns an `ml_collections.ConfigDict`. `load` parses it once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from transfusion_jax.config.checks import ConfigError, nearest, require
+from transfusion_jax.config.fields import Config
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> Config:
+    """Reads `FILE[:arg]`, applies `a.b=value` overrides, and parses.
+
+    Raises:
+        ConfigError: the file, an override, a key or a value is not valid.
+    """
+    path, _, argument = spec.partition(":")
+    values = _run_config_file(Path(path), argument)
+    for entry in overrides:
+        _apply_override(values, entry)
+    return parse(values)
+
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """The config with `a.b=value` overrides applied.
+
+    Raises:
+        ConfigError: an override is not valid.
+    """
+    values = to_dict(config)
+    for entry in overrides:
+        _apply_override(values, entry)
+    return parse(values)
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """A `Config` from nested plain values, as a config file or `config.json` holds them."""
+    config = _parse(Config, values, "")
+    assert isinstance(config, Config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values (JSON types) that `parse` reads back to the same config."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The identity fields alone, as `{dotted name: value}`."""
+    return dict(_identity(config, ""))
+
+
+def identity_hash(config: Config) -> str:
+    """A short hash of the identity fields."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def identity_changes(old: Config, new: Config) -> dict[str, str]:
+    """Each identity field that differs, as `{dotted name: "old -> new"}`."""
+    before, after = identity(old), identity(new)
+    return {
+        name: f"{before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
+def _run_config_file(path: Path, argument: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}: pass one such as configs/digits.py")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} defines no get_config(arg)")
+    try:
+        result = module.get_config(argument)
+    except ValueError as error:  # what a config file raises for an argument that it does not know
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(result, ConfigDict):
+        raise ConfigError(f"get_config of {path} must return an ml_collections.ConfigDict")
+    values: dict[str, Any] = result.to_dict()
+    return values
+
+
+def _apply_override(values: dict[str, Any], entry: str) -> None:
+    name, equals, text = entry.partition("=")
+    require(bool(equals), f"--config.{name} needs a value: --config.{name}=VALUE")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        require(isinstance(values, dict), f"--config.{name}: {parent!r} holds no further fields")
+    values[leaf] = value
+
+
+def _parse(kind: Any, value: Any, name: str) -> Any:
+    """`value` as the annotated type `kind`; `name` is its dotted path, for messages."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, name)
+    if origin is tuple:
+        require(isinstance(value, list | tuple), f"{name} must be a list, not {value!r}")
+        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        require(len(inner) == len(value), f"{name} must have {len(inner)} entries, not {len(value)}")
+        return tuple(_parse(k, v, name) for k, v in zip(inner, value, strict=True))
+    if origin is Mapping:
+        require(isinstance(value, dict), f"{name} must hold named entries, not {value!r}")
+        return {key: _parse(arguments[1], entry, f"{name}.{key}") for key, entry in sorted(value.items())}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    matches = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    require(matches, f"{name} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
+    require(isinstance(value, Mapping), f"{name or 'the config'} must hold named fields, not {value!r}")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{name}." if name else ""
+    for key in value:
+        require(key in hints, f"unknown config key {prefix}{key}: {nearest(key, hints)}")
+    parsed = {key: _parse(hints[key], entry, prefix + key) for key, entry in value.items()}
+    for f in dataclasses.fields(kind):
+        optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        require(f.name in parsed or optional, f"config key {prefix}{f.name} is missing")
+    return kind(**parsed)
+
+
+def _identity(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for f in dataclasses.fields(config):
+        if f.metadata.get("execution"):
+            continue
+        value = getattr(config, f.name)
+        entries = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, entry in entries:
+            name = f"{prefix}{f.name}" + (f".{key}" if key else "")
+            if dataclasses.is_dataclass(entry):
+                yield from _identity(entry, f"{name}.")
+            else:
+                yield name, list(entry) if isinstance(entry, tuple) else entry
