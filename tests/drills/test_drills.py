@@ -307,10 +307,3 @@ def test_a_spike(tmp_path, drill):
     assert stopped.end() == TrainingHalted.exit_code
     assert "--rewind-to 12 --skip-rows 61:62" in stopped.lines[-1]
     drill("a spike in one row", "skipped, or stopped with exit 3, as configured", 0, "yes")
-
-
-def test_the_table_in_the_documentation_names_every_drill():
-    documented = (ROOT / "docs/reliability.md").read_text()
-    source = Path(__file__).read_text()
-    for fault in re.findall(r'drill\(f?"(.*?)[",{]', source) + re.findall(r'^        \("(a .*?)"', source, re.M):
-        assert fault in documented, fault

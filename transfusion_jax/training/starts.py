@@ -189,16 +189,9 @@ def _rewind(
         if step > to:
             checkpoints.set_aside(step, kept)
     say(f"rewound to step {to}; what came after it is kept in {kept}")
-    workdir.begin(
-        config,
-        data,
-        "rewind",
-        skip_rows,
-        to=to,
-        rows_skipped=start.skip_rows,
-        accepted=changes,
-        kept_in=str(kept.relative_to(workdir.path)),
-    )
+    kept_in = str(kept.relative_to(workdir.path))
+    event = dict(to=to, rows_skipped=start.skip_rows, accepted=changes, kept_in=kept_in)
+    workdir.begin(config, data, "rewind", skip_rows, **event)
 
 
 def _is_done(start: Start, workdir: Workdir) -> bool:
