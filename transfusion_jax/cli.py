@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
 from transfusion_jax import __version__
 from transfusion_jax.commands import evaluate, sample, train
 from transfusion_jax.config import ConfigError
-from transfusion_jax.errors import UserError
+from transfusion_jax.errors import StorageError, UserError
 
 COMMANDS = (train, sample, evaluate)
 OVERRIDE = "--config."
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"transfusion: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"transfusion: {error}", file=sys.stderr)
+        return StorageError.exit_code
     return code
 
 

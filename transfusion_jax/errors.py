@@ -11,6 +11,9 @@
 | 130, 143 | a second SIGINT or SIGTERM ended the process at once |
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
@@ -34,3 +37,9 @@ class StorageError(UserError):
     """Files that cannot be written; 74 is EX_IOERR of sysexits.h."""
 
     exit_code = 74
+
+
+def some(names: Sequence[Any], most: int = 4) -> str:
+    """The first few of many names, for a message."""
+    shown = ", ".join(map(str, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

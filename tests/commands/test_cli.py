@@ -74,6 +74,15 @@ def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, 
     assert [[resumed[s][n] for n in exact] for s in once] == [[once[s][n] for n in exact] for s in once]
 
 
+def test_a_run_goes_on_where_nobody_listens_any_more(tmp_path):
+    process = start(*DEBUG, "--workdir", str(tmp_path), "--config.loop.evaluate_every=0", stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    process.stderr.close()
+    assert sorted(steps_of(tmp_path)) == list(range(1, STEPS + 1))
+
+
 def test_another_recipe_is_refused_with_its_differences_and_a_new_cadence_is_not(trained):
     changed = transfusion("train", "--workdir", str(trained[0]), "--config.optimizer.beta1=0.8", "--config.seed=3")
     assert changed.returncode == 2

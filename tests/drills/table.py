@@ -22,9 +22,9 @@ def pytest_addoption(parser):
     parser.addoption("--drill-table", metavar="FILE", help="also put the table of drills into this Markdown file")
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    drills = [report for report in reports if getattr(report, "when", None) == "call"]
+    drills = [report for report in reports if getattr(report, "when", None) == "call" and report.passed]
     drills.sort(key=lambda report: report.location[1])  # the line of the test
     rows = [value for report in drills for name, value in report.user_properties if name == "drill"]
     if not rows:
@@ -32,7 +32,7 @@ def pytest_terminal_summary(terminalreporter, config):
     table = markdown(rows)
     terminalreporter.write("\n" + table)
     path = config.getoption("--drill-table")
-    if path:
+    if path and not exitstatus and not config.option.keyword:  # a table is whole, and every drill in it passed
         before, _, rest = Path(path).read_text().partition(BEGIN)
         Path(path).write_text(before + BEGIN + table + END + rest.partition(END)[2])
 

@@ -60,6 +60,6 @@ def test_the_verdict_on_a_run_tells_how_to_go_on_from_before_the_last_bad_stretc
     ]
     text = badsteps.verdict_on_run(bad, [4, 6, 8])
     assert "stopped itself at step 9: steps 7 to 9 were bad (not finite)" in text
-    assert "tries again from step 8, --rewind-to 6 --skip-rows 24:35 goes on" in text
+    assert "tries again from step 8, --rewind-to 6 --skip-rows 24:35 leaves" in text
     assert "at step 2: step 2 was bad" in badsteps.verdict_on_run(bad[:1], [])
-    assert "--rewind-to 0 --skip-rows 7:8" in badsteps.verdict_on_run(bad[:1], [])
+    assert "--rewind-to" not in badsteps.verdict_on_run(bad[:1], [4])  # nothing from before is left

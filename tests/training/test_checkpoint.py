@@ -5,9 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from transfusion_jax.config import GuardConfig
+from transfusion_jax.config import GuardConfig, MeshConfig
 from transfusion_jax.errors import CheckpointError, StorageError
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.training import checkpoint
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, to_devices
 from transfusion_jax.training.guard import new_guard
 from transfusion_jax.training.state import State
@@ -20,7 +24,7 @@ def test_state_and_row_come_back_and_the_weights_alone_too(tmp_path):
         restored, manifest = checkpoints.restore(3, to_devices(state(0)))
         assert manifest["next_row"] == 24
         jax.tree.map(np.testing.assert_array_equal, restored, state(3))
-        for which, scale in (("params", 1), ("ema", 2)):
+        for which, scale in (("raw", 1), ("ema", 2)):
             weights = checkpoints.weights(3, which, to_devices(state(0).params))
             np.testing.assert_array_equal(weights["w"], np.full((2, 3), 3 * scale))
 
@@ -138,6 +142,53 @@ def test_a_state_of_another_shape_is_refused_and_is_no_damage(tmp_path):
     assert not isinstance(refused.value, DamagedCheckpoint)
     with pytest.raises(CheckpointError, match=r"ema/w: float32\[2, 3\] -> absent"):
         checkpoints.restore(3, to_devices(state(3, ema=False)))
+
+
+def test_a_mesh_that_does_not_divide_a_leaf_is_refused_and_is_no_damage(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(3), 24, None)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())
+    split = jax.ShapeDtypeStruct((2, 3), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))
+    abstract = dataclasses.replace(to_devices(state(3)), params={"w": split})
+    with pytest.raises(CheckpointError, match="params/w cannot be split over this mesh") as refused:
+        checkpoints.restore(3, abstract)
+    assert not isinstance(refused.value, DamagedCheckpoint)
+
+
+def test_another_window_of_recent_steps_begins_anew_and_the_counts_stay(tmp_path):
+    guard = new_guard(GuardConfig(spikes="skip", spike_window=4))
+    guard = guard._replace(in_a_row=jnp.int32(2), skipped=jnp.int32(5), seen=jnp.int32(9), recent=guard.recent + 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(dataclasses.replace(state(3), guard=guard), 24, None)
+    for window in (2, 4, 8):
+        wanted = new_guard(GuardConfig(spikes="skip", spike_window=window))
+        restored, _ = checkpoints.restore(3, to_devices(dataclasses.replace(state(0), guard=wanted)))
+        assert (restored.guard.in_a_row, restored.guard.skipped) == (2, 5)
+        assert restored.guard.seen == (9 if window == 4 else 0)
+        np.testing.assert_array_equal(restored.guard.recent, np.full((window, 2), 1.0 if window == 4 else 0.0))
+
+
+def test_what_was_due_at_a_step_can_be_concluded_later_and_counts_for_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state(1), 8, None, concluded=False)
+        checkpoints.wait()
+        assert not checkpoints.manifest(1)["concluded"]
+        checkpoints.conclude(1, {"loss": 0.5})
+        assert checkpoints.manifest(1)["concluded"]
+        for step, loss in ((2, 1.0), (3, float("nan")), (4, 2.0)):
+            checkpoints.save(state(step), 8 * step, {"loss": loss})
+    assert checkpoints.steps == [1, 4]
+    assert Checkpoints(tmp_path).find("best") == 1
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, to_devices(state(0)))[0], state(1))
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 99)
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(state(3), 24, None)
+    with pytest.raises(CheckpointError, match="has format 99; this version reads 1"):
+        checkpoints.manifest(3)
 
 
 def test_a_step_is_set_aside_under_a_name_that_is_free(tmp_path):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from transfusion_jax.errors import StorageError
+from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.training.files import append_line, read_lines, write_lines, write_whole
 
 
@@ -19,8 +19,9 @@ def test_lines_come_back_and_a_torn_last_one_is_left_out(tmp_path):
 def test_another_damaged_line_is_named(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n{"b": \n{"c": 3}\n')
-    with pytest.raises(StorageError, match=r"x\.jsonl is damaged"):
+    with pytest.raises(UserError, match=r"x\.jsonl is damaged") as raised:
         read_lines(path)
+    assert raised.value.exit_code == 2
 
 
 def test_what_cannot_be_written_is_said_and_leaves_the_old_file(tmp_path):

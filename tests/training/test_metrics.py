@@ -1,9 +1,13 @@
 import json
 import math
+import struct
 
+import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from transfusion_jax.training.metrics import duration, keep_until, open_writer, progress_line
+from transfusion_jax.training.metrics import duration, keep_until, open_writer, progress_line, record_of
+from transfusion_jax.training.tensorboard import Events
 from transfusion_jax.training.workdir import Workdir
 
 
@@ -18,6 +22,45 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path):
     with open_writer(Workdir(tmp_path), 0) as writer:
         writer.record(1, {"loss": 2.0, "empty": math.nan, "wild": math.inf})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+
+
+def test_a_second_record_of_a_step_takes_the_place_of_the_first(tmp_path):
+    with open_writer(Workdir(tmp_path), 0) as writer:
+        for step, loss in ((1, 3.0), (2, 2.0), (2, 1.5)):
+            writer.record(step, {"loss": loss})
+    assert record_of(tmp_path / "metrics.jsonl", 2) == {"loss": 1.5}
+    assert record_of(tmp_path / "metrics.jsonl", 1) == {}
+    with open_writer(Workdir(tmp_path), 2) as writer:
+        writer.record(2, {"loss": 1.0})
+        writer.record(3, {"loss": 0.5})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [3.0, 1.0, 0.5]
+
+
+def test_tensorboard_shows_scalars_and_images_and_hides_what_is_done_again(tmp_path):
+    events = Events(tmp_path, 1)
+    events.scalars(1, {"a/b": 2.5})
+    events.image(2, "picture", np.zeros((4, 6, 3), np.uint8))
+    events.close()
+    Events(tmp_path, 2).close()
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    first, second = ([Event.FromString(record) for record in records_of(file)] for file in files)
+    assert [e.session_log.status for e in (first[1], second[1])] == [SessionLog.START] * 2
+    assert [e.step for e in (first[1], second[1])] == [1, 2]
+    value = first[2].summary.value[0]
+    assert (first[2].step, value.tag, value.simple_value) == (1, "a/b", 2.5)
+    image = first[3].summary.value[0].image
+    assert (image.height, image.width) == (4, 6)
+
+
+def records_of(file):
+    """The records of a TFRecord file: length, checksum, bytes, checksum."""
+    content, at = file.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield content[at + 12 : at + 12 + length]
+        at += 16 + length
 
 
 @pytest.mark.parametrize(

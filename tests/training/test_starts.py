@@ -1,16 +1,23 @@
 """Runs begun in every way, in this process."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from helpers import tiny_config, tiny_run
 from transfusion_jax.config import ConfigError
-from transfusion_jax.errors import CheckpointError
+from transfusion_jax.errors import CheckpointError, TrainingHalted
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.training import checkpoint
 from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.starts import Start, find_checkpoint, source_config
+from transfusion_jax.training.state import abstract_state
 from transfusion_jax.training.transfusion import TransfusionTask
 from transfusion_jax.training.workdir import Workdir
 
@@ -63,26 +70,28 @@ def test_a_fork_may_change_what_is_accepted_by_name(parent, tmp_path):
 
 
 def test_init_takes_the_weights_and_nothing_else(parent, tmp_path):
-    for weights, part in (("ema", "ema"), ("raw", "params"), (None, "ema")):
+    for weights, part in (("ema", "ema"), ("raw", "raw"), (None, "ema")):
         path = tmp_path / str(weights)
         tiny_run(path, config(steps=2), Start(init_from=f"{parent}:8", weights=weights))
         records = metrics(path)
         assert records[1]["learning_rate"] == metrics(parent)[1]["learning_rate"]
         assert records[1]["loss"] < metrics(parent)[1]["loss"]
-        old, new = weights_of(parent, 8, part), weights_of(path, 0, "params")
+        old, new = weights_of(parent, 8, part), weights_of(path, 0, "raw")
         jax.tree.map(np.testing.assert_array_equal, old, new)
         jax.tree.map(np.testing.assert_array_equal, old, weights_of(path, 0, "ema"))
         assert (history(path)[0]["event"], history(path)[0]["step"]) == ("init", 8)
 
 
-def test_init_finds_a_checkpoint_by_run_by_step_and_by_path(parent):
+def test_init_finds_a_checkpoint_by_run_by_step_and_by_path(parent, tmp_path):
     for spec, step in [
         (str(parent), 8),
         (f"{parent}:latest", 8),
         (f"{parent}:6", 6),
         (str(parent / "checkpoints/4"), 4),
+        (str(shutil.copytree(parent / "checkpoints/4", tmp_path / "backup")), 4),
     ]:
-        assert find_checkpoint(spec)[1] == step
+        checkpoints, found = find_checkpoint(spec)
+        assert found == checkpoints.manifest(step)["step"] == step
     for spec, message in [
         (f"{parent}:5", "no checkpoint 5"),
         ("nowhere", "neither a run"),
@@ -150,6 +159,81 @@ def test_a_change_of_the_state_s_shape_is_refused_with_the_leaves(tmp_path):
     with pytest.raises(CheckpointError, match=r"params/trunk/.*gate.*\n[\s\S]*--init-from"):
         tiny_run(tmp_path, wider, Start(accept_changes=("model.mlp_width",)))
     assert Checkpoints(tmp_path / "checkpoints").steps == [2, 4]  # nothing was set aside
+    tiny_run(tmp_path, config(steps=4))  # nothing was written
+
+
+def test_spikes_can_be_guarded_against_from_some_step_on(tmp_path):
+    tiny_run(tmp_path, config(steps=4))
+    guarded = config(steps=6, guard=dict(spikes="skip", spike_window=2))
+    names = ("steps", "guard.spikes", "guard.spike_window")
+    assert tiny_run(tmp_path, guarded, Start(accept_changes=names)).step == 6
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_stops_until_it_is_told_to_begin_again(tmp_path):
+    tiny_run(tmp_path, config(steps=4))
+    once = metrics(tmp_path)
+    for step in (2, 4):
+        (tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="--rewind-to 0 begins again"):
+            tiny_run(tmp_path, config(steps=4))
+        assert metrics(tmp_path) == once
+    tiny_run(tmp_path, config(steps=4), Start(rewind_to=0))
+    assert exact(metrics(tmp_path)) == exact(once)
+
+
+def test_a_damaged_checkpoint_is_not_rewound_to(tmp_path):
+    tiny_run(tmp_path, config(steps=4))
+    (tmp_path / "checkpoints/2/_CHECKPOINT_METADATA").write_text("{}")
+    with pytest.raises(CheckpointError, match="checkpoint 2 is damaged"):
+        tiny_run(tmp_path, config(steps=4), Start(rewind_to=2))
+    assert Checkpoints(tmp_path / "checkpoints").steps == [2, 4]
+
+
+def test_a_lower_limit_of_bad_steps_stops_a_run_that_has_more(tmp_path):
+    tiny_run(tmp_path, config(steps=4))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        mesh = make_mesh(config().mesh, jax.devices()[:1])
+        state, manifest = checkpoints.restore(4, abstract_state(TransfusionTask(config()), config(), mesh))
+        guard = state.guard._replace(in_a_row=jnp.int32(3), skipped=jnp.int32(3))
+        checkpoints.set_aside(4, tmp_path)
+        about = {name: manifest[name] for name in ("config", "skip_rows")}
+    with Checkpoints(tmp_path / "checkpoints", about=about) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, guard=guard), manifest["next_row"], None)
+    bad = dict(step=4, verdict="not finite", rows=[13], batch=[12, 16])
+    (tmp_path / "bad_steps.jsonl").write_text(json.dumps(bad) + "\n")
+    longer = config(steps=8, guard=dict(max_in_a_row=3))
+    with pytest.raises(TrainingHalted, match="step 4 was bad"):
+        tiny_run(tmp_path, longer, Start(accept_changes=("steps",)))
+    assert Checkpoints(tmp_path / "checkpoints").steps[-1] == 4
+
+
+def test_an_evaluation_that_was_due_is_done_on_resuming_and_each_step_stands_once(tmp_path):
+    calls = []
+
+    def evaluate(step, params, writer):
+        calls.append(step)
+        if len(calls) < 3:
+            raise KeyboardInterrupt  # as if killed: the record of the step is in place, and must stay
+        return {"held_out/loss": 2.0}
+
+    tiny_run(tmp_path, config(steps=4))
+    path = tmp_path / "checkpoints/4/_CHECKPOINT_METADATA"
+    values = json.loads(path.read_text())
+    values["custom_metadata"]["manifest"]["concluded"] = False
+    values["custom_metadata"]["digest"] = checkpoint._digest(values["custom_metadata"]["manifest"])
+    path.write_text(json.dumps(values))
+    (tmp_path / "checkpoints/4/sizes.json").unlink()
+    once = metrics(tmp_path)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run(tmp_path, config(steps=4), hooks=(Hook(4, evaluate),))
+        assert exact(metrics(tmp_path)) == exact(once)
+    tiny_run(tmp_path, config(steps=4), hooks=(Hook(4, evaluate),))
+    assert metrics(tmp_path)[4] == once[4] | {"held_out/loss": 2.0}
+    assert Checkpoints(tmp_path / "checkpoints").find("best") == 4
+    tiny_run(tmp_path, config(steps=4), hooks=(Hook(4, evaluate),))
+    assert calls == [4, 4, 4]
 
 
 def test_a_fork_whose_checkpoints_are_lost_does_not_begin_from_nothing(parent, tmp_path):

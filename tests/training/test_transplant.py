@@ -27,7 +27,7 @@ def saved(tmp_path_factory):
     return checkpoints, params
 
 
-def into(saved, config, *mapping, which="params"):
+def into(saved, config, *mapping, which="raw"):
     """The old parameters, the new model's fresh ones, what became of them, and what was said."""
     checkpoints, old = saved
     fresh = TransfusionTask(config).init(jax.random.key(6))
@@ -98,6 +98,11 @@ def test_an_old_leaf_without_a_place_is_dropped_by_name(saved, tmp_path):
     _, _, kept, notes = into((checkpoints, params), OLD, "extra=drop")
     jax.tree.map(np.testing.assert_array_equal, kept, params)
     assert notes == ["extra: float32[3] -> absent, drop"]
+
+
+def test_a_pattern_that_fits_no_leaf_is_an_error(saved):
+    with pytest.raises(ConfigError, match="--init-map embeding=grow fits no leaf"):
+        into(saved, OLD, "embeding=grow")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,14 @@ def test_a_run_exists_once_its_config_does_and_keeps_its_history(tmp_path):
     assert workdir.began_from_nothing()
 
 
+def test_one_process_at_a_time_trains_in_a_workdir(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    with workdir.locked(), pytest.raises(ConfigError, match="another process trains in"), workdir.locked():
+        pass
+    with workdir.locked():
+        pass
+
+
 def test_what_every_checkpoint_says_is_enough_to_read_it(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.begin(tiny_config(), tiny_data(), "start")

@@ -41,7 +41,7 @@ def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[Transfusio
         step = checkpoints.find(arguments.step)
         abstract = to_devices(task.model.abstract_params())
         try:
-            params = checkpoints.weights(step, "ema" if weights == "ema" else "params", abstract)
+            params = checkpoints.weights(step, weights, abstract)
         except DamagedCheckpoint as error:
             others = ", ".join(str(other) for other in checkpoints.steps if other != step) or "there is none"
             raise CheckpointError(f"{error}; choose another --step: {others}") from error

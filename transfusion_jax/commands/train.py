@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel.devices import check_backend, describe_devices
 from transfusion_jax.parallel.mesh import check_rows, make_mesh
 from transfusion_jax.training.interruption import Interruption, watch_signals
-from transfusion_jax.training.loop import Hook, Outcome, nothing, train
+from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
 from transfusion_jax.training.starts import Start, begin, source_config
 from transfusion_jax.training.transfusion import TransfusionTask
@@ -85,7 +88,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _train(arguments: argparse.Namespace, start: Start, config: Config, interruption: Interruption) -> Outcome:
-    with interruption.may_leave(nothing):
+    with interruption.may_leave():
         check_backend(arguments.allow_cpu)
         _say(describe_devices())
         mesh = make_mesh(config.mesh)
@@ -99,11 +102,17 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
         rows = make_rows(data.train, config, data.codec.special)
         workdir = Workdir(arguments.workdir)  # begun only now that config and data have proved to fit
         task = TransfusionTask(config)
-        begin(start, task, config, data, mesh, workdir, _say)
+        locked = ExitStack()
+        if jax.process_index() == 0:
+            locked.enter_context(workdir.locked())
+    with locked:
+        with interruption.may_leave():
+            begin(start, task, config, data, mesh, workdir, _say)
         rows = replace(rows, skipped=workdir.skip_rows)
         parameters = flops.count_parameters(config.model).total
         _say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
-    return train(task, config, rows, mesh, workdir, interruption, _hooks(task, config, data, workdir), say=_say)
+        hooks = _hooks(task, config, data, workdir)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, _say)
 
 
 def _start(arguments: argparse.Namespace) -> Start:
@@ -211,4 +220,8 @@ training FLOPs, 6ND     {summary["flops_6nd"]:11.3e}""")
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    """Prints; a terminal or a pipe that has gone away does not end the run."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends

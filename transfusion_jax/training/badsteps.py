@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from transfusion_jax.errors import some
 from transfusion_jax.training.guard import NOT_FINITE, VERDICTS
 from transfusion_jax.training.step import Report
 
 Diagnosis = dict[str, Any]
-MOST = 4  # names shown
 
 
 def diagnose(step: int, report: Report, leaves: Sequence[str]) -> Diagnosis:
@@ -45,8 +45,8 @@ def diagnose(step: int, report: Report, leaves: Sequence[str]) -> Diagnosis:
 def sentence(bad: Diagnosis) -> str:
     """A diagnosis as a line for the user."""
     first, end = bad["batch"]
-    rows = f"row {_some(bad['rows'])}" if bad["rows"] else f"no row's own loss, of rows {first} to {end - 1}"
-    leaves = f"gradient of {_some(bad['leaves'])}" if bad["leaves"] else "no gradient"
+    rows = f"row {some(bad['rows'])}" if bad["rows"] else f"no row's own loss, of rows {first} to {end - 1}"
+    leaves = f"gradient of {some(bad['leaves'])}" if bad["leaves"] else "no gradient"
     return (
         f"step {bad['step']} skipped, {bad['verdict']}: loss {bad['loss']} ({rows}), "
         f"gradient norm {bad['grad_norm']} ({leaves}); {bad['in_a_row']} in a row"
@@ -67,16 +67,11 @@ def verdict_on_run(bad: Sequence[Diagnosis], checkpoints: Sequence[int]) -> str:
     first, last = stretch[0]["step"], stretch[-1]["step"]
     rows = [row for step in stretch for row in step["rows"] or range(*step["batch"])]
     skip = f"{min(rows)}:{max(rows) + 1}"
-    before = max((step for step in checkpoints if step < first), default=0)
+    from_before = [step for step in checkpoints if step < first]
+    rewind = f", --rewind-to {max(from_before)} --skip-rows {skip} leaves those rows out" if from_before else ""
     steps = f"step {first} was" if first == last else f"steps {first} to {last} were"
     return (
         f"training stopped itself at step {last}: {steps} bad ({stretch[-1]['verdict']}); the same command tries "
-        f"again from step {max(checkpoints, default=0)}, --rewind-to {before} --skip-rows {skip} "
-        "goes on without those rows, and where every row is bad a lower optimizer.learning_rate may help "
-        "(--accept-changes optimizer.learning_rate)"
+        f"again from step {max(checkpoints, default=0)}{rewind}; where every row is bad a lower "
+        "optimizer.learning_rate may help (--accept-changes optimizer.learning_rate)"
     )
-
-
-def _some(names: Sequence[Any]) -> str:
-    shown = ", ".join(map(str, names[:MOST]))
-    return shown if len(names) <= MOST else f"{shown} and {len(names) - MOST} more"

@@ -11,17 +11,20 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
-from transfusion_jax.errors import CheckpointError, StorageError
+from transfusion_jax.errors import CheckpointError, StorageError, some
 from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, shape_text
 from transfusion_jax.training.state import State
@@ -30,8 +33,19 @@ BEST = "loss"  # the evaluation metric, lower is better, that `best` means
 FORMAT = 1
 UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to a folder until it is whole
 UNWANTED = ".deleting"
+CONCLUDED = "concluded.json"  # ours: what was still due at a step when it was saved
 SIZES = "sizes.json"  # ours: the files of a step and their sizes
 METADATA = "_CHECKPOINT_METADATA"  # the file of Orbax that holds the manifest
+
+WINDOW = "guard/recent"  # the one leaf whose shape may change
+PARTS = {"ema": "ema", "raw": "params"}  # the part of the state that each kind of weights is
+NOT_DAMAGE = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "ABORTED",
+)  # TensorStore's
 
 Manifest = dict[str, Any]
 
@@ -47,10 +61,19 @@ class Checkpoints:
         keep: how many of the newest stay, beside the best one.
         keep_every: checkpoints at multiples of this step stay for good; 0: none.
         about: what every manifest says of the run.
+        folder: the one checkpoint to read, where it lies under another name.
     """
 
-    def __init__(self, directory: Path, keep: int = 3, keep_every: int = 0, about: Manifest | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 3,
+        keep_every: int = 0,
+        about: Manifest | None = None,
+        folder: Path | None = None,
+    ):
         self.directory = directory.absolute()
+        self._folder = folder
         self._keep, self._keep_every, self._about = keep, keep_every, about or {}
         self._saving: tuple[int, Any] | None = None
         self._scores: dict[int, float | None] = {}  # of the steps whose manifests have been read
@@ -70,7 +93,7 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """The folder of a step."""
-        return self.directory / str(step)
+        return self._folder or self.directory / str(step)
 
     def clean(self) -> None:
         """Removes what a killed process left of a save or a deletion; for the run's own process alone."""
@@ -121,8 +144,8 @@ class Checkpoints:
         (step, response), self._saving = self._saving, None
         with self._storage_errors(step):
             response.result()
-            write_whole(self.path(step) / SIZES, json.dumps(_sizes(self.path(step))))
-            self._prune()
+        write_whole(self.path(step) / SIZES, json.dumps(_sizes(self.path(step))))
+        self._prune()
 
     def poll(self) -> None:
         """`wait` where the last save has ended, well or not; nothing where it is under way."""
@@ -136,30 +159,56 @@ class Checkpoints:
             DamagedCheckpoint: it is not what was saved.
             CheckpointError: it holds another state than `abstract`.
         """
+        manifest = self.check(step, abstract)
+        here = _with_window(abstract, manifest["leaves"])
+        loaded = State(**{"ema": None} | self._load(step, manifest, _as_dict(here)))
+        if here is not abstract:  # another window of recent steps: it begins anew, the counts stay
+            recent = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape), x.sharding), abstract.guard.recent)
+            seen = jax.tree.map(jnp.zeros_like, loaded.guard.seen)
+            loaded = replace(loaded, guard=loaded.guard._replace(recent=recent, seen=seen))
+        return loaded, manifest
+
+    def check(self, step: int, abstract: State) -> Manifest:
+        """The manifest of a step whose state can be loaded as `abstract`.
+
+        Raises:
+            DamagedCheckpoint: the manifest is not what was saved.
+            CheckpointError: the step holds another state than `abstract`, or cannot be split as that is.
+        """
         manifest = self.manifest(step)
         tree = _as_dict(abstract)
         wanted, found = leaf_shapes(tree), manifest["leaves"]
-        if wanted != found:
-            differences = [
-                f"{name}: {shape_text(found.get(name))} -> {shape_text(wanted.get(name))}"
-                for name in sorted(wanted.keys() | found.keys())
-                if wanted.get(name) != found.get(name)
-            ]
+        differences = [
+            f"{name}: {shape_text(found.get(name))} -> {shape_text(wanted.get(name))}"
+            for name in sorted(wanted.keys() | found.keys())
+            if wanted.get(name) != found.get(name) and name != WINDOW
+        ]
+        if differences:
             raise CheckpointError(
                 f"checkpoint {step} holds another state than this config trains:\n  "
                 + "\n  ".join(differences)
                 + "\nto take its weights alone, start a new run with --init-from"
             )
-        loaded = self._load(step, manifest, tree)
-        return State(**{"ema": None} | loaded), manifest
+        for name, leaf in zip(wanted, jax.tree.leaves(tree), strict=True):
+            try:
+                leaf.sharding.shard_shape(leaf.shape)
+            except ValueError as error:
+                raise CheckpointError(f"{name} cannot be split over this mesh: {error}") from error
+        return manifest
 
     def weights(self, step: int, which: str, abstract: Any) -> Any:
-        """One set of weights alone: `which` is "params" or "ema".
+        """One set of weights alone: `which` is "raw" or "ema".
 
         Raises:
             DamagedCheckpoint: they are not what was saved.
         """
-        return self._load(step, self.manifest(step), {which: abstract})[which]
+        part = PARTS[which]
+        return self._load(step, self.manifest(step), {part: abstract})[part]
+
+    def conclude(self, step: int, metrics: dict[str, float] | None) -> None:
+        """Notes that what was due at a step when it was saved has been done since; see `save`."""
+        write_whole(self.path(step) / CONCLUDED, json.dumps(metrics))
+        self._scores.pop(step, None)
 
     def manifest(self, step: int) -> Manifest:
         """What was written beside the state of a step.
@@ -173,6 +222,12 @@ class Checkpoints:
         if "manifest" not in custom or custom.get("digest") != _digest(custom["manifest"]):
             raise DamagedCheckpoint(step, "its manifest cannot be read")
         manifest: Manifest = custom["manifest"]
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint {step} has format {manifest['format']}; this version reads {FORMAT}")
+        if (self.path(step) / CONCLUDED).exists():
+            with self._load_errors(step):
+                metrics = json.loads((self.path(step) / CONCLUDED).read_text())
+            return manifest | {"concluded": True, "metrics": metrics}
         return manifest
 
     def find(self, step: str) -> int:
@@ -207,10 +262,10 @@ class Checkpoints:
         leaves = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
         missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array)]
         if missing:
-            raise DamagedCheckpoint(step, f"{_some(missing)} missing")
+            raise DamagedCheckpoint(step, f"{some(missing)} missing")
         wrong = [name for name, value in checksums(loaded).items() if manifest["checksums"].get(name) != value]
         if wrong:
-            raise DamagedCheckpoint(step, f"wrong checksum of {_some(wrong)}")
+            raise DamagedCheckpoint(step, f"wrong checksum of {some(wrong)}")
         return loaded
 
     def _check_sizes(self, step: int) -> None:
@@ -227,7 +282,7 @@ class Checkpoints:
             if found.get(name) != size
         ]
         if wrong:
-            raise DamagedCheckpoint(step, f"{_some(wrong)} not as written")
+            raise DamagedCheckpoint(step, f"{some(wrong)} not as written")
 
     def _prune(self) -> None:
         steps = self.steps
@@ -247,7 +302,8 @@ class Checkpoints:
                 metrics = self.manifest(step)["metrics"] or {}
             except DamagedCheckpoint:  # it stays until it is to be restored, or grows too old
                 metrics = {}
-            self._scores[step] = metrics.get(BEST)
+            score = metrics.get(BEST)
+            self._scores[step] = score if score is not None and math.isfinite(score) else None
         return self._scores[step]
 
     def _required_best(self) -> int:
@@ -272,7 +328,11 @@ class Checkpoints:
             try:
                 yield
             except Exception as error:
-                expected = isinstance(error, (OSError, ValueError, LookupError, TypeError))
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+                    raise StorageError(f"checkpoint {step} cannot be read: {error}") from error
+                if str(error).startswith(NOT_DAMAGE):
+                    raise StorageError(f"checkpoint {step} cannot be read: {_first_line(error)}") from error
+                expected = isinstance(error, OSError | ValueError | LookupError | TypeError)
                 if not expected and type(error) is not Exception:  # Orbax raises that very class
                     raise
                 reason = _first_line(error)
@@ -283,7 +343,7 @@ class Checkpoints:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this is the folder of one checkpoint."""
-    return path.name.isdigit() and (path / METADATA).is_file()
+    return (path / METADATA).is_file()
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -301,7 +361,7 @@ def to_devices(abstract: Any) -> Any:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SIZES)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SIZES, CONCLUDED))
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
@@ -315,6 +375,16 @@ def _has_ended(response: Any) -> bool:
     return True
 
 
+def _with_window(abstract: State, leaves: dict[str, list]) -> State:
+    """The same state with the window of recent steps that a checkpoint has."""
+    recent = abstract.guard.recent
+    shape = tuple(leaves[WINDOW][1])
+    if shape == recent.shape:
+        return abstract
+    like: Any = jax.ShapeDtypeStruct(shape, recent.dtype, sharding=recent.sharding)
+    return replace(abstract, guard=abstract.guard._replace(recent=like))
+
+
 def _as_dict(state: State) -> dict[str, Any]:
     parts = {name: getattr(state, name) for name in ("step", "params", "optimizer", "ema", "guard")}
     return {name: part for name, part in parts.items() if part is not None}
@@ -322,11 +392,6 @@ def _as_dict(state: State) -> dict[str, Any]:
 
 def _digest(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.errors import StorageError
+from transfusion_jax.errors import StorageError, UserError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -17,7 +18,10 @@ def write_whole(path: Path, text: str) -> None:
     """
     beside = path.with_name(path.name + ".tmp")
     try:
-        beside.write_text(text)
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power loss could leave an empty file
         beside.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
@@ -40,7 +44,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; none where there is no file. A torn last line is left out.
 
     Raises:
-        StorageError: another line is not JSON.
+        UserError: another line is not JSON.
     """
     if not path.exists():
         return []
@@ -48,7 +52,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in whole]
     except json.JSONDecodeError as error:
-        raise StorageError(f"{path} is damaged ({error}): mend it, or move it away") from error
+        raise UserError(f"{path} is damaged ({error}): mend it, or move it away") from error
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:

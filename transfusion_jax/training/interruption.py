@@ -10,11 +10,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from transfusion_jax.errors import INTERRUPTED, UserError
 
@@ -22,30 +23,32 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """What the main thread and the watching thread know of each other."""
+    """Whether a signal has asked the run to end, and how the process may be left meanwhile."""
 
     def __init__(self, say: Callable[[str], None]):
         self.requested = False
         self._say = say
         self._lock = threading.Lock()
+        self._may_leave = False
         self._save: Callable[[], None] | None = None
 
     @contextmanager
-    def may_leave(self, save: Callable[[], None]) -> Iterator[None]:
+    def may_leave(self, save: Callable[[], None] | None = None) -> Iterator[None]:
         """While this lasts, a signal ends the process without waiting for the main thread.
 
         Args:
-            save: called first, in another thread; it makes safe what would be lost.
+            save: called first, in another thread, where something would be lost.
         """
         with self._lock:
-            before, self._save = self._save, save
+            before = self._may_leave, self._save
+            self._may_leave, self._save = True, save
         if self.requested:  # since the main thread looked last
             threading.Thread(target=self._leave, daemon=True).start()
         try:
             yield
         finally:
             with self._lock:  # waits for ever where the other thread is saving: it then ends the process
-                self._save = before
+                self._may_leave, self._save = before
 
     def request(self, number: int) -> None:
         """Takes a signal; called in the watching thread."""
@@ -53,20 +56,28 @@ class Interruption:
             _exit(128 + number)
         self.requested = True
         name = signal.Signals(number).name
-        self._say(f"{name}: saving as soon as the running step ends; a second signal ends this at once")
-        threading.Thread(target=self._leave, daemon=True).start()  # this thread waits for the second signal
+        try:
+            self._say(f"{name}: saving as soon as the running step ends; a second signal ends this at once")
+        finally:
+            threading.Thread(target=self._leave, daemon=True).start()  # this thread waits for the second signal
 
     def _leave(self) -> None:
         with self._lock:
-            if self._save is None:
+            if not self._may_leave:
                 return  # the main thread will see the request
+            code = 1
             try:
-                self._save()
+                if self._save is not None:
+                    self._save()
+                self._say(f"{'saved' if self._save else 'nothing is lost'}; run the same command to go on")
+                code = INTERRUPTED
             except UserError as error:
                 self._say(f"transfusion: {error}")
-                _exit(error.exit_code)
-            self._say("saved; run the same command to go on")
-            _exit(INTERRUPTED)
+                code = error.exit_code
+            finally:  # whatever happened, the main thread must not go on beside a half-done save
+                if code == 1:
+                    traceback.print_exc()
+                _exit(code)
 
 
 @contextmanager
@@ -100,9 +111,8 @@ def watch_signals(say: Callable[[str], None]) -> Iterator[Interruption]:
         os.close(write)
 
 
-def _exit(code: int) -> None:
+def _exit(code: int) -> NoReturn:
     """Ends the process now, with its loader processes: no cleaning up that could hang."""
-    sys.stdout.flush()
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)

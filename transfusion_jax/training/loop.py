@@ -22,12 +22,12 @@ from transfusion_jax.training.checkpoint import BEST, Checkpoints, DamagedCheckp
 from transfusion_jax.training.guard import FINE
 from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.leaves import leaf_names
-from transfusion_jax.training.metrics import Writer, duration, open_writer, progress_line, take_record
+from transfusion_jax.training.metrics import Writer, duration, open_writer, progress_line, record_of
 from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.step import Report, make_step
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.timer import Timer
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.workdir import DAMAGED, Workdir
 
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
 
@@ -84,11 +84,14 @@ def train(
         ExitStack() as until_first_step,
         Checkpoints(workdir.checkpoints, loop.keep, loop.keep_every, workdir.about()) as checkpoints,
     ):
-        until_first_step.enter_context(interruption.may_leave(nothing))
+        until_first_step.enter_context(interruption.may_leave())
         state, next_row, concluded = start(task, config, mesh, checkpoints, workdir, say)
         first = int(state.step)
         if first >= config.steps and concluded:
-            say(f"{workdir.path} is done: {first} of {config.steps} steps. A larger --config.steps is a new run.")
+            say(
+                f"{workdir.path} is done: {first} of {config.steps} steps. "
+                "To train on: --config.steps=MORE --accept-changes steps"
+            )
             return Outcome(first)
         sharding = batch_sharding(mesh)
         local = local_rows(sharding, config.batch_rows)
@@ -97,7 +100,8 @@ def train(
         with stream as batch_of, open_writer(workdir, first) as writer:
             run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, state, next_row)
             if not concluded:
-                run.conclude(first, take_record(workdir.metrics, first), run.due(first))
+                metrics = run.conclude(first, record_of(workdir.metrics, first), run.due(first))
+                checkpoints.conclude(first, run.held_out(metrics))
             step_function = make_step(task, config, mesh)
             outcome = Outcome(first)
             while outcome.step < config.steps and not outcome.interrupted:
@@ -126,7 +130,7 @@ def start(
     A damaged checkpoint is set aside, and the one before it is taken.
 
     Raises:
-        CheckpointError: no checkpoint can be used, and the run did not begin from nothing.
+        CheckpointError: there was a checkpoint, or must be, and none can be used.
     """
     checkpoints.clean()
     abstract = abstract_state(task, config, mesh)
@@ -137,7 +141,7 @@ def start(
         except DamagedCheckpoint as error:
             where = checkpoints.set_aside(newest, workdir.aside)
             workdir.remember(
-                "damaged checkpoint",
+                DAMAGED,
                 step=newest,
                 reason=error.reason,
                 moved_to=str(where.relative_to(workdir.path)),
@@ -148,11 +152,12 @@ def start(
         return state, int(manifest["next_row"]), bool(manifest["concluded"])
     if not workdir.began_from_nothing():
         raise CheckpointError(f"no checkpoint is left in {workdir.path} to go on from: begin a new --workdir")
+    if workdir.lost_checkpoints():
+        raise CheckpointError(
+            f"no checkpoint is left in {workdir.path}, all are damaged and in {workdir.aside}: "
+            "--rewind-to 0 begins again from the first step"
+        )
     return create_state(task, config, mesh), 0, True
-
-
-def nothing() -> None:
-    """What is lost by leaving before the first step is done."""
 
 
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
@@ -187,37 +192,40 @@ class _Run:
         logging = last or step % loop.log_every == 0
         saving = last or step % loop.save_every == 0
         due = self.due(step)
-        self.look(at_all=bool(logging or saving or due))
+        self.look(newest_too=bool(logging or saving or due))
         record: dict[str, float] = {}
         if logging:
             record = self.timer.read(step, task)
             self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
         metrics = self.conclude(step, record, [] if stopping else due)
         if saving:
-            held_out = {BEST: metrics[HELD_OUT_LOSS]} if HELD_OUT_LOSS in metrics else None
             with self.timer.paused():
-                self.checkpoints.save(self.state, self.next_row, held_out, concluded=not (stopping and due))
-        return Outcome(step, interrupted=stopping)
+                concluded = not (stopping and due)
+                self.checkpoints.save(self.state, self.next_row, self.held_out(metrics), concluded)
+        return Outcome(step, interrupted=stopping and bool(step < self.config.steps or due))
+
+    def held_out(self, metrics: dict[str, float]) -> dict[str, float] | None:
+        """What the best checkpoint is chosen by, where it was measured."""
+        return {BEST: metrics[HELD_OUT_LOSS]} if HELD_OUT_LOSS in metrics else None
 
     def due(self, step: int) -> list[Hook]:
         """The hooks that this step calls."""
         last = step == self.config.steps
         return [hook for hook in self.hooks if hook.every and (last or step % hook.every == 0)]
 
-    def look(self, at_all: bool) -> None:
-        """Finds bad steps among the reports, except the newest one's where the device may go on unwatched.
+    def look(self, newest_too: bool) -> None:
+        """Finds bad steps among the reports. The newest one would have to be waited for.
 
         Raises:
             TrainingHalted: there are too many in a row.
         """
-        while len(self.unseen) > (0 if at_all else 1):
+        while len(self.unseen) > (0 if newest_too else 1):
             step, report = self.unseen.popleft()
-            if int(report.verdict) == FINE:
-                continue
-            bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
-            self.writer.bad_step(bad)
-            self.say(badsteps.sentence(bad))
-            if bad["in_a_row"] >= self.config.guard.max_in_a_row:
+            if int(report.verdict) != FINE:
+                bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
+                self.writer.bad_step(bad)
+                self.say(badsteps.sentence(bad))
+            if int(report.in_a_row) >= self.config.guard.max_in_a_row:
                 self.checkpoints.wait()
                 raise TrainingHalted(badsteps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
 
@@ -225,8 +233,9 @@ class _Run:
         """Calls the hooks that are due and logs the step; a signal meanwhile saves it without them."""
 
         def leave() -> None:
-            self.writer.record(step, record)
             self.checkpoints.save(self.state, self.next_row, None, concluded=False)
+            if record:
+                self.writer.record(step, record)
             self.checkpoints.wait()
 
         metrics: dict[str, float] = {}

@@ -9,30 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from transfusion_jax.training.files import append_line, read_lines, write_lines
+from transfusion_jax.training.tensorboard import Events
 from transfusion_jax.training.workdir import Workdir
 
 
 class Writer:
-    """Writes records and images of one run; opened by `open_writer`."""
+    """Writes records and images of one run; opened by `open_writer`.
 
-    def __init__(self, workdir: Workdir, events: SummaryWriter):
-        self._workdir = workdir
-        self._events = events
+    Its functions raise StorageError or OSError where they cannot write.
+    """
+
+    def __init__(self, workdir: Workdir, events: Events, newest: int | None):
+        self._workdir, self._events, self._newest = workdir, events, newest
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """One object in `metrics.jsonl` and the same scalars in TensorBoard; what is not finite is left out.
 
-        Raises:
-            StorageError: it cannot be written.
+        A record of the newest step takes the place of that step's earlier one.
         """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        append_line(self._workdir.metrics, {"step": step, **finite})
-        for name, value in finite.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+        record = {"step": step, **finite}
+        if step == self._newest:
+            write_lines(self._workdir.metrics, [*read_lines(self._workdir.metrics)[:-1], record])
+        else:
+            append_line(self._workdir.metrics, record)
+        self._newest = step
+        self._events.scalars(step, finite)
 
     def bad_step(self, diagnosis: dict[str, Any]) -> None:
         """One object in `bad_steps.jsonl`."""
@@ -44,8 +48,7 @@ class Writer:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An image `[H, W, 3]` uint8 in TensorBoard."""
-        self._events.add_image(name, image, step, dataformats="HWC")
-        self._events.flush()
+        self._events.image(step, name, image)
 
 
 @contextmanager
@@ -53,9 +56,10 @@ def open_writer(workdir: Workdir, first_step: int) -> Iterator[Writer]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
     for path in (workdir.metrics, workdir.bad_steps):
         keep_until(path, first_step)
-    events = SummaryWriter(str(workdir.tensorboard), purge_step=first_step + 1 if first_step else None)
+    records = read_lines(workdir.metrics)
+    events = Events(workdir.tensorboard, first_step + 1)
     try:
-        yield Writer(workdir, events)
+        yield Writer(workdir, events, records[-1]["step"] if records else None)
     finally:
         events.close()
 
@@ -66,13 +70,10 @@ def keep_until(path: Path, step: int) -> None:
         write_lines(path, [record for record in read_lines(path) if record["step"] <= step])
 
 
-def take_record(path: Path, step: int) -> dict[str, float]:
-    """The record of the newest step, taken out of the file, or nothing where that is another step."""
+def record_of(path: Path, step: int) -> dict[str, float]:
+    """The newest record of a metrics file where it is of this step, without its number; else nothing."""
     newest: dict[str, float] = [{}, *read_lines(path)][-1]
-    if newest.pop("step", None) != step:
-        return {}
-    keep_until(path, step - 1)
-    return newest
+    return newest if newest.pop("step", None) == step else {}
 
 
 def progress_line(step: int, steps: int, values: dict[str, float], seconds_per_step: float) -> str:

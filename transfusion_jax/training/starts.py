@@ -6,7 +6,6 @@ command given again finds that done, and resumes.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +19,12 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import Config, require
 from transfusion_jax.data.load import Data
 from transfusion_jax.errors import CheckpointError
-from transfusion_jax.training.checkpoint import Checkpoints, is_checkpoint
-from transfusion_jax.training.files import read_lines, write_lines
-from transfusion_jax.training.metrics import keep_until
+from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, Manifest, is_checkpoint
+from transfusion_jax.training.files import read_lines, write_lines, write_whole
 from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.transplant import Mapping, transplant
-from transfusion_jax.training.workdir import Workdir, accepted_changes, facts_of
+from transfusion_jax.training.workdir import Workdir, accepted_changes, check_names, facts_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ def begin(
         ConfigError: the recipe changed, or what was asked for cannot be had here.
         CheckpointError: a checkpoint that is asked for is not there, or damaged.
     """
+    check_names(config, start.accept_changes)
     if not workdir.exists():
         require(start.rewind_to is None, f"no run in {workdir.path} to rewind")
         _clear(workdir, say)
@@ -74,8 +73,6 @@ def begin(
             workdir.begin(config, data, "start")
         return
     changes = workdir.check(config, data, start.accept_changes)
-    for name, change in changes.items():
-        say(f"accepted: {name} {change}")
     if start.source:
         origin = workdir.manifest()["history"][0]
         require(
@@ -83,17 +80,25 @@ def begin(
             f"{workdir.path} already holds a run that began otherwise: leave the option out to resume it, or "
             "choose another --workdir",
         )
-    if start.rewind_to is not None and not (_is_done(start, workdir) and not changes):
-        _rewind(start, config, data, workdir, changes, say)
+    checkpoints, abstract = Checkpoints(workdir.checkpoints), abstract_state(task, config, mesh)
+    rewound = _rewound_at(start, workdir)
+    if start.rewind_to is not None and (changes or not rewound):
+        _rewind(start, abstract, config, data, workdir, changes, say)
     else:
+        _check_newest(checkpoints, abstract)  # before anything is written
+        if rewound:
+            say(f"rewound to step {start.rewind_to} already, at {rewound}: resuming")
         workdir.begin(config, data, "resume", accepted=changes)
+    for name, change in changes.items():
+        say(f"accepted: {name} {change}")
 
 
 def find_checkpoint(spec: str) -> tuple[Checkpoints, int]:
     """The checkpoint that `RUN`, `RUN:STEP` (a number, latest or best) or a checkpoint's own path names."""
     path = Path(spec)
     if is_checkpoint(path):
-        return Checkpoints(path.parent), int(path.name)
+        checkpoints = Checkpoints(path.parent, folder=path)
+        return checkpoints, int(checkpoints.manifest(0)["step"])
     run, step = (spec, "latest") if path.is_dir() else spec.rpartition(":")[::2]
     workdir = Workdir(Path(run))
     if not run or not workdir.exists():
@@ -115,14 +120,13 @@ def _initialise(
         weights == "raw" or has_average, f"{start.init_from} keeps no average of its weights: use --weights raw"
     )
     state = create_state(task, config, mesh)
-    params, notes = transplant(
-        checkpoints, step, "ema" if weights == "ema" else "params", state.params, config.model, start.mapping
-    )
+    params, notes = transplant(checkpoints, step, weights, state.params, config.model, start.mapping)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     say(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
     state = replace(state, params=params, ema=ema)
     event = dict(event="init", source=start.init_from, step=step, weights=weights, mapping=notes)
-    _save_first(state, 0, config, data, workdir, [], event)
+    place = {"next_row": 0, "skip_rows": [], "metrics": None, "concluded": True}
+    _save_first(state, place, config, data, workdir, event)
 
 
 def _fork(
@@ -147,60 +151,77 @@ def _fork(
     write_lines(workdir.metrics, marked)
     say(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
     event = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
-    _save_first(state, manifest["next_row"], config, data, workdir, manifest["skip_rows"], event)
+    _save_first(state, manifest, config, data, workdir, event)
 
 
 def _save_first(
-    state: State, next_row: int, config: Config, data: Data, workdir: Workdir, skip_rows: Any, event: dict[str, Any]
+    state: State, place: Manifest, config: Config, data: Data, workdir: Workdir, event: dict[str, Any]
 ) -> None:
+    """Saves what a run goes on from, at the place that a manifest says."""
+    skip_rows = place["skip_rows"]
     about = facts_of(config, data) | {"skip_rows": skip_rows, "config": configs.to_dict(config)}
     with Checkpoints(workdir.checkpoints, about=about) as checkpoints:
-        checkpoints.save(state, next_row, None)
+        checkpoints.save(state, place["next_row"], place["metrics"], place["concluded"])
     workdir.begin(config, data, skip_rows=skip_rows, **event)
 
 
+def _check_newest(checkpoints: Checkpoints, abstract: State) -> None:
+    for step in reversed(checkpoints.steps):
+        try:
+            checkpoints.check(step, abstract)
+        except DamagedCheckpoint:
+            continue  # it will be set aside
+        return
+
+
 def _rewind(
-    start: Start, config: Config, data: Data, workdir: Workdir, changes: dict[str, str], say: Callable[[str], None]
+    start: Start,
+    abstract: State,
+    config: Config,
+    data: Data,
+    workdir: Workdir,
+    changes: dict[str, str],
+    say: Callable[[str], None],
 ) -> None:
-    """Goes back to a step; later checkpoints and records are kept under `aside`."""
+    """Goes back to a step; later checkpoints and records are kept under `aside`.
+
+    Killed midway, it leaves a run that resumes from the newest checkpoint that is still in place.
+    """
     to = start.rewind_to
     assert to is not None
     checkpoints = Checkpoints(workdir.checkpoints)
-    from_nothing = to == 0 and workdir.began_from_nothing()
-    if not from_nothing:
-        checkpoints.find(str(to))
-    skip_rows = []
+    next_row = 0
+    if to != 0 or not workdir.began_from_nothing():
+        _, manifest = checkpoints.restore(checkpoints.find(str(to)), abstract)  # it must be whole
+        next_row = manifest["next_row"]
     if start.skip_rows:
-        next_row = 0 if from_nothing else checkpoints.manifest(to)["next_row"]
         require(
             start.skip_rows[0] >= next_row,
-            f"--skip-rows begins at {start.skip_rows[0]}, and step {to} has trained on every row before {next_row}"
-            ": rewind further, or skip later rows",
+            f"--skip-rows begins at {start.skip_rows[0]}, and step {to} has trained on every row before "
+            f"{next_row}: rewind further, or skip later rows",
         )
-        skip_rows = [start.skip_rows]
     number = 1 + sum(entry["event"] == "rewind" for entry in workdir.manifest()["history"])
     kept = workdir.aside / f"rewind-{number}"
     kept.mkdir(parents=True, exist_ok=True)
-    for path in (workdir.metrics, workdir.bad_steps):
+    for path in (workdir.metrics, workdir.bad_steps):  # training cuts them back
         if path.exists() and not (kept / path.name).exists():
-            shutil.copy(path, kept)
-        keep_until(path, to)
-    for step in checkpoints.steps:
+            write_whole(kept / path.name, path.read_text())
+    for step in reversed(checkpoints.steps):
         if step > to:
             checkpoints.set_aside(step, kept)
     say(f"rewound to step {to}; what came after it is kept in {kept}")
     kept_in = str(kept.relative_to(workdir.path))
     event = dict(to=to, rows_skipped=start.skip_rows, accepted=changes, kept_in=kept_in)
-    workdir.begin(config, data, "rewind", skip_rows, **event)
+    workdir.begin(config, data, "rewind", [start.skip_rows] if start.skip_rows else [], **event)
 
 
-def _is_done(start: Start, workdir: Workdir) -> bool:
-    """Whether the run's last rewind is the one asked for: the same command was given before."""
+def _rewound_at(start: Start, workdir: Workdir) -> str | None:
+    """When the run's last rewind was done, if it is the one asked for: the same command was given before."""
     rewinds = [entry for entry in workdir.manifest()["history"] if entry["event"] == "rewind"]
-    if not rewinds:
-        return False
     asked = (start.rewind_to, list(start.skip_rows) if start.skip_rows else None)
-    return (rewinds[-1]["to"], rewinds[-1].get("rows_skipped")) == asked
+    if not rewinds or (rewinds[-1]["to"], rewinds[-1].get("rows_skipped")) != asked:
+        return None
+    return str(rewinds[-1]["time"])
 
 
 def _clear(workdir: Workdir, say: Callable[[str], None]) -> None:

@@ -13,7 +13,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, one_of, require
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.parallel.sharding import axis_names
-from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.checkpoint import PARTS, Checkpoints, to_devices
 from transfusion_jax.training.leaves import leaf_names, leaf_shapes, shape_text
 
 ACTIONS = ("grow", "fresh", "drop")
@@ -45,7 +45,7 @@ def transplant(
     Args:
         checkpoints: where the weights are.
         step: of which step.
-        which: "params" or "ema".
+        which: "raw" or "ema".
         params: the new model's, freshly initialised.
         model: the new model.
         mapping: see `parse_mapping`.
@@ -58,7 +58,7 @@ def transplant(
     """
     manifest = checkpoints.manifest(step)
     old_model = configs.parse(manifest["config"]).model
-    prefix = f"{which}/"
+    prefix = f"{PARTS[which]}/"
     old = {
         name.removeprefix(prefix): shape for name, shape in manifest["leaves"].items() if name.startswith(prefix)
     }
@@ -75,6 +75,11 @@ def transplant(
         for name, action in actions.items()
         if action != "take"
     }
+    for pattern, action in mapping:
+        require(
+            any(fnmatchcase(name, pattern) for name in actions),
+            f"--init-map {pattern}={action} fits no leaf of the models",
+        )
     _check(actions, changes, old, new)
 
     wanted: dict[str, Any] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +20,7 @@ from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.training.files import write_whole
 
+DAMAGED = "damaged checkpoint"
 FACTS = ("data_hash", "codec")  # what must stay the same beside the config's identity
 PACKAGES = ("transfusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -66,6 +69,23 @@ class Workdir:
     def exists(self) -> bool:
         """Whether a run was started here."""
         return (self.path / "config.json").is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes of this machine from training here meanwhile; a killed one keeps nothing.
+
+        Raises:
+            ConfigError: another one does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another process trains in {self.path}: wait for its end, or choose another --workdir"
+                ) from error
+            yield
 
     def check(self, new: Config, data: Data, accepted: Collection[str]) -> dict[str, str]:
         """The accepted changes since the run was here last; see `accepted_changes`."""
@@ -116,6 +136,11 @@ class Workdir:
     def began_from_nothing(self) -> bool:
         """Whether the run's first step was made of fresh parameters, and can be made again."""
         return bool(self.manifest()["history"][0]["event"] == "start")
+
+    def lost_checkpoints(self) -> bool:
+        """Whether a checkpoint was found damaged since the run began, or was last rewound."""
+        events = [entry["event"] for entry in self.manifest()["history"]]
+        return DAMAGED in events and "rewind" not in events[events.index(DAMAGED) :]
 
     def about(self) -> dict[str, Any]:
         """What each of the run's checkpoints says of the run."""
@@ -170,17 +195,21 @@ def facts_of(new: Config, data: Data) -> dict[str, Any]:
     }
 
 
+def check_names(new: Config, accepted: Collection[str]) -> None:
+    """Raises ConfigError where a name that is accepted is no field of the recipe."""
+    fields = {*config.identity(new), *FACTS}
+    for name in accepted:
+        require(name in fields, f"--accept-changes {name}: no such field; {config.nearest(name, fields)}")
+
+
 def accepted_changes(
     old: Config, old_facts: dict[str, Any], new: Config, facts: dict[str, Any], accepted: Collection[str], run: str
 ) -> dict[str, str]:
     """The changes of recipe between two runs, `{field: "old -> new"}`, all of them accepted.
 
     Raises:
-        ConfigError: a change that is not accepted, or an accepted name that is no field.
+        ConfigError: a change is not accepted.
     """
-    fields = [*config.identity(old), *config.identity(new), *FACTS]
-    for name in accepted:
-        require(name in fields, f"--accept-changes {name}: no such field; {config.nearest(name, set(fields))}")
     changes = config.identity_changes(old, new)
     changes |= {name: f"{old_facts[name]} -> {facts[name]}" for name in FACTS if old_facts[name] != facts[name]}
     refused = [name for name in changes if name not in accepted]
