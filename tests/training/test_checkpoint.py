@@ -74,6 +74,7 @@ def test_what_was_left_of_a_save_or_a_deletion_is_cleaned_and_nothing_else(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["4"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's threads, late
 @pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "remove"])
 def test_whatever_happens_to_a_file_the_state_is_as_it_was_or_refused(tmp_path, harm, capfd):
     """Every file of a checkpoint in turn; what must be refused is named."""
@@ -110,6 +111,7 @@ def harm_file(path, harm, random):
     path.write_bytes({"flip": content, "truncate": content[: len(content) // 2], "empty": b""}[harm])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_is_found_in_every_part_of_the_arrays(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(3), 24, None)

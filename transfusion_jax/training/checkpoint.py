@@ -7,15 +7,11 @@ whose bits have flipped without complaint.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-import logging
 import math
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
-from transfusion_jax.errors import CheckpointError, StorageError, some
+from transfusion_jax.errors import CheckpointError, some
+from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
 from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, shape_text
 from transfusion_jax.training.state import State
@@ -39,18 +36,8 @@ METADATA = "_CHECKPOINT_METADATA"  # the file of Orbax that holds the manifest
 
 WINDOW = "guard/recent"  # the one leaf whose shape may change
 PARTS = {"ema": "ema", "raw": "params"}  # the part of the state that each kind of weights is
-NOT_DAMAGE = (
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "ABORTED",
-)  # TensorStore's
 
 Manifest = dict[str, Any]
-
-# Orbax logs each save and load in a dozen lines, and each error that it raises with its traceback.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -128,7 +115,7 @@ class Checkpoints:
             "leaves": leaf_shapes(tree),
             "checksums": checksums(tree),
         }
-        with self._storage_errors(step):
+        with save_errors(step, self.steps):
             self.directory.mkdir(parents=True, exist_ok=True)
             custom = {"manifest": manifest, "digest": _digest(manifest)}
             self._saving = step, ocp.save_async(self.path(step), tree, custom_metadata=custom)
@@ -142,7 +129,7 @@ class Checkpoints:
         if self._saving is None:
             return
         (step, response), self._saving = self._saving, None
-        with self._storage_errors(step):
+        with save_errors(step, self.steps):
             response.result()
         write_whole(self.path(step) / SIZES, json.dumps(_sizes(self.path(step))))
         self._prune()
@@ -217,7 +204,7 @@ class Checkpoints:
             DamagedCheckpoint: it cannot be read, or is not what was written.
         """
         self._check_sizes(step)
-        with self._load_errors(step):
+        with load_errors(step):
             custom = ocp.metadata(self.path(step)).custom_metadata or {}
         if "manifest" not in custom or custom.get("digest") != _digest(custom["manifest"]):
             raise DamagedCheckpoint(step, "its manifest cannot be read")
@@ -225,7 +212,7 @@ class Checkpoints:
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"checkpoint {step} has format {manifest['format']}; this version reads {FORMAT}")
         if (self.path(step) / CONCLUDED).exists():
-            with self._load_errors(step):
+            with load_errors(step):
                 metrics = json.loads((self.path(step) / CONCLUDED).read_text())
             return manifest | {"concluded": True, "metrics": metrics}
         return manifest
@@ -257,7 +244,7 @@ class Checkpoints:
     def _load(self, step: int, manifest: Manifest, abstract: Any) -> Any:
         context = ocp.Context()
         context.pytree_options.loading.partial_load = True
-        with self._load_errors(step), context:
+        with load_errors(step), context:
             loaded = ocp.load(self.path(step), abstract)
         leaves = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
         missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array)]
@@ -273,7 +260,7 @@ class Checkpoints:
         folder = self.path(step)
         if not (folder / SIZES).exists():
             return  # killed between the save and its list of files: loading tells
-        with self._load_errors(step):
+        with load_errors(step):
             written = json.loads((folder / SIZES).read_text())
         found = _sizes(folder)
         wrong = [
@@ -312,46 +299,10 @@ class Checkpoints:
             raise CheckpointError("no checkpoint was evaluated, so none is best: use latest")
         return best
 
-    @contextmanager
-    def _storage_errors(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # TensorStore raises a full disk as ValueError
-            whole = [s for s in self.steps if s != step]
-            rest = f"checkpoint {whole[-1]} is whole" if whole else "there is no earlier one"
-            raise StorageError(f"checkpoint {step} could not be written ({_first_line(error)}); {rest}") from error
-
-    @contextmanager
-    def _load_errors(self, step: int) -> Iterator[None]:
-        """Turns what Orbax and TensorStore raise on damaged files into one error, without what they print."""
-        with _without_prints():
-            try:
-                yield
-            except Exception as error:
-                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
-                    raise StorageError(f"checkpoint {step} cannot be read: {error}") from error
-                if str(error).startswith(NOT_DAMAGE):
-                    raise StorageError(f"checkpoint {step} cannot be read: {_first_line(error)}") from error
-                expected = isinstance(error, OSError | ValueError | LookupError | TypeError)
-                if not expected and type(error) is not Exception:  # Orbax raises that very class
-                    raise
-                reason = _first_line(error)
-                del error
-                gc.collect()  # the tasks that failed beside this one complain when they are collected: now
-                raise DamagedCheckpoint(step, reason) from None
-
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this is the folder of one checkpoint."""
     return (path / METADATA).is_file()
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint that is not what was saved."""
-
-    def __init__(self, step: int, reason: str):
-        super().__init__(f"checkpoint {step} is damaged: {reason}")
-        self.step, self.reason = step, reason
 
 
 def to_devices(abstract: Any) -> Any:
@@ -392,21 +343,3 @@ def _as_dict(state: State) -> dict[str, Any]:
 
 def _digest(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _without_prints() -> Iterator[None]:
-    asyncio = logging.getLogger("asyncio")
-    level, hook = asyncio.level, sys.unraisablehook
-    asyncio.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    finally:
-        asyncio.setLevel(level)
-        sys.unraisablehook = hook
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line if len(line) < 250 else f"{line[:120]} … {line[-120:]}"  # TensorStore's lines are long

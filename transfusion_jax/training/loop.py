@@ -18,7 +18,8 @@ from transfusion_jax.errors import CheckpointError, TrainingHalted
 from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
 from transfusion_jax.training import badsteps
-from transfusion_jax.training.checkpoint import BEST, Checkpoints, DamagedCheckpoint
+from transfusion_jax.training.checkpoint import BEST, Checkpoints
+from transfusion_jax.training.damage import DamagedCheckpoint
 from transfusion_jax.training.guard import FINE
 from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.leaves import leaf_names
