@@ -239,9 +239,7 @@ def test_an_evaluation_that_was_due_is_done_on_resuming_and_each_step_stands_onc
 def test_a_fork_whose_checkpoints_are_lost_does_not_begin_from_nothing(parent, tmp_path):
     tiny_run(tmp_path, config(), Start(fork_from=f"{parent}:6"))
     for step in (6, 8):
-        (tmp_path / f"checkpoints/{step}/sizes.json").unlink()
-        for file in (tmp_path / f"checkpoints/{step}/state").glob("manifest*"):
-            file.unlink()
+        next((tmp_path / f"checkpoints/{step}/state").glob("manifest*")).unlink()
     with pytest.raises(CheckpointError, match="no checkpoint is left"):
         tiny_run(tmp_path, config())
     assert len(list((tmp_path / "aside").iterdir())) == 2
