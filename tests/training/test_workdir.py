@@ -37,6 +37,7 @@ def test_what_every_checkpoint_says_is_enough_to_read_it(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.begin(tiny_config(), tiny_data(), "start")
     about = json.loads(json.dumps(workdir.about()))
+    assert "--xla_force_host_platform_device_count=8" in about["flags"]["XLA_FLAGS"]
     assert {"config", "versions", "identity_hash", "data_hash", "codec", "skip_rows", "parameters"} <= about.keys()
     assert "history" not in about
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from transfusion_jax.flops import count_parameters
 from transfusion_jax.training.files import write_whole
 
 DAMAGED = "damaged checkpoint"
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # what changes the compiled programs from outside
 FACTS = ("data_hash", "codec")  # what must stay the same beside the config's identity
 PACKAGES = ("transfusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -33,7 +35,7 @@ class Workdir:
 
     @property
     def checkpoints(self) -> Path:
-        """Orbax's directory."""
+        """One folder per step."""
         return self.path / "checkpoints"
 
     @property
@@ -183,6 +185,7 @@ def facts_of(new: Config, data: Data) -> dict[str, Any]:
     """What a manifest says of a run, its history apart."""
     return {
         "versions": {package: version(package) for package in PACKAGES},
+        "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
         "identity_hash": config.identity_hash(new),
         "data_hash": data.train.hash,
         "parameters": count_parameters(new.model).total,
