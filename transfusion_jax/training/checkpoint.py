@@ -22,7 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from transfusion_jax.errors import CheckpointError, some
 from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
-from transfusion_jax.training.files import write_whole
+from transfusion_jax.training.files import free_path, write_whole
 from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, shape_text
 from transfusion_jax.training.state import State
 
@@ -30,10 +30,9 @@ BEST = "loss"  # the evaluation metric, lower is better, that `best` means
 FORMAT = 1
 UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to a folder until it is whole
 UNWANTED = ".deleting"
-CONCLUDED = "concluded.json"  # ours: what was still due at a step when it was saved
+CONCLUDED = "concluded.json"  # ours: the metrics of a step that was evaluated after it was saved
 SIZES = "sizes.json"  # ours: the files of a step and their sizes
 METADATA = "_CHECKPOINT_METADATA"  # the file of Orbax that holds the manifest
-
 WINDOW = "guard/recent"  # the one leaf whose shape may change
 PARTS = {"ema": "ema", "raw": "params"}  # the part of the state that each kind of weights is
 
@@ -236,10 +235,7 @@ class Checkpoints:
     def set_aside(self, step: int, folder: Path) -> Path:
         """Moves a step's folder into another one, under a name that is free there; returns where it is."""
         folder.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while (target := folder / f"{step}-{number}").exists():
-            number += 1
-        return self.path(step).rename(target)
+        return self.path(step).rename(free_path(folder, str(step)))
 
     def _load(self, step: int, manifest: Manifest, abstract: Any) -> Any:
         context = ocp.Context()

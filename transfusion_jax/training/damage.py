@@ -42,12 +42,12 @@ def load_errors(step: int) -> Iterator[None]:
     with _without_prints():
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # Orbax raises that very class where TensorStore fails; others go on below
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             if str(error).startswith(NOT_DAMAGE) or (isinstance(error, OSError) and not missing):
                 raise StorageError(f"checkpoint {step} cannot be read: {_in_short(error)}") from error
             expected = isinstance(error, OSError | ValueError | LookupError | TypeError)
-            if not expected and type(error) is not Exception:  # Orbax raises that very class
+            if not expected and type(error) is not Exception:
                 raise
             reason = _in_short(error)
             del error

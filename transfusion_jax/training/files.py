@@ -27,6 +27,14 @@ def write_whole(path: Path, text: str) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
+def free_path(folder: Path, name: str) -> Path:
+    """The first of `name-1`, `name-2`, … that is not in the folder."""
+    number = 1
+    while (path := folder / f"{name}-{number}").exists():
+        number += 1
+    return path
+
+
 def append_line(path: Path, values: dict[str, Any]) -> None:
     """Adds one JSON object as a line.
 

@@ -132,6 +132,7 @@ def start(
 
     Raises:
         CheckpointError: there was a checkpoint, or must be, and none can be used.
+        TrainingHalted: the checkpoint has more bad steps in a row than the config allows.
     """
     checkpoints.clean()
     abstract = abstract_state(task, config, mesh)
@@ -150,6 +151,12 @@ def start(
             say(f"{error}; moved to {where}")
             continue
         say(f"resumed from step {newest}")
+        bad, most = int(state.guard.in_a_row), config.guard.max_in_a_row
+        if bad >= most:  # the limit was lowered since
+            raise TrainingHalted(
+                f"step {newest} was saved after {bad} bad steps in a row, and guard.max_in_a_row is {most}: "
+                "raise it, or go back with --rewind-to"
+            )
         return state, int(manifest["next_row"]), bool(manifest["concluded"])
     if not workdir.began_from_nothing():
         raise CheckpointError(f"no checkpoint is left in {workdir.path} to go on from: begin a new --workdir")
@@ -226,17 +233,17 @@ class _Run:
                 bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
                 self.writer.bad_step(bad)
                 self.say(badsteps.sentence(bad))
-            if int(report.in_a_row) >= self.config.guard.max_in_a_row:
-                self.checkpoints.wait()
-                raise TrainingHalted(badsteps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
+                if bad["in_a_row"] >= self.config.guard.max_in_a_row:
+                    self.checkpoints.wait()
+                    raise TrainingHalted(badsteps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
 
     def conclude(self, step: int, record: dict[str, float], due: list[Hook]) -> dict[str, float]:
         """Calls the hooks that are due and logs the step; a signal meanwhile saves it without them."""
 
         def leave() -> None:
-            self.checkpoints.save(self.state, self.next_row, None, concluded=False)
-            if record:
+            if record:  # before the checkpoint: a kill between the two must not lose it
                 self.writer.record(step, record)
+            self.checkpoints.save(self.state, self.next_row, None, concluded=False)
             self.checkpoints.wait()
 
         metrics: dict[str, float] = {}

@@ -20,7 +20,7 @@ from transfusion_jax.config import Config, require
 from transfusion_jax.data.load import Data
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, Manifest, is_checkpoint
-from transfusion_jax.training.files import read_lines, write_lines, write_whole
+from transfusion_jax.training.files import free_path, read_lines, write_lines, write_whole
 from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.transplant import Mapping, transplant
@@ -146,9 +146,10 @@ def _fork(
     )
     state, _ = checkpoints.restore(step, abstract_state(task, config, mesh))
     parent = Workdir(checkpoints.directory.parent)
-    marked = [r | {"forked_from": start.fork_from} for r in read_lines(parent.metrics) if r["step"] <= step]
     workdir.path.mkdir(parents=True, exist_ok=True)
-    write_lines(workdir.metrics, marked)
+    for old, new in ((parent.metrics, workdir.metrics), (parent.bad_steps, workdir.bad_steps)):
+        if old.exists():
+            write_lines(new, [r | {"forked_from": start.fork_from} for r in read_lines(old) if r["step"] <= step])
     say(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
     event = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
     _save_first(state, manifest, config, data, workdir, event)
@@ -200,11 +201,10 @@ def _rewind(
             f"--skip-rows begins at {start.skip_rows[0]}, and step {to} has trained on every row before "
             f"{next_row}: rewind further, or skip later rows",
         )
-    number = 1 + sum(entry["event"] == "rewind" for entry in workdir.manifest()["history"])
-    kept = workdir.aside / f"rewind-{number}"
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = free_path(workdir.aside, "rewind")
+    kept.mkdir(parents=True)
     for path in (workdir.metrics, workdir.bad_steps):  # training cuts them back
-        if path.exists() and not (kept / path.name).exists():
+        if path.exists():
             write_whole(kept / path.name, path.read_text())
     for step in reversed(checkpoints.steps):
         if step > to:
