@@ -12,6 +12,7 @@ from transfusion_jax.config.fields import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    Phase,
     SamplingConfig,
     SourceConfig,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Phase",
     "SamplingConfig",
     "SourceConfig",
     "identity",

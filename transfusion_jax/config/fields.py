@@ -7,6 +7,7 @@ run: free to change). Identity is the default; execution fields are declared wit
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,14 +88,25 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source of documents and its share of the training elements."""
+    """One source of documents, and its share of the training elements."""
 
-    kind: str
-    weight: float = 1.0
+    path: str = execution("")  # what `transfusion prepare` wrote, or "synthetic:pairs" or "synthetic:text"
+    weight: float = 1.0  # in the phase that begins with row 0; 0: not read there
 
     def __post_init__(self) -> None:
-        one_of("data.sources.*.kind", self.kind, ("digits", "prose"))
-        require(self.weight > 0, f"data.sources.*.weight must be positive, not {self.weight}")
+        require(bool(self.path), "data.sources.*.path is missing: a folder that `transfusion prepare` wrote")
+        require(0 <= self.weight < math.inf, f"data.sources.*.weight must not be negative, not {self.weight}")
+
+
+SYNTHETIC = {"pairs": {"path": "synthetic:pairs"}, "text": {"path": "synthetic:text"}}  # the paper's mixture
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the stream with one mixture."""
+
+    start: int  # its first row
+    weights: Mapping[str, float]  # shares of the elements, relative to each other, by source
 
 
 @dataclass(frozen=True)
@@ -102,25 +114,48 @@ class DataConfig:
     """Which documents are read and how rows are made of them."""
 
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)
-    tokenizer: str = "bytes"
-    autoencoder: str = "identity"
+    phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # from a row on: other weights
+    encoding: str = "pixels"  # which encoding of the prepared images
     context_length: int = 4096
     max_images: int = 8  # images per row, a static shape
     max_text: int = 0  # text elements with a loss per row, a static shape; 0: context_length
     image_first: float = 0.2  # share of image-caption pairs whose image comes first (paper, section 4.1)
     caption_dropout: float = 0.1  # share of caption-first pairs that lose their caption, for guidance
-    held_out: float = 0.05  # share of each source kept from training
     workers: int = execution(0)  # loader processes; 0 reads in threads of this one
 
     def __post_init__(self) -> None:
         positive(self, "data.", "context_length", "max_images")
-        for name in ("image_first", "caption_dropout", "held_out"):
+        for name in ("image_first", "caption_dropout"):
             require(0 <= getattr(self, name) <= 1, f"data.{name} must be between 0 and 1")
-        require(self.held_out < 1, "data.held_out of 1 leaves nothing to train on")
         require(0 <= self.max_text <= self.context_length, "data.max_text must lie between 0 and context_length")
         require(self.workers >= 0, "data.workers must not be negative")
-        one_of("data.tokenizer", self.tokenizer, ("bytes", "llama2"))
-        one_of("data.autoencoder", self.autoencoder, ("identity", "kl-f8c8"))
+        for start, weights in self.phases.items():
+            require(
+                start.isdigit() and int(start) > 0 and start == str(int(start)),
+                f"data.phases.{start}: a phase is named by its first row, such as 200000; the weights from row 0 on "
+                "are those of data.sources",
+            )
+            for name, weight in weights.items():
+                one_of(f"a source of data.phases.{start}", name, self.sources)
+                require(0 <= weight < math.inf, f"data.phases.{start}.{name} must not be negative, not {weight}")
+        for phase in self.mixtures if self.sources else ():
+            require(bool(phase.weights), f"no source has a weight above 0 from row {phase.start} on")
+
+    @property
+    def mixtures(self) -> tuple[Phase, ...]:
+        """The phases in order; sources without weight are left out."""
+        tables = {0: {name: source.weight for name, source in self.sources.items()}}
+        tables |= {int(start): dict(weights) for start, weights in self.phases.items()}
+        return tuple(
+            Phase(start, {name: weight for name, weight in sorted(tables[start].items()) if weight > 0})
+            for start in sorted(tables)
+        )
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The sources in the order in which phases first read them, so that a new phase adds at the end."""
+        read = [name for phase in self.mixtures for name in phase.weights]
+        return tuple(dict.fromkeys([*read, *sorted(self.sources)]))
 
     @property
     def text_capacity(self) -> int:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,7 @@ class Text:
     """A text as token ids `[n]`, with no special tokens."""
 
     tokens: np.ndarray
+    loss: bool = True  # False: context only, as the instruction of an edit
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Image:
     """An image as a normalised latent `[h, w, c]` float32."""
 
     latent: np.ndarray
+    loss: bool = True  # False: context only, shown clean (t = 0), as the image to edit
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Document:
 
     @property
     def is_pair(self) -> bool:
-        """Whether this is one caption and one image, whose order is free."""
-        return {type(s) for s in self.segments} == {Text, Image} and len(self.segments) == 2
+        """Whether this is one caption and one image, both to be learnt, whose order is free."""
+        both = len(self.segments) == 2 and {type(s) for s in self.segments} == {Text, Image}
+        return both and all(s.loss for s in self.segments)
 
     @property
     def images(self) -> int:
@@ -53,13 +57,85 @@ class Document:
         return 1 + self.text_length + self.images * (patches + 2)
 
 
+class Documents(Protocol):
+    """Documents by number, whose sizes are known without reading them."""
+
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """Text tokens of each document, `[n]` integers; a memory-mapped file where there are many."""
+        ...
+
+    @property
+    def images(self) -> np.ndarray:
+        """Images of each document, `[n]` integers."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """A hash of every document, in order."""
+        ...
+
+    def __getitem__(self, number: int) -> Document:
+        """The whole document."""
+        ...
+
+    def text(self, number: int, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` of a document that is one text; fewer where it ends before."""
+        ...
+
+
+@dataclass(frozen=True)
+class DocumentList:
+    """`Documents` in memory."""
+
+    documents: Sequence[Document]
+
+    @cached_property
+    def text_lengths(self) -> np.ndarray:
+        """Text tokens of each document, `[n]`."""
+        return np.array([d.text_length for d in self.documents], np.int64)
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """Images of each document, `[n]`."""
+        return np.array([d.images for d in self.documents], np.int64)
+
+    @cached_property
+    def hash(self) -> str:
+        """A hash of every document, in order."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(f"{len(document.segments)};".encode())
+            for segment in document.segments:
+                array = segment.tokens if isinstance(segment, Text) else segment.latent
+                digest.update(f"{type(segment).__name__}{segment.loss}{array.shape}{array.dtype}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+    def __getitem__(self, number: int) -> Document:
+        return self.documents[number]
+
+    def text(self, number: int, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` of a document that is one text."""
+        (segment,) = self.documents[number].segments
+        assert isinstance(segment, Text)
+        return segment.tokens[begin:end]
+
+
 @dataclass(frozen=True)
 class Source:
-    """Documents of one origin, in memory."""
+    """Documents of one origin."""
 
     name: str
-    weight: float  # share of the training elements, relative to the other sources
-    documents: Sequence[Document]
+    documents: Documents
+
+    def __len__(self) -> int:
+        return len(self.documents.images)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether its documents hold images; plain texts are cut where a row ends, others never are."""
+        return len(self) > 0 and bool(self.documents.images[0])
 
 
 @dataclass(frozen=True)
@@ -70,30 +146,22 @@ class Corpus:
     offsets: np.ndarray = field(init=False)  # [sources + 1]
 
     def __post_init__(self) -> None:
-        sizes = [len(source.documents) for source in self.sources]
+        sizes = [len(source) for source in self.sources]
         object.__setattr__(self, "offsets", np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
     def __getitem__(self, number: int) -> Document:
-        source = self.source_of(number)
-        return self.sources[source].documents[number - int(self.offsets[source])]
+        source, place = self.find(number)
+        return self.sources[source].documents[place]
 
-    def source_of(self, number: int) -> int:
-        """The index of the source that holds a document."""
-        return int(np.searchsorted(self.offsets, number, side="right")) - 1
+    def find(self, number: int) -> tuple[int, int]:
+        """The index of the source that holds a document, and the document's number there."""
+        source = int(np.searchsorted(self.offsets, number, side="right")) - 1
+        return source, number - int(self.offsets[source])
 
-    @cached_property
-    def hash(self) -> str:
-        """A hash of every source's name and documents; weights and order of reading are not part of it."""
-        digest = hashlib.sha256()
-        for source in self.sources:
-            digest.update(f"{source.name}:{len(source.documents)};".encode())
-            for document in source.documents:
-                digest.update(f"{len(document.segments)};".encode())
-                for segment in document.segments:
-                    array = segment.tokens if isinstance(segment, Text) else segment.latent
-                    digest.update(f"{type(segment).__name__}{array.shape}{array.dtype}".encode())
-                    digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Each source's hash by its name."""
+        return {source.name: source.documents.hash for source in self.sources}
