@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 remat="full",
             ),
             data=dict(
-                tokenizer="llama2",
+                tokenizer="tokenizer.model",  # Llama 2's, or any other with 32,000 entries
                 autoencoder="kl-f8c8",
                 context_length=4096,
                 max_images=8,

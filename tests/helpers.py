@@ -13,7 +13,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch, stack
-from transfusion_jax.data.documents import Corpus, Document, Image, Source, Text
+from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.load import Codec, Data, LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
@@ -79,7 +79,7 @@ def tiny_corpus(seed: int = 0, documents: int = 40) -> Corpus:
     random = np.random.default_rng(seed)
     pairs = [Document((random_text(random, 1, 8), random_image(random))) for _ in range(documents)]
     texts = [Document((random_text(random, 5, 90),)) for _ in range(documents)]
-    return Corpus((Source("pairs", 2.0, pairs), Source("texts", 1.0, texts)))
+    return Corpus((Source("pairs", DocumentList(pairs)), Source("texts", DocumentList(texts))))
 
 
 def special() -> SpecialTokens:
@@ -95,7 +95,8 @@ def tiny_batch(config: Config, first_row: int = 0, rows: int | None = None) -> B
 class Letters:
     """Twenty letters as a tokenizer."""
 
-    name, size = "letters", VOCABULARY
+    name, content, size = "letters", b"", VOCABULARY
+    bos = eos = None
 
     def encode(self, text: str) -> np.ndarray:
         return np.array([(ord(c) - ord("a")) % VOCABULARY for c in text], np.int32)

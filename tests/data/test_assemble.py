@@ -239,3 +239,28 @@ def text(*tokens):
 
 def image(value):
     return Image(np.full((4, 4, 2), value, np.float32))
+
+
+def test_segments_without_a_loss_are_context_and_their_images_are_clean():
+    """An editing triple: neither the image to edit nor the instruction is learnt, the result is."""
+    triple = Document((Image(image(1).latent, loss=False), Text(text(3, 4).tokens, loss=False), image(2)))
+    row = assemble(0, [Piece(triple, 0, 15, 0)], row_config(context_length=16, image_first=1.0), special())
+    expect(row.tokens[row.image_slot < 0], [BOS, BOI, EOI, 3, 4, BOI, EOI, PAD])
+    expect(row.token_weight[row.image_slot < 0], [0, 0, 0, 0, 1, 0, 1, 0])  # BOI after the instruction, then EOS
+    expect(row.image_weight[:2], [0, 1])
+    expect(row.timestep_limit[:2], [0, 1000])
+
+
+def test_a_text_without_a_loss_leaves_what_stands_around_it():
+    segments = (text(1, 2), Text(text(3, 4).tokens, loss=False), text(5))
+    row = assemble(0, [Piece(Document(segments), 0, 6, 0)], row_config(context_length=6), special())
+    expect(row.targets, [1, 2, 3, 4, 5, EOS])
+    expect(row.token_weight, [1, 1, 0, 0, 1, 1])
+
+
+def test_a_pair_that_is_context_in_part_keeps_its_order_and_its_caption():
+    pair = Document((text(1, 2), Image(image(1).latent, loss=False)))
+    for number in range(20):
+        config = row_config(context_length=16, image_first=0.5, caption_dropout=0.5)
+        row = assemble(number, [Piece(pair, 0, 9, 0)], config, special())
+        expect(row.tokens[:4], [BOS, 1, 2, BOI])

@@ -19,7 +19,7 @@ def little_prose(monkeypatch):
 
 def test_training_latents_have_zero_mean_and_unit_variance_per_channel():
     data = load.load(config())
-    latents = np.stack([d.segments[1].latent for d in data.train.sources[0].documents])
+    latents = np.stack([d.segments[1].latent for d in data.train.sources[0]])
     np.testing.assert_allclose(latents.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(latents.std((0, 1, 2)), 1, atol=1e-5)
     assert latents.dtype == np.float32
@@ -38,11 +38,11 @@ def test_every_channel_has_statistics_of_its_own(monkeypatch):
 def test_held_out_documents_are_kept_apart_and_normalised_alike():
     data = load.load(config())
     seen, unseen = (
-        {hashable(d) for s in corpus.sources for d in s.documents} for corpus in (data.train, data.held_out)
+        {hashable(d) for s in corpus.sources for d in s} for corpus in (data.train, data.held_out)
     )
     assert seen.isdisjoint(unseen)
     train, out = digits.load(0.2, config().seed)
-    images = [d.segments[1].latent for d in data.held_out.sources[0].documents]
+    images = [d.segments[1].latent for d in data.held_out.sources[0]]
     assert len(images) == 4 * len(out.images)
     np.testing.assert_allclose(data.codec.images(np.stack(images[::4])), out.images, atol=1e-6)
     np.testing.assert_allclose(data.codec.statistics.mean, train.images.mean(), atol=1e-6)
@@ -50,11 +50,11 @@ def test_held_out_documents_are_kept_apart_and_normalised_alike():
 
 def test_documents_carry_their_captions_and_sources_their_weights():
     data = load.load(config())
-    assert [(s.name, s.weight) for s in data.train.sources] == [("pairs", 2.0), ("texts", 1.0)]
-    captions = [data.codec.tokenizer.decode(d.segments[0].tokens) for d in data.train.sources[0].documents]
+    assert [s.name for s in data.train.sources] == ["pairs", "texts"]
+    captions = [data.codec.tokenizer.decode(d.segments[0].tokens) for d in data.train.sources[0]]
     labels = np.repeat(digits.load(0.2, config().seed)[0].labels, 4)
     assert [digits.digit_in(c) for c in captions] == labels.tolist()
-    texts = [data.codec.tokenizer.decode(d.segments[0].tokens) for d in data.train.sources[1].documents]
+    texts = [data.codec.tokenizer.decode(d.segments[0].tokens) for d in data.train.sources[1]]
     assert set(texts) < {f"text {n} of café" for n in range(100)}
 
 
@@ -69,7 +69,7 @@ def test_without_images_latents_stay_as_they_are():
         (dict(data__sources={}), "names no data"),
         (dict(model__vocabulary=300), "tokenizer 'bytes' has 256 entries, and model.vocabulary is 300"),
         (dict(model__latent_shape=(8, 8, 3)), r"latents are \(8, 8, 1\), and model.latent_shape is \(8, 8, 3\)"),
-        (dict(data__tokenizer="llama2"), "tokenizer 'llama2' is not available"),
+        (dict(data__tokenizer="missing.model"), "tokenizer missing.model: there is no such file"),
         (dict(data__autoencoder="kl-f8c8"), "autoencoder 'kl-f8c8' is not available"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_row_holds_the_documents_that_were_planned_for_it():
             document = rows.corpus[int(rows.plan.piece_document[piece])]
             length = int(rows.plan.piece_length[piece])
             here = slice(at, at + length)
-            assert set(row.source[here]) == {rows.corpus.source_of(int(rows.plan.piece_document[piece]))}
+            assert set(row.source[here]) == {rows.corpus.find(int(rows.plan.piece_document[piece]))[0]}
             words = row.tokens[here][(row.image_slot[here] < 0) & (row.tokens[here] < 20)]
             begin = max(int(rows.plan.piece_start[piece]) - 1, 0)  # BOS stands before the text
             np.testing.assert_array_equal(words, document.segments[0].tokens[begin : begin + len(words)])

@@ -1,7 +1,14 @@
 import dataclasses
+import inspect
+import pickle
+import unicodedata
+from pathlib import Path
 
+import mistral_common
 import numpy as np
 import pytest
+import tokenizers
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from transfusion_jax.config import SPECIAL_TOKENS, ConfigError
 from transfusion_jax.data import tokenizer
@@ -55,7 +62,92 @@ def test_special_tokens_follow_the_tokenizers_own(vocabulary):
     assert sorted(ids) == list(range(vocabulary, vocabulary + SPECIAL_TOKENS))
 
 
+@pytest.fixture(scope="module")
+def llama_like(tmp_path_factory):
+    """A real SentencePiece model with 32,000 entries, and the path of the file."""
+    path = Path(mistral_common.__file__).parent / "data/tokenizer.model.v1"
+    return tokenizer.load(path), path
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+    """A byte-level BPE trained here, with special tokens, and the path of its tokenizer.json."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|begin_of_text|>", "<|end_of_text|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator([inspect.getsource(inspect)], trainer)
+    path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
+    model.save(str(path))
+    return tokenizer.load(path), path
+
+
+def test_sentencepiece_encodes_as_the_models_own_library_does(llama_like):
+    ours, path = llama_like
+    theirs = MistralTokenizer.from_file(str(path)).instruct_tokenizer.tokenizer
+    assert (ours.size, ours.bos, ours.eos) == (theirs.n_words, theirs.bos_id, theirs.eos_id) == (32_000, 1, 2)
+    for text in [*TEXTS, "Hello world.  Two spaces", "<s>not special</s>"]:
+        assert ours.encode(text).tolist() == theirs.encode(text, bos=False, eos=False)
+
+
+def test_special_tokens_are_the_models_own_where_it_has_them(llama_like, hugging_face):
+    assert dataclasses.astuple(SpecialTokens.of(llama_like[0])) == (1, 2, 32_002, 32_003, 32_004)
+    assert dataclasses.astuple(SpecialTokens.of(hugging_face[0])) == (0, 1, 402, 403, 404)
+    assert SpecialTokens.of(ByteTokenizer()) == SpecialTokens.after(256)
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if "\0" not in text])
+def test_texts_survive_a_round_trip_through_models(text, llama_like, hugging_face):
+    for model, _ in (llama_like, hugging_face):
+        tokens = model.encode(text)
+        assert tokens.dtype == np.int32
+        assert len(tokens) == 0 or 0 <= tokens.min() <= tokens.max() < model.size
+        assert unicodedata.normalize("NFKC", model.decode(tokens)) == unicodedata.normalize("NFKC", text)
+
+
+def test_hugging_face_encodes_as_the_library_does_but_for_special_tokens_in_the_text(hugging_face):
+    ours, path = hugging_face
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    for text in TEXTS:
+        assert ours.encode(text).tolist() == theirs.encode(text).ids
+    injected = "a <|end_of_text|> in a text"
+    assert ours.eos in theirs.encode(injected).ids
+    assert ours.eos not in ours.encode(injected)
+    assert ours.decode(ours.encode(injected)) == injected
+
+
+def test_models_decode_ids_beyond_their_own_as_replacement_characters(llama_like, hugging_face):
+    for model, _ in (llama_like, hugging_face):
+        tokens = [*model.encode("ab"), model.size, model.size + 4, *model.encode("cd")]
+        assert model.decode(np.array(tokens)).replace(" ", "") == "ab\ufffd\ufffdcd"
+
+
+def test_a_saved_tokenizer_is_the_same_elsewhere(llama_like, hugging_face, tmp_path):
+    for model in (llama_like[0], hugging_face[0], ByteTokenizer()):
+        tokenizer.save(model, tmp_path)
+        again = tokenizer.load_saved(tmp_path, model.name)
+        assert tokenizer.hash_of(again) == tokenizer.hash_of(model)
+        copied = pickle.loads(pickle.dumps(model))
+        assert again.encode("one two").tolist() == model.encode("one two").tolist() == copied.encode("one two").tolist()
+    hashes = {tokenizer.hash_of(m) for m in (llama_like[0], hugging_face[0], ByteTokenizer())}
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_files_that_are_no_tokenizers_are_named(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError, match=f"{name} cannot be read"):
+        tokenizer.load(tmp_path / name)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        tokenizer.load(tmp_path / f"missing-{name}")
+
+
 def test_the_config_names_the_tokenizer():
     assert tokenizer.load("bytes") == ByteTokenizer()
-    with pytest.raises(ConfigError, match="'llama2' is not available"):
+    with pytest.raises(ConfigError, match=r"tokenizer llama2: give 'bytes', a SentencePiece \.model"):
         tokenizer.load("llama2")

@@ -92,7 +92,7 @@ def _caption_held_out(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--held-out must be at least 1, not {arguments.held_out}")
     task, params, _, _, _ = read_model(arguments, print)
     data = data_loading.load(task.config)
-    pairs = [d for source in data.held_out.sources for d in source.documents if d.is_pair]
+    pairs = [d for source in data.held_out.sources for d in source if d.is_pair]
     if not pairs:
         raise ConfigError("this run holds out no captioned images")
     shown = pairs[:: max(1, len(pairs) // arguments.held_out)][: arguments.held_out]

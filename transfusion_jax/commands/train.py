@@ -95,7 +95,7 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
         check_rows(mesh, config.batch_rows, config.accumulation)
         data = data_loading.load(config)
         require(
-            not config.loop.evaluate_every or all(source.documents for source in data.held_out.sources),
+            not config.loop.evaluate_every or all(len(source) for source in data.held_out.sources),
             f"data.held_out {config.data.held_out} keeps nothing to evaluate on: raise it, or set "
             "loop.evaluate_every to 0",
         )
@@ -174,7 +174,7 @@ def _held_out_captions(data: Data, count: int) -> list[str]:
     texts = dict.fromkeys(
         data.codec.tokenizer.decode(segment.tokens)
         for source in data.held_out.sources
-        for document in source.documents
+        for document in source
         if document.is_pair
         for segment in document.segments
         if isinstance(segment, Text)

@@ -101,9 +101,11 @@ def arrange(document: Document, config: Config, random: np.random.Generator) -> 
 def lay_out(document: Document, patches: int, special: SpecialTokens) -> Layout:
     """A whole document as elements: `BOS text … BOI patches EOI …`, with EOS as the last target.
 
-    Every text element predicts the element after it, but for BOI, whose successor is a patch (paper, footnote 8).
+    Every text element predicts the element after it, but for BOI, whose successor is a patch (paper, footnote 8),
+    and but for what belongs to a segment that bears no loss. EOS belongs to the last segment.
     """
     tokens, image = [np.array([special.bos])], [np.array([TEXT])]
+    learnt = []  # of each element after BOS, and of EOS
     seen = 0
     for segment in document.segments:
         if isinstance(segment, Text):
@@ -113,6 +115,8 @@ def lay_out(document: Document, patches: int, special: SpecialTokens) -> Layout:
             tokens.append(np.array([special.boi, *[special.pad] * patches, special.eoi]))
             image.append(np.array([TEXT, *[seen] * patches, TEXT]))
             seen += 1
+        learnt.append(np.full(len(tokens[-1]), segment.loss))
+    learnt.append(np.array([all(segment.loss for segment in document.segments[-1:])]))
     token, which = np.concatenate(tokens), np.concatenate(image)
     index = np.arange(len(token))
     is_patch = which != TEXT
@@ -120,7 +124,7 @@ def lay_out(document: Document, patches: int, special: SpecialTokens) -> Layout:
     return Layout(
         tokens=token,
         targets=np.append(token[1:], special.eos),
-        weight=(~is_patch & (token != special.boi)).astype(np.float32),
+        weight=(~is_patch & (token != special.boi) & np.concatenate(learnt)).astype(np.float32),
         image=which,
         patch=patch,
         span_end=np.where(is_patch, index + patches - patch, index + 1),
@@ -150,7 +154,8 @@ def place(row: Batch, at: int, slot: int, layout: Layout, piece: Piece, document
     for n, (i, segment) in enumerate(images, slot):
         first = Text not in kinds[:i] and Text in kinds[i:]
         row.latents[n] = segment.latent
-        row.image_weight[n] = 1
+        limit = config.diffusion.image_first_limit if first else config.diffusion.timesteps
+        row.image_weight[n] = segment.loss
         row.image_first[n] = first
-        row.timestep_limit[n] = config.diffusion.image_first_limit if first else config.diffusion.timesteps
+        row.timestep_limit[n] = limit * segment.loss  # 0: clean
         row.image_source[n] = piece.source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -132,6 +132,12 @@ class Source:
     def __len__(self) -> int:
         return len(self.documents.images)
 
+    def __iter__(self) -> Iterator[Document]:
+        return (self.documents[number] for number in range(len(self)))
+
+    def __iter__(self) -> Iterator[Document]:
+        return (self.documents[number] for number in range(len(self)))
+
     @property
     def pictured(self) -> bool:
         """Whether its documents hold images; plain texts are cut where a row ends, others never are."""
@@ -161,7 +167,8 @@ class Corpus:
         source = int(np.searchsorted(self.offsets, number, side="right")) - 1
         return source, number - int(self.offsets[source])
 
-    @property
-    def hashes(self) -> dict[str, str]:
-        """Each source's hash by its name."""
-        return {source.name: source.documents.hash for source in self.sources}
+    @cached_property
+    def hash(self) -> str:
+        """A hash of every source's name and documents, in order; weights are not part of it."""
+        names = "".join(f"{source.name}:{source.documents.hash};" for source in self.sources)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax.autoencoder import Autoencoder
 from transfusion_jax.config import Config, require
 from transfusion_jax.data import digits, prose, tokenizer
-from transfusion_jax.data.documents import Corpus, Document, Image, Source, Text
+from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
 
 
@@ -100,15 +100,15 @@ def load(config: Config) -> Data:
         if source.kind == "digits"
     }
     statistics = _statistics([train.images for train, _ in pairs.values()], coder, config)
-    codec = Codec(tokens, SpecialTokens.after(tokens.size), coder, statistics)
+    codec = Codec(tokens, SpecialTokens.of(tokens), coder, statistics)
     kinds = {source.kind for source in config.data.sources.values()}
     texts = prose.load(config.data.held_out) if "prose" in kinds else ([], [])
     splits = []
     for part in (0, 1):  # training, held out
         sources = []
-        for name, source in config.data.sources.items():
+        for name in config.data.source_names:
             documents = _captioned(pairs[name][part], codec) if name in pairs else _prose(texts[part], codec)
-            sources.append(Source(name, source.weight, documents))
+            sources.append(Source(name, DocumentList(documents)))
         splits.append(Corpus(tuple(sources)))
     train, held_out = splits
     return Data(train, held_out, codec)

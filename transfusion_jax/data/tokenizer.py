@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from transfusion_jax.config import ConfigError
+
+BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
+EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
+REPLACEMENT = "\ufffd"
 
 
 class Tokenizer(Protocol):
@@ -15,12 +23,27 @@ class Tokenizer(Protocol):
 
     @property
     def name(self) -> str:
-        """What a config calls it."""
+        """`bytes`, or the name of its file in a prepared folder or a workdir."""
+        ...
+
+    @property
+    def content(self) -> bytes:
+        """Its file, empty where it has none."""
         ...
 
     @property
     def size(self) -> int:
         """Entries."""
+        ...
+
+    @property
+    def bos(self) -> int | None:
+        """Its own token for the beginning of a document."""
+        ...
+
+    @property
+    def eos(self) -> int | None:
+        """Its own token for the end of a document."""
         ...
 
     def encode(self, text: str) -> np.ndarray:
@@ -37,7 +60,10 @@ class ByteTokenizer:
     """One token per UTF-8 byte."""
 
     name: str = "bytes"
+    content: bytes = b""
     size: int = 256
+    bos: int | None = None
+    eos: int | None = None
 
     def encode(self, text: str) -> np.ndarray:
         """The bytes of the text."""
@@ -52,8 +78,99 @@ class ByteTokenizer:
 
 
 @dataclass(frozen=True)
+class SentencePiece:
+    """A SentencePiece model, such as Llama 2's `tokenizer.model`."""
+
+    content: bytes
+    name: str = "tokenizer.model"
+
+    @cached_property
+    def _model(self) -> Any:
+        from sentencepiece import SentencePieceProcessor
+
+        return SentencePieceProcessor(model_proto=self.content)
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return int(self._model.vocab_size())
+
+    @property
+    def bos(self) -> int | None:
+        """The model's `<s>`, where it has one."""
+        return self._model.bos_id() if self._model.bos_id() >= 0 else None
+
+    @property
+    def eos(self) -> int | None:
+        """The model's `</s>`, where it has one."""
+        return self._model.eos_id() if self._model.eos_id() >= 0 else None
+
+    def encode(self, text: str) -> np.ndarray:
+        """The model's ids; control tokens written out in the text are plain text."""
+        return np.array(self._model.encode(text), np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of ids."""
+        return _decode_known(tokens, self.size, self._model.decode)
+
+    def __reduce__(self) -> tuple:
+        return SentencePiece, (self.content, self.name)
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """A tokenizer of Hugging Face's `tokenizers` library, as its `tokenizer.json` describes it."""
+
+    content: bytes
+    name: str = "tokenizer.json"
+
+    @cached_property
+    def _model(self) -> Any:
+        from tokenizers import Tokenizer as Model
+
+        model = Model.from_str(self.content.decode())
+        model.encode_special_tokens = True  # "<s>" in a text is a text
+        model.no_truncation()
+        model.no_padding()
+        return model
+
+    @property
+    def size(self) -> int:
+        """Entries, added tokens among them."""
+        return int(max(self._model.get_vocab().values())) + 1
+
+    @property
+    def bos(self) -> int | None:
+        """The first that it has of the usual names."""
+        return self._first(BOS_NAMES)
+
+    @property
+    def eos(self) -> int | None:
+        """The first that it has of the usual names."""
+        return self._first(EOS_NAMES)
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text; special tokens written out in it are plain text."""
+        return np.array(self._model.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of ids."""
+        return _decode_known(tokens, self.size, self._model.decode)
+
+    def _first(self, names: tuple[str, ...]) -> int | None:
+        found = [self._model.token_to_id(name) for name in names]
+        return next((int(token) for token in found if token is not None), None)
+
+    def __reduce__(self) -> tuple:
+        return HuggingFace, (self.content, self.name)
+
+
+KINDS: dict[str, Callable[[bytes], Tokenizer]] = {".model": SentencePiece, ".json": HuggingFace}  # .model.v3 too
+
+
+@dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens around texts and images; they follow the tokenizer's own."""
+    """Ids of the tokens around texts and images: the tokenizer's own BOS and EOS, the others after its last."""
 
     bos: int
     eos: int
@@ -62,17 +179,67 @@ class SpecialTokens:
     pad: int
 
     @classmethod
+    def of(cls, tokenizer: Tokenizer) -> SpecialTokens:
+        """The special tokens beside a tokenizer."""
+        own = cls.after(tokenizer.size)
+        bos = own.bos if tokenizer.bos is None else tokenizer.bos
+        return cls(bos, own.eos if tokenizer.eos is None else tokenizer.eos, own.boi, own.eoi, own.pad)
+
+    @classmethod
     def after(cls, vocabulary: int) -> SpecialTokens:
-        """The special tokens of a tokenizer with `vocabulary` entries."""
+        """The special tokens of a tokenizer with `vocabulary` entries and none of its own."""
         return cls(*range(vocabulary, vocabulary + 5))
 
 
-def load(name: str) -> Tokenizer:
-    """The tokenizer that a config names.
+def load(path: str | Path) -> Tokenizer:
+    """The tokenizer `bytes`, or that of a SentencePiece `.model` or a `tokenizer.json`.
 
     Raises:
-        ConfigError: there is none of that name in this version.
+        ConfigError: there is no such file, or it holds no tokenizer.
     """
-    if name != "bytes":
-        raise ConfigError(f"tokenizer {name!r} is not available in this version: use 'bytes'")
-    return ByteTokenizer()
+    if str(path) == "bytes":
+        return ByteTokenizer()
+    path = Path(path)
+    kind = next((KINDS[suffix] for suffix in path.suffixes if suffix in KINDS), None)
+    if kind is None:
+        raise ConfigError(f"tokenizer {path}: give 'bytes', a SentencePiece .model or a tokenizer.json")
+    if not path.is_file():
+        raise ConfigError(f"tokenizer {path}: there is no such file")
+    tokenizer = kind(path.read_bytes())
+    try:
+        _ = tokenizer.size
+    except (RuntimeError, ValueError) as error:  # what the two libraries raise for other files
+        raise ConfigError(f"tokenizer {path} cannot be read: {error}") from error
+    except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
+        if type(error) is not Exception:
+            raise
+        raise ConfigError(f"tokenizer {path} cannot be read: {error}") from error
+    return tokenizer
+
+
+def hash_of(tokenizer: Tokenizer) -> str:
+    """Equal hashes encode equally."""
+    return hashlib.sha256(tokenizer.name.encode() + tokenizer.content).hexdigest()[:16]
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the tokenizer's file, if it has one; `load(folder / name)` reads it back."""
+    if tokenizer.content and not (folder / tokenizer.name).exists():
+        (folder / tokenizer.name).write_bytes(tokenizer.content)
+
+
+def load_saved(folder: Path, name: str) -> Tokenizer:
+    """The tokenizer that `save` left in a folder."""
+    return load(name if name == ByteTokenizer.name else folder / name)
+
+
+def _decode_known(tokens: np.ndarray, size: int, decode: Callable[[list[int]], str]) -> str:
+    """Decodes stretches of known ids; any other id is a replacement character."""
+    tokens = np.asarray(tokens)
+    known = tokens < size
+    stretches = np.split(tokens, np.flatnonzero(np.diff(known)) + 1)
+    return "".join(
+        decode(stretch.tolist()) if stretch[0] < size else REPLACEMENT * len(stretch)
+        for stretch in stretches
+        if len(stretch)
+    )

@@ -19,7 +19,7 @@ def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> di
     """`loss`, `loss_text`, `loss_image`, and `bits_per_byte` of the held-out texts that come without images."""
     config = task.config
     rows = make_rows(data.held_out, config, data.codec.special)
-    plain = [i for i, s in enumerate(data.held_out.sources) if not any(d.images for d in s.documents)]
+    plain = [i for i, s in enumerate(data.held_out.sources) if not s.pictured]
     text = image = plain_nats = np.zeros(2)
     plain_bytes = 0
     for first in range(0, config.evaluation.rows, config.batch_rows):

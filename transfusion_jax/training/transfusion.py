@@ -150,7 +150,7 @@ class TransfusionTask:
             "loss_image/image_first": image(batch.image_first),
         }
         sums |= {f"loss_image/noise_{i}": image(bins == i) for i in range(NOISE_BINS)}
-        for i, name in enumerate(self.config.data.sources):
+        for i, name in enumerate(self.config.data.source_names):
             sums[f"loss_text/source_{name}"] = text(batch.source == i)
             sums[f"loss_image/source_{name}"] = image(batch.image_source == i)
         used = batch.source >= 0

@@ -107,6 +107,7 @@ class Workdir:
         """
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
         self.path.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(data.codec.tokenizer, self.path)
         self._write_manifest(
             facts_of(new, data)
             | {"skip_rows": union([*kept["skip_rows"], *skip_rows])}
@@ -161,10 +162,10 @@ class Workdir:
     def codec(self) -> Codec:
         """How the run coded texts and images; needs none of its data."""
         values = self.manifest()["codec"]
-        tokens = tokenizer.load(values["tokenizer"])
+        tokens = tokenizer.load_saved(self.path, values["tokenizer"])
         return Codec(
             tokens,
-            SpecialTokens.after(tokens.size),
+            SpecialTokens.of(tokens),
             autoencoder.load(values["autoencoder"]),
             LatentStatistics.from_dict(values["latents"]),
         )
@@ -191,6 +192,8 @@ def facts_of(new: Config, data: Data) -> dict[str, Any]:
         "parameters": count_parameters(new.model).total,
         "codec": {
             "tokenizer": data.codec.tokenizer.name,
+            "tokenizer_hash": tokenizer.hash_of(data.codec.tokenizer),
+            "tokenizer_hash": tokenizer.hash_of(data.codec.tokenizer),
             "autoencoder": data.codec.autoencoder.name,
             "autoencoder_hash": data.codec.autoencoder.hash(),
             "latents": data.codec.statistics.to_dict(),
