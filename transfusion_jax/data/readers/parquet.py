@@ -15,7 +15,7 @@ from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
 
 IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 TEXT_NAMES = ("texts", *records.CAPTION_NAMES, "txt")
-BATCH = 64  # rows in memory at a time
+BATCH = 32  # rows in memory at a time
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _arrow() -> Any:
 def _open(file: Any) -> tuple[Any, list[int]]:
     """The table and the rows of each of its row groups."""
     parquet = package("pyarrow.parquet", "transfusion-jax[prepare]")
-    table = parquet.ParquetFile(file, page_checksum_verification=True)
+    table = parquet.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True)
     return table, [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
 
 

@@ -123,10 +123,10 @@ def image_bytes(value: Any, folder: str) -> bytes:
     if isinstance(value, Mapping):
         inner = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), None)
         value = _unpacked(inner) if isinstance(inner, str) and inner == value.get("bytes") else inner
-    if isinstance(value, bytes):
-        return value
     if not value:
         raise RecordError("no image")
+    if isinstance(value, bytes):
+        return value
     if not isinstance(value, str):
         raise RecordError(f"image is not bytes or a path: {type(value).__name__}")
     if files.is_url(value) and value.partition("://")[0] not in files.BUCKETS:

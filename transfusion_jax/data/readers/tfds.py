@@ -78,7 +78,9 @@ def _text(kinds: Any, name: str, feature: Any) -> tuple[str, ...]:
         return (name,)
     inner = feature.feature if isinstance(feature, kinds.Sequence) else None
     if isinstance(inner, kinds.FeaturesDict):
-        found = [key for key in (*records.CAPTION_NAMES, "raw") if isinstance(inner.get(key), kinds.Text)]
+        found = [
+            key for key in (*records.CAPTION_NAMES, "raw") if isinstance(dict(inner.items()).get(key), kinds.Text)
+        ]
         return (name, found[0]) if found else ()
     return (name,) if isinstance(inner, kinds.Text) else ()
 

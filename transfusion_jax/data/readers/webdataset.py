@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +50,7 @@ def _members(stream: IO[bytes]) -> Iterator[_Member | Fault]:
                 if member.isreg() and split:
                     file = tar.extractfile(member) if member.size <= files.LARGEST else None
                     yield _Member(split[1], split[2].lower(), file.read() if file else None)
-                tar.members.clear()  # or it remembers every header
+                tar.members.clear()  # type: ignore[attr-defined]  # or it remembers every header
                 where = tar.offset
     except (tarfile.TarError, ValueError, *files.DAMAGE) as error:
         yield Fault(f"byte {where}", f"broken tar: {files.damage(error)}")
@@ -61,12 +60,12 @@ class _Header(tarfile.TarInfo):
     """A header that says when it is broken; tarfile alone takes that for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: Any, encoding: str | None, errors: str) -> _Header:
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Header:
         try:
             return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:
-            raise  # a block of zeros: the end
         except tarfile.HeaderError as error:
+            if buf and not buf.strip(b"\0"):
+                raise  # a block of zeros: the end
             raise tarfile.ReadError(str(error) if buf else "no mark of its end") from error
 
 
