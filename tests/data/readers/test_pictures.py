@@ -46,17 +46,14 @@ def test_shrinking_averages_all_pixels():
 
 @pytest.mark.parametrize(("before", "after"), [(96, 32), (40, 32), (20, 32)])
 def test_the_filter_is_lanczos_of_three_lobes(before, after):
-    pixels = noise(before, before, 1)
+    pixels = noise(before, before, 1) // 2 + 64  # so far from black and white that nothing is clipped
     scale = max(
         before / after, 1
     )  # the filter is as wide as an output pixel, or as an input pixel if that is wider
     distance = ((np.arange(after) + 0.5) * before / after)[:, None] - (np.arange(before) + 0.5)
     weights = np.sinc(distance / scale) * np.sinc(distance / scale / 3) * (abs(distance) < 3 * scale)
     weights /= weights.sum(1, keepdims=True)
-    expected = np.clip(weights @ pixels[..., 0] @ weights.T, 0, 255)
-    error = abs(decode(pixels, after, 1)[..., 0] - expected)
-    assert error.mean() < 1
-    assert error.max() < 12  # Pillow rounds and clips between the two directions
+    assert abs(decode(pixels, after, 1)[..., 0] - weights @ pixels[..., 0] @ weights.T).max() < 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

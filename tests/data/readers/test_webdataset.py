@@ -118,6 +118,15 @@ def test_a_broken_tar_keeps_what_came_before_and_says_where(data, kept, where, r
     assert re.search(reason, fault.reason)
 
 
+def test_a_false_size_does_not_make_the_reader_wait(tmp_path):
+    endless = tarfile.TarInfo("README")
+    endless.size = 1 << 80
+    (tmp_path / "a.tar").write_bytes(tar(SAMPLES)[:4096] + endless.tobuf(tarfile.GNU_FORMAT) + tar(SAMPLES)[4096:])
+    *before, fault = read(tmp_path / "a.tar")
+    assert segments(before) == PAIRS[:2]
+    assert fault.key == "byte 4096"
+
+
 def test_a_text_before_a_lost_image_is_not_taken_for_a_document(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar([("a.txt", b"of an image"), ("a.zip", b"x" * 600)])[:1600])
     [fault] = read(tmp_path / "a.tar")

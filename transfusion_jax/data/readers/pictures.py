@@ -25,6 +25,7 @@ _DAMAGE = (
     LookupError,
     ArithmeticError,
     EOFError,
+    RuntimeError,  # of AVIF
     struct.error,
     zlib.error,
 )

@@ -6,6 +6,7 @@ import itertools
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import IO, Any, NamedTuple
 
@@ -43,8 +44,9 @@ def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fau
 def _members(stream: IO[bytes]) -> Iterator[_Member | Fault]:
     """The files in order, and a fault at the end if the tar is broken."""
     where = 0
+    ending: Any = _Ending(stream)
     try:
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, errors="backslashreplace") as tar:
+        with tarfile.open(fileobj=ending, mode="r|", tarinfo=_Header, errors="backslashreplace") as tar:
             while (member := tar.next()) is not None:
                 split = _NAME.fullmatch(member.name)
                 if member.isreg() and split:
@@ -54,6 +56,21 @@ def _members(stream: IO[bytes]) -> Iterator[_Member | Fault]:
                 where = tar.offset
     except (tarfile.TarError, ValueError, *files.DAMAGE) as error:
         yield Fault(f"byte {where}", f"broken tar: {files.damage(error)}")
+
+
+@dataclass
+class _Ending:
+    """A stream that cannot be read on and on after its end, as tarfile does to pass over a member of a false size."""
+
+    stream: IO[bytes]
+    ends: int = 0
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.ends += not data
+        if self.ends > 9:  # it may look twice or three times in good faith
+            raise EOFError("unexpected end of data")
+        return data
 
 
 class _Header(tarfile.TarInfo):
