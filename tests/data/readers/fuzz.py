@@ -345,7 +345,7 @@ def main():
             start = time.monotonic()
             try:
                 found = check(mutant, Path(folder))
-            except (Exception, Hang):
+            except (Exception, Hang):  # noqa: BLE001 - any is what is looked for
                 crashes += 1
                 print(f"mutant {mutant.number}, {mutant.kind} of {mutant.valid.name}:\n{traceback.format_exc()}")
                 continue

@@ -40,7 +40,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self):
-        for number, (name, captions) in enumerate(json.loads(Path(sys.argv[1], "captions.json").read_text()).items()):
+        texts = json.loads(Path(sys.argv[1], "captions.json").read_text())
+        for number, (name, captions) in enumerate(texts.items()):
             image = io.BytesIO(Path(sys.argv[1], name).read_bytes())
             captions = [{"id": i, "text": caption} for i, caption in enumerate(captions)]
             yield number, {"image": image, "image/filename": name, "captions": captions}

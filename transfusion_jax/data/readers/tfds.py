@@ -66,7 +66,7 @@ def _features(
     text = options.text_column or next(iter(named or (texts if len(texts) == 1 else ())), None)
     if image not in (None, *images) or text not in texts or (image is None and images):
         raise ConfigError(
-            f"{path} has the images {', '.join(images) or '(none)'} and the texts {', '.join(texts) or '(none)'}: "
+            f"{path} has the images {', '.join(sorted(images)) or '(none)'} and the texts {', '.join(sorted(texts)) or '(none)'}: "
             "name one of each with image_column and text_column"
         )
     return image, texts[text]

@@ -55,18 +55,20 @@ def _members(stream: IO[bytes]) -> Iterator[_Member | Fault]:
                 tar.members.clear()  # type: ignore[attr-defined]  # or it remembers every header
                 where = tar.offset
     except (tarfile.TarError, ValueError, *files.DAMAGE) as error:
-        yield Fault(f"byte {where}", f"broken tar: {files.damage(error)}")
+        yield Fault(f"byte {min(where, ending.passed)}", f"broken tar: {files.damage(error)}")
 
 
 @dataclass
 class _Ending:
-    """A stream that cannot be read on and on after its end, as tarfile does to pass over a member of a false size."""
+    """A stream that is not read on and on after its end, as tarfile would to pass over a member of a false size."""
 
     stream: IO[bytes]
+    passed: int = 0
     ends: int = 0
 
     def read(self, size: int) -> bytes:
         data = self.stream.read(size)
+        self.passed += len(data)
         self.ends += not data
         if self.ends > 9:  # it may look twice or three times in good faith
             raise EOFError("unexpected end of data")
