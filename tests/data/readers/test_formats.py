@@ -66,6 +66,8 @@ def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
         (["empty"], None, {}, "empty holds no tar, Parquet"),
         (["empty"], "parquet", {}, "empty holds no parquet"),
         (["empty"], "folder", {}, "nothing to read"),
+        (["empty"], "coco", {}, "empty is a folder: name its file of captions"),
+        (["a.tar"], "folder", {}, "a.tar is not a folder"),
         (["a.tar"], None, {"split": "train"}, "split means nothing to webdataset"),
         (["a.tar"], None, {"shard_size": 3}, "shard_size means nothing to webdataset"),
         (["b.jsonl"], None, {"data_dir": "x"}, "data_dir means nothing to jsonl"),

@@ -43,7 +43,7 @@ A, B = RawImage(b"image a"), RawImage(b"image b")
         ({"texts": ["x", None, "y"], "images": [None, "a.png", None]}, {}, [(RawText("x"), A, RawText("y"))]),
         ({"texts": [None, "y"], "images": [BASE64, ""]}, {}, [(RawImage(b"i"), RawText("y"))]),
         (MMC4, {}, [(A, RawText("One. Two."), B, A, RawText("Three."))]),
-        ({**MMC4, "image_info": []}, {}, [(RawText("One. Two. Three."),)]),
+        ({"text_list": ["One.", "", "Three."], "image_info": []}, {}, [(RawText("One. Three."),)]),
         (EDIT, {}, [(RawImage(b"image a", False), RawText(" redder", False), B)]),
     ],
 )
@@ -87,7 +87,7 @@ def test_segments_carry_their_meta(tmp_path):
         ({"texts": "abc", "images": []}, "texts and images are not lists"),
         ({"texts": ["a"], "images": []}, "lists of unequal length"),
         ({"texts": ["a", None], "images": [None, None]}, "a place must hold a text or an image: place 1"),
-        ({**MMC4, "image_info": [{"matched_text_index": 3}]}, "matched_text_index is not a sentence's number: 3"),
+        ({**MMC4, "image_info": [{"matched_text_index": 3}]}, "matched_text_index is not a sentence's number"),
         ({**MMC4, "image_info": ["a.png"]}, "matched_text_index is not"),
         ({**MMC4, "text_list": None}, "text_list and image_info are not lists"),
         ({"segments": []}, "not of the form"),
@@ -96,7 +96,7 @@ def test_segments_carry_their_meta(tmp_path):
         ({"segments": [{"text": "a", "image": "a.png"}]}, "a segment holds a text or an image"),
         ({"segments": [{"text": "a", "losses": False}]}, "a segment holds a text or an image"),
         ({"segments": ["a"]}, "a segment holds a text or an image"),
-        ({"segments": [{"text": "a", "loss": 0}]}, "loss is true or false: 0"),
+        ({"segments": [{"text": "a", "loss": 0}]}, "loss is true or false, not of type int"),
         ({"segments": [{"text": "a"}, {"image": "no.png"}]}, "image cannot be read"),
     ],
 )
@@ -107,6 +107,12 @@ def test_a_bad_line_is_a_fault_that_says_why_and_its_neighbours_stand(line, reas
     assert found[1].reason.startswith(reason)
     assert len(found[1].reason) < 400
     assert segments([found[0], found[2]]) == [(RawText("before"),), (RawText("after"),)]
+
+
+def test_a_named_field_that_is_missing_is_not_made_up_for(tmp_path):
+    path = write(tmp_path, {"text": "a", "image": "a.png"}, EDIT)
+    assert list(outcomes(read(path, image_column="left")).values()) == ["no image", "no image"]
+    assert list(outcomes(read(path, text_column="en")).values()) == ["no caption", "neither image nor text"]
 
 
 def test_a_lost_image_of_a_web_page_is_a_fault_and_the_page_stays(tmp_path):

@@ -52,9 +52,16 @@ def test_a_sample_is_a_document_or_a_fault_and_its_neighbours_stand(members, exp
 def test_options_name_the_image_and_the_field_of_the_caption(tmp_path):
     data = json.dumps({"caption": "short", "long": ["one", "two"]}).encode()
     sample = {"a.jpg": b"i", "a.left.jpg": b"left", "a.txt": b"t", "a.json": data}
-    (tmp_path / "a.tar").write_bytes(tar([*sample.items(), ("b.left.jpg", b"i"), ("b.txt", b"t")]))
+    (tmp_path / "a.tar").write_bytes(
+        tar([*sample.items(), ("b.left.jpg", b"i"), ("b.txt", b"t"), ("c.json", data)])
+    )
     found = read(tmp_path / "a.tar", image_column="left.jpg", text_column="long")
-    assert outcomes(found) == {"a#0": pair("one", b"left"), "a#1": pair("two", b"left"), "b": "no caption"}
+    assert outcomes(found) == {
+        "a#0": pair("one", b"left"),
+        "a#1": pair("two", b"left"),
+        "b": "no caption",
+        "c": "no image",
+    }
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -60,6 +60,7 @@ def _format(name: str, entries: Callable[[str, ReadOptions], Entries], options: 
 
 
 def _folder_entries(path: str, options: ReadOptions) -> Entries:
+    require(files.is_folder(path), f"{path} is not a folder: name the one that the images lie in")
     names = files.inside(path)
     tables = [name for name in names if name.rpartition("/")[2] in TABLES]
     if tables:
@@ -125,6 +126,7 @@ def _same(captions: Any) -> Any:
 
 def _coco_entries(path: str, options: ReadOptions) -> Entries:
     """COCO's `captions_*.json`, or Karpathy's `dataset_coco.json`, whose images have splits."""
+    require(not files.is_folder(path), f"{path} is a folder: name its file of captions")
     with files.open_file(path) as file:
         try:
             values = records.json_object(file.read())

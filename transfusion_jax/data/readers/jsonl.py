@@ -78,9 +78,8 @@ def _documents(key: str, values: Mapping[str, Any], folder: str, options: ReadOp
         if all(name in values for name in names):
             return form(key, values, folder)
     text = records.caption_of(values, texts)
-    if (images or "image") in values:
-        data = records.image_bytes(values[images or "image"], folder)
-        return records.pairs(key, data, text)
+    if images or "image" in values:
+        return records.pairs(key, records.image_bytes(values.get(images or "image"), folder), text)
     if text is None:
         raise records.RecordError(f"neither image nor text: keys are {', '.join(map(repr, list(values)[:8]))}")
     return records.document(key, text)
@@ -88,22 +87,18 @@ def _documents(key: str, values: Mapping[str, Any], folder: str, options: ReadOp
 
 def _segments(key: str, values: Mapping[str, Any], folder: str) -> Found:
     segments, meta = values["segments"], values.get("meta", {})
-    if (
-        not isinstance(segments, list)
-        or not segments
-        or not isinstance(meta, dict)
-        or len(values) > 1 + ("meta" in values)
-    ):
+    known = isinstance(segments, list) and isinstance(meta, dict) and set(values) <= {"segments", "meta"}
+    if not known or not segments:
         raise records.RecordError('not of the form {"segments": [{...}, ...], "meta": {...}}')
     return iter([RawDocument(key, tuple(_segment(segment, folder) for segment in segments), meta)])
 
 
 def _segment(segment: Any, folder: str) -> RawText | RawImage:
     if not isinstance(segment, dict) or set(segment) - {"loss"} not in ({"text"}, {"image"}):
-        raise records.RecordError(f"a segment holds a text or an image, and perhaps loss: {str(segment)[:100]}")
+        raise records.RecordError("a segment holds a text or an image, and perhaps loss")
     loss = segment.get("loss", True)
     if not isinstance(loss, bool):
-        raise records.RecordError(f"loss is true or false: {str(loss)[:100]}")
+        raise records.RecordError(f"loss is true or false, not of type {type(loss).__name__}")
     if "text" in segment:
         return RawText(records.text(segment["text"]), loss)
     return RawImage(records.image_bytes(segment["image"], folder), loss)
@@ -122,13 +117,13 @@ def _mmc4(key: str, values: Mapping[str, Any], folder: str) -> Found:
     for image in images:
         place = image.get("matched_text_index") if isinstance(image, dict) else None
         if type(place) is not int or not 0 <= place < len(sentences):
-            raise records.RecordError(f"matched_text_index is not a sentence's number: {str(place)[:100]}")
+            raise records.RecordError("matched_text_index is not a sentence's number")
         before.setdefault(place, []).append(image.get("image_name") or image.get("raw_url"))
     cuts = sorted({0, len(sentences), *before})
     entries: list[tuple[str, Any]] = []
     for begin, end in itertools.pairwise(cuts):
         entries += [("image", image) for image in before.get(begin, ())]
-        entries.append(("text", " ".join(records.text(s, "sentence").strip() for s in sentences[begin:end])))
+        entries.append(("text", " ".join(records.text(s).strip() for s in sentences[begin:end] if s != "")))
     return records.interleaved(key, entries, folder)
 
 

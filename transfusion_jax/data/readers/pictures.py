@@ -53,7 +53,7 @@ def decode(data: bytes | np.ndarray, size: int, channels: int, min_size: int = 0
     Raises:
         PictureError: it is no image, or damaged, above `LARGEST` pixels, or its smaller side is below `min_size`.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # filters are the process's: threads that decode at once see each other's
         warnings.simplefilter("ignore")  # of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

@@ -65,8 +65,9 @@ def _features(
     named = [name for name in records.CAPTION_NAMES if name in texts]
     text = options.text_column or next(iter(named or (texts if len(texts) == 1 else ())), None)
     if image not in (None, *images) or text not in texts or (image is None and images):
+        there = [", ".join(sorted(names)) or "(none)" for names in (images, texts)]
         raise ConfigError(
-            f"{path} has the images {', '.join(sorted(images)) or '(none)'} and the texts {', '.join(sorted(texts)) or '(none)'}: "
+            f"{path} has the images {there[0]} and the texts {there[1]}: "
             "name one of each with image_column and text_column"
         )
     return image, texts[text]

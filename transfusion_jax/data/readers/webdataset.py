@@ -109,6 +109,8 @@ def _sample_documents(key: str, sample: Mapping[str, bytes], options: ReadOption
     try:
         if len(images) > 1:
             raise records.RecordError(f"several images: name one with image_column: .{', .'.join(images)}")
+        if options.image_column and not images:
+            raise records.RecordError(f"no image: members are .{', .'.join(sorted(sample))}")
         text = _text(sample, options.text_column)
         if not images and text is None:
             raise records.RecordError(f"neither image nor text: members are .{', .'.join(sorted(sample))}")
