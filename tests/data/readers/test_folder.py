@@ -1,0 +1,125 @@
+import json
+
+import pytest
+
+from data.readers.samples import outcomes, pair, read
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data.readers import ReadOptions, input_shards
+
+COCO = {
+    "images": [{"id": 2, "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}, {"id": 3, "file_name": "no.jpg"}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "caption": "one of a\n"},
+        {"id": 2, "image_id": 2, "caption": "one of b"},
+        {"id": 3, "image_id": 1, "caption": "two of a"},
+        {"id": 4, "image_id": 3, "caption": "lost"},
+    ],
+}
+KARPATHY = {
+    "images": [
+        {"filepath": "in", "filename": "c.jpg", "split": "train", "sentences": [{"raw": "c1"}, {"raw": "c2"}]},
+        {"filename": "a.jpg", "split": "restval", "sentences": [{"raw": "a1"}]},
+        {"filename": "b.jpg", "split": "test", "sentences": [{"raw": "b1"}]},
+    ]
+}
+
+
+def test_captions_stand_one_a_line_beside_their_images_in_sorted_order(tmp_path):
+    put(tmp_path, {"b.jpg": b"b", "b.txt": "one\n\n two \r\n", "in/a.b.PNG": b"a", "in/a.b.txt": b"\xef\xbb\xbfx"})
+    put(tmp_path, {"c.gif": b"c", "d.jpg": b"d", "d.txt": " \n", "e.jpg": b"e", "e.txt": b"\xff", ".f.jpg": b"f"})
+    found = outcomes(read(tmp_path))
+    assert found == {
+        "b.jpg#0": pair("one", b"b"),
+        "b.jpg#1": pair("two", b"b"),
+        "c.gif": "no caption",
+        "d.jpg#0": "empty caption",
+        "e.jpg#0": "caption is not UTF-8",
+        "in/a.b.PNG#0": pair("x", b"a"),
+    }
+    assert list(found) == sorted(found)
+
+
+def test_tables_of_captions_name_their_images(tmp_path):
+    lines = [b'{"file_name": "a.jpg", "text": ["one", "two"]}', b"{", b'{"text": "c"}', b'{"file_name": "b.jpg"}']
+    put(tmp_path, {"x/a.jpg": b"a", "x/b.jpg": b"b", "x/unnamed.jpg": b"c", "x/metadata.jsonl": b"\n".join(lines)})
+    put(tmp_path, {"y/metadata.csv": b'file_name,text\n../x/b.jpg,"of ""b"",\nand c"\nno.jpg,c\n,d\nz.jpg\n'})
+    assert outcomes(read(tmp_path)) == {
+        "x/a.jpg#0": pair("one", b"a"),
+        "x/a.jpg#1": pair("two", b"a"),
+        "x/metadata.jsonl@47": "not JSON",
+        "x/metadata.jsonl@49": "no file_name",
+        "x/b.jpg": "no caption",
+        "y/../x/b.jpg": pair('of "b",\nand c', b"b"),
+        "y/no.jpg": "image cannot be read",
+        "y/metadata.csv@5": "no file_name",
+        "y/z.jpg": "image cannot be read",
+    }
+
+
+def test_an_option_names_the_column_of_captions(tmp_path):
+    put(tmp_path, {"a.jpg": b"a", "metadata.csv": "file_name,text,en\na.jpg,no,yes\n"})
+    assert outcomes(read(tmp_path, text_column="en")) == {"a.jpg": pair("yes", b"a")}
+    (tmp_path / "metadata.csv").unlink()
+    with pytest.raises(ConfigError, match=r"text_column needs a metadata\.jsonl or metadata\.csv"):
+        input_shards([str(tmp_path)], None, ReadOptions(text_column="en"))
+
+
+def test_a_row_that_is_not_csv_or_not_utf8_leaves_the_others(tmp_path):
+    long, latin = b"a.jpg," + b"x" * 200_000, "a.jpg,caf\xe9".encode("latin-1")
+    put(tmp_path, {"a.jpg": b"a", "b.jpg": b"b"})
+    put(tmp_path, {"metadata.csv": b"\n".join([b"file_name,text", long, latin, b"b.jpg,b"])})
+    found = outcomes(read(tmp_path))
+    assert list(found.values()) == ["not CSV", "caption is not UTF-8", pair("b", b"b")]
+
+
+def test_files_of_coco_give_each_caption_in_the_order_of_images(tmp_path):
+    put(tmp_path, {"pictures/a.jpg": b"a", "pictures/b.jpg": b"b", "captions.json": json.dumps(COCO)})
+    found = outcomes(read(tmp_path / "captions.json", format="coco", images=str(tmp_path / "pictures")))
+    assert found == {
+        "b.jpg#0": pair("one of b", b"b"),
+        "a.jpg#0": pair("one of a", b"a"),
+        "a.jpg#1": pair("two of a", b"a"),
+        "no.jpg": "image cannot be read",
+    }
+
+
+def test_karpathys_splits_are_chosen_by_name(tmp_path):
+    put(tmp_path, {"in/c.jpg": b"c", "a.jpg": b"a", "b.jpg": b"b", "dataset_coco.json": json.dumps(KARPATHY)})
+    path = tmp_path / "dataset_coco.json"
+    assert list(outcomes(read(path, format="coco"))) == ["in/c.jpg#0", "in/c.jpg#1", "a.jpg#0", "b.jpg#0"]
+    found = outcomes(read(path, format="coco", split="train,restval"))
+    assert found == {"in/c.jpg#0": pair("c1", b"c"), "in/c.jpg#1": pair("c2", b"c"), "a.jpg#0": pair("a1", b"a")}
+    with pytest.raises(ConfigError, match="no split 'tran': did you mean 'train'"):
+        read(path, format="coco", split="tran")
+    (tmp_path / "captions.json").write_text(json.dumps(COCO))
+    with pytest.raises(ConfigError, match="no split 'train'"):
+        read(tmp_path / "captions.json", format="coco", split="train")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"images": [3]}', '{"images": [], "annotations": 3}'])
+def test_what_is_no_file_of_coco_is_a_sentence(text, tmp_path):
+    (tmp_path / "captions.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"captions\.json (cannot be read|is not a file of COCO)"):
+        read(tmp_path / "captions.json", format="coco")
+
+
+def test_bad_entries_of_coco_are_faults(tmp_path):
+    images = [
+        {"id": 1},
+        {"id": 2, "file_name": "a.jpg"},
+        {"file_name": "a.jpg", "sentences": [{}, 3, {"raw": "c"}]},
+    ]
+    put(tmp_path, {"a.jpg": b"a", "captions.json": json.dumps({"images": images, "annotations": [{}]})})
+    assert outcomes(read(tmp_path / "captions.json", format="coco")) == {
+        "images[0]": "no file_name",
+        "a.jpg": "no caption",
+        "a.jpg#0": "no caption",
+        "a.jpg#1": "caption is not a text",
+        "a.jpg#2": pair("c", b"a"),
+    }
+
+
+def put(folder, contents):
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())

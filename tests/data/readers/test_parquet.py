@@ -1,0 +1,159 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.readers.samples import outcomes, pair, photographs, read, segments
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data.readers import FORMATS, Fault, InputShard, RawImage, RawText, ReadOptions, input_shards
+
+
+def write(path, columns, **options):
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "expected"),
+    [
+        ({"text": ["a", " b\n"]}, {}, [(RawText("a"),), (RawText(" b\n"),)]),
+        ({"body": ["a"]}, {"text_column": "body"}, [(RawText("a"),)]),
+        ({"text": pa.array(["a", "a"]).dictionary_encode()}, {}, [(RawText("a"),)] * 2),
+        ({"text": pa.array(["a"], pa.large_string())}, {}, [(RawText("a"),)]),
+        ({"jpg": [b"i"], "caption": [" c "]}, {}, [pair("c", b"i")]),
+        ({"jpg": pa.array([b"i"], pa.large_binary()), "txt": ["c"]}, {}, [pair("c", b"i")]),
+        ({"image": [{"bytes": b"i", "path": None}], "text": ["c"]}, {}, [pair("c", b"i")]),
+        ({"image": [b"i"], "captions": [["c", "d"]]}, {}, [pair("c", b"i"), pair("d", b"i")]),
+        (
+            {"image": [b"no"], "left": [b"i"], "text": ["no"], "long": ["c"]},
+            {"image_column": "left", "text_column": "long"},
+            [pair("c", b"i")],
+        ),
+        ({"image": ["0001.png"], "caption": ["c"]}, {}, [pair("c", photographs()["0001.png"])]),
+        ({"image": [{"path": "0001.png"}], "caption": ["c"]}, {}, [pair("c", photographs()["0001.png"])]),
+        (
+            {"images": [[None, b"i", b"j", None]], "texts": [["a", None, None, "b"]]},
+            {},
+            [(RawText("a"), RawImage(b"i"), RawImage(b"j"), RawText("b"))],
+        ),
+        (
+            {"images": [[{"bytes": b"i", "path": "x"}, None]], "texts": [["", "b"]]},
+            {},
+            [(RawImage(b"i"), RawText("b"))],
+        ),
+    ],
+)
+def test_rows_are_documents(columns, options, expected, tmp_path):
+    (tmp_path / "0001.png").write_bytes(photographs()["0001.png"])
+    assert segments(read(write(tmp_path / "a.parquet", columns), **options)) == expected
+
+
+def test_relative_paths_lie_in_the_folder_of_the_option(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/1.png").write_bytes(b"i")
+    path = write(tmp_path / "a.parquet", {"image": ["1.png"], "caption": ["c"]})
+    assert segments(read(path, images=str(tmp_path / "pictures"))) == [pair("c", b"i")]
+    [fault] = read(path)
+    assert fault.reason.startswith("image cannot be read: No such file")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"image": [b"i", None, b"j"], "caption": ["a", "b", None]}, [pair("a", b"i"), "no image", "no caption"]),
+        ({"image": [b"i", b"", b"j"], "caption": ["a", "b", " "]}, [pair("a", b"i"), "no image", "empty caption"]),
+        ({"text": ["a", "", None]}, [(RawText("a"),), "empty text", "no text"]),
+        ({"text": pa.array([b"a", b"\xff", b"c"])}, [(RawText("a"),), "text is not UTF-8", (RawText("c"),)]),
+        (
+            {"image": ["https://x.org/1.jpg", "../no.png", "\0"], "caption": ["a", "b", "c"]},
+            ["image is a URL", "image cannot be read", "image cannot be read"],
+        ),
+        (
+            {"images": [[b"i"], None, [None]], "texts": [["a"], ["b"], [None]]},
+            [
+                "a place must hold a text or an image",
+                "texts and images are not lists",
+                "a place must hold a text or an image",
+            ],
+        ),
+        ({"images": [[b"i"]], "texts": [["a", "b"]]}, ["lists of unequal length"]),
+    ],
+)
+def test_bad_values_are_faults_of_their_rows(columns, expected, tmp_path):
+    found = outcomes(read(write(tmp_path / "a.parquet", columns)))
+    assert found == {str(number): outcome for number, outcome in enumerate(expected)}
+
+
+def test_a_string_column_that_is_not_utf8_loses_that_row_only(tmp_path):
+    offsets, data = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffc")
+    path = write(tmp_path / "a.parquet", {"text": pa.Array.from_buffers(pa.string(), 3, [None, offsets, data])})
+    assert outcomes(read(path)) == {"0": (RawText("a"),), "1": "text is not UTF-8", "2": (RawText("c"),)}
+
+
+def test_a_web_page_whose_image_is_only_a_url_keeps_the_rest(tmp_path):
+    columns = {"images": [["https://x.org/1.jpg", None], ["https://x.org/2.jpg"]], "texts": [[None, "a"], [None]]}
+    assert outcomes(read(write(tmp_path / "a.parquet", columns))) == {
+        "0#0": "image is a URL",
+        "0": (RawText("a"),),
+        "1#0": "image is a URL",
+        "1": "no segment that can be used",
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "words"),
+    [
+        ({"URL": ["u"], "TEXT": ["t"]}, {}, "columns URL, TEXT: name those .*must be fetched first"),
+        ({"caption": ["u"]}, {}, "columns caption: name those"),
+        ({"image": [b"i"], "label": [3]}, {}, "columns image, label: name those"),
+        ({"text": ["t"], "b": [3]}, {"text_column": "c"}, "text_column is 'c', but .*columns text, b"),
+        ({"text": ["t"], "b": [3]}, {"image_column": "c"}, "image_column is 'c', but .*columns text, b"),
+        ({"text": [3]}, {}, "column 'text' cannot be used, it is int64"),
+        ({"text": ["t"], "image": [3.0]}, {}, "column 'image' cannot be used, it is double"),
+        ({"text": [["t"]]}, {}, "lists of images need lists"),
+        ({"text": ["t"], "image": [[b"i"]]}, {}, "lists of images need lists"),
+    ],
+)
+def test_wrong_columns_are_a_sentence_that_names_those_present(columns, options, words, tmp_path):
+    path = write(tmp_path / "a.parquet", columns)
+    with pytest.raises(ConfigError, match=words):
+        input_shards([str(path)], None, ReadOptions(**options))
+
+
+def test_row_groups_are_shared_out_and_rows_keep_their_numbers(tmp_path):
+    path = write(tmp_path / "a.parquet", {"text": [f"t{n}" for n in range(10)]}, row_group_size=2)
+    options = ReadOptions(shard_size=3)
+    shards = input_shards([str(path)], None, options)
+    assert [(s.begin, s.end) for s in shards] == [(0, 2), (2, 4), (4, 5)]
+    found = [[r.key for r in FORMATS["parquet"].read(shard, options)] for shard in shards]
+    assert found == [list("0123"), list("4567"), list("89")]
+
+
+def test_a_damaged_row_group_leaves_the_others(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = [f"a text, number {n}" for n in range(6)]
+    write(
+        path, {"text": texts}, row_group_size=2, compression="zstd", use_dictionary=False, write_page_checksum=True
+    )
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset + column.total_compressed_size - 5] ^= 0xFF
+    path.write_bytes(data)
+    found = read(path)
+    assert [r.key for r in found] == ["0", "1", "2", "4", "5"]
+    assert found[2].reason.startswith("broken row group: ")
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"garbage" * 100, b"PAR1" + b"x" * 100 + b"PAR1"])
+def test_a_file_that_is_no_parquet_is_one_fault(data, tmp_path):
+    (tmp_path / "a.parquet").write_bytes(data)
+    assert [r.reason.partition(":")[0] for r in read(tmp_path / "a.parquet")] == ["broken Parquet file"]
+    write(tmp_path / "b.parquet", {"text": ["t"]})
+    assert [isinstance(r, Fault) for r in read(tmp_path)] == [True, False]
+
+
+def test_rows_are_read_in_batches_of_bounded_memory(tmp_path):
+    columns = {"image": [bytes([n]) * 1_000_000 for n in range(128)], "text": ["c"] * 128}
+    path = write(tmp_path / "a.parquet", columns, write_batch_size=4)  # a page is read whole: one would hold all
+    before = pa.total_allocated_bytes()
+    for _ in FORMATS["parquet"].read(InputShard("parquet", str(path)), ReadOptions()):
+        assert pa.total_allocated_bytes() - before < 60_000_000  # the row group is 128 MB

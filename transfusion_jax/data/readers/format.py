@@ -1,0 +1,56 @@
+"""What a format is, and the options of reading."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.config.checks import positive
+from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How inputs are read. A format refuses an option that means nothing to it."""
+
+    image_column: str | None = None  # column, field, feature, or extension of a tar's member; None: found by name
+    text_column: str | None = None  # the same for captions and texts
+    images: str | None = None  # the folder of relative image paths; None: the folder that the file lies in
+    shard_size: int = 4096  # records per shard, about
+    split: str | None = None  # of a Karpathy file, such as "train,restval"; None: all
+    data_dir: str | None = None  # where TFDS keeps its data sets; None: its default
+
+    def __post_init__(self) -> None:
+        positive(self, "", "shard_size")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way in which documents are stored.
+
+    `shards(path, options)` lists the parts of an input in a fixed order. `read(shard, options)` yields what one
+    part holds, always the same and in the same order. Both raise `ConfigError` where an option does not fit.
+    """
+
+    name: str
+    shards: Callable[[str, ReadOptions], list[InputShard]]
+    read: Callable[[InputShard, ReadOptions], Iterator[RawDocument | Fault]]
+    suffixes: tuple[str, ...] = ()  # of its files, in lower case
+    options: tuple[str, ...] = ()  # fields of `ReadOptions` that it honours
+
+
+def package(name: str, install: str) -> ModuleType:
+    """An optional package.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"this input needs a package that is missing: pip install '{install}' ({error})"
+        ) from error
