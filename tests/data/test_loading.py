@@ -37,9 +37,7 @@ def test_every_channel_has_statistics_of_its_own(monkeypatch):
 
 def test_held_out_documents_are_kept_apart_and_normalised_alike():
     data = load.load(config())
-    seen, unseen = (
-        {hashable(d) for s in corpus.sources for d in s} for corpus in (data.train, data.held_out)
-    )
+    seen, unseen = ({hashable(d) for s in corpus.sources for d in s} for corpus in (data.train, data.held_out))
     assert seen.isdisjoint(unseen)
     train, out = digits.load(0.2, config().seed)
     images = [d.segments[1].latent for d in data.held_out.sources[0]]

@@ -133,7 +133,11 @@ def test_a_saved_tokenizer_is_the_same_elsewhere(llama_like, hugging_face, tmp_p
         again = tokenizer.load_saved(tmp_path, model.name)
         assert tokenizer.hash_of(again) == tokenizer.hash_of(model)
         copied = pickle.loads(pickle.dumps(model))
-        assert again.encode("one two").tolist() == model.encode("one two").tolist() == copied.encode("one two").tolist()
+        assert (
+            again.encode("one two").tolist()
+            == model.encode("one two").tolist()
+            == copied.encode("one two").tolist()
+        )
     hashes = {tokenizer.hash_of(m) for m in (llama_like[0], hugging_face[0], ByteTokenizer())}
     assert len(hashes) == 3
 

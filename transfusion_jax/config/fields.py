@@ -133,8 +133,8 @@ class DataConfig:
         for start, weights in self.phases.items():
             require(
                 start.isdigit() and int(start) > 0 and start == str(int(start)),
-                f"data.phases.{start}: a phase is named by its first row, such as 200000; the weights from row 0 on "
-                "are those of data.sources",
+                f"data.phases.{start}: a phase is named by its first row, such as 200000; the weights from row 0 "
+                "on are those of data.sources",
             )
             for name, weight in weights.items():
                 one_of(f"a source of data.phases.{start}", name, self.sources)

@@ -135,9 +135,6 @@ class Source:
     def __iter__(self) -> Iterator[Document]:
         return (self.documents[number] for number in range(len(self)))
 
-    def __iter__(self) -> Iterator[Document]:
-        return (self.documents[number] for number in range(len(self)))
-
     @property
     def pictured(self) -> bool:
         """Whether its documents hold images; plain texts are cut where a row ends, others never are."""

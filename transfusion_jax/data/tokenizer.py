@@ -210,7 +210,7 @@ def load(path: str | Path) -> Tokenizer:
         _ = tokenizer.size
     except (RuntimeError, ValueError) as error:  # what the two libraries raise for other files
         raise ConfigError(f"tokenizer {path} cannot be read: {error}") from error
-    except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
+    except Exception as error:  # tokenizers raises Exception itself
         if type(error) is not Exception:
             raise
         raise ConfigError(f"tokenizer {path} cannot be read: {error}") from error
