@@ -13,7 +13,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch, stack
-from transfusion_jax.data.documents import Corpus, Document, Image, Source, Text
+from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.load import Codec, Data, LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
@@ -47,10 +47,9 @@ def tiny_config(**changes: Any) -> Config:
         data=dict(
             context_length=48,
             max_images=4,
-            held_out=0.0,
             sources=dict(
-                pairs=dict(kind="digits", weight=2.0),
-                texts=dict(kind="prose", weight=1.0),
+                pairs=dict(path="synthetic:pairs", weight=2.0),
+                texts=dict(path="synthetic:text", weight=1.0),
             ),
         ),
         diffusion=dict(image_first_limit=500),
@@ -79,7 +78,7 @@ def tiny_corpus(seed: int = 0, documents: int = 40) -> Corpus:
     random = np.random.default_rng(seed)
     pairs = [Document((random_text(random, 1, 8), random_image(random))) for _ in range(documents)]
     texts = [Document((random_text(random, 5, 90),)) for _ in range(documents)]
-    return Corpus((Source("pairs", 2.0, pairs), Source("texts", 1.0, texts)))
+    return Corpus((Source("pairs", DocumentList(pairs)), Source("texts", DocumentList(texts))))
 
 
 def special() -> SpecialTokens:
