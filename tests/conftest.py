@@ -1,4 +1,4 @@
-"""Eight host devices for the sharding tests (everything else computes on the first), and one cache of programs."""
+"""Eight host devices for the sharding tests (everything else computes on the first), and caches of their own."""
 
 import atexit
 import os
@@ -14,5 +14,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+plans = tempfile.mkdtemp(prefix="plans-")
+atexit.register(shutil.rmtree, plans, ignore_errors=True)
+os.environ["TRANSFUSION_CACHE"] = plans
 
 pytest_plugins = ["drills.table"]

@@ -124,7 +124,16 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
         (dict(model__latent_shape=(-4, 4, 2)), "latent_shape"),
         (dict(model__patch_coder="unet"), "model.patch_coder"),
         (dict(model__compute_dtype="float16"), "model.compute_dtype"),
-        (dict(data__sources__pairs__weight=0), "weight must be positive"),
+        (dict(data__sources__pairs__weight=-1), "weight must not be negative"),
+        (
+            dict(data__sources__pairs__weight=0, data__sources__texts__weight=0),
+            "no source has a weight above 0 from row 0 on",
+        ),
+        (dict(data__phases={"0": {"pairs": 1}}), "a phase is named by its first row"),
+        (dict(data__phases={"late": {"pairs": 1}}), "a phase is named by its first row"),
+        (dict(data__phases={"100": {"pair": 1}}), "a source of data.phases.100 is 'pair'; did you mean 'pairs'?"),
+        (dict(data__phases={"100": {"pairs": -1}}), "data.phases.100.pairs must not be negative"),
+        (dict(data__phases={"100": {"pairs": 0}}), "no source has a weight above 0 from row 100 on"),
         (dict(data__context_length=0), "context_length must be positive"),
         (dict(data__max_images=0), "max_images must be positive"),
         (dict(data__image_first=1.01), "data.image_first must be between 0 and 1"),
@@ -134,7 +143,6 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
         (dict(data__max_text=49), "data.max_text must lie between 0 and context_length"),
         (dict(data__max_text=-1), "data.max_text must lie between 0 and context_length"),
         (dict(data__workers=-1), "data.workers must not be negative"),
-        (dict(data__tokenizer="words"), "data.tokenizer"),
         (dict(data__autoencoder="vq"), "data.autoencoder"),
         (dict(diffusion__timesteps=0), "timesteps must be positive"),
         (
@@ -198,6 +206,7 @@ def test_an_impossible_value_is_an_error(changes, message):
         dict(mesh__data=1, mesh__fsdp=-1),
         dict(accumulation=4, image_loss_weight=0, data__sources={}),
         dict(data__image_first=1, data__caption_dropout=1),
+        dict(data__sources__pairs__weight=0, data__phases={"12": {"pairs": 1, "texts": 0}}),
     ],
 )
 def test_a_value_at_the_edge_is_allowed(changes):
@@ -228,6 +237,23 @@ def test_overrides_become_the_fields_types():
     assert config.evaluation.suites == ("loss", "digits")
     assert config.evaluation.during_training == ()
     assert (config.model.remat, config.model.attention, config.name) == ("full", "blocked", "other=name")
+
+
+def test_phases_are_in_order_and_new_sources_come_last():
+    changes = dict(
+        data__sources__early=dict(kind="prose", weight=0), data__sources__unread=dict(kind="prose", weight=0)
+    )
+    config = tiny_config(**changes, data__phases={"1000": {"early": 2, "texts": 0}, "200": {"pairs": 3}})
+    assert [(phase.start, phase.weights) for phase in config.data.mixtures] == [
+        (0, {"pairs": 2.0, "texts": 1.0}),
+        (200, {"pairs": 3.0}),
+        (1000, {"early": 2.0}),
+    ]
+    assert config.data.source_names == ("pairs", "texts", "early", "unread")
+    assert configs.identity_changes(tiny_config(**changes), config).keys() == {
+        "data.phases.200",
+        "data.phases.1000",
+    }
 
 
 def test_later_overrides_win_and_siblings_stay():

@@ -9,7 +9,7 @@ import pytest
 
 from helpers import random_text, special, tiny_config, tiny_corpus
 from transfusion_jax.data.batch import stack
-from transfusion_jax.data.documents import Corpus, Document, Source
+from transfusion_jax.data.documents import Corpus, Document, DocumentList, Source
 from transfusion_jax.data.stream import Rows, batches, make_rows
 from transfusion_jax.model.spans import check_spans
 
@@ -53,32 +53,36 @@ def test_the_stream_is_the_same_for_any_number_of_workers(workers):
 @pytest.mark.parametrize("documents", [1, 2, 3, 40])
 def test_every_epoch_is_a_permutation_of_the_plan(documents):
     rows = tiny_rows(documents)
-    epochs = [[rows.planned_row(e * rows.plan.rows + r) for r in range(rows.plan.rows)] for e in range(6)]
+    count = rows.plans[0].rows
+    epochs = [[rows.planned_row(e * count + r)[1] for r in range(count)] for e in range(6)]
+    assert epochs[0] == list(range(count))  # the plan's own order is random
     for epoch in epochs:
-        assert sorted(epoch) == list(range(rows.plan.rows))
-    if rows.plan.rows > 20:
+        assert sorted(epoch) == list(range(count))
+    if count > 20:
         assert len({tuple(epoch) for epoch in epochs}) == 6
-        assert list(range(rows.plan.rows)) not in epochs
 
 
 def test_seeds_read_in_different_orders():
     streams = [tiny_rows(seed=seed) for seed in range(5)]
-    assert len({tuple(rows.planned_row(r) for r in range(50)) for rows in streams}) == 5
+    assert len({tuple(rows.plans[0].piece_document[:50].tolist()) for rows in streams}) == 5
+    places = range(streams[0].plans[0].rows, 4 * streams[0].plans[0].rows)  # of the epochs after the first
+    assert len({tuple(rows.planned_row(r) for r in places) for rows in streams}) == 5
 
 
 def test_a_row_holds_the_documents_that_were_planned_for_it():
     rows = tiny_rows(image_first=0.0, caption_dropout=0.0)
     patches = rows.config.model.patches
-    for number in range(rows.plan.rows):
-        row, planned = rows[number], rows.planned_row(number)
+    (plan,) = rows.plans
+    for number in range(2 * plan.rows):
+        row, (_, planned) = rows[number], rows.planned_row(number)
         at = 0
-        for piece in range(*rows.plan.row_offset[planned : planned + 2]):
-            document = rows.corpus[int(rows.plan.piece_document[piece])]
-            length = int(rows.plan.piece_length[piece])
+        for piece in range(*plan.row_offset[planned : planned + 2]):
+            document = rows.corpus[int(plan.piece_document[piece])]
+            length = int(plan.piece_length[piece])
             here = slice(at, at + length)
-            assert set(row.source[here]) == {rows.corpus.find(int(rows.plan.piece_document[piece]))[0]}
+            assert set(row.source[here]) == {rows.corpus.find(int(plan.piece_document[piece]))[0]}
             words = row.tokens[here][(row.image_slot[here] < 0) & (row.tokens[here] < 20)]
-            begin = max(int(rows.plan.piece_start[piece]) - 1, 0)  # BOS stands before the text
+            begin = max(int(plan.piece_start[piece]) - 1, 0)  # BOS stands before the text
             np.testing.assert_array_equal(words, document.segments[0].tokens[begin : begin + len(words)])
             assert np.sum(row.image_slot[here] >= 0) == document.images * patches
             at += length
@@ -96,8 +100,9 @@ def test_rows_far_into_the_stream_can_be_read():
 
 def test_one_text_is_read_again_and_again():
     text = random_text(np.random.default_rng(0), 20, 21)
-    rows = make_rows(Corpus((Source("texts", 1.0, [Document((text,))]),)), tiny_config(), special())
-    assert rows.plan.rows == 1
+    config = tiny_config(data__sources={"texts": {"kind": "prose"}})
+    rows = make_rows(Corpus((Source("texts", DocumentList([Document((text,))])),)), config, special())
+    assert rows.plans[0].rows == 1
     np.testing.assert_array_equal(rows[0].tokens, rows[12345].tokens)
     np.testing.assert_array_equal(rows[0].tokens[1:21], text.tokens)
 

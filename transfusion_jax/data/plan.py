@@ -4,199 +4,184 @@ Documents with images are never split: they are dealt over the rows so that each
 What is left of a row is filled exactly with pieces of the plain texts, cut where a row ends. So every row mixes
 all sources, and the mixture's weights hold in elements over any stretch of rows.
 
-An epoch is as long as it takes to read every source at least once; the others come round again, in a new order.
+Each source is an endless sequence of documents, pass after pass, each pass in an order of its own. Rows are planned
+in blocks that go on in the sequences where the block before ended, so memory does not grow with the corpus. An
+epoch is as long as it takes to read every source at least once; the others come round again.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
-from dataclasses import dataclass
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from transfusion_jax.config import ConfigError, DataConfig
-from transfusion_jax.data.documents import Corpus, Source
+from transfusion_jax.config import Config, DataConfig
+from transfusion_jax.data.documents import Corpus
+from transfusion_jax.data.packing import ELEMENTS
+from transfusion_jax.data.plan_blocks import BLOCK_ROWS, Mixture, Place, Reader, plan_blocks
+from transfusion_jax.data.plan_files import Columns, RowPlan, in_memory, open_plan, store
 
-ELEMENTS, IMAGES, TEXT = range(3)  # what a document takes of a row; TEXT counts elements that may bear a loss
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """Columns of pieces, in row order: row r holds pieces `row_offset[r]` to `row_offset[r + 1]`."""
-
-    piece_document: np.ndarray  # [pieces] int64, the corpus's number of the document
-    piece_start: np.ndarray  # [pieces] int32, first element of the document
-    piece_length: np.ndarray  # [pieces] int32
-    row_offset: np.ndarray  # [rows + 1] int64
-
-    @property
-    def rows(self) -> int:
-        """Rows in one epoch."""
-        return len(self.row_offset) - 1
-
-    @property
-    def piece_row(self) -> np.ndarray:
-        """The row of each piece, `[pieces]`."""
-        return np.repeat(np.arange(self.rows), np.diff(self.row_offset))
-
-    def elements(self) -> np.ndarray:
-        """Elements used in each row, `[rows]`."""
-        return np.bincount(self.piece_row, self.piece_length, self.rows).astype(np.int64)
+VERSION = 1  # of the plans: where planning changes this does, and plans of another version are left alone
+SAY_AFTER, SAY_EVERY = 2.0, 10.0  # seconds
 
 
-def plan_rows(corpus: Corpus, data: DataConfig, patches: int, seed: int) -> RowPlan:
-    """Plans one epoch.
+def plan_phases(
+    corpus: Corpus, config: Config, cache: Path | None = None, say: Callable[[str], None] = print
+) -> tuple[RowPlan, ...]:
+    """One plan per phase of the config; each reads on where the phase before stops, and depends on no later one.
 
     Args:
-        corpus: the documents; each source holds either documents with images or plain texts.
-        data: the context length and the caps per row.
-        patches: elements per image.
-        seed: of the order in which documents are taken.
+        corpus: the documents, by sources in the order of `config.data.source_names`.
+        config: names the mixtures, the row's sizes and the seed.
+        cache: see `plan_rows`.
+        say: prints a line for the user.
 
     Raises:
         ConfigError: a document does not fit a row, or a source is empty or mixed.
     """
-    sizes = [_sizes(source, patches) for source in corpus.sources]
-    capacity = np.array([data.context_length, data.max_images, data.text_capacity])
-    for source, size in zip(corpus.sources, sizes, strict=True):
-        _check(source, size, capacity)
-    total_weight = sum(source.weight for source in corpus.sources)
-    shares = [source.weight / total_weight for source in corpus.sources]
-    full = max(  # rows that would read every source once if nothing were lost
-        math.ceil(size[:, ELEMENTS].sum() / (share * data.context_length))
-        for size, share in zip(sizes, shares, strict=True)
-    )
-    random = np.random.default_rng([seed, 1])
-    pictured = [s for s, size in enumerate(sizes) if size[:, IMAGES].any()]
-    plain = {s: share for s, share in enumerate(shares) if s not in pictured}
-    while True:
-        taken = {s: _take(sizes[s][:, ELEMENTS], shares[s] * full * data.context_length, random) for s in pictured}
-        row_of, left = _deal({s: sizes[s][taken[s]] for s in pictured}, full, capacity)
-        seams = _split_room(np.minimum(left[:, ELEMENTS], left[:, TEXT]), plain)
-        missing = max((sizes[s][:, ELEMENTS].sum() / max(seams[s][-1], 1) for s in plain), default=0)
-        if missing <= 1:
-            break
-        if not any(ends[-1] for ends in seams.values()):
-            raise ConfigError("captions use up data.max_text in every row and leave plain text no room: raise it")
-        full = math.ceil(full * missing)
-
-    pieces = [
-        np.stack(
-            [row_of[s], taken[s] + corpus.offsets[s], np.zeros_like(taken[s]), sizes[s][taken[s], ELEMENTS]],
-            axis=1,
-        )
-        for s in pictured
-    ]
-    pieces += [_cut(corpus.offsets[s], sizes[s][:, ELEMENTS], seams[s], random) for s in plain]
-    table = np.concatenate(pieces)  # row, document, start, length
-    order = np.lexsort([random.random(len(table)), table[:, 0]])
-    row, document, start, length = table[order].T
-    offset = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(left)))])
-    return RowPlan(document, start.astype(np.int32), length.astype(np.int32), offset.astype(np.int64))
+    data, patches = config.data, config.model.patches
+    plans: list[RowPlan] = []
+    places: dict[str, Place] = {}
+    starts = [phase.start for phase in data.mixtures]
+    for phase, end in zip(data.mixtures, [*starts[1:], None], strict=True):
+        plans.append(plan_rows(corpus, phase.weights, data, patches, config.seed, places, cache, say))
+        if end is not None:
+            places = places | places_at(plans[-1], end - phase.start, corpus, phase.weights, patches, config.seed)
+    return tuple(plans)
 
 
-def _sizes(source: Source, patches: int) -> np.ndarray:
-    """What each document takes of a row, `[documents, 3]`."""
-    images = np.array([d.images for d in source.documents], np.int64)
-    elements = np.array([d.length(patches) for d in source.documents], np.int64)
-    return np.stack([elements, images, elements - images * (patches + 1)], 1)  # BOI and patches bear no text loss
+def plan_rows(
+    corpus: Corpus,
+    weights: Mapping[str, float],
+    data: DataConfig,
+    patches: int,
+    seed: int,
+    begin: Mapping[str, Place] | None = None,
+    cache: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> RowPlan:
+    """Plans one epoch, or opens its plan where it has been planned before.
 
-
-def _check(source: Source, size: np.ndarray, capacity: np.ndarray) -> None:
-    if not len(size):
-        raise ConfigError(f"source {source.name!r} holds no documents")
-    images = size[:, IMAGES]
-    if not images.any():
-        return
-    if not images.all():
-        raise ConfigError(f"source {source.name!r} mixes plain texts with documents that hold images: split it")
-    units = ("elements", "images", "text elements")
-    options = ("data.context_length", "data.max_images", "data.max_text")
-    for column, (unit, option) in enumerate(zip(units, options, strict=True)):
-        worst = int(size[:, column].argmax())
-        if size[worst, column] > capacity[column]:
-            raise ConfigError(
-                f"document {worst} of source {source.name!r} takes {size[worst, column]} {unit} and is not split: "
-                f"{option} is {capacity[column]}"
-            )
-
-
-def _take(length: np.ndarray, elements: float, random: np.random.Generator) -> np.ndarray:
-    """Documents that hold `elements` or just more: pass after pass, each in a new order."""
-    passes = math.ceil(elements / length.sum())
-    document = np.concatenate([random.permutation(len(length)) for _ in range(passes)])
-    return document[: np.searchsorted(np.cumsum(length[document]), elements) + 1]
-
-
-def _deal(
-    sizes: dict[int, np.ndarray], rows: int, capacity: np.ndarray
-) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """A row for each document of each source, and what is left of each row, `[rows, 3]`.
-
-    There are as many rows as asked for, or as many more as it takes for everything to fit.
+    Args:
+        corpus: the documents; each source holds either documents with images or plain texts.
+        weights: shares of the elements, relative to each other, by source; the other sources are not read.
+        data: the context length and the caps per row.
+        patches: elements per image.
+        seed: of the order in which documents are taken.
+        begin: where to begin to read each source; at its beginning if it is not named.
+        cache: a folder of plans; None plans in memory.
+        say: prints a line for the user, where planning takes seconds.
 
     Raises:
-        ConfigError: the rows asked for lack room for the images.
+        ConfigError: a document does not fit a row, or a source is empty or mixed.
     """
-    per_row = sum(size[:, IMAGES].sum() for size in sizes.values()) / rows
-    if per_row > capacity[IMAGES]:
-        raise ConfigError(
-            f"a row of this mixture holds {per_row:.1f} images on average and data.max_images is "
-            f"{capacity[IMAGES]}: raise it, or give plain text more weight"
-        )
-    while True:
-        left = np.tile(capacity, (rows, 1))
-        row_of = {s: _balance(size, left) for s, size in sizes.items()}
-        if all(row is not None for row in row_of.values()):
-            return {s: np.asarray(row) for s, row in row_of.items()}, left
-        rows += max(1, rows // 100)
+    total = sum(weights.values())
+    shares = {source.name: weights[source.name] / total for source in corpus.sources if source.name in weights}
+    places = {name: (begin or {}).get(name, Place()) for name in shares}
+    capacity = np.array([data.context_length, data.max_images, data.text_capacity])
+    folder = cache and cache / _key(corpus, shares, capacity, patches, seed, places)
+    if folder and (found := open_plan(folder)):
+        return found
+    readers = [Reader.of(corpus, name, patches, seed) for name in shares]
+    mixture = Mixture(readers, np.array(list(shares.values())), capacity, seed)
+    blocks = _progress(plan_blocks(mixture, list(places.values())), say)
+
+    def describe(columns: Columns) -> dict[str, Any]:
+        return _report(columns, mixture)
+
+    return store(folder, blocks, describe) if folder else in_memory(blocks, describe)
 
 
-def _balance(sizes: np.ndarray, left: np.ndarray) -> np.ndarray | None:
-    """A row for each document, which is taken off `left`; None if one fits nowhere.
+def places_at(
+    plan: RowPlan, row: int, corpus: Corpus, names: Mapping[str, Any], patches: int, seed: int
+) -> dict[str, Place]:
+    """How far each source has been read before a row: what rows from it on hold has not been, nor what was carried.
 
-    Longest first, each goes to the row that holds least of this source, so that rows end up with equal shares.
+    Args:
+        plan: of the corpus, with these patches and this seed.
+        row: counted from the plan's beginning; from the plan's last row on, all has been read.
+        names: the sources that the plan reads.
     """
-    row_of = np.empty(len(sizes), np.int64)
-    heap = [(0, -int(room), row) for row, room in enumerate(left[:, ELEMENTS])]
-    heapq.heapify(heap)
-    for document in np.argsort(-sizes[:, ELEMENTS], kind="stable"):
-        size, aside = sizes[document], []
-        while heap and np.any(size > left[heap[0][2]]):
-            aside.append(heapq.heappop(heap))
-        if not heap:
-            return None
-        load, _, row = heap[0]
-        left[row] -= size
-        row_of[document] = row
-        heapq.heapreplace(heap, (load + int(size[ELEMENTS]), -int(left[row, ELEMENTS]), row))
-        for entry in aside:
-            heapq.heappush(heap, entry)
-    return row_of
+    row = min(row, plan.rows)
+    before = int(np.searchsorted(plan.block_row, row, side="right")) - 1
+    after = min(before + (row > plan.block_row[before]), len(plan.block_row) - 1)
+    read, unread = (
+        slice(*plan.row_offset[[first, last]])
+        for first, last in ((plan.block_row[before], row), (row, plan.block_row[after]))
+    )
+    places = {}
+    for index, source in enumerate(s for s in corpus.sources if s.name in names):
+        reader = Reader.of(corpus, source.name, patches, seed)
+        if source.pictured:
+            place, documents = _stored_place(plan, after, index), plan.piece_document[unread]
+            ahead = documents[reader.owns(documents)] - reader.offset
+            places[source.name] = replace(place, carried=np.append(place.carried, ahead))
+        else:
+            elements = plan.piece_length[read][reader.owns(plan.piece_document[read])].sum()
+            places[source.name] = reader.take_text(_stored_place(plan, before, index), int(elements))[-1]
+    return places
 
 
-def _split_room(room: np.ndarray, shares: dict[int, float]) -> dict[int, np.ndarray]:
-    """For each source, where its text ends in each row when all its text is laid end to end, `[rows + 1]`.
-
-    The running total is split, not each row's room, so that rounding never adds up; one source after the other
-    is split off, so that no row's part is ever negative.
-    """
-    total = np.concatenate([[0], np.cumsum(room)])
-    weight = sum(shares.values())
-    seams = {}
-    for s, share in shares.items():
-        seams[s] = np.rint(total * (share / weight)).astype(np.int64)
-        total, weight = total - seams[s], weight - share
-    return seams
+def _stored_place(plan: RowPlan, block: int, source: int) -> Place:
+    ends = np.concatenate([[0], plan.block_place[:, :, 2].reshape(-1)])
+    number = block * plan.block_place.shape[1] + source
+    taken, offset, _ = plan.block_place[block, source].tolist()
+    return Place(taken, offset, plan.carried[ends[number] : ends[number + 1]])
 
 
-def _cut(offset: int, length: np.ndarray, seams: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Pieces `[n, 4]` of an endless text cut at the seams, one interval of it per row."""
-    document = _take(length, seams[-1], random)
-    first = np.concatenate([[0], np.cumsum(length[document])])
-    cuts = np.union1d(seams, first[first < seams[-1]])
-    begin, size = cuts[:-1], np.diff(cuts)
-    index = np.searchsorted(first, begin, side="right") - 1
-    row = np.searchsorted(seams, begin, side="right") - 1
-    return np.stack([row, document[index] + offset, begin - first[index], size], 1)
+def _key(
+    corpus: Corpus,
+    shares: dict[str, float],
+    capacity: np.ndarray,
+    patches: int,
+    seed: int,
+    places: dict[str, Place],
+) -> str:
+    """A hash of all that a plan depends on."""
+    sources = [
+        [s.name, s.documents.hash, len(s), int(offset), shares[s.name], places[s.name].taken, places[s.name].offset]
+        for s, offset in zip(corpus.sources, corpus.offsets[:-1], strict=True)
+        if s.name in shares
+    ]
+    values = [VERSION, BLOCK_ROWS, capacity.tolist(), patches, seed, sources]
+    digest = hashlib.sha256(json.dumps(values).encode())
+    for place in places.values():
+        digest.update(np.array([len(place.carried), *place.carried], "<i8").tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _report(columns: Columns, mixture: Mixture) -> dict[str, Any]:
+    elements, rows = columns["block_elements"].sum(0), int(columns["block_row"][-1])
+    first, last = columns["block_place"][[0, -1], :, 0]
+    carried = np.diff(columns["block_place"][:, :, 2].reshape(-1), prepend=0).reshape(-1, len(elements)).sum(0)
+    return {
+        "rows": rows,
+        "pieces": len(columns["piece_length"]),
+        "padding": 1 - int(elements.sum()) / (rows * int(mixture.capacity[ELEMENTS])),
+        "sources": {
+            reader.source.name: {
+                "documents": len(reader.source),
+                "elements": int(elements[s]),
+                "share_asked": float(mixture.shares[s]),
+                "share": int(elements[s]) / int(elements.sum()),
+                "passes": int(last[s] - first[s]) / len(reader.source),
+                "carried": int(carried[s]),  # documents that waited for the next block, added up
+            }
+            for s, reader in enumerate(mixture.readers)
+        },
+    }
+
+
+def _progress(blocks: Iterator[tuple[Columns, float]], say: Callable[[str], None]) -> Iterator[Columns]:
+    due = time.monotonic() + SAY_AFTER
+    for columns, progress in blocks:
+        if time.monotonic() > due:
+            say(f"planning rows: {progress:.0%} ({columns['block_row'][-1]:,} rows)")
+            due = time.monotonic() + SAY_EVERY
+        yield columns

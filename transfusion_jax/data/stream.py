@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from bisect import bisect
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -18,7 +21,9 @@ from transfusion_jax.config import Config
 from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Corpus
-from transfusion_jax.data.plan import RowPlan, plan_rows
+from transfusion_jax.data.plan import plan_phases
+from transfusion_jax.data.plan_files import RowPlan, default_cache
+from transfusion_jax.data.shuffle import shuffled
 from transfusion_jax.data.tokenizer import SpecialTokens
 
 DEAD_WORKER = "Worker process was terminated unexpectedly"  # how Grain says so
@@ -27,10 +32,13 @@ LAST_ROW = 2**31 - 1  # row numbers are int32 on the device
 
 @dataclass(frozen=True, repr=False)  # Grain prints its stages, and a corpus is long
 class Rows:
-    """Rows by number, in epochs: each epoch reads every planned row once, in an order of its own."""
+    """Rows by number, phase after phase, in epochs: each epoch of a phase reads every row of its plan once.
+
+    A plan's rows are of random documents, so that the first epoch reads them in order; later ones permute them.
+    """
 
     corpus: Corpus
-    plan: RowPlan
+    plans: tuple[RowPlan, ...]  # one for each phase of `config.data.mixtures`
     config: Config
     special: SpecialTokens
     skipped: tuple[tuple[int, int], ...] = ()  # stretches [begin, end) of row numbers left out, in order
@@ -39,9 +47,9 @@ class Rows:
         return LAST_ROW
 
     def __getitem__(self, row: int) -> Batch:
-        planned = self.planned_row(row)
-        begin, end = self.plan.row_offset[planned : planned + 2]
-        return assemble(row, [self._piece(p) for p in range(begin, end)], self.config, self.special)
+        phase, planned = self.planned_row(row)
+        pieces = range(*self.plans[phase].row_offset[planned : planned + 2])
+        return assemble(row, [self._piece(self.plans[phase], p) for p in pieces], self.config, self.special)
 
     def after(self, row: int, count: int) -> int:
         """The row that is `count` rows further on, the rows that are left out not counted."""
@@ -51,25 +59,41 @@ class Rows:
                 place += end - max(begin, row)
         return place
 
-    def planned_row(self, row: int) -> int:
-        """The row of the plan that stands at a place of the stream."""
-        epoch, index = divmod(int(row), self.plan.rows)
-        seed = (self.config.seed * 1_000_003 + epoch) % 2**32
-        return int(grain.experimental.index_shuffle(index, max_index=self.plan.rows - 1, seed=seed, rounds=4))
+    def planned_row(self, row: int) -> tuple[int, int]:
+        """The phase that a place of the stream belongs to, and the row of that phase's plan which stands there."""
+        phase = bisect(self._starts, row) - 1
+        rows = self.plans[phase].rows
+        epoch, index = divmod(int(row) - self._starts[phase], rows)
+        return phase, int(shuffled(index, rows, (self.config.seed, phase), epoch)) if epoch else index
 
-    def _piece(self, piece: int) -> Piece:
-        document = int(self.plan.piece_document[piece])
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [phase.start for phase in self.config.data.mixtures]
+
+    def _piece(self, plan: RowPlan, piece: int) -> Piece:
+        document = int(plan.piece_document[piece])
         return Piece(
-            self.corpus[document],
-            int(self.plan.piece_start[piece]),
-            int(self.plan.piece_length[piece]),
-            self.corpus.source_of(document),
+            document=self.corpus[document],
+            source=self.corpus.find(document)[0],
+            length=int(plan.piece_length[piece]),
+            start=int(plan.piece_start[piece]),
         )
 
 
-def make_rows(corpus: Corpus, config: Config, special: SpecialTokens) -> Rows:
-    """Plans the corpus and opens its stream."""
-    return Rows(corpus, plan_rows(corpus, config.data, config.model.patches, config.seed), config, special)
+def make_rows(
+    corpus: Corpus,
+    config: Config,
+    special: SpecialTokens,
+    say: Callable[[str], None] = print,
+    cache: Path | None = None,
+) -> Rows:
+    """Plans the corpus, unless its plan is in the cache (by default `default_cache()`), and opens its stream.
+
+    Raises:
+        ConfigError: the corpus cannot be planned.
+        StorageError: the plan cannot be written.
+    """
+    return Rows(corpus, plan_phases(corpus, config, cache or default_cache(), say), config, special)
 
 
 @contextmanager

@@ -208,10 +208,8 @@ def load(path: str | Path) -> Tokenizer:
     tokenizer = kind(path.read_bytes())
     try:
         _ = tokenizer.size
-    except (RuntimeError, ValueError) as error:  # what the two libraries raise for other files
-        raise ConfigError(f"tokenizer {path} cannot be read: {error}") from error
-    except Exception as error:  # tokenizers raises Exception itself
-        if type(error) is not Exception:
+    except Exception as error:  # tokenizers raises Exception itself, SentencePiece a RuntimeError
+        if type(error) not in (Exception, RuntimeError, ValueError):
             raise
         raise ConfigError(f"tokenizer {path} cannot be read: {error}") from error
     return tokenizer

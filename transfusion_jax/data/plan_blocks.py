@@ -1,0 +1,322 @@
+"""The planning of rows, block after block, from the sizes of documents alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data.documents import Corpus, Source
+from transfusion_jax.data.packing import ELEMENTS, IMAGES, TEXT, best_fit, deal
+from transfusion_jax.data.plan_files import Columns
+from transfusion_jax.data.shuffle import shuffled
+
+BLOCK_ROWS = 8192
+BACKLOG = 1.25  # what a block takes of a source that fell behind, in shares of the block
+SURVEYED = 1 << 20  # documents looked at together
+ROW, DOCUMENT, START, LENGTH = range(4)  # of a piece
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far the endless sequence of a source's documents has been read."""
+
+    taken: int = 0  # documents of the sequence
+    offset: int = 0  # elements read of the next one, a plain text
+    carried: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [n], taken, and in no row yet
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The documents of one source as an endless sequence: pass after pass, each in an order of its own."""
+
+    source: Source
+    offset: int  # the corpus's number of its first document
+    patches: int
+    seed: tuple[int, int]
+
+    @classmethod
+    def of(cls, corpus: Corpus, name: str, patches: int, seed: int) -> Reader:
+        """A source's order hangs on its name, not on its place among the others."""
+        index = [source.name for source in corpus.sources].index(name)
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+        return cls(corpus.sources[index], int(corpus.offsets[index]), patches, (seed, number))
+
+    def owns(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of the corpus's documents are this source's, `[n]` bool."""
+        return (self.offset <= numbers) & (numbers < self.offset + len(self.source))
+
+    def sizes(self, documents: np.ndarray | slice) -> np.ndarray:
+        """What documents take of a row, `[n, 3]`."""
+        images = self.source.documents.images[documents].astype(np.int64)
+        elements = 1 + self.source.documents.text_lengths[documents] + images * (self.patches + 2)
+        return np.stack([elements, images, elements - images * (self.patches + 1)], 1)  # BOI has no text loss
+
+    def take(self, begin: int, elements: float) -> tuple[np.ndarray, np.ndarray]:
+        """So many documents from a place of the sequence on as bring these elements, `[n]`, and their sizes."""
+        documents, sizes = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
+        while (total := int(sizes[:, ELEMENTS].sum())) < elements:
+            mean = total / len(sizes) if len(sizes) else elements
+            more = self._sequence(begin + len(sizes), math.ceil((elements - total) / mean * 1.01) + 16)
+            documents, sizes = np.append(documents, more), np.concatenate([sizes, self.sizes(more)])
+        count = int(np.searchsorted(np.cumsum(sizes[:, ELEMENTS]), elements)) + 1 if elements > 0 else 0
+        return documents[:count], sizes[:count]
+
+    def take_text(self, place: Place, elements: int) -> tuple[np.ndarray, np.ndarray, Place]:
+        """The plain texts that the next elements stand in, their lengths, and the place after those elements."""
+        documents, sizes = self.take(place.taken, place.offset + elements)
+        ends = np.cumsum(sizes[:, ELEMENTS]) - place.offset
+        whole = int(np.searchsorted(ends, elements, side="right"))
+        read = ends[whole - 1] if whole else -place.offset
+        return documents, sizes[:, ELEMENTS], Place(place.taken + whole, int(elements - read))
+
+    def survey(self, capacity: np.ndarray) -> np.ndarray:
+        """The sizes of all documents added up, `[3]`.
+
+        Raises:
+            ConfigError: there are none, or some do not fit a row, or they are of both kinds.
+        """
+        name, count = self.source.name, len(self.source)
+        if not count:
+            raise ConfigError(f"source {name!r} holds no documents")
+        total, most, worst = np.zeros((3, 3), np.int64)
+        pictured = 0
+        for begin in range(0, count, SURVEYED):
+            sizes = self.sizes(slice(begin, begin + SURVEYED))
+            total += sizes.sum(0)
+            pictured += int(np.count_nonzero(sizes[:, IMAGES]))
+            worst = np.where(sizes.max(0) > most, sizes.argmax(0) + begin, worst)
+            most = np.maximum(most, sizes.max(0))
+        if pictured not in (0, count):
+            raise ConfigError(f"source {name!r} mixes plain texts with documents that hold images: split it")
+        units = ("elements", "images", "text elements")
+        options = ("data.context_length", "data.max_images", "data.max_text")
+        for column, (unit, option) in enumerate(zip(units, options, strict=True)):
+            if pictured and most[column] > capacity[column]:
+                raise ConfigError(
+                    f"document {worst[column]} of source {name!r} takes {most[column]} {unit} and is not split: "
+                    f"{option} is {capacity[column]}"
+                )
+        return total
+
+    def _sequence(self, begin: int, count: int) -> np.ndarray:
+        size = len(self.source)
+        place = np.arange(begin, begin + count)
+        turn = place // size
+        return shuffled(place % size, size, self.seed, turn if turn[0] != turn[-1] else turn[0])
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What rows are planned from."""
+
+    readers: Sequence[Reader]
+    shares: np.ndarray  # [sources], of the elements; their sum is 1
+    capacity: np.ndarray  # [3], of a row
+    seed: int
+
+    @cached_property
+    def plain(self) -> np.ndarray:
+        """Which sources are plain texts, `[sources]`."""
+        return np.array([not reader.source.pictured for reader in self.readers])
+
+    @cached_property
+    def totals(self) -> np.ndarray:
+        """The elements of each source, `[sources]`.
+
+        Raises:
+            ConfigError: a document does not fit a row, or a source is empty or mixed, or images are too many.
+        """
+        totals = np.array([reader.survey(self.capacity) for reader in self.readers])
+        images = self.capacity[ELEMENTS] * np.sum(self.shares * totals[:, IMAGES] / totals[:, ELEMENTS])
+        if images > self.capacity[IMAGES]:
+            raise ConfigError(
+                f"a row of this mixture holds {images:.1f} images on average and data.max_images is "
+                f"{self.capacity[IMAGES]}: raise it, or give plain text more weight"
+            )
+        return totals[:, ELEMENTS]
+
+
+def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Columns, float]]:
+    """The columns of one block of rows after the other, and how much of the epoch has been read.
+
+    The first block holds no rows: it is where the columns of offsets begin. At the end of the epoch come as many
+    more rows as it takes to place every document.
+
+    Raises:
+        ConfigError: see `Mixture.totals`; or captions leave plain texts no room.
+    """
+    totals, context = mixture.totals, int(mixture.capacity[ELEMENTS])
+    read = _waiting(mixture, places)[:, ELEMENTS]
+    placed, number = np.zeros_like(read), 0
+    ends = (0, 0, 0)
+    columns, ends = _columns(np.zeros((0, 4), np.int64), 0, placed, places, ends)
+    yield columns | {"row_offset": np.zeros(1, np.int64)}, 0.0
+    while (reading := bool(np.any(read < totals))) or any(len(place.carried) for place in places):
+        if reading:
+            rows = min(_rows_missing(mixture, read, placed, ends[0]), BLOCK_ROWS)
+            behind = mixture.shares * (placed.sum() + rows * context) - placed
+            wanted = np.minimum(behind, BACKLOG * mixture.shares * rows * context)
+        else:
+            rows = min(int(np.max(-(-_waiting(mixture, places).sum(0) // mixture.capacity))), BLOCK_ROWS)
+            wanted = None
+        table, places, taken, used = _plan_block(mixture, rows, wanted, places, number)
+        read, placed, number = read + taken, placed + used, number + 1
+        if np.any(mixture.plain) and not read[mixture.plain].any():
+            raise ConfigError("captions use up data.max_text in every row and leave plain text no room: raise it")
+        columns, ends = _columns(table, rows, used, places, ends)
+        yield columns, float(np.min(read / totals).clip(0, 1))
+
+
+def _waiting(mixture: Mixture, places: Sequence[Place]) -> np.ndarray:
+    """The sizes of the documents carried, added up, `[sources, 3]`."""
+    return np.array([r.sizes(place.carried).sum(0) for r, place in zip(mixture.readers, places, strict=True)])
+
+
+def _rows_missing(mixture: Mixture, read: np.ndarray, placed: np.ndarray, rows: int) -> int:
+    """How many more rows it takes to read every source, as far as can be told after some rows."""
+    rate = mixture.shares * mixture.capacity[ELEMENTS]
+    capped = np.minimum(rate, mixture.capacity[TEXT])
+    seen = np.where(read > 0, np.minimum(capped, read / max(rows, 1)), capped) if rows else capped
+    missing = mixture.totals - np.where(mixture.plain, read, placed)
+    missing = np.where(read < mixture.totals, missing, 0)
+    return max(1, math.ceil(np.max(missing / np.where(mixture.plain, seen, rate))))
+
+
+def _columns(
+    table: np.ndarray, rows: int, used: np.ndarray, places: Sequence[Place], ends: tuple[int, int, int]
+) -> tuple[Columns, tuple[int, int, int]]:
+    """The columns of a block, and the rows, pieces and carried documents up to its end."""
+    done, pieces, carried = ends
+    carried_ends = carried + np.cumsum([len(place.carried) for place in places])
+    row_ends = pieces + np.cumsum(np.bincount(table[:, ROW], minlength=rows))
+    columns = {
+        "piece_document": table[:, DOCUMENT],
+        "piece_start": table[:, START],
+        "piece_length": table[:, LENGTH].astype(np.int32),
+        "row_offset": row_ends.astype(np.int64),
+        "block_row": np.array([done + rows]),
+        "block_elements": used[None],
+        "block_place": np.array([[(p.taken, p.offset, e) for p, e in zip(places, carried_ends, strict=True)]]),
+        "carried": np.concatenate([place.carried for place in places]),
+    }
+    return columns, (done + rows, pieces + len(table), int(carried_ends[-1]))
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Documents with images that a block is to place."""
+
+    source: np.ndarray  # [n]
+    document: np.ndarray  # [n], the source's number
+    sizes: np.ndarray  # [n, 3]
+    fresh: np.ndarray  # [n] bool, not carried from the block before
+
+
+def _plan_block(
+    mixture: Mixture, rows: int, wanted: np.ndarray | None, places: Sequence[Place], number: int
+) -> tuple[np.ndarray, list[Place], np.ndarray, np.ndarray]:
+    """Pieces `[n, 4]` in row order, the places after them, and each source's elements taken and placed.
+
+    Args:
+        mixture: what to plan from.
+        rows: in this block.
+        wanted: elements to place of each source with images; None places what was carried and takes none.
+        places: where to read on.
+        number: of the block.
+    """
+    pool, places = _gather(mixture, wanted, places)
+    left = np.tile(mixture.capacity, (rows, 1))
+    row_of = _pack(pool, left, np.flatnonzero(~mixture.plain), tight=not mixture.plain.any())
+    order = shuffled(np.arange(rows), rows, (mixture.seed, number, 1))  # packing goes by size
+    left[order] = left.copy()
+    offsets = np.array([reader.offset for reader in mixture.readers])
+    used, taken = (_elements(pool, chosen, len(places)) for chosen in (row_of >= 0, pool.fresh))
+    on = np.flatnonzero(row_of >= 0)
+    document = pool.document[on] + offsets[pool.source[on]]
+    tables = [np.stack([order[row_of[on]], document, np.zeros_like(on), pool.sizes[on, ELEMENTS]], 1)]
+    for s in np.flatnonzero(~mixture.plain):
+        out = pool.document[(pool.source == s) & (row_of < 0)]
+        places[s] = replace(places[s], carried=np.append(out, places[s].carried))
+    seams = _split_room(np.minimum(left[:, ELEMENTS], left[:, TEXT]), np.where(mixture.plain, mixture.shares, 0))
+    for s in np.flatnonzero(mixture.plain):
+        begin = places[s].offset
+        texts, lengths, places[s] = mixture.readers[s].take_text(places[s], int(seams[s, -1]))
+        tables.append(_cut(texts + offsets[s], lengths, begin, seams[s]))
+        used[s] = taken[s] = seams[s, -1]
+    table = np.concatenate(tables)
+    mixed = shuffled(np.arange(len(table)), len(table), (mixture.seed, number, 2))
+    table = table[mixed]
+    return table[np.argsort(table[:, ROW].astype(np.uint16), kind="stable")], places, taken, used
+
+
+def _gather(mixture: Mixture, wanted: np.ndarray | None, places: Sequence[Place]) -> tuple[_Pool, list[Place]]:
+    """What was carried comes first; the places keep what is not wanted yet."""
+    after, parts = list(places), []
+    for s in np.flatnonzero(~mixture.plain):
+        reader, place = mixture.readers[s], places[s]
+        old = reader.sizes(place.carried)
+        want = math.inf if wanted is None else float(wanted[s])
+        count = int(np.searchsorted(np.cumsum(old[:, ELEMENTS]), want, side="right"))
+        lacking = want - old[:, ELEMENTS].sum() if wanted is not None and count == len(old) else 0.0
+        new, new_sizes = reader.take(place.taken, lacking)
+        after[s] = Place(place.taken + len(new), 0, place.carried[count:])
+        total = count + len(new)
+        documents, sizes = np.append(place.carried[:count], new), np.concatenate([old[:count], new_sizes])
+        parts.append((np.full(total, s), documents, sizes, np.arange(total) >= count))
+    none = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64), np.zeros(0, bool))
+    return _Pool(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True))), after
+
+
+def _pack(pool: _Pool, left: np.ndarray, sources: np.ndarray, tight: bool) -> np.ndarray:
+    """A row for each document, or −1: equal shares, or the best fit where no text fills the rows, `tight`.
+
+    What the block before carried is dealt first, to empty rows, so that nothing waits for long; then the sources,
+    that of the longest document first. What finds no place so is fitted in.
+    """
+    row_of = np.full(len(pool.source), -1)
+    load = {s: np.zeros(len(left), np.int64) for s in sources}
+    parts = [(s, np.flatnonzero((pool.source == s) & ~pool.fresh)) for s in sources]
+    if not tight:
+        fresh = [(s, np.flatnonzero((pool.source == s) & pool.fresh)) for s in sources]
+        parts += sorted(fresh, key=lambda part: -pool.sizes[part[1], ELEMENTS].max(initial=0))
+    for s, documents in parts:
+        row_of[documents] = deal(pool.sizes[documents], left, load[s])
+    rest = np.flatnonzero(row_of < 0)
+    row_of[rest] = best_fit(pool.sizes[rest], left)
+    return row_of
+
+
+def _elements(pool: _Pool, chosen: np.ndarray, sources: int) -> np.ndarray:
+    """Elements of the chosen documents, `[sources]`."""
+    return np.bincount(pool.source[chosen], pool.sizes[chosen, ELEMENTS], sources).astype(np.int64)
+
+
+def _split_room(room: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """For each source, where its text ends in each row when all its text is laid end to end, `[sources, rows + 1]`.
+
+    The running total is split, not each row's room, so that rounding never adds up; one source after the other
+    is split off, so that no row's part is ever negative.
+    """
+    total = np.concatenate([[0], np.cumsum(room)])
+    weight = shares.sum()
+    seams = np.zeros((len(shares), len(total)), np.int64)
+    for s in np.flatnonzero(shares):
+        seams[s] = np.rint(total * min(1.0, shares[s] / weight))
+        total, weight = total - seams[s], weight - shares[s]
+    return seams
+
+
+def _cut(document: np.ndarray, length: np.ndarray, offset: int, seams: np.ndarray) -> np.ndarray:
+    """Pieces `[n, 4]` of texts laid end to end and cut at the seams; `offset` elements of the first are gone."""
+    first = np.concatenate([[0], np.cumsum(length)]) - offset
+    cuts = np.unique(np.concatenate([seams, first[(first > 0) & (first < seams[-1])]]))
+    begin, size = cuts[:-1], np.diff(cuts)
+    index = np.searchsorted(first, begin, side="right") - 1
+    row = np.searchsorted(seams, begin, side="right") - 1
+    return np.stack([row, document[index], begin - first[index], size], 1)
