@@ -240,11 +240,11 @@ def _plan_block(
     on = np.flatnonzero(row_of >= 0)
     document = pool.document[on] + offsets[pool.source[on]]
     tables = [np.stack([order[row_of[on]], document, np.zeros_like(on), pool.sizes[on, ELEMENTS]], 1)]
-    for s in np.flatnonzero(~mixture.plain):
+    for s in np.flatnonzero(~mixture.plain).tolist():
         out = pool.document[(pool.source == s) & (row_of < 0)]
         places[s] = replace(places[s], carried=np.append(out, places[s].carried))
     seams = _split_room(np.minimum(left[:, ELEMENTS], left[:, TEXT]), np.where(mixture.plain, mixture.shares, 0))
-    for s in np.flatnonzero(mixture.plain):
+    for s in np.flatnonzero(mixture.plain).tolist():
         begin = places[s].offset
         texts, lengths, places[s] = mixture.readers[s].take_text(places[s], int(seams[s, -1]))
         tables.append(_cut(texts + offsets[s], lengths, begin, seams[s]))
@@ -258,7 +258,7 @@ def _plan_block(
 def _gather(mixture: Mixture, wanted: np.ndarray | None, places: Sequence[Place]) -> tuple[_Pool, list[Place]]:
     """What was carried comes first; the places keep what is not wanted yet."""
     after, parts = list(places), []
-    for s in np.flatnonzero(~mixture.plain):
+    for s in np.flatnonzero(~mixture.plain).tolist():
         reader, place = mixture.readers[s], places[s]
         old = reader.sizes(place.carried)
         want = math.inf if wanted is None else float(wanted[s])
