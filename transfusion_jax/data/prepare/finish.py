@@ -1,0 +1,116 @@
+"""The finished shards put together: columns of the documents that are used, duplicates left out, and the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.prepare.job import Job
+from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_file, report_file
+from transfusion_jax.data.prepared import COLUMNS, SCHEMA, SPLITS
+from transfusion_jax.data.statistics import Moments
+from transfusion_jax.training.files import write_whole
+
+
+def finish(folder: Path, job: Job) -> dict[str, Any]:
+    """Writes index, quarantine report and manifest of a folder all of whose shards are finished.
+
+    A document that stands twice is used where it stands first. Nothing here depends on how the shards were made,
+    so that two hosts that finish at once write the same.
+    """
+    numbers = range(len(job.shards))
+    reports = [json.loads(report_file(folder, n).read_text()) for n in numbers]
+    starts = np.concatenate([[0], np.cumsum([report["records"] for report in reports])])
+    shards = [dict(np.load(columns_file(folder, n))) for n in numbers]
+    columns = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    columns["record"] += np.repeat(starts[:-1], [len(shard["record"]) for shard in shards])
+    first = _first(columns["key"])
+    repeated = _write_quarantine(folder, job, shards, first)
+    tokenizer = tokenizers.load_saved(folder, job.tokenizer)
+    splits = {}
+    index = folder / "index.partial"
+    shutil.rmtree(index, ignore_errors=True)
+    for split in SPLITS:
+        used = first & (columns["held_out"] == (split == "held_out"))
+        (index / split).mkdir(parents=True)
+        for name, dtype in COLUMNS.items():
+            np.save(index / split / f"{name}.npy", columns[name][used].astype(dtype))
+        splits[split] = {
+            "documents": int(used.sum()),
+            "images": int(columns["images"][used].sum()),
+            "text_tokens": int(columns["text_lengths"][used].sum()),
+            "hash": _hash(columns["key"][used].tobytes(), tokenizers.hash_of(tokenizer).encode()),
+        }
+    shutil.rmtree(folder / "index", ignore_errors=True)
+    index.rename(folder / "index")
+    faults: Counter[str] = Counter()
+    for report in reports:
+        faults.update(report["faults"])
+    faults["duplicate"] += repeated
+    manifest = {
+        "schema": SCHEMA,
+        "splits": splits,
+        "tokenizer": {
+            "name": tokenizer.name,
+            "size": tokenizer.size,
+            "hash": tokenizers.hash_of(tokenizer),
+        },
+        "encodings": _encodings(job, reports, columns["key"]),
+        "quarantine": dict(sorted((+faults).items())),
+        "shards": [{name: report[name] for name in ("input", "records", "sha256")} for report in reports],
+    }
+    write_whole(folder / "data.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def _first(keys: np.ndarray) -> np.ndarray:
+    """Where each key stands first, `[n]` bool."""
+    first = np.zeros(len(keys), bool)
+    first[np.unique(np.ascontiguousarray(keys).view(f"V{KEY_BYTES}").ravel(), return_index=True)[1]] = True
+    return first
+
+
+def _write_quarantine(folder: Path, job: Job, shards: list[dict[str, np.ndarray]], first: np.ndarray) -> int:
+    """All lines of all shards in order, and one for each document that another shard holds; returns their number."""
+    at = repeated = 0
+    with (folder / "quarantine.jsonl.partial").open("w", encoding="utf-8") as file:
+        for number, shard in enumerate(shards):
+            file.write(faults_file(folder, number).read_text(encoding="utf-8"))
+            for place in np.flatnonzero(~first[at : at + len(shard["record"])]):
+                line = {
+                    "source": job.shards[number].path,
+                    "key": f"record {shard['record'][place]}",
+                    "reason": "duplicate: of a document in another shard",
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                repeated += 1
+            at += len(shard["record"])
+    (folder / "quarantine.jsonl.partial").rename(folder / "quarantine.jsonl")
+    return repeated
+
+
+def _encodings(job: Job, reports: list[dict[str, Any]], keys: np.ndarray) -> dict[str, Any]:
+    if not any(report["pictured"] for report in reports):
+        return {}
+    moments = sum((Moments.from_dict(report["moments"]) for report in reports), Moments.none(job.channels))
+    shape = [job.image_size, job.image_size, job.channels]
+    return {
+        "pixels": {
+            "autoencoder": "identity",
+            "dtype": "|u1",
+            "shape": shape,
+            "moments": moments.to_dict(),
+            "hash": _hash(keys.tobytes(), f"pixels {shape}".encode()),
+        }
+    }
+
+
+def _hash(*parts: bytes) -> str:
+    return hashlib.sha256(b";".join(parts)).hexdigest()[:16]

@@ -1,0 +1,184 @@
+"""Prepared data: a folder of document shards with a manifest, as `transfusion prepare` writes it.
+
+    data.json                    the manifest
+    tokenizer.model, .json       the tokenizer, unless it is bytes
+    documents-00000.array_record one record per document, or per part of a long text
+    pixels-00000.array_record    one record per document record: the images of the document in this encoding
+    index/train/…, held_out/…    columns of each part of the data, memory-mapped: record, text_lengths, images
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.record import Record, token_type, unpack
+from transfusion_jax.data.statistics import LatentStatistics, Moments
+from transfusion_jax.data.tokenizer import Tokenizer
+
+SCHEMA = 1
+PART = 1 << 16  # tokens of a long text that one record holds
+SPLITS = ("train", "held_out")
+COLUMNS = {"record": np.int64, "text_lengths": np.uint32, "images": np.uint16}
+READ = "readahead_buffer_size:0"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder's manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Prepared:
+        """Reads the manifest.
+
+        Raises:
+            ConfigError: the folder holds no finished data, or data of another version.
+        """
+        folder = Path(folder)
+        if not (folder / "data.json").is_file():
+            unfinished = (folder / "job.json").exists()
+            raise ConfigError(
+                f"the data in {folder} is unfinished: give the command that prepares it again, it goes on"
+                if unfinished
+                else f"{folder} holds no prepared data: transfusion prepare INPUT… --output {folder}"
+            )
+        manifest = json.loads((folder / "data.json").read_text())
+        if manifest["schema"] != SCHEMA:
+            raise ConfigError(f"{folder} was prepared by another version (schema {manifest['schema']}): prepare it anew")
+        return cls(folder, manifest)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """How its texts were encoded."""
+        return tokenizers.load_saved(self.folder, self.manifest["tokenizer"]["name"])
+
+    def moments(self, encoding: str) -> Moments:
+        """Sums over the training images' latents."""
+        return Moments.from_dict(self.encoding(encoding)["moments"])
+
+    def encoding(self, name: str) -> dict[str, Any]:
+        """What the manifest says of an encoding of its images.
+
+        Raises:
+            ConfigError: the images were not encoded so.
+        """
+        found: dict[str, Any] = self.manifest["encodings"]
+        if name not in found:
+            raise ConfigError(f"the images in {self.folder} have no encoding {name!r}: {', '.join(found) or 'none'}")
+        entry: dict[str, Any] = found[name]
+        return entry
+
+
+@dataclass(frozen=True, repr=False)
+class PreparedDocuments:
+    """`Documents` of one part of a prepared folder; another process opens the files anew."""
+
+    prepared: Prepared
+    split: str
+    encoding: str
+    statistics: LatentStatistics
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedDocuments, (self.prepared, self.split, self.encoding, self.statistics)
+
+    @property
+    def hash(self) -> str:
+        """A hash of every document, in order."""
+        hashes = [self.prepared.manifest["splits"][self.split]["hash"]]
+        if self.images.size and self.images.max():
+            hashes.append(self.prepared.encoding(self.encoding)["hash"])
+        return "-".join(hashes)
+
+    @cached_property
+    def text_lengths(self) -> np.ndarray:
+        """Text tokens of each document, `[n]`, memory-mapped."""
+        return self._column("text_lengths")
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """Images of each document, `[n]`, memory-mapped."""
+        return self._column("images")
+
+    def __getitem__(self, number: int) -> Document:
+        first = int(self._records[number])
+        parts = -(-int(self.text_lengths[number]) // PART) if not self.images[number] else 1
+        records = [self.record(first + part) for part in range(max(parts, 1))]
+        if len(records) > 1:
+            tokens = np.concatenate([segment.tokens for r in records for segment in r.segments])
+            return Document((Text(tokens, records[0].segments[0].loss),))
+        latents = iter(self.latents(first) if self.images[number] else ())
+        return Document(
+            tuple(
+                Image(next(latents), s.loss) if s.tokens is None else Text(s.tokens, s.loss)
+                for s in records[0].segments
+            )
+        )
+
+    def text(self, number: int, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` of a document that is one text."""
+        first, end = int(self._records[number]), min(end, int(self.text_lengths[number]))
+        parts = range(begin // PART, -(-end // PART))
+        if not parts:
+            return np.zeros(0, np.int32)
+        tokens = np.concatenate([s.tokens for part in parts for s in self.record(first + part).segments])
+        return tokens[begin - parts[0] * PART : end - parts[0] * PART]
+
+    def record(self, number: int) -> Record:
+        """What a document's record holds."""
+        return unpack(self._read("documents", number), token_type(self.prepared.manifest["tokenizer"]["size"]))
+
+    def latents(self, number: int) -> np.ndarray:
+        """The normalised latents `[images, h, w, c]` of a document's record."""
+        about = self.prepared.encoding(self.encoding)
+        stored = np.frombuffer(self._read(self.encoding, number), about["dtype"]).reshape(-1, *about["shape"])
+        return self.statistics.normalise(latents_of(stored))
+
+    @cached_property
+    def _records(self) -> np.ndarray:
+        return self._column("record")
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([shard["records"] for shard in self.prepared.manifest["shards"]])
+
+    @cached_property
+    def _files(self) -> dict[tuple[str, int], Any]:
+        return {}
+
+    def _column(self, name: str) -> np.ndarray:
+        path = self.prepared.folder / "index" / self.split / f"{name}.npy"
+        return np.asarray(np.load(path, mmap_mode="r"))
+
+    def _read(self, kind: str, number: int) -> bytes:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        if (kind, shard) not in self._files:
+            path = shard_file(self.prepared.folder, kind, shard)
+            self._files[kind, shard] = ArrayRecordReader(str(path), READ)
+        begin = int(self._ends[shard - 1]) if shard else 0
+        data: bytes = self._files[kind, shard].read([number - begin])[0]
+        return data
+
+
+def shard_file(folder: Path, kind: str, shard: int) -> Path:
+    """The file of documents, or of an encoding, of one shard."""
+    return folder / f"{kind}-{shard:05d}.array_record"
+
+
+def latents_of(stored: np.ndarray) -> np.ndarray:
+    """Latents as they are stored, as float32; pixels 0 … 255 become −1 … 1."""
+    if stored.dtype == np.uint8:
+        return stored.astype(np.float32) / np.float32(127.5) - 1
+    return stored.astype(np.float32)

@@ -1,0 +1,61 @@
+"""One document as the bytes of a record: its texts as token ids, the places of its images, and what else is kept.
+
+Little-endian: the number of segments; per segment, kind and loss, and its tokens; the ids; JSON to the end.
+Ids take two bytes where the tokenizer has no more than 65,536 entries, four otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+IMAGE, LOSS = 1, 2  # bits of a segment's first number
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A text, or the place of an image, whose encodings are stored beside the document."""
+
+    tokens: np.ndarray | None  # [n] integers; None: an image
+    loss: bool = True
+
+
+@dataclass(frozen=True)
+class Record:
+    """A stored document."""
+
+    segments: Sequence[Segment]
+    meta: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+
+
+def token_type(vocabulary: int) -> np.dtype[Any]:
+    """How the ids of a tokenizer with so many entries are stored."""
+    return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+
+
+def pack(record: Record, dtype: np.dtype[Any]) -> bytes:
+    """The bytes of a record, with ids of the given type."""
+    texts = [np.zeros(0) if s.tokens is None else s.tokens for s in record.segments]
+    header = [len(texts)]
+    for segment, tokens in zip(record.segments, texts, strict=True):
+        header += [IMAGE * (segment.tokens is None) + LOSS * segment.loss, len(tokens)]
+    parts = [np.array(header, "<u4"), *(tokens.astype(dtype) for tokens in texts)]
+    meta = json.dumps(dict(record.meta), ensure_ascii=False, sort_keys=True).encode() if record.meta else b""
+    return b"".join([*(part.tobytes() for part in parts), meta])
+
+
+def unpack(data: bytes, dtype: np.dtype[Any]) -> Record:
+    """The inverse of `pack`; ids are int32."""
+    count = int(np.frombuffer(data, "<u4", 1)[0])
+    header = np.frombuffer(data, "<u4", 2 * count, 4).reshape(count, 2)
+    at = 4 + 8 * count
+    segments = []
+    for bits, length in header.tolist():
+        tokens = np.frombuffer(data, dtype, length, at).astype(np.int32)
+        segments.append(Segment(None if bits & IMAGE else tokens, bool(bits & LOSS)))
+        at += length * dtype.itemsize
+    return Record(tuple(segments), json.loads(data[at:]) if len(data) > at else {})
