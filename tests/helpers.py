@@ -14,7 +14,8 @@ from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
-from transfusion_jax.data.load import Codec, Data, LatentStatistics
+from transfusion_jax.data.load import Codec, Data
+from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.mesh import make_mesh

@@ -8,7 +8,8 @@ from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data import digits, load, prose
 from transfusion_jax.data.documents import Image, Text
-from transfusion_jax.data.load import Codec, LatentStatistics
+from transfusion_jax.data.load import Codec
+from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 
 

@@ -8,7 +8,8 @@ from helpers import tiny_config
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.data.load import Codec, LatentStatistics
+from transfusion_jax.data.load import Codec
+from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.generation.prompt import ROUND_TO, image_rows, text_rows
 from transfusion_jax.model.spans import check_spans

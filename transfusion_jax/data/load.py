@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,32 +11,8 @@ from transfusion_jax.autoencoder import Autoencoder
 from transfusion_jax.config import Config, require
 from transfusion_jax.data import digits, prose, tokenizer
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
+from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Mean and standard deviation of each latent channel over the training images, `[c]`."""
-
-    mean: np.ndarray
-    std: np.ndarray
-
-    def normalise(self, latents: np.ndarray) -> np.ndarray:
-        """Latents with zero mean and unit variance."""
-        return ((latents - self.mean) / self.std).astype(np.float32)
-
-    def restore(self, latents: np.ndarray) -> np.ndarray:
-        """The inverse of `normalise`."""
-        return (latents * self.std + self.mean).astype(np.float32)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values that `LatentStatistics.from_dict` reads back."""
-        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> LatentStatistics:
-        """The inverse of `to_dict`."""
-        return cls(np.asarray(values["mean"]), np.asarray(values["std"]))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Prepared data: a folder of document shards with a manifest, as `transfusion prepare` writes it.
 
-    data.json                    the manifest
-    tokenizer.model, .json       the tokenizer, unless it is bytes
-    documents-00000.array_record one record per document, or per part of a long text
-    pixels-00000.array_record    one record per document record: the images of the document in this encoding
-    index/train/…, held_out/…    columns of each part of the data, memory-mapped: record, text_lengths, images
+data.json                    the manifest
+tokenizer.model, .json       the tokenizer, unless it is bytes
+documents-00000.array_record one record per document, or per part of a long text
+pixels-00000.array_record    one record per document record: the images of the document in this encoding
+index/train/…, held_out/…    columns of each part of the data, memory-mapped: record, text_lengths, images
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Prepared:
             )
         manifest = json.loads((folder / "data.json").read_text())
         if manifest["schema"] != SCHEMA:
-            raise ConfigError(f"{folder} was prepared by another version (schema {manifest['schema']}): prepare it anew")
+            raise ConfigError(
+                f"{folder} was prepared by another version (schema {manifest['schema']}): prepare it anew"
+            )
         return cls(folder, manifest)
 
     @cached_property
@@ -75,7 +77,9 @@ class Prepared:
         """
         found: dict[str, Any] = self.manifest["encodings"]
         if name not in found:
-            raise ConfigError(f"the images in {self.folder} have no encoding {name!r}: {', '.join(found) or 'none'}")
+            raise ConfigError(
+                f"the images in {self.folder} have no encoding {name!r}: {', '.join(found) or 'none'}"
+            )
         entry: dict[str, Any] = found[name]
         return entry
 

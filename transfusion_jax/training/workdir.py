@@ -16,7 +16,8 @@ from typing import Any
 from transfusion_jax import autoencoder, config
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import tokenizer
-from transfusion_jax.data.load import Codec, Data, LatentStatistics
+from transfusion_jax.data.load import Codec, Data
+from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.training.files import write_whole

@@ -1,4 +1,4 @@
-"""From inputs to a folder of document shards: one function per input shard, and one that puts their columns together."""
+"""From inputs to a folder of document shards: one function per input shard, and one that puts them together."""
 
 from transfusion_jax.data.prepare.job import Job, begin
 from transfusion_jax.data.prepare.run import Progress, run

@@ -1,4 +1,4 @@
-"""The finished shards put together: columns of the documents that are used, duplicates left out, and the manifest."""
+"""The finished shards put together: columns of the documents that are used, duplicates aside, and the manifest."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _first(keys: np.ndarray) -> np.ndarray:
 
 
 def _write_quarantine(folder: Path, job: Job, shards: list[dict[str, np.ndarray]], first: np.ndarray) -> int:
-    """All lines of all shards in order, and one for each document that another shard holds; returns their number."""
+    """All lines of all shards, and one for each document that a shard before holds; returns the latters' number."""
     at = repeated = 0
     with (folder / "quarantine.jsonl.partial").open("w", encoding="utf-8") as file:
         for number, shard in enumerate(shards):

@@ -58,7 +58,11 @@ def begin(job: Job, tokenizer: Tokenizer, folder: Path) -> None:
     path, text = folder / "job.json", json.dumps(job.to_dict(), indent=1, ensure_ascii=False) + "\n"
     if path.exists():
         old, new = json.loads(path.read_text()), job.to_dict()
-        changed = [f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}" for name in new if old.get(name) != new[name]]
+        changed = [
+            f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}"
+            for name in new
+            if old.get(name) != new[name]
+        ]
         if changed:
             raise ConfigError(
                 f"{folder} was begun with other inputs or options:\n  " + "\n  ".join(changed) + "\n"

@@ -92,7 +92,7 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
         records = documents.records
     if not pictured:
         shard_file(folder, "pixels", number).unlink()
-    np.savez(columns_file(folder, number), **columns.arrays())
+    np.savez(columns_file(folder, number), allow_pickle=False, **columns.arrays())
     lines = [{"source": shard.path, "key": fault.key, "reason": fault.reason} for fault in faults]
     write_whole(faults_file(folder, number), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     values = {
