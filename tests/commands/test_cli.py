@@ -213,7 +213,7 @@ def test_help_says_what_a_command_does(command, capsys):
 
 def transfusion(*arguments):
     process = start(*arguments, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 

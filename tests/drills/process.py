@@ -23,7 +23,7 @@ EVERYTHING = {  # packing, mixing and caption dropout are in the config; the res
     "loop.evaluate_every": 8,
 }
 TIMINGS = ("elements_per_second", "tflops_per_second", "mfu")
-PATIENCE = 120  # seconds for anything to happen
+PATIENCE = 300  # seconds for anything to happen
 
 
 class Training:
