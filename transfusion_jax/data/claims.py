@@ -31,9 +31,11 @@ WORDINGS = {  # by how many kinds of things there are and how the first relates 
     (2, "below"): ("{0} below {1}", "{0} under {1}", "{1} with {0} below"),
 }
 FRAMES = ("{}", "{}", "a picture of {}", "a drawing of {}")
-GROUNDS = {
-    ground: (f"{{}} on a {ground} background", f"{{}} against a {ground} background") for ground in BACKGROUNDS
-} | {"white": ("{}", "{}", "{} on a white background")}  # a background that goes unsaid is white
+GROUNDS = {  # a background that goes unsaid is white
+    "white": ("{}", "{}", "{} on a white background"),
+    "black": ("{} on a black background", "{} against a black background"),
+    "grey": ("{} on a grey background", "{} against a grey background"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def parse(caption: str) -> tuple[Claim, ...] | None:
     phrases, patterns = _vocabulary()
     found = _PHRASE.findall(caption)
     pattern = patterns.get(_PHRASE.sub("{}", caption))
-    if pattern is None or any(phrase not in phrases for phrase in found):
+    if pattern is None or len(found) != len(pattern[0]) or not phrases.keys() >= set(found):
         return None
     order, relation, ground = pattern
     return _claims([phrases[found[place]] for place in order], relation, ground)

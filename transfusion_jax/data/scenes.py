@@ -22,9 +22,9 @@ COLOURS = {
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 SIZES = {"small": 0.075, "large": 0.15}  # half the side of a thing's box; the picture's side is 1
 MARGIN = 0.02  # between a thing's box and the edge
-GAP = 0.03  # between two boxes
+GAP = 0.05  # between two boxes
 ROUND = ("circle", "ring")
-RING = 0.4  # a ring's width; its radius is 1
+RING = 0.5  # a ring's width; its radius is 1
 CORNERS = {  # in the box from -1 to 1, y downwards
     "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
     "triangle": ((0, -1), (1, 1), (-1, 1)),
@@ -44,7 +44,7 @@ COUNTS = (  # how many things of each kind a scene has; every entry is as likely
     *((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (3, 2)),
     *((1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1)),
 )
-ATTEMPTS = 20  # to find a place for a thing before all are placed anew
+ATTEMPTS = 10  # to place a thing among the others, and as many to place all anew
 SUPERSAMPLING = 4
 
 T = TypeVar("T")
@@ -88,9 +88,11 @@ def scene(seed: int, index: int) -> Scene:
     rng = np.random.default_rng([seed, index])
     background = pick(rng, ("white", *BACKGROUNDS))  # half of them white
     counts = pick(rng, COUNTS)
-    kinds = [kind for kind, n in zip(_kinds(rng, len(counts)), counts, strict=True) for _ in range(n)]
-    places = _places(rng, [SIZES[size] for _, _, size in kinds])
-    return Scene(background, tuple(Thing(*k, *p) for k, p in zip(kinds, places, strict=True)))
+    while True:  # there is no room for five large things, and chance may find none for four
+        kinds = [kind for kind, n in zip(_kinds(rng, len(counts)), counts, strict=True) for _ in range(n)]
+        places = _places(rng, [SIZES[size] for _, _, size in kinds])
+        if places:
+            return Scene(background, tuple(Thing(*k, *p) for k, p in zip(kinds, places, strict=True)))
 
 
 def from_graph(graph: dict[str, Any]) -> Scene:
@@ -126,17 +128,19 @@ def _kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str, str]]:
 
 
 def _places(rng: np.random.Generator, halves: Sequence[float]) -> list[tuple[float, float]]:
-    """Centres of boxes that keep apart; the picture has room for nine of the largest."""
-    places: list[tuple[float, float]] = []
-    while len(places) < len(halves):
-        half = halves[len(places)]
-        low, room = MARGIN + half, 1 - 2 * (MARGIN + half)
-        for u, v in rng.random((ATTEMPTS, 2)).tolist():
-            x, y = round(low + u * room, 4), round(low + v * room, 4)
-            others = zip(places, halves, strict=False)
-            if all(max(abs(x - p), abs(y - q)) >= half + other + GAP for (p, q), other in others):
-                places.append((x, y))
+    """Centres of boxes that keep apart, or none where chance found no room."""
+    for _ in range(ATTEMPTS):
+        places: list[tuple[float, float]] = []
+        for half in halves:
+            low, room = MARGIN + half, 1 - 2 * (MARGIN + half)
+            for u, v in rng.random((ATTEMPTS, 2)).tolist():
+                x, y = round(low + u * room, 4), round(low + v * room, 4)
+                others = zip(places, halves, strict=False)
+                if all(max(abs(x - p), abs(y - q)) >= half + other + GAP for (p, q), other in others):
+                    places.append((x, y))
+                    break
+            else:
                 break
         else:
-            places.clear()
-    return places
+            return places
+    return []

@@ -17,6 +17,7 @@ FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 SIZE = 109  # the one size of Noto Color Emoji's bitmaps, which are 136 pixels wide and 128 high
 WORDINGS = ("{}", "an emoji: {}")  # each a document of its own
 SAMPLE = "\N{GRINNING FACE}"  # a glyph of the common width
+NOWHERE = "\U0001f1e6\U0001f1e6"  # a flag that no place has
 
 _TONE = re.compile(r" ((?:medium-)?(?:light|medium|dark)) skin tone")
 _FLAG = re.compile(
@@ -45,7 +46,7 @@ def shards(path: str, options: Any) -> list[InputShard]:
 def read(shard: InputShard, options: Any) -> Iterator[RawDocument | Fault]:
     """A document for each wording of each emoji, or a fault for an emoji that is not one glyph of the font."""
     font = _load_font(shard.path or FONT)
-    width = font.getlength(SAMPLE)
+    width, unknown_flag = font.getlength(SAMPLE), _draw(NOWHERE, font)
     for sequence, name in _names()[shard.begin : shard.end or None]:
         key = "-".join(f"{ord(character):x}" for character in sequence)
         left, top, right, bottom = font.getbbox(sequence)
@@ -53,8 +54,9 @@ def read(shard: InputShard, options: Any) -> Iterator[RawDocument | Fault]:
             yield Fault(key, "the font has no such emoji")
         elif font.getlength(sequence) != width:
             yield Fault(key, "the font draws several glyphs in place of one")
+        elif np.array_equal(pixels := _draw(sequence, font), unknown_flag):
+            yield Fault(key, "the font draws its flag of unknown places")
         else:
-            pixels = _draw(sequence, font)
             for number, wording in enumerate(WORDINGS):
                 segments = (RawText(wording.format(name)), RawImage(pixels))
                 yield RawDocument(f"{key}.{number}", segments, {"emoji": sequence, "name": name})
@@ -91,8 +93,6 @@ def _load_font(path: str) -> ImageFont.FreeTypeFont:
         raise ConfigError(
             f"{path} is missing: apt-get install fonts-noto-color-emoji, or name a font's file as emoji:FILE"
         )
-    if not features.check("raqm"):
-        raise ConfigError("Pillow cannot join emoji of several code points: apt-get install libfribidi0")
     try:
         font = ImageFont.truetype(path, SIZE)
     except OSError as error:
@@ -101,6 +101,8 @@ def _load_font(path: str) -> ImageFont.FreeTypeFont:
         raise ConfigError(
             f"{path} draws no colours: a colour font is needed, such as Debian's fonts-noto-color-emoji"
         )
+    if not features.check("raqm"):
+        raise ConfigError("Pillow cannot join emoji of several code points: apt-get install libfribidi0")
     return font
 
 
