@@ -20,9 +20,7 @@ SAMPLE = "\N{GRINNING FACE}"  # a glyph of the common width
 NOWHERE = "\U0001f1e6\U0001f1e6"  # a flag that no place has
 
 _TONE = re.compile(r" ((?:medium-)?(?:light|medium|dark)) skin tone")
-_FLAG = re.compile(
-    "[\U0001f1e6-\U0001f1ff]{2}|\U0001f3f4[\U000e0020-\U000e007f]+"
-)  # two letters, or a flag with tags
+_FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}|\U0001f3f4[\U000e0020-\U000e007f]+")  # two letters, or tags
 _PHRASES = (  # what the names lose with their punctuation
     (re.compile(r"(man|woman|person) (\w+ hair)"), r"\1 with \2"),
     (re.compile(r"(man|woman|person) beard"), r"\1 with a beard"),
