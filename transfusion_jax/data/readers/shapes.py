@@ -1,0 +1,50 @@
+"""Captioned scenes of coloured shapes, as many as are asked for, from a seed alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data import claims, scenes
+from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
+
+COUNT = 20_000
+
+
+def shards(path: str, options: Any) -> list[InputShard]:
+    """Ranges of the scenes; `path` is their number, their number and a seed as in `20000:7`, or empty.
+
+    Raises:
+        ConfigError: the path says something else.
+    """
+    count, step = _count_and_seed(path)[0], options.shard_size
+    return [InputShard("shapes", path, begin, min(begin + step, count)) for begin in range(0, count, step)]
+
+
+def read(shard: InputShard, options: Any) -> Iterator[RawDocument | Fault]:
+    """A caption, then its drawing at `options.image_size`; the exact scene stands in the document's meta."""
+    count, seed = _count_and_seed(shard.path)
+    for index in range(shard.begin, shard.end or count):
+        scene, caption = example(seed, index)
+        segments = (RawText(caption), RawImage(scenes.render(scene, options.image_size)))
+        yield RawDocument(str(index), segments, {"seed": seed, "index": index, **asdict(scene)})
+
+
+def example(seed: int, index: int) -> tuple[scenes.Scene, str]:
+    """One of a seed's scenes, and its caption."""
+    scene = scenes.scene(seed, index)
+    rng = np.random.default_rng([seed, index, 1])  # the scene was made from [seed, index]
+    return scene, claims.say(claims.claims(scene, rng), rng)
+
+
+def _count_and_seed(path: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(?:([1-9]\d*)(?::(\d+))?)?", path)
+    if found is None:
+        raise ConfigError(f"shapes:{path} should be a number of scenes, with or without a seed, as shapes:20000:7")
+    count, seed = found.groups()
+    return int(count or COUNT), int(seed or 0)
