@@ -18,6 +18,7 @@ from transfusion_jax.data.shuffle import shuffled
 
 BLOCK_ROWS = 8192
 BACKLOG = 1.25  # what a block takes of a source that fell behind, in shares of the block
+STRETCHES = 64  # of a block's rows, each like the others in size
 SURVEYED = 1 << 20  # documents looked at together
 ROW, DOCUMENT, START, LENGTH = range(4)  # of a piece
 
@@ -145,8 +146,7 @@ class Mixture:
 def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Columns, float]]:
     """The columns of one block of rows after the other, and how much of the epoch has been read.
 
-    The first block holds no rows: it is where the columns of offsets begin. At the end of the epoch come as many
-    more rows as it takes to place every document.
+    The first block holds no rows: it is where the columns of offsets begin. The last ones take all that was carried.
 
     Raises:
         ConfigError: see `Mixture.totals`; or captions leave plain texts no room.
@@ -157,16 +157,18 @@ def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Col
     ends = (0, 0, 0)
     columns, ends = _columns(np.zeros((0, 4), np.int64), 0, placed, places, ends)
     yield columns | {"row_offset": np.zeros(1, np.int64)}, 0.0
-    while (reading := bool(np.any(read < totals))) or any(len(place.carried) for place in places):
-        if reading:
+    while np.any(read < totals) or any(len(place.carried) for place in places):
+        if np.any(read < totals):
             rows = min(_rows_missing(mixture, read, placed, ends[0]), BLOCK_ROWS)
             behind = mixture.shares * (placed.sum() + rows * context) - placed
             wanted = np.minimum(behind, BACKLOG * mixture.shares * rows * context)
         else:
-            rows = min(int(np.max(-(-_waiting(mixture, places).sum(0) // mixture.capacity))), BLOCK_ROWS)
-            wanted = None
-        table, places, taken, used = _plan_block(mixture, rows, wanted, places, number)
-        read, placed, number = read + taken, placed + used, number + 1
+            rows, wanted = min(_rows_waiting(mixture, places), BLOCK_ROWS), None
+        table, after, taken, used = _plan_block(mixture, rows, wanted, places, number)
+        while rows < BLOCK_ROWS and np.all(read + taken >= totals) and (more := _rows_waiting(mixture, after)):
+            rows = min(rows + more, BLOCK_ROWS)  # the last block grows until everything fits
+            table, after, taken, used = _plan_block(mixture, rows, wanted, places, number)
+        places, read, placed, number = after, read + taken, placed + used, number + 1
         if np.any(mixture.plain) and not read[mixture.plain].any():
             raise ConfigError("captions use up data.max_text in every row and leave plain text no room: raise it")
         columns, ends = _columns(table, rows, used, places, ends)
@@ -176,6 +178,11 @@ def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Col
 def _waiting(mixture: Mixture, places: Sequence[Place]) -> np.ndarray:
     """The sizes of the documents carried, added up, `[sources, 3]`."""
     return np.array([r.sizes(place.carried).sum(0) for r, place in zip(mixture.readers, places, strict=True)])
+
+
+def _rows_waiting(mixture: Mixture, places: Sequence[Place]) -> int:
+    """The fewest rows that could hold what is carried."""
+    return int(np.max(-(-_waiting(mixture, places).sum(0) // mixture.capacity)))
 
 
 def _rows_missing(mixture: Mixture, read: np.ndarray, placed: np.ndarray, rows: int) -> int:
@@ -232,8 +239,9 @@ def _plan_block(
     """
     pool, places = _gather(mixture, wanted, places)
     left = np.tile(mixture.capacity, (rows, 1))
-    row_of = _pack(pool, left, np.flatnonzero(~mixture.plain), tight=not mixture.plain.any())
-    order = shuffled(np.arange(rows), rows, (mixture.seed, number, 1))  # packing goes by size
+    seeds = [(mixture.seed, number, use) for use in (1, 2, 3)]
+    row_of = _pack(pool, left, np.flatnonzero(~mixture.plain), not mixture.plain.any(), seeds[0])
+    order = _spread(rows, seeds[1])
     left[order] = left.copy()
     offsets = np.array([reader.offset for reader in mixture.readers])
     used, taken = (_elements(pool, chosen, len(places)) for chosen in (row_of >= 0, pool.fresh))
@@ -250,8 +258,7 @@ def _plan_block(
         tables.append(_cut(texts + offsets[s], lengths, begin, seams[s]))
         used[s] = taken[s] = seams[s, -1]
     table = np.concatenate(tables)
-    mixed = shuffled(np.arange(len(table)), len(table), (mixture.seed, number, 2))
-    table = table[mixed]
+    table = table[shuffled(np.arange(len(table)), len(table), seeds[2])]
     return table[np.argsort(table[:, ROW].astype(np.uint16), kind="stable")], places, taken, used
 
 
@@ -273,7 +280,7 @@ def _gather(mixture: Mixture, wanted: np.ndarray | None, places: Sequence[Place]
     return _Pool(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True))), after
 
 
-def _pack(pool: _Pool, left: np.ndarray, sources: np.ndarray, tight: bool) -> np.ndarray:
+def _pack(pool: _Pool, left: np.ndarray, sources: np.ndarray, tight: bool, seed: tuple[int, ...]) -> np.ndarray:
     """A row for each document, or −1: equal shares, or the best fit where no text fills the rows, `tight`.
 
     What the block before carried is dealt first, to empty rows, so that nothing waits for long; then the sources,
@@ -288,8 +295,20 @@ def _pack(pool: _Pool, left: np.ndarray, sources: np.ndarray, tight: bool) -> np
     for s, documents in parts:
         row_of[documents] = deal(pool.sizes[documents], left, load[s])
     rest = np.flatnonzero(row_of < 0)
+    rest = rest[shuffled(np.arange(len(rest)), len(rest), seed)]  # those of one size are of all sources
     row_of[rest] = best_fit(pool.sizes[rest], left)
     return row_of
+
+
+def _spread(rows: int, seed: tuple[int, ...]) -> np.ndarray:
+    """A random place for each row, `[rows]`, such that neighbours, which were packed alike, come to stand far apart.
+
+    Rows are cut into stretches; in the new order, each stretch in turn gives one of its rows.
+    """
+    stretch, member = np.divmod(np.arange(rows), -(-rows // STRETCHES))
+    turn = shuffled(member, int(member.max()) + 1, seed, stretch)
+    key = turn * STRETCHES + shuffled(stretch, STRETCHES, seed, turn)
+    return np.argsort(np.argsort(key))
 
 
 def _elements(pool: _Pool, chosen: np.ndarray, sources: int) -> np.ndarray:
