@@ -65,7 +65,7 @@ class Reader:
             mean = total / len(sizes) if len(sizes) else elements
             more = self._sequence(begin + len(sizes), math.ceil((elements - total) / mean * 1.01) + 16)
             documents, sizes = np.append(documents, more), np.concatenate([sizes, self.sizes(more)])
-        count = int(np.searchsorted(np.cumsum(sizes[:, ELEMENTS]), elements)) + 1 if elements > 0 else 0
+        count = _enough(sizes, elements)
         return documents[:count], sizes[:count]
 
     def take_text(self, place: Place, elements: int) -> tuple[np.ndarray, np.ndarray, Place]:
@@ -112,6 +112,12 @@ class Reader:
         return shuffled(place % size, size, self.seed, turn if turn[0] != turn[-1] else turn[0])
 
 
+def _enough(sizes: np.ndarray, elements: float) -> int:
+    """How many of the first documents bring so many elements; all where they do not."""
+    ends = np.cumsum(sizes[:, ELEMENTS])
+    return min(int(np.searchsorted(ends, elements)) + 1, len(ends)) if elements > 0 else 0
+
+
 @dataclass(frozen=True)
 class Mixture:
     """What rows are planned from."""
@@ -152,46 +158,39 @@ def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Col
         ConfigError: see `Mixture.totals`; or captions leave plain texts no room.
     """
     totals, context = mixture.totals, int(mixture.capacity[ELEMENTS])
-    read = _waiting(mixture, places)[:, ELEMENTS]
-    placed, number = np.zeros_like(read), 0
-    ends = (0, 0, 0)
+    placed, number, ends = np.zeros_like(totals), 0, (0, 0, 0)
     columns, ends = _columns(np.zeros((0, 4), np.int64), 0, placed, places, ends)
     yield columns | {"row_offset": np.zeros(1, np.int64)}, 0.0
-    while np.any(read < totals) or any(len(place.carried) for place in places):
-        if np.any(read < totals):
-            rows = min(_rows_missing(mixture, read, placed, ends[0]), BLOCK_ROWS)
+    while np.any(placed < totals) or any(len(place.carried) for place in places):
+        if np.any(placed < totals):
+            rows = min(_rows_missing(mixture, placed, ends[0]), BLOCK_ROWS)
             behind = mixture.shares * (placed.sum() + rows * context) - placed
             wanted = np.minimum(behind, BACKLOG * mixture.shares * rows * context)
         else:
-            rows, wanted = min(_rows_waiting(mixture, places), BLOCK_ROWS), None
-        table, after, taken, used = _plan_block(mixture, rows, wanted, places, number)
-        while rows < BLOCK_ROWS and np.all(read + taken >= totals) and (more := _rows_waiting(mixture, after)):
-            rows = min(rows + more, BLOCK_ROWS)  # the last block grows until everything fits
-            table, after, taken, used = _plan_block(mixture, rows, wanted, places, number)
-        places, read, placed, number = after, read + taken, placed + used, number + 1
-        if np.any(mixture.plain) and not read[mixture.plain].any():
+            carried = sum(r.sizes(place.carried).sum(0) for r, place in zip(mixture.readers, places, strict=True))
+            rows, wanted = min(_rows_for(carried, mixture), BLOCK_ROWS), np.full(len(totals), np.inf)
+        block = _plan_block(mixture, rows, wanted, places, number)
+        while rows < BLOCK_ROWS and block.left_over.any() and np.all(placed + block.used + block.waiting >= totals):
+            rows = min(rows + _rows_for(block.left_over, mixture), BLOCK_ROWS)  # the last one grows until all fits
+            block = _plan_block(mixture, rows, wanted, places, number)
+        places, placed, number = block.places, placed + block.used, number + 1
+        if np.any(mixture.plain) and not placed[mixture.plain].any():
             raise ConfigError("captions use up data.max_text in every row and leave plain text no room: raise it")
-        columns, ends = _columns(table, rows, used, places, ends)
-        yield columns, float(np.min(read / totals).clip(0, 1))
+        columns, ends = _columns(block.table, rows, block.used, places, ends)
+        yield columns, float(np.min(placed / totals).clip(0, 1))
 
 
-def _waiting(mixture: Mixture, places: Sequence[Place]) -> np.ndarray:
-    """The sizes of the documents carried, added up, `[sources, 3]`."""
-    return np.array([r.sizes(place.carried).sum(0) for r, place in zip(mixture.readers, places, strict=True)])
+def _rows_for(sizes: np.ndarray, mixture: Mixture) -> int:
+    """The fewest rows that could hold documents whose sizes add up so."""
+    return int(np.max(-(-sizes // mixture.capacity)))
 
 
-def _rows_waiting(mixture: Mixture, places: Sequence[Place]) -> int:
-    """The fewest rows that could hold what is carried."""
-    return int(np.max(-(-_waiting(mixture, places).sum(0) // mixture.capacity)))
-
-
-def _rows_missing(mixture: Mixture, read: np.ndarray, placed: np.ndarray, rows: int) -> int:
+def _rows_missing(mixture: Mixture, placed: np.ndarray, rows: int) -> int:
     """How many more rows it takes to read every source, as far as can be told after some rows."""
     rate = mixture.shares * mixture.capacity[ELEMENTS]
     capped = np.minimum(rate, mixture.capacity[TEXT])
-    seen = np.where(read > 0, np.minimum(capped, read / max(rows, 1)), capped) if rows else capped
-    missing = mixture.totals - np.where(mixture.plain, read, placed)
-    missing = np.where(read < mixture.totals, missing, 0)
+    seen = np.where(placed > 0, np.minimum(capped, placed / max(rows, 1)), capped)
+    missing = np.maximum(mixture.totals - placed, 0)
     return max(1, math.ceil(np.max(missing / np.where(mixture.plain, seen, rate))))
 
 
@@ -225,15 +224,24 @@ class _Pool:
     fresh: np.ndarray  # [n] bool, not carried from the block before
 
 
-def _plan_block(
-    mixture: Mixture, rows: int, wanted: np.ndarray | None, places: Sequence[Place], number: int
-) -> tuple[np.ndarray, list[Place], np.ndarray, np.ndarray]:
-    """Pieces `[n, 4]` in row order, the places after them, and each source's elements taken and placed.
+@dataclass(frozen=True)
+class _Block:
+    """What was planned at once."""
+
+    table: np.ndarray  # [pieces, 4], in row order
+    places: list[Place]  # after it
+    used: np.ndarray  # [sources], elements in the rows
+    waiting: np.ndarray  # [sources], elements of what was to be placed and did not fit
+    left_over: np.ndarray  # [3], their sizes added up
+
+
+def _plan_block(mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequence[Place], number: int) -> _Block:
+    """Fills rows.
 
     Args:
         mixture: what to plan from.
         rows: in this block.
-        wanted: elements to place of each source with images; None places what was carried and takes none.
+        wanted: elements to place of each source with images; without end: what was carried, and nothing else.
         places: where to read on.
         number: of the block.
     """
@@ -244,7 +252,7 @@ def _plan_block(
     order = _spread(rows, seeds[1])
     left[order] = left.copy()
     offsets = np.array([reader.offset for reader in mixture.readers])
-    used, taken = (_elements(pool, chosen, len(places)) for chosen in (row_of >= 0, pool.fresh))
+    used, waiting = (_elements(pool, chosen, len(places)) for chosen in (row_of >= 0, row_of < 0))
     on = np.flatnonzero(row_of >= 0)
     document = pool.document[on] + offsets[pool.source[on]]
     tables = [np.stack([order[row_of[on]], document, np.zeros_like(on), pool.sizes[on, ELEMENTS]], 1)]
@@ -256,22 +264,22 @@ def _plan_block(
         begin = places[s].offset
         texts, lengths, places[s] = mixture.readers[s].take_text(places[s], int(seams[s, -1]))
         tables.append(_cut(texts + offsets[s], lengths, begin, seams[s]))
-        used[s] = taken[s] = seams[s, -1]
+        used[s] = seams[s, -1]
     table = np.concatenate(tables)
     table = table[shuffled(np.arange(len(table)), len(table), seeds[2])]
-    return table[np.argsort(table[:, ROW].astype(np.uint16), kind="stable")], places, taken, used
+    table = table[np.argsort(table[:, ROW].astype(np.uint16), kind="stable")]
+    return _Block(table, places, used, waiting, pool.sizes[row_of < 0].sum(0))
 
 
-def _gather(mixture: Mixture, wanted: np.ndarray | None, places: Sequence[Place]) -> tuple[_Pool, list[Place]]:
+def _gather(mixture: Mixture, wanted: np.ndarray, places: Sequence[Place]) -> tuple[_Pool, list[Place]]:
     """What was carried comes first; the places keep what is not wanted yet."""
     after, parts = list(places), []
     for s in np.flatnonzero(~mixture.plain):
         reader, place = mixture.readers[s], places[s]
         old = reader.sizes(place.carried)
-        want = math.inf if wanted is None else float(wanted[s])
-        count = int(np.searchsorted(np.cumsum(old[:, ELEMENTS]), want, side="right"))
-        lacking = want - old[:, ELEMENTS].sum() if wanted is not None and count == len(old) else 0.0
-        new, new_sizes = reader.take(place.taken, lacking)
+        count = _enough(old, wanted[s])
+        lacking = wanted[s] - old[:, ELEMENTS].sum()
+        new, new_sizes = reader.take(place.taken, lacking if lacking < math.inf else 0.0)
         after[s] = Place(place.taken + len(new), 0, place.carried[count:])
         total = count + len(new)
         documents, sizes = np.append(place.carried[:count], new), np.concatenate([old[:count], new_sizes])
