@@ -18,6 +18,7 @@ from transfusion_jax.data.shuffle import shuffled
 
 BLOCK_ROWS = 8192
 BACKLOG = 1.25  # what a block takes of a source that fell behind, in shares of the block
+GROWTHS = 8  # the last block is planned again with more rows, so often at most, until everything fits
 STRETCHES = 64  # of a block's rows, each like the others in size
 SURVEYED = 1 << 20  # documents looked at together
 ROW, DOCUMENT, START, LENGTH = range(4)  # of a piece
@@ -132,6 +133,11 @@ class Mixture:
         """Which sources are plain texts, `[sources]`."""
         return np.array([not reader.source.pictured for reader in self.readers])
 
+    @property
+    def pictured(self) -> list[int]:
+        """The indices of the others."""
+        return np.flatnonzero(~self.plain).tolist()
+
     @cached_property
     def totals(self) -> np.ndarray:
         """The elements of each source, `[sources]`.
@@ -152,7 +158,7 @@ class Mixture:
 def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Columns, float]]:
     """The columns of one block of rows after the other, and how much of the epoch has been read.
 
-    The first block holds no rows: it is where the columns of offsets begin. The last ones take all that was carried.
+    The first block holds no rows: it is where the columns of offsets begin. The last takes all that was carried.
 
     Raises:
         ConfigError: see `Mixture.totals`; or captions leave plain texts no room.
@@ -170,13 +176,16 @@ def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Col
             carried = sum(r.sizes(place.carried).sum(0) for r, place in zip(mixture.readers, places, strict=True))
             rows, wanted = min(_rows_for(carried, mixture), BLOCK_ROWS), np.full(len(totals), np.inf)
         block = _plan_block(mixture, rows, wanted, places, number)
-        while rows < BLOCK_ROWS and block.left_over.any() and np.all(placed + block.used + block.waiting >= totals):
-            rows = min(rows + _rows_for(block.left_over, mixture), BLOCK_ROWS)  # the last one grows until all fits
+        for _ in range(GROWTHS):
+            missing = np.any(placed + block.used + block.waiting < totals)
+            if missing or rows == BLOCK_ROWS or not block.left_over.any():
+                break
+            rows = min(rows + _rows_for(block.left_over, mixture), BLOCK_ROWS)
             block = _plan_block(mixture, rows, wanted, places, number)
         places, placed, number = block.places, placed + block.used, number + 1
         if np.any(mixture.plain) and not placed[mixture.plain].any():
             raise ConfigError("captions use up data.max_text in every row and leave plain text no room: raise it")
-        columns, ends = _columns(block.table, rows, block.used, places, ends)
+        columns, ends = _columns(block.table, block.rows, block.used, places, ends)
         yield columns, float(np.min(placed / totals).clip(0, 1))
 
 
@@ -228,6 +237,7 @@ class _Pool:
 class _Block:
     """What was planned at once."""
 
+    rows: int  # as many as were asked for; where no text fills them, as many as the documents take
     table: np.ndarray  # [pieces, 4], in row order
     places: list[Place]  # after it
     used: np.ndarray  # [sources], elements in the rows
@@ -246,9 +256,19 @@ def _plan_block(mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequenc
         number: of the block.
     """
     pool, places = _gather(mixture, wanted, places)
-    left = np.tile(mixture.capacity, (rows, 1))
     seeds = [(mixture.seed, number, use) for use in (1, 2, 3)]
-    row_of = _pack(pool, left, np.flatnonzero(~mixture.plain), not mixture.plain.any(), seeds[0])
+    if mixture.plain.any():
+        left = np.tile(mixture.capacity, (rows, 1))
+        row_of = _deal_out(pool, left, mixture.pictured)
+        rest = np.flatnonzero(row_of < 0)
+        row_of[rest] = best_fit(pool.sizes[rest], left)
+    else:
+        left = np.tile(mixture.capacity, (2 * rows + 1, 1))  # the best fit leaves no two rows half empty
+        row_of = np.empty(len(pool.source), np.int64)
+        mixed = shuffled(np.arange(len(row_of)), len(row_of), seeds[0])  # those of one size are of all sources
+        row_of[mixed] = best_fit(pool.sizes[mixed], left)
+        rows = int(row_of.max()) + 1
+        left = left[:rows]
     order = _spread(rows, seeds[1])
     left[order] = left.copy()
     offsets = np.array([reader.offset for reader in mixture.readers])
@@ -256,11 +276,11 @@ def _plan_block(mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequenc
     on = np.flatnonzero(row_of >= 0)
     document = pool.document[on] + offsets[pool.source[on]]
     tables = [np.stack([order[row_of[on]], document, np.zeros_like(on), pool.sizes[on, ELEMENTS]], 1)]
-    for s in np.flatnonzero(~mixture.plain):
+    for s in mixture.pictured:
         out = pool.document[(pool.source == s) & (row_of < 0)]
         places[s] = replace(places[s], carried=np.append(out, places[s].carried))
     seams = _split_room(np.minimum(left[:, ELEMENTS], left[:, TEXT]), np.where(mixture.plain, mixture.shares, 0))
-    for s in np.flatnonzero(mixture.plain):
+    for s in np.flatnonzero(mixture.plain).tolist():
         begin = places[s].offset
         texts, lengths, places[s] = mixture.readers[s].take_text(places[s], int(seams[s, -1]))
         tables.append(_cut(texts + offsets[s], lengths, begin, seams[s]))
@@ -268,13 +288,13 @@ def _plan_block(mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequenc
     table = np.concatenate(tables)
     table = table[shuffled(np.arange(len(table)), len(table), seeds[2])]
     table = table[np.argsort(table[:, ROW].astype(np.uint16), kind="stable")]
-    return _Block(table, places, used, waiting, pool.sizes[row_of < 0].sum(0))
+    return _Block(rows, table, places, used, waiting, pool.sizes[row_of < 0].sum(0))
 
 
 def _gather(mixture: Mixture, wanted: np.ndarray, places: Sequence[Place]) -> tuple[_Pool, list[Place]]:
     """What was carried comes first; the places keep what is not wanted yet."""
     after, parts = list(places), []
-    for s in np.flatnonzero(~mixture.plain):
+    for s in mixture.pictured:
         reader, place = mixture.readers[s], places[s]
         old = reader.sizes(place.carried)
         count = _enough(old, wanted[s])
@@ -288,28 +308,25 @@ def _gather(mixture: Mixture, wanted: np.ndarray, places: Sequence[Place]) -> tu
     return _Pool(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True))), after
 
 
-def _pack(pool: _Pool, left: np.ndarray, sources: np.ndarray, tight: bool, seed: tuple[int, ...]) -> np.ndarray:
-    """A row for each document, or −1: equal shares, or the best fit where no text fills the rows, `tight`.
+def _deal_out(pool: _Pool, left: np.ndarray, sources: list[int]) -> np.ndarray:
+    """A row for each document, or −1, so that rows get equal shares of each source.
 
     What the block before carried is dealt first, to empty rows, so that nothing waits for long; then the sources,
-    that of the longest document first. What finds no place so is fitted in.
+    that of the longest document first.
     """
     row_of = np.full(len(pool.source), -1)
     load = {s: np.zeros(len(left), np.int64) for s in sources}
-    parts = [(s, np.flatnonzero((pool.source == s) & ~pool.fresh)) for s in sources]
-    if not tight:
-        fresh = [(s, np.flatnonzero((pool.source == s) & pool.fresh)) for s in sources]
-        parts += sorted(fresh, key=lambda part: -pool.sizes[part[1], ELEMENTS].max(initial=0))
-    for s, documents in parts:
+    carried, fresh = (
+        [(s, np.flatnonzero((pool.source == s) & (pool.fresh == f))) for s in sources] for f in (0, 1)
+    )
+    fresh.sort(key=lambda part: -pool.sizes[part[1], ELEMENTS].max(initial=0))
+    for s, documents in carried + fresh:
         row_of[documents] = deal(pool.sizes[documents], left, load[s])
-    rest = np.flatnonzero(row_of < 0)
-    rest = rest[shuffled(np.arange(len(rest)), len(rest), seed)]  # those of one size are of all sources
-    row_of[rest] = best_fit(pool.sizes[rest], left)
     return row_of
 
 
 def _spread(rows: int, seed: tuple[int, ...]) -> np.ndarray:
-    """A random place for each row, `[rows]`, such that neighbours, which were packed alike, come to stand far apart.
+    """A random place for each row, `[rows]`, such that neighbours, which were packed alike, end up far apart.
 
     Rows are cut into stretches; in the new order, each stretch in turn gives one of its rows.
     """
