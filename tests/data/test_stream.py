@@ -2,6 +2,9 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -170,6 +173,27 @@ def test_a_worker_that_dies_is_replaced_and_the_stream_goes_on():
         assert_same(batch, expected)
     assert len(said) == 1
     assert "Reading goes on from row" in said[0]
+
+
+@pytest.mark.slow
+def test_workers_leave_no_shared_memory_behind():
+    """In a process of its own: Python says at its end what is left."""
+    script = """
+if __name__ == "__main__":
+    from test_stream import batches, tiny_rows
+    with batches(tiny_rows(), 0, 4, slice(0, 4), workers=2) as iterator:
+        kept = [next(iterator) for _ in range(5)]
+"""
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "leaked" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
 
 
 def test_a_row_that_cannot_be_made_is_an_error_and_not_tried_again():
