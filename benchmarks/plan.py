@@ -16,9 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
 import numpy as np
 
+import harness
 from transfusion_jax.config import DataConfig
 from transfusion_jax.data.documents import Corpus, Document, Source
 from transfusion_jax.data.plan import plan_rows

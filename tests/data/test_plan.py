@@ -9,8 +9,9 @@ from helpers import best_fit_decreasing, special, tiny_config
 from transfusion_jax.config import ConfigError, DataConfig
 from transfusion_jax.data import plan_blocks
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
-from transfusion_jax.data.plan import Place, places_at, plan_rows
+from transfusion_jax.data.plan import places_at, plan_rows
 from transfusion_jax.data.plan_files import COLUMNS, RowPlan
+from transfusion_jax.data.sequences import Place
 from transfusion_jax.data.stream import Rows
 
 PATCHES = 4

@@ -11,8 +11,9 @@ from helpers import tiny_config, tiny_corpus
 from transfusion_jax.data import plan as planning
 from transfusion_jax.data import plan_blocks, plan_files
 from transfusion_jax.data.documents import Corpus, DocumentList, Source
-from transfusion_jax.data.plan import Place, plan_rows
+from transfusion_jax.data.plan import plan_rows
 from transfusion_jax.data.plan_files import COLUMNS, default_cache, open_plan
+from transfusion_jax.data.sequences import Place
 from transfusion_jax.errors import StorageError
 
 DATA, PATCHES = tiny_config().data, 4
