@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,13 @@ def tiny_run(path: Path, config: Config, start: Start | None = None, hooks: tupl
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))
+
+
+def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[int]:
+    """The room left in each row by the packing of textbooks, one document after the other."""
+    rooms: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = bisect.bisect_left(rooms, length)
+        room = rooms.pop(fitting) if fitting < len(rooms) else capacity
+        bisect.insort(rooms, room - length)
+    return rooms

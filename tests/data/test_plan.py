@@ -5,17 +5,27 @@ import dataclasses
 import numpy as np
 import pytest
 
-from helpers import special, tiny_config
+from helpers import best_fit_decreasing, special, tiny_config
 from transfusion_jax.config import ConfigError, DataConfig
+from transfusion_jax.data import plan_blocks
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
-from transfusion_jax.data.plan import RowPlan, plan_rows
+from transfusion_jax.data.plan import places_at, plan_rows
+from transfusion_jax.data.plan_files import COLUMNS, RowPlan
+from transfusion_jax.data.sequences import Place
 from transfusion_jax.data.stream import Rows
 
 PATCHES = 4
 IMAGE = Image(np.zeros((4, 4, 1), np.float32))
-SEEDS = range(30)
+SEEDS = range(13)
 
 
+@pytest.fixture(params=[plan_blocks.BLOCK_ROWS, 40])
+def blocks(request, monkeypatch):
+    """Blocks of all rows, and of few."""
+    monkeypatch.setattr(plan_blocks, "BLOCK_ROWS", request.param)
+
+
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_row_holds_more_than_it_may(seed):
     corpus, weights, data = random_mixture(seed)
@@ -27,6 +37,7 @@ def test_no_row_holds_more_than_it_may(seed):
     np.testing.assert_array_equal(plan.elements(), elements)
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rows_of_mixtures_with_text_are_filled_exactly(seed):
     corpus, weights, data = random_mixture(seed, plain=1)
@@ -34,52 +45,56 @@ def test_rows_of_mixtures_with_text_are_filled_exactly(seed):
     assert np.all((elements == data.context_length) | (text == data.text_capacity))
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_documents_with_images_are_never_split_and_read_equally_often(seed):
     corpus, weights, data = random_mixture(seed)
     plan = plan_rows(corpus, weights, data, PATCHES, seed)
-    images, length = sizes(corpus)
-    whole = images[plan.piece_document] > 0
-    assert np.all(plan.piece_start[whole] == 0)
-    np.testing.assert_array_equal(plan.piece_length[whole], length[plan.piece_document[whole]])
-    times = np.bincount(plan.piece_document[whole], minlength=len(corpus))
-    for begin, end in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True):
-        if images[begin]:
-            assert np.ptp(times[begin:end]) <= 1
+    check_whole_documents(corpus, plan)
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_plain_text_runs_on_over_the_seams(seed):
     corpus, weights, data = random_mixture(seed)
     plan = plan_rows(corpus, weights, data, PATCHES, seed)
-    images, length = sizes(corpus)
-    assert np.all(plan.piece_length > 0)
-    for source, (begin, end) in enumerate(zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)):
-        if images[begin]:
-            continue
-        times = np.zeros(end - begin, int)
-        pieces = pieces_in_reading_order(corpus, plan, source)
-        reading, at = None, 0
-        for document, start, taken in pieces:
-            if reading is None:
-                assert start == 0
-            else:
-                assert (document, start) == (reading, at)  # the rest of what the row before cut
-            at = start + taken
-            assert at <= length[document]
-            reading = document if at < length[document] else None
-            times[document - begin] += reading is None
-        if reading is not None:
-            times[reading - begin] += 1  # the end of the epoch cuts one document
-        assert np.ptp(times) <= 1
+    check_texts(corpus, plan)
 
 
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_plan_reads_on_where_another_was_left(seed):
+    corpus, weights, data = random_mixture(seed)
+    random = np.random.default_rng(seed)
+    first = plan_rows(corpus, weights, data, PATCHES, seed)
+    row = int(random.integers(0, first.rows, endpoint=True))
+    places = places_at(first, row, corpus, weights, PATCHES, seed)
+    weights = {name: weight * random.uniform(0.3, 3) for name, weight in weights.items()}
+    second = plan_rows(corpus, weights, data, PATCHES, seed, places)
+    both = joined(first, row, second)
+    check_whole_documents(corpus, both)
+    check_texts(corpus, both)
+
+
+def test_a_source_that_a_plan_does_not_read_stays_where_it_is():
+    corpus, weights = mixture([pairs("p", 1.0, range(1, 30)), texts("t", 1.0, range(5, 90))])
+    data = DataConfig(context_length=100)
+    plan = plan_rows(corpus, {"p": 1.0}, data, PATCHES, 0)
+    assert set(places_at(plan, 3, corpus, {"p": 1.0}, PATCHES, 0)) == {"p"}
+    begin = {"t": Place(taken=50, offset=1)}
+    plan = plan_rows(corpus, weights, data, PATCHES, 0, begin)
+    taken, offset, _ = plan.block_place[0, 1]
+    assert (taken, offset) == (50, 1)
+
+
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_epoch_reads_every_element_of_every_source(seed):
     corpus, weights, data = random_mixture(seed)
     assert unread(corpus, plan_rows(corpus, weights, dataclasses.replace(data, max_text=0), PATCHES, seed)) == 0
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("max_text", [10, 32, 63])
 @pytest.mark.parametrize("with_images", [False, True])
 def test_an_epoch_reads_every_element_where_the_text_of_a_row_is_capped(max_text, with_images):
@@ -126,6 +141,50 @@ def test_shares_of_elements_hold_over_any_hundred_rows_of_the_stream(shares):
     expected = np.array(list(weights.values()))
     expected = np.broadcast_to((expected / expected.sum())[:, None], stretches.shape)
     np.testing.assert_allclose(stretches / stretches.sum(0), expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("shares", "tolerance"),
+    [
+        (dict(short=1, texts=1), 0.002),
+        (dict(short=1, long=2, albums=1, texts=1), 0.01),
+        (dict(short=1, texts=3, books=6), 0.002),
+        (dict(short=1, long=1), 0.02),
+        (dict(texts=1, books=1), 0.001),
+    ],
+)
+def test_shares_of_elements_hold_over_any_thousand_rows_of_many(shares, tolerance):
+    random = np.random.default_rng(0)
+    sources = [
+        sized("short", np.minimum(random.geometric(1 / 20, 40_000), 500), 1),
+        sized("long", np.minimum(random.geometric(1 / 90, 15_000), 900), 1),
+        sized("albums", random.integers(0, 300, 6000), 3),
+        sized("texts", random.lognormal(6, 1, 9000).astype(int), 0),
+        sized("books", random.lognormal(8, 2, 400).astype(int), 0),
+    ]
+    corpus = Corpus(tuple(source for source in sources if source.name in shares))
+    plan = plan_rows(corpus, shares, DataConfig(context_length=1024, max_images=64), 100, 0)
+    source = np.searchsorted(corpus.offsets, plan.piece_document, side="right") - 1
+    table = np.zeros((len(shares), plan.rows))
+    np.add.at(table, (source, plan.piece_row), plan.piece_length)
+    running = np.pad(np.cumsum(table, axis=1), ((0, 0), (1, 0)))
+    stretches = running[:, 1000:] - running[:, :-1000]
+    expected = np.array(list(shares.values())) / sum(shares.values())
+    assert stretches.shape[1] > 2000
+    np.testing.assert_allclose(
+        stretches / stretches.sum(0), np.tile(expected[:, None], stretches.shape[1]), atol=tolerance
+    )
+
+
+@pytest.mark.parametrize(("patches", "published"), [(64, 0.0075), (256, 0.030)])
+def test_rows_of_images_are_packed_as_well_as_by_the_best_fit_of_all(patches, published):
+    captions = np.minimum(np.random.default_rng(0).geometric(1 / 20, 30_000), 2000)
+    corpus = Corpus((sized("p", captions, 1),))
+    plan = plan_rows(corpus, {"p": 1.0}, DataConfig(context_length=4096, max_images=64), patches, 0)
+    rows = len(best_fit_decreasing(captions + patches + 3, 4096))
+    assert rows <= plan.rows <= rows * 1.002 + 1
+    assert plan.about["padding"] == pytest.approx(published, rel=0.1)
+    assert np.unique(plan.piece_document).size == len(captions)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
@@ -245,6 +304,52 @@ def test_documents_that_no_row_can_hold_are_named(sources, data, message):
         plan_rows(*mixture(sources()), DataConfig(**(dict(context_length=64) | data)), PATCHES, 0)
 
 
+def check_whole_documents(corpus, plan):
+    """Documents with images are never split, and none is read twice as long as another has not been read."""
+    images, length = sizes(corpus)
+    whole = images[plan.piece_document] > 0
+    assert np.all(plan.piece_start[whole] == 0)
+    np.testing.assert_array_equal(plan.piece_length[whole], length[plan.piece_document[whole]])
+    times = np.bincount(plan.piece_document[whole], minlength=len(corpus))
+    for begin, end in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True):
+        if images[begin]:
+            assert np.ptp(times[begin:end]) <= 1
+
+
+def check_texts(corpus, plan):
+    """Plain texts go on where the row before cut them, and none is read twice before all have been read."""
+    images, length = sizes(corpus)
+    assert np.all(plan.piece_length > 0)
+    for source, (begin, end) in enumerate(zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)):
+        if images[begin]:
+            continue
+        times = np.zeros(end - begin, int)
+        pieces = pieces_in_reading_order(corpus, plan, source)
+        reading, at = None, 0
+        for document, start, taken in pieces:
+            if reading is None:
+                assert start == 0
+            else:
+                assert (document, start) == (reading, at)  # the rest of what the row before cut
+            at = start + taken
+            assert at <= length[document]
+            reading = document if at < length[document] else None
+            times[document - begin] += reading is None
+        if reading is not None:
+            times[reading - begin] += 1  # the end of the epoch cuts one document
+        assert np.ptp(times) <= 1
+
+
+def joined(plan, rows, other):
+    """The first rows of a plan, and after them another plan."""
+    end = int(plan.row_offset[rows])
+    values = {name: getattr(plan, name) for name in COLUMNS}
+    for name in ("piece_document", "piece_start", "piece_length"):
+        values[name] = np.concatenate([values[name][:end], getattr(other, name)])
+    values["row_offset"] = np.concatenate([plan.row_offset[: rows + 1], end + other.row_offset[1:]])
+    return RowPlan(**values, about={})
+
+
 def random_mixture(seed, plain=0):
     """Up to three sources with images and from `plain` to three without, and the data config to plan them with."""
     random = np.random.default_rng([seed, 99])
@@ -291,6 +396,18 @@ def listed(name, weight, documents):
     return Source(name, DocumentList(documents)), float(weight)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Documents of which only the sizes are known."""
+
+    text_lengths: np.ndarray
+    images: np.ndarray
+
+
+def sized(name, lengths, images):
+    return Source(name, Sizes(lengths, np.full(len(lengths), images, np.uint8)))
+
+
 def mixture(entries):
     """A corpus and its weights."""
     return Corpus(tuple(source for source, _ in entries)), {source.name: weight for source, weight in entries}
@@ -307,13 +424,10 @@ def sizes(corpus):
 
 
 def used(corpus, plan: RowPlan):
-    """Elements, images, and elements that may bear a text loss, in each row; added up piece by piece."""
-    totals = np.zeros((3, plan.rows), int)
-    for row in range(plan.rows):
-        for piece in range(plan.row_offset[row], plan.row_offset[row + 1]):
-            images, length = corpus[int(plan.piece_document[piece])].images, plan.piece_length[piece]
-            totals[:, row] += length, images, length - images * (PATCHES + 1)
-    return totals
+    """Elements, images, and elements that may bear a text loss, in each row."""
+    images = sizes(corpus)[0][plan.piece_document]
+    amounts = (plan.piece_length, images, plan.piece_length - images * (PATCHES + 1))
+    return [np.bincount(plan.piece_row, amount, plan.rows).astype(int) for amount in amounts]
 
 
 def pieces_in_reading_order(corpus, plan: RowPlan, source):

@@ -2,6 +2,9 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -98,6 +101,41 @@ def test_rows_far_into_the_stream_can_be_read():
     check_spans(batch.spans)
 
 
+def test_a_row_belongs_to_the_last_phase_that_has_begun():
+    rows = phased({"7": EVEN, "300": TEXTS})
+    lengths = [plan.rows for plan in rows.plans]
+    assert lengths[1] < 200
+    assert [rows.planned_row(r) for r in range(7)] == [(0, r) for r in range(7)]
+    assert [rows.planned_row(7 + r) for r in range(lengths[1])] == [(1, r) for r in range(lengths[1])]
+    assert {rows.planned_row(r)[0] for r in range(7 + lengths[1], 300)} == {1}
+    assert rows.planned_row(300) == (2, 0)
+    assert {rows.planned_row(r)[0] for r in range(300, 700)} == {2}
+    for r in (0, 6, 7, 50, 299, 300, 500):
+        phase, planned = rows.planned_row(r)
+        plan = rows.plans[phase]
+        documents = plan.piece_document[slice(*plan.row_offset[planned : planned + 2])]
+        assert set(rows[r].source.tolist()) - {-1} == {rows.corpus.find(d)[0] for d in documents.tolist()}
+        assert phase < 2 or set(rows[r].source.tolist()) == {1}
+
+
+def test_a_later_phase_and_its_source_leave_earlier_rows_as_they_were():
+    extra = Source("a new one", DocumentList(tiny_corpus(5).sources[1].documents.documents))
+    before = phased({"7": EVEN})
+    after = phased({"7": EVEN, "90": {"a new one": 1.0}}, extra)
+    for r in range(90):
+        assert_same(before[r], after[r])
+    assert {s for r in range(90, 110) for s in after[r].source.tolist()} == {2}
+
+
+@pytest.mark.parametrize("start", [1, 7, 40, 200])
+def test_a_phase_reads_what_the_phases_before_have_not(start):
+    rows = phased({str(start): EVEN})
+    first, second = rows.plans
+    documents = np.append(first.piece_document[: first.row_offset[min(start, first.rows)]], second.piece_document)
+    times = np.bincount(documents[documents < rows.corpus.offsets[1]], minlength=rows.corpus.offsets[1])
+    assert np.ptp(times) <= 1
+
+
 def test_one_text_is_read_again_and_again():
     text = random_text(np.random.default_rng(0), 20, 21)
     config = tiny_config(data__sources={"texts": {"kind": "prose"}})
@@ -137,11 +175,46 @@ def test_a_worker_that_dies_is_replaced_and_the_stream_goes_on():
     assert "Reading goes on from row" in said[0]
 
 
+@pytest.mark.slow
+def test_workers_leave_no_shared_memory_behind():
+    """In a process of its own: Python says at its end what is left."""
+    script = """
+if __name__ == "__main__":
+    from test_stream import batches, tiny_rows
+    with batches(tiny_rows(), 0, 4, slice(0, 4), workers=2) as iterator:
+        kept = [next(iterator) for _ in range(5)]
+"""
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "leaked" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
 def test_a_row_that_cannot_be_made_is_an_error_and_not_tried_again():
     rows = tiny_rows()
     broken = dataclasses.replace(rows, special=None)
     with pytest.raises(AttributeError):
         read(broken, 0, 4, count=1, workers=1)
+
+
+EVEN, TEXTS = {"pairs": 1.0, "texts": 1.0}, {"texts": 1.0}
+
+
+def phased(phases, *more: Source) -> Rows:
+    sources = {
+        "pairs": {"path": "synthetic:pairs", "weight": 2.0},
+        "texts": {"path": "synthetic:text", "weight": 1.0},
+        **{source.name: {"path": "synthetic:text", "weight": 0.0} for source in more},
+    }
+    config = tiny_config(data__sources=sources, data__phases=phases)
+    found = {source.name: source for source in (*tiny_corpus().sources, *more)}
+    return make_rows(Corpus(tuple(found[name] for name in config.data.source_names)), config, special())
 
 
 def tiny_rows(documents=40, seed=0, **data) -> Rows:

@@ -24,8 +24,9 @@ import numpy as np
 from transfusion_jax.config import Config, DataConfig
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.packing import ELEMENTS
-from transfusion_jax.data.plan_blocks import BLOCK_ROWS, Mixture, Place, Reader, plan_blocks
+from transfusion_jax.data.plan_blocks import BLOCK_ROWS, Mixture, plan_blocks
 from transfusion_jax.data.plan_files import Columns, RowPlan, in_memory, open_plan, store
+from transfusion_jax.data.sequences import Place, Reader
 
 VERSION = 1  # of the plans: where planning changes this does, and plans of another version are left alone
 SAY_AFTER, SAY_EVERY = 2.0, 10.0  # seconds

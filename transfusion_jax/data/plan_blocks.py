@@ -2,113 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.documents import Corpus, Source
 from transfusion_jax.data.packing import ELEMENTS, IMAGES, TEXT, best_fit, deal
 from transfusion_jax.data.plan_files import Columns
+from transfusion_jax.data.sequences import Place, Reader, enough
 from transfusion_jax.data.shuffle import shuffled
 
 BLOCK_ROWS = 8192
 BACKLOG = 1.25  # what a block takes of a source that fell behind, in shares of the block
-SURVEYED = 1 << 20  # documents looked at together
+GROWTHS = 8  # the last block is planned again with more rows, so often at most, until everything fits
+STRETCHES = 64  # of a block's rows, each like the others in size
 ROW, DOCUMENT, START, LENGTH = range(4)  # of a piece
-
-
-@dataclass(frozen=True)
-class Place:
-    """How far the endless sequence of a source's documents has been read."""
-
-    taken: int = 0  # documents of the sequence
-    offset: int = 0  # elements read of the next one, a plain text
-    carried: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [n], taken, and in no row yet
-
-
-@dataclass(frozen=True)
-class Reader:
-    """The documents of one source as an endless sequence: pass after pass, each in an order of its own."""
-
-    source: Source
-    offset: int  # the corpus's number of its first document
-    patches: int
-    seed: tuple[int, int]
-
-    @classmethod
-    def of(cls, corpus: Corpus, name: str, patches: int, seed: int) -> Reader:
-        """A source's order hangs on its name, not on its place among the others."""
-        index = [source.name for source in corpus.sources].index(name)
-        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        return cls(corpus.sources[index], int(corpus.offsets[index]), patches, (seed, number))
-
-    def owns(self, numbers: np.ndarray) -> np.ndarray:
-        """Which of the corpus's documents are this source's, `[n]` bool."""
-        return (self.offset <= numbers) & (numbers < self.offset + len(self.source))
-
-    def sizes(self, documents: np.ndarray | slice) -> np.ndarray:
-        """What documents take of a row, `[n, 3]`."""
-        images = self.source.documents.images[documents].astype(np.int64)
-        elements = 1 + self.source.documents.text_lengths[documents] + images * (self.patches + 2)
-        return np.stack([elements, images, elements - images * (self.patches + 1)], 1)  # BOI has no text loss
-
-    def take(self, begin: int, elements: float) -> tuple[np.ndarray, np.ndarray]:
-        """So many documents from a place of the sequence on as bring these elements, `[n]`, and their sizes."""
-        documents, sizes = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
-        while (total := int(sizes[:, ELEMENTS].sum())) < elements:
-            mean = total / len(sizes) if len(sizes) else elements
-            more = self._sequence(begin + len(sizes), math.ceil((elements - total) / mean * 1.01) + 16)
-            documents, sizes = np.append(documents, more), np.concatenate([sizes, self.sizes(more)])
-        count = int(np.searchsorted(np.cumsum(sizes[:, ELEMENTS]), elements)) + 1 if elements > 0 else 0
-        return documents[:count], sizes[:count]
-
-    def take_text(self, place: Place, elements: int) -> tuple[np.ndarray, np.ndarray, Place]:
-        """The plain texts that the next elements stand in, their lengths, and the place after those elements."""
-        documents, sizes = self.take(place.taken, place.offset + elements)
-        ends = np.cumsum(sizes[:, ELEMENTS]) - place.offset
-        whole = int(np.searchsorted(ends, elements, side="right"))
-        read = ends[whole - 1] if whole else -place.offset
-        return documents, sizes[:, ELEMENTS], Place(place.taken + whole, int(elements - read))
-
-    def survey(self, capacity: np.ndarray) -> np.ndarray:
-        """The sizes of all documents added up, `[3]`.
-
-        Raises:
-            ConfigError: there are none, or some do not fit a row, or they are of both kinds.
-        """
-        name, count = self.source.name, len(self.source)
-        if not count:
-            raise ConfigError(f"source {name!r} holds no documents")
-        total, most, worst = np.zeros((3, 3), np.int64)
-        pictured = 0
-        for begin in range(0, count, SURVEYED):
-            sizes = self.sizes(slice(begin, begin + SURVEYED))
-            total += sizes.sum(0)
-            pictured += int(np.count_nonzero(sizes[:, IMAGES]))
-            worst = np.where(sizes.max(0) > most, sizes.argmax(0) + begin, worst)
-            most = np.maximum(most, sizes.max(0))
-        if pictured not in (0, count):
-            raise ConfigError(f"source {name!r} mixes plain texts with documents that hold images: split it")
-        units = ("elements", "images", "text elements")
-        options = ("data.context_length", "data.max_images", "data.max_text")
-        for column, (unit, option) in enumerate(zip(units, options, strict=True)):
-            if pictured and most[column] > capacity[column]:
-                raise ConfigError(
-                    f"document {worst[column]} of source {name!r} takes {most[column]} {unit} and is not split: "
-                    f"{option} is {capacity[column]}"
-                )
-        return total
-
-    def _sequence(self, begin: int, count: int) -> np.ndarray:
-        size = len(self.source)
-        place = np.arange(begin, begin + count)
-        turn = place // size
-        return shuffled(place % size, size, self.seed, turn if turn[0] != turn[-1] else turn[0])
 
 
 @dataclass(frozen=True)
@@ -124,6 +35,11 @@ class Mixture:
     def plain(self) -> np.ndarray:
         """Which sources are plain texts, `[sources]`."""
         return np.array([not reader.source.pictured for reader in self.readers])
+
+    @property
+    def pictured(self) -> list[int]:
+        """The indices of the others."""
+        return np.flatnonzero(~self.plain).tolist()
 
     @cached_property
     def totals(self) -> np.ndarray:
@@ -145,46 +61,48 @@ class Mixture:
 def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Columns, float]]:
     """The columns of one block of rows after the other, and how much of the epoch has been read.
 
-    The first block holds no rows: it is where the columns of offsets begin. At the end of the epoch come as many
-    more rows as it takes to place every document.
+    The first block holds no rows: it is where the columns of offsets begin. The last takes all that was carried.
 
     Raises:
         ConfigError: see `Mixture.totals`; or captions leave plain texts no room.
     """
     totals, context = mixture.totals, int(mixture.capacity[ELEMENTS])
-    read = _waiting(mixture, places)[:, ELEMENTS]
-    placed, number = np.zeros_like(read), 0
-    ends = (0, 0, 0)
+    placed, number, ends = np.zeros_like(totals), 0, (0, 0, 0)
     columns, ends = _columns(np.zeros((0, 4), np.int64), 0, placed, places, ends)
     yield columns | {"row_offset": np.zeros(1, np.int64)}, 0.0
-    while (reading := bool(np.any(read < totals))) or any(len(place.carried) for place in places):
-        if reading:
-            rows = min(_rows_missing(mixture, read, placed, ends[0]), BLOCK_ROWS)
+    while np.any(placed < totals) or any(len(place.carried) for place in places):
+        if np.any(placed < totals):
+            rows = min(_rows_missing(mixture, placed, ends[0]), BLOCK_ROWS)
             behind = mixture.shares * (placed.sum() + rows * context) - placed
             wanted = np.minimum(behind, BACKLOG * mixture.shares * rows * context)
         else:
-            rows = min(int(np.max(-(-_waiting(mixture, places).sum(0) // mixture.capacity))), BLOCK_ROWS)
-            wanted = None
-        table, places, taken, used = _plan_block(mixture, rows, wanted, places, number)
-        read, placed, number = read + taken, placed + used, number + 1
-        if np.any(mixture.plain) and not read[mixture.plain].any():
+            carried = sum(r.sizes(place.carried).sum(0) for r, place in zip(mixture.readers, places, strict=True))
+            rows, wanted = min(_rows_for(carried, mixture), BLOCK_ROWS), np.full(len(totals), np.inf)
+        block = _plan_block(mixture, rows, wanted, places, number)
+        for _ in range(GROWTHS):
+            missing = np.any(placed + block.used + block.waiting < totals)
+            if missing or rows == BLOCK_ROWS or not block.left_over.any():
+                break
+            rows = min(rows + _rows_for(block.left_over, mixture), BLOCK_ROWS)
+            block = _plan_block(mixture, rows, wanted, places, number)
+        places, placed, number = block.places, placed + block.used, number + 1
+        if np.any(mixture.plain) and not placed[mixture.plain].any():
             raise ConfigError("captions use up data.max_text in every row and leave plain text no room: raise it")
-        columns, ends = _columns(table, rows, used, places, ends)
-        yield columns, float(np.min(read / totals).clip(0, 1))
+        columns, ends = _columns(block.table, block.rows, block.used, places, ends)
+        yield columns, float(np.min(placed / totals).clip(0, 1))
 
 
-def _waiting(mixture: Mixture, places: Sequence[Place]) -> np.ndarray:
-    """The sizes of the documents carried, added up, `[sources, 3]`."""
-    return np.array([r.sizes(place.carried).sum(0) for r, place in zip(mixture.readers, places, strict=True)])
+def _rows_for(sizes: np.ndarray, mixture: Mixture) -> int:
+    """The fewest rows that could hold documents whose sizes add up so."""
+    return int(np.max(-(-sizes // mixture.capacity)))
 
 
-def _rows_missing(mixture: Mixture, read: np.ndarray, placed: np.ndarray, rows: int) -> int:
+def _rows_missing(mixture: Mixture, placed: np.ndarray, rows: int) -> int:
     """How many more rows it takes to read every source, as far as can be told after some rows."""
     rate = mixture.shares * mixture.capacity[ELEMENTS]
     capped = np.minimum(rate, mixture.capacity[TEXT])
-    seen = np.where(read > 0, np.minimum(capped, read / max(rows, 1)), capped) if rows else capped
-    missing = mixture.totals - np.where(mixture.plain, read, placed)
-    missing = np.where(read < mixture.totals, missing, 0)
+    seen = np.where(placed > 0, np.minimum(capped, placed / max(rows, 1)), capped)
+    missing = np.maximum(mixture.totals - placed, 0)
     return max(1, math.ceil(np.max(missing / np.where(mixture.plain, seen, rate))))
 
 
@@ -218,29 +136,50 @@ class _Pool:
     fresh: np.ndarray  # [n] bool, not carried from the block before
 
 
-def _plan_block(
-    mixture: Mixture, rows: int, wanted: np.ndarray | None, places: Sequence[Place], number: int
-) -> tuple[np.ndarray, list[Place], np.ndarray, np.ndarray]:
-    """Pieces `[n, 4]` in row order, the places after them, and each source's elements taken and placed.
+@dataclass(frozen=True)
+class _Block:
+    """What was planned at once."""
+
+    rows: int  # as many as were asked for; where no text fills them, as many as the documents take
+    table: np.ndarray  # [pieces, 4], in row order
+    places: list[Place]  # after it
+    used: np.ndarray  # [sources], elements in the rows
+    waiting: np.ndarray  # [sources], elements of what was to be placed and did not fit
+    left_over: np.ndarray  # [3], their sizes added up
+
+
+def _plan_block(mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequence[Place], number: int) -> _Block:
+    """Fills rows.
 
     Args:
         mixture: what to plan from.
         rows: in this block.
-        wanted: elements to place of each source with images; None places what was carried and takes none.
+        wanted: elements to place of each source with images; without end: what was carried, and nothing else.
         places: where to read on.
         number: of the block.
     """
     pool, places = _gather(mixture, wanted, places)
-    left = np.tile(mixture.capacity, (rows, 1))
-    row_of = _pack(pool, left, np.flatnonzero(~mixture.plain), tight=not mixture.plain.any())
-    order = shuffled(np.arange(rows), rows, (mixture.seed, number, 1))  # packing goes by size
+    seeds = [(mixture.seed, number, use) for use in (1, 2, 3)]
+    if mixture.plain.any():
+        left = np.tile(mixture.capacity, (rows, 1))
+        row_of = _deal_out(pool, left, mixture.pictured)
+        rest = np.flatnonzero(row_of < 0)
+        row_of[rest] = best_fit(pool.sizes[rest], left)
+    else:
+        left = np.tile(mixture.capacity, (2 * rows + 1, 1))  # the best fit leaves no two rows half empty
+        row_of = np.empty(len(pool.source), np.int64)
+        mixed = shuffled(np.arange(len(row_of)), len(row_of), seeds[0])  # those of one size are of all sources
+        row_of[mixed] = best_fit(pool.sizes[mixed], left)
+        rows = int(row_of.max()) + 1
+        left = left[:rows]
+    order = _spread(rows, seeds[1])
     left[order] = left.copy()
     offsets = np.array([reader.offset for reader in mixture.readers])
-    used, taken = (_elements(pool, chosen, len(places)) for chosen in (row_of >= 0, pool.fresh))
+    used, waiting = (_elements(pool, chosen, len(places)) for chosen in (row_of >= 0, row_of < 0))
     on = np.flatnonzero(row_of >= 0)
     document = pool.document[on] + offsets[pool.source[on]]
     tables = [np.stack([order[row_of[on]], document, np.zeros_like(on), pool.sizes[on, ELEMENTS]], 1)]
-    for s in np.flatnonzero(~mixture.plain).tolist():
+    for s in mixture.pictured:
         out = pool.document[(pool.source == s) & (row_of < 0)]
         places[s] = replace(places[s], carried=np.append(out, places[s].carried))
     seams = _split_room(np.minimum(left[:, ELEMENTS], left[:, TEXT]), np.where(mixture.plain, mixture.shares, 0))
@@ -248,23 +187,22 @@ def _plan_block(
         begin = places[s].offset
         texts, lengths, places[s] = mixture.readers[s].take_text(places[s], int(seams[s, -1]))
         tables.append(_cut(texts + offsets[s], lengths, begin, seams[s]))
-        used[s] = taken[s] = seams[s, -1]
+        used[s] = seams[s, -1]
     table = np.concatenate(tables)
-    mixed = shuffled(np.arange(len(table)), len(table), (mixture.seed, number, 2))
-    table = table[mixed]
-    return table[np.argsort(table[:, ROW].astype(np.uint16), kind="stable")], places, taken, used
+    table = table[shuffled(np.arange(len(table)), len(table), seeds[2])]
+    table = table[np.argsort(table[:, ROW].astype(np.uint16), kind="stable")]
+    return _Block(rows, table, places, used, waiting, pool.sizes[row_of < 0].sum(0))
 
 
-def _gather(mixture: Mixture, wanted: np.ndarray | None, places: Sequence[Place]) -> tuple[_Pool, list[Place]]:
+def _gather(mixture: Mixture, wanted: np.ndarray, places: Sequence[Place]) -> tuple[_Pool, list[Place]]:
     """What was carried comes first; the places keep what is not wanted yet."""
     after, parts = list(places), []
-    for s in np.flatnonzero(~mixture.plain).tolist():
+    for s in mixture.pictured:
         reader, place = mixture.readers[s], places[s]
         old = reader.sizes(place.carried)
-        want = math.inf if wanted is None else float(wanted[s])
-        count = int(np.searchsorted(np.cumsum(old[:, ELEMENTS]), want, side="right"))
-        lacking = want - old[:, ELEMENTS].sum() if wanted is not None and count == len(old) else 0.0
-        new, new_sizes = reader.take(place.taken, lacking)
+        count = enough(old, wanted[s])
+        lacking = wanted[s] - old[:, ELEMENTS].sum()
+        new, new_sizes = reader.take(place.taken, lacking if lacking < math.inf else 0.0)
         after[s] = Place(place.taken + len(new), 0, place.carried[count:])
         total = count + len(new)
         documents, sizes = np.append(place.carried[:count], new), np.concatenate([old[:count], new_sizes])
@@ -273,23 +211,32 @@ def _gather(mixture: Mixture, wanted: np.ndarray | None, places: Sequence[Place]
     return _Pool(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True))), after
 
 
-def _pack(pool: _Pool, left: np.ndarray, sources: np.ndarray, tight: bool) -> np.ndarray:
-    """A row for each document, or −1: equal shares, or the best fit where no text fills the rows, `tight`.
+def _deal_out(pool: _Pool, left: np.ndarray, sources: list[int]) -> np.ndarray:
+    """A row for each document, or −1, so that rows get equal shares of each source.
 
     What the block before carried is dealt first, to empty rows, so that nothing waits for long; then the sources,
-    that of the longest document first. What finds no place so is fitted in.
+    that of the longest document first.
     """
     row_of = np.full(len(pool.source), -1)
     load = {s: np.zeros(len(left), np.int64) for s in sources}
-    parts = [(s, np.flatnonzero((pool.source == s) & ~pool.fresh)) for s in sources]
-    if not tight:
-        fresh = [(s, np.flatnonzero((pool.source == s) & pool.fresh)) for s in sources]
-        parts += sorted(fresh, key=lambda part: -pool.sizes[part[1], ELEMENTS].max(initial=0))
-    for s, documents in parts:
+    carried, fresh = (
+        [(s, np.flatnonzero((pool.source == s) & (pool.fresh == f))) for s in sources] for f in (0, 1)
+    )
+    fresh.sort(key=lambda part: -pool.sizes[part[1], ELEMENTS].max(initial=0))
+    for s, documents in carried + fresh:
         row_of[documents] = deal(pool.sizes[documents], left, load[s])
-    rest = np.flatnonzero(row_of < 0)
-    row_of[rest] = best_fit(pool.sizes[rest], left)
     return row_of
+
+
+def _spread(rows: int, seed: tuple[int, ...]) -> np.ndarray:
+    """A random place for each row, `[rows]`, such that neighbours, which were packed alike, end up far apart.
+
+    Rows are cut into stretches; in the new order, each stretch in turn gives one of its rows.
+    """
+    stretch, member = np.divmod(np.arange(rows), -(-rows // STRETCHES))
+    turn = shuffled(member, int(member.max()) + 1, seed, stretch)
+    key = turn * STRETCHES + shuffled(stretch, STRETCHES, seed, turn)
+    return np.argsort(np.argsort(key))
 
 
 def _elements(pool: _Pool, chosen: np.ndarray, sources: int) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -153,16 +154,20 @@ def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: list[int]) -> Non
 
 
 def _rename(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
+    """Other processes may be at the same: a whole plan that stands there stays, a damaged one goes."""
+    while True:
+        try:
+            partial.rename(folder)
+            return _sync_folder(folder.parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
         if open_plan(folder):
-            return  # another process was first
+            return None
         damaged = partial.with_suffix(".damaged")
-        folder.rename(damaged)
-        partial.rename(folder)
-        shutil.rmtree(damaged)
-    _sync_folder(folder.parent)
+        with suppress(FileNotFoundError):
+            folder.rename(damaged)
+            shutil.rmtree(damaged)
 
 
 def _sync(file: Any) -> None:

@@ -25,9 +25,9 @@ def shuffled(
         seed: one number or several, none negative.
         turn: each turn is a permutation of its own; one number, or one for each index.
     """
-    if not 1 <= size <= LARGEST:
+    if not 0 <= size <= LARGEST:
         raise ValueError(f"a permutation of {size} entries")
-    index = np.asarray(index)
+    index = np.asarray(index, np.int64)
     flat = index.reshape(-1).astype(np.uint64)
     turns = np.asarray(turn, np.uint64).astype(np.uint32).reshape(-1)
     rounds = next(number for bound, number in _ROUNDS.items() if size < bound)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
+import numpy as np
 from absl import flags
 
 from transfusion_jax.config import Config
@@ -129,7 +131,7 @@ def _batches(
         try:
             with closing(_open(rows, row, batch_rows, local, workers)) as iterator:
                 opened_at = row
-                for batch in iterator:
+                for batch in map(_copy, iterator) if workers else iterator:
                     yield batch
                     row = rows.after(row, batch_rows)
         except RuntimeError as error:
@@ -138,6 +140,11 @@ def _batches(
             say(f"{error} Reading goes on from row {row} with new workers.")
         else:
             return
+
+
+def _copy(batch: Batch) -> Batch:
+    """A batch in this process's own memory: the memory shared with a worker is given back at once."""
+    return jax.tree.map(np.array, batch)
 
 
 def _open(rows: Rows, first_row: int, batch_rows: int, local: slice, workers: int) -> Any:

@@ -1,0 +1,180 @@
+"""How long it takes to plan the rows of very many documents, and to start again with the plan.
+
+The documents are sizes alone, in memory-mapped files: captions of about twenty tokens with one image each, and
+texts of about six hundred tokens, two pairs to one text, which at equal weights are read up together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import pickle
+import resource
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import harness
+from transfusion_jax.config import DataConfig
+from transfusion_jax.data.documents import Corpus, Document, Source
+from transfusion_jax.data.plan import plan_rows
+from transfusion_jax.data.plan_files import RowPlan
+
+CHUNK = 1 << 22
+WEIGHTS = {"pairs": 0.5, "texts": 0.5}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`Documents` of which nothing is known but their sizes."""
+
+    text_lengths: np.ndarray
+    images: np.ndarray
+    hash: str
+
+    def __getitem__(self, number: int) -> Document:
+        raise NotImplementedError
+
+    def text(self, number: int, begin: int, end: int) -> np.ndarray:
+        """These documents have no text."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one planning cost, and what came of it."""
+
+    documents: int
+    context: int
+    patches: int
+    seconds: float  # of planning one epoch
+    documents_per_second: float
+    memory_bytes: int  # the most that planning added to the process, the mapped lengths not counted
+    plan_bytes: int  # on disk
+    restart_ms: float  # a new process opens the plan and finds the pieces of a row, the best of three
+    pickle_bytes: int  # what a worker is sent
+    about: dict[str, object]
+    machine: dict[str, object]
+
+
+def main() -> None:
+    """Plans, starts again, and prints."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--documents", type=int, default=1_000_000, help="in all (default: %(default)s)")
+    parser.add_argument("--context", type=int, default=4096, help="elements per row (default: %(default)s)")
+    parser.add_argument("--patches", type=int, default=256, help="elements per image (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where files are kept meanwhile (default: a temporary folder)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        result = measure(Path(folder), arguments.documents, arguments.context, arguments.patches)
+    text = json.dumps(dataclasses.asdict(result), indent=2)
+    print(text if arguments.json == "-" else table(result))
+    if arguments.json not in (None, "-"):
+        Path(arguments.json).write_text(text + "\n")
+
+
+def measure(folder: Path, documents: int, context: int, patches: int) -> Result:
+    """Plans an epoch of synthetic documents under a folder."""
+    spawned = multiprocessing.get_context("spawn")
+    with spawned.Pool(1) as pool:  # NumPy's chunks must not count as the planner's memory
+        pool.apply(write_lengths, (folder, documents))
+    with spawned.Pool(1) as pool:
+        seconds, memory, plan = pool.apply(plan_in, (folder, context, patches))
+    restarts = []
+    for row in np.linspace(0, plan.rows - 1, 3).astype(int):
+        with spawned.Pool(1) as pool:
+            restarts.append(pool.apply(restart, (folder, context, patches, int(row))))
+    assert plan.folder
+    plan_bytes = sum(path.stat().st_size for path in plan.folder.iterdir())
+    return Result(
+        documents,
+        context,
+        patches,
+        seconds,
+        documents / seconds,
+        memory,
+        plan_bytes,
+        min(restarts),
+        len(pickle.dumps(plan)),
+        dict(plan.about),
+        harness.machine(),
+    )
+
+
+def write_lengths(folder: Path, documents: int) -> None:
+    """The sizes of both sources, chunk by chunk."""
+    texts = documents // 3
+    for name, count in (("pairs", documents - texts), ("texts", texts)):
+        file = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.int32, (count,))
+        for begin in range(0, count, CHUNK):
+            random = np.random.default_rng([begin, texts])
+            size = min(CHUNK, count - begin)
+            captions, long = random.geometric(1 / 20, size), random.lognormal(np.log(600) - 0.5, 1, size)
+            file[begin : begin + size] = np.minimum(captions, 2000) if name == "pairs" else long
+        images = np.lib.format.open_memmap(folder / f"{name}.images.npy", "w+", np.uint8, (count,))
+        images[:] = name == "pairs"
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """The synthetic documents."""
+    sources = []
+    for name in WEIGHTS:
+        lengths, images = (np.load(folder / f"{name}{part}.npy", mmap_mode="r") for part in ("", ".images"))
+        sources.append(Source(name, Sizes(lengths, images, f"{name} {len(lengths)}")))
+    return Corpus(tuple(sources))
+
+
+def open_or_plan(folder: Path, context: int, patches: int) -> RowPlan:
+    """The plan of one epoch."""
+    data = DataConfig(context_length=context, max_images=context // patches)
+    return plan_rows(open_corpus(folder), WEIGHTS, data, patches, 0, cache=folder / "plans")
+
+
+def plan_in(folder: Path, context: int, patches: int) -> tuple[float, int, RowPlan]:
+    """Seconds, bytes and the plan."""
+    before, begin = memory(), time.perf_counter()
+    plan = open_or_plan(folder, context, patches)
+    seconds = time.perf_counter() - begin
+    mapped = sum(path.stat().st_size for path in folder.glob("*.npy"))
+    return seconds, memory() - before - mapped, plan
+
+
+def restart(folder: Path, context: int, patches: int, row: int) -> float:
+    """Milliseconds until a row's pieces are known."""
+    begin = time.perf_counter()
+    plan = open_or_plan(folder, context, patches)
+    pieces = slice(*plan.row_offset[row : row + 2])
+    assert plan.piece_length[pieces].sum() <= context
+    assert len(plan.piece_document[pieces]) == len(plan.piece_start[pieces])
+    return 1000 * (time.perf_counter() - begin)
+
+
+def memory() -> int:
+    """The most resident memory that this process has had, mapped files with it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(result: Result) -> str:
+    """The result for reading."""
+    about = result.about
+    rows = [
+        ("documents", f"{result.documents:,}"),
+        ("planning", f"{result.seconds:.1f} s"),
+        ("documents per second", f"{result.documents_per_second:,.0f}"),
+        ("memory beyond mapped lengths", f"{result.memory_bytes / 2**20:,.0f} MiB"),
+        ("rows", f"{about['rows']:,}"),
+        ("pieces", f"{about['pieces']:,}"),
+        ("padding", f"{about['padding']:.4%}"),
+        ("plan on disk", f"{result.plan_bytes / 2**20:,.0f} MiB"),
+        ("restart", f"{result.restart_ms:.1f} ms"),
+        ("sent to a worker", f"{result.pickle_bytes} bytes"),
+    ]
+    return "\n".join(f"{name:30} {value:>16}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+import dataclasses
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import tiny_config, tiny_corpus
+from transfusion_jax.data import plan as planning
+from transfusion_jax.data import plan_blocks, plan_files
+from transfusion_jax.data.documents import Corpus, DocumentList, Source
+from transfusion_jax.data.plan import plan_rows
+from transfusion_jax.data.plan_files import COLUMNS, default_cache, open_plan
+from transfusion_jax.data.sequences import Place
+from transfusion_jax.errors import StorageError
+
+DATA, PATCHES = tiny_config().data, 4
+WEIGHTS = {"pairs": 2.0, "texts": 1.0}
+FILES = [*(f"{name}.npy" for name in COLUMNS), "plan.json"]
+
+
+def test_a_plan_on_disk_is_the_plan_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_blocks, "BLOCK_ROWS", 16)
+    stored, memory = planned(tmp_path), planned(None)
+    assert_same(stored, memory)
+    assert stored.rows > 32
+    assert stored.about == json.loads((stored.folder / "plan.json").read_text())
+    assert {name: getattr(stored, name).dtype for name in COLUMNS} == {
+        name: np.int32 if name == "piece_length" else np.int64 for name in COLUMNS
+    }
+
+
+def test_a_plan_is_made_once(tmp_path, monkeypatch):
+    first = planned(tmp_path)
+    monkeypatch.setattr(planning, "plan_blocks", None)
+    assert_same(planned(tmp_path), first)
+    assert_same(planned(tmp_path, weights={name: 8 * weight for name, weight in WEIGHTS.items()}), first)
+    assert [path.name for path in tmp_path.iterdir()] == [first.folder.name]
+
+
+def test_whatever_a_plan_depends_on_makes_another_one(tmp_path, monkeypatch):
+    def named(name):
+        corpus = tiny_corpus()
+        return {"corpus": Corpus((dataclasses.replace(corpus.sources[0], name=name), corpus.sources[1]))}
+
+    changes = [
+        {},
+        {"seed": 1},
+        {"patches": 5},
+        {"weights": {"pairs": 2.5, "texts": 1.0}},
+        {"weights": {"texts": 1.0}},
+        {"data": dataclasses.replace(DATA, context_length=50)},
+        {"data": dataclasses.replace(DATA, max_images=5)},
+        {"data": dataclasses.replace(DATA, max_text=40)},
+        {"corpus": tiny_corpus(seed=1)},
+        {"corpus": Corpus(tiny_corpus().sources[::-1])},
+        named("pictures") | {"weights": {"pictures": 2.0, "texts": 1.0}},
+        {"begin": {"texts": Place(1)}},
+        {"begin": {"texts": Place(1, 2)}},
+        {"begin": {"pairs": Place(1, 0, np.array([3]))}},
+        {"begin": {"pairs": Place(1, 0, np.array([4]))}},
+    ]
+    folders = {planned(tmp_path, **change).folder.name for change in changes}
+    monkeypatch.setattr(plan_blocks, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(planning, "BLOCK_ROWS", 16)
+    folders.add(planned(tmp_path).folder.name)
+    monkeypatch.setattr(planning, "VERSION", planning.VERSION + 1)
+    folders.add(planned(tmp_path).folder.name)
+    assert len(folders) == len(changes) + 2
+
+
+def test_what_does_not_shape_a_plan_makes_no_other_one(tmp_path):
+    first = planned(tmp_path)
+    other = Source("unread", DocumentList(tiny_corpus(3).sources[1].documents.documents))
+    corpus = Corpus((*tiny_corpus().sources, other))
+    assert planned(tmp_path, corpus=corpus, data=dataclasses.replace(DATA, workers=3)).folder == first.folder
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: cut_short(path), lambda path: path.write_bytes(b"{}")]
+)
+def test_a_damaged_plan_is_made_anew(tmp_path, name, damage):
+    first = planned(tmp_path)
+    expected = {column: getattr(first, column).copy() for column in COLUMNS}
+    damage(first.folder / name)
+    assert open_plan(first.folder) is None
+    again = planned(tmp_path)
+    for column in COLUMNS:
+        np.testing.assert_array_equal(getattr(again, column), expected[column])
+    assert [path.name for path in tmp_path.iterdir()] == [first.folder.name]
+
+
+def test_planning_that_is_broken_off_leaves_nothing(tmp_path):
+    def blocks():
+        yield {name: np.zeros(1, np.int64) for name in COLUMNS}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan_files.store(tmp_path / "plan", blocks(), lambda columns: {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_that_plan_at_the_same_time_the_first_to_end_provides_the_plan(tmp_path):
+    folder = planned(tmp_path / "other").folder
+    first = []
+
+    def blocks():
+        first.append(planned(tmp_path))
+        yield {name: getattr(first[0], name)[:1] for name in COLUMNS}
+
+    folder = tmp_path / folder.name
+    assert_same(plan_files.store(folder, blocks(), lambda columns: {}), first[0])
+    assert first[0].folder == folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "other"])
+
+
+@pytest.mark.slow
+def test_processes_that_plan_at_the_same_time_share_one_plan(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        plans = pool.map(planned, [tmp_path] * 6, chunksize=1)
+    for plan in plans:
+        assert_same(plan, planned(None))
+    assert [path.name for path in tmp_path.iterdir()] == [plans[0].folder.name]
+
+
+def test_a_plan_on_disk_is_sent_by_its_path_and_one_in_memory_whole(tmp_path):
+    for cache in (tmp_path, None):
+        plan = planned(cache)
+        sent = pickle.dumps(plan)
+        assert_same(pickle.loads(sent), plan)
+        assert (len(sent) < 500) == (cache is not None)
+
+
+def test_a_plan_that_was_deleted_meanwhile_is_an_error(tmp_path):
+    plan = planned(tmp_path)
+    sent = pickle.dumps(plan)
+    (plan.folder / "plan.json").unlink()
+    with pytest.raises(StorageError, match="was damaged or deleted meanwhile"):
+        pickle.loads(sent)
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"the row plan cannot be written: .* TRANSFUSION_CACHE"):
+        planned(tmp_path / "file")
+
+
+def test_the_variable_names_the_cache(monkeypatch):
+    monkeypatch.setenv("TRANSFUSION_CACHE", "/somewhere")
+    assert default_cache() == Path("/somewhere/plans")
+    monkeypatch.delenv("TRANSFUSION_CACHE")
+    assert default_cache() == Path.home() / ".cache/transfusion_jax/plans"
+
+
+def test_the_report_adds_up(tmp_path):
+    plan, corpus = planned(tmp_path), tiny_corpus()
+    about = plan.about
+    assert about["rows"] == plan.rows
+    assert about["pieces"] == len(plan.piece_length)
+    assert about["padding"] == pytest.approx(1 - plan.piece_length.sum() / (plan.rows * DATA.context_length))
+    for name, begin, end in (("pairs", 0, 40), ("texts", 40, 80)):
+        own = (begin <= plan.piece_document) & (plan.piece_document < end)
+        source = about["sources"][name]
+        assert source["documents"] == len(corpus.sources[0])
+        assert source["elements"] == plan.piece_length[own].sum()
+        assert source["share"] == pytest.approx(source["elements"] / plan.piece_length.sum())
+        assert source["share_asked"] == pytest.approx(WEIGHTS[name] / 3)
+        times = np.bincount(plan.piece_document[own & (plan.piece_start == 0)] - begin, minlength=40)
+        assert source["passes"] == pytest.approx(times.mean(), abs=1.5 / 40)
+
+
+def test_long_planning_says_how_far_it_is(monkeypatch):
+    said = []
+    planned(None, say=said.append)
+    assert said == []
+    monkeypatch.setattr(planning, "SAY_AFTER", 0.0)
+    monkeypatch.setattr(planning, "SAY_EVERY", 0.0)
+    monkeypatch.setattr(plan_blocks, "BLOCK_ROWS", 16)
+    planned(None, say=said.append)
+    assert len(said) > 3
+    assert said[-1].startswith("planning rows: 100% (")
+
+
+def planned(cache, corpus=None, weights=None, data=DATA, patches=PATCHES, seed=0, begin=None, say=print):
+    return plan_rows(corpus or tiny_corpus(), weights or WEIGHTS, data, patches, seed, begin, cache, say)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def assert_same(one, other):
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.about["sources"] == other.about["sources"]
