@@ -99,7 +99,7 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
             f"data.held_out {config.data.held_out} keeps nothing to evaluate on: raise it, or set "
             "loop.evaluate_every to 0",
         )
-        rows = make_rows(data.train, config, data.codec.special)
+        rows = make_rows(data.train, config, data.codec.special, _say)
         workdir = Workdir(arguments.workdir)  # begun only now that config and data have proved to fit
         task = TransfusionTask(config)
         locked = ExitStack()
