@@ -21,6 +21,8 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/cpu
+	$(BIN)/transfusion prepare digits --output data/digits --image-size 8 --channels 1 --held-out 0.15
+	$(BIN)/transfusion prepare prose --output data/prose --held-out 0.05
 	$(BIN)/transfusion train --config configs/digits.py --workdir $(RUN)
 	$(BIN)/transfusion sample --workdir $(RUN) -n 8 --output $(RUN)/digits.png $(foreach d,$(DIGITS),--prompt "a handwritten $(d)")
 	$(BIN)/transfusion sample --workdir $(RUN) --held-out 10

@@ -1,4 +1,4 @@
-"""The digits recipe made tiny: trains in seconds, for tests and for a first look.
+"""A tiny model on synthetic data: trains in seconds, for tests and for a first look.
 
 transfusion train --config configs/debug.py --workdir runs/debug
 """
@@ -27,12 +27,11 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             data=dict(
                 sources=dict(
-                    digits=dict(kind="digits", weight=1.0),
-                    prose=dict(kind="prose", weight=1.0),
+                    pairs=dict(path="synthetic:pairs"),
+                    text=dict(path="synthetic:text"),
                 ),
                 context_length=128,
                 max_images=4,
-                held_out=0.1,
             ),
             diffusion=dict(image_first_limit=500),
             optimizer=dict(learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),

@@ -1,5 +1,7 @@
 """Handwritten digits with captions, and English prose: a few minutes on two CPU cores.
 
+    transfusion prepare digits --output data/digits --image-size 8 --channels 1 --held-out 0.15
+    transfusion prepare prose --output data/prose --held-out 0.05
     transfusion train --config configs/digits.py --workdir runs/digits
 
 scikit-learn's 1,797 real 8×8 digits and the docstrings of Python's standard library. Half of the pairs come
@@ -31,16 +33,13 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             data=dict(
                 sources=dict(
-                    digits=dict(kind="digits", weight=6.0),
-                    prose=dict(kind="prose", weight=1.0),
+                    digits=dict(path="data/digits", weight=6.0),
+                    prose=dict(path="data/prose", weight=1.0),
                 ),
-                tokenizer="bytes",
-                autoencoder="identity",
                 context_length=256,
                 max_images=8,
                 image_first=0.5,
                 caption_dropout=0.1,
-                held_out=0.15,
             ),
             diffusion=dict(image_first_limit=500),
             optimizer=dict(

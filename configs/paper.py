@@ -38,13 +38,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 remat="full",
             ),
             data=dict(
-                tokenizer="tokenizer.model",  # Llama 2's, or any other with 32,000 entries
-                autoencoder="kl-f8c8",
+                encoding="kl-f8c8",
                 context_length=4096,
                 max_images=8,
                 image_first=0.2,
                 caption_dropout=0.1,
-                held_out=0.001,
             ),
             image_loss_weight=5.0,
             optimizer=dict(

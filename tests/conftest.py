@@ -5,6 +5,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -20,3 +22,13 @@ atexit.register(shutil.rmtree, plans, ignore_errors=True)
 os.environ["TRANSFUSION_CACHE"] = plans
 
 pytest_plugins = ["drills.table"]
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory):
+    """scikit-learn's digits, prepared."""
+    from helpers import prepare  # not before the variables above are set: JAX reads them when it is imported
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    prepare(folder, ["digits"], held_out=0.15, channels=1)
+    return folder

@@ -13,9 +13,16 @@ import numpy as np
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import Config
+from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.load import Codec, Data
+from transfusion_jax.data.prepare import Job
+from transfusion_jax.data.prepare import begin as begin_preparing
+from transfusion_jax.data.prepare.finish import finish
+from transfusion_jax.data.prepare.shard import prepare_shard
+from transfusion_jax.data.prepared import Prepared
+from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
@@ -49,10 +56,9 @@ def tiny_config(**changes: Any) -> Config:
         data=dict(
             context_length=48,
             max_images=4,
-            held_out=0.0,
             sources=dict(
-                pairs=dict(kind="digits", weight=2.0),
-                texts=dict(kind="prose", weight=1.0),
+                pairs=dict(path="synthetic:pairs", weight=2.0),
+                texts=dict(path="synthetic:text", weight=1.0),
             ),
         ),
         diffusion=dict(image_first_limit=500),
@@ -139,3 +145,28 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[int]:
         room = rooms.pop(fitting) if fitting < len(rooms) else capacity
         bisect.insort(rooms, room - length)
     return rooms
+
+
+def digits_config(folder: Path, **changes: Any) -> Config:
+    """A tiny config on the prepared digits of the fixture `digits_folder`."""
+    base = dict(
+        model__vocabulary=256,
+        model__latent_shape=(8, 8, 1),
+        model__patch_size=4,
+        data__sources={"digits": {"path": str(folder)}},
+    )
+    return tiny_config(**(base | changes))
+
+
+def prepare(folder: Path, inputs: list[str], held_out: float = 0.0, **options: Any) -> Prepared:
+    """`transfusion prepare` in this process, with bytes as tokenizer unless another is named."""
+    tokenizer = tokenizers.load(options.pop("tokenizer", "bytes"))
+    form, channels = options.pop("format", None), options.pop("channels", 3)
+    reading = ReadOptions(**(dict(image_size=8) | options))
+    shards = tuple(input_shards(inputs, form, reading))
+    job = Job(shards, reading, tokenizer.name, channels, held_out=held_out)
+    begin_preparing(job, tokenizer, folder)
+    for number in range(len(shards)):
+        prepare_shard(folder, job, number)
+    finish(folder, job)
+    return Prepared.open(folder)

@@ -21,6 +21,10 @@ EXECUTION = {
     "model.attention",
     "model.remat",
     "model.compute_dtype",
+    "data.sources.pairs.path",
+    "data.sources.texts.path",
+    "data.sources.pairs.held_out",
+    "data.sources.texts.held_out",
     "data.workers",
     "sampling.steps",
     "sampling.guidance",
@@ -65,11 +69,10 @@ def test_a_config_survives_its_own_json(name):
     [
         ("optimiser.learning_rate=1", "unknown config key optimiser: did you mean 'optimizer'?"),
         ("optimizer.learnin_rate=1", "unknown config key optimizer.learnin_rate: did you mean 'learning_rate'?"),
-        ("data.sources.digits.wieght=1", "key data.sources.digits.wieght: did you mean 'weight'?"),
+        ("data.sources.pairs.wieght=1", "key data.sources.pairs.wieght: did you mean 'weight'?"),
         ("mesh.zzz=1", "unknown config key mesh.zzz: valid: data, fsdp, tensor"),
         ("model.attention='flush'", "model.attention is 'flush'; valid: auto, blocked, reference"),
         ("model.remat=ful", "model.remat is 'ful'; did you mean 'full'?"),
-        ("data.sources.digits.kind=digit", "kind is 'digit'; did you mean 'digits'?"),
         ("evaluation.suites=['losses']", "evaluation.suites is 'losses'; did you mean 'loss'?"),
     ],
 )
@@ -95,8 +98,8 @@ def test_a_wrong_name_is_answered_with_the_nearest(override, message):
         ("evaluation.suites=loss", "evaluation.suites must be a list, not 'loss'"),
         ("model=3", "model must hold named fields, not 3"),
         ("data.sources=3", "data.sources must hold named entries, not 3"),
-        ("data.sources.digits=3", "data.sources.digits must hold named fields, not 3"),
-        ("data.sources.new.weight=1", "config key data.sources.new.kind is missing"),
+        ("data.sources.pairs=3", "data.sources.pairs must hold named fields, not 3"),
+        ("data.sources.pairs.path=3", "data.sources.pairs.path must be of type str, not 3"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(override, message):
@@ -138,8 +141,8 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
         (dict(data__max_images=0), "max_images must be positive"),
         (dict(data__image_first=1.01), "data.image_first must be between 0 and 1"),
         (dict(data__caption_dropout=-0.1), "data.caption_dropout must be between 0 and 1"),
-        (dict(data__held_out=1.5), "data.held_out must be between 0 and 1"),
-        (dict(data__held_out=1), "data.held_out of 1 leaves nothing to train on"),
+        (dict(data__sources__new=dict(weight=1)), "data.sources.*.path is missing"),
+        (dict(data__sources__pairs__held_out="data/test"), "goes with prepared data, not with synthetic"),
         (dict(data__max_text=49), "data.max_text must lie between 0 and context_length"),
         (dict(data__max_text=-1), "data.max_text must lie between 0 and context_length"),
         (dict(data__workers=-1), "data.workers must not be negative"),
@@ -240,9 +243,7 @@ def test_overrides_become_the_fields_types():
 
 
 def test_phases_are_in_order_and_new_sources_come_last():
-    changes = dict(
-        data__sources__early=dict(kind="prose", weight=0), data__sources__unread=dict(kind="prose", weight=0)
-    )
+    changes = dict(data__sources__early=dict(path="a", weight=0), data__sources__unread=dict(path="b", weight=0))
     config = tiny_config(**changes, data__phases={"1000": {"early": 2, "texts": 0}, "200": {"pairs": 3}})
     assert [(phase.start, phase.weights) for phase in config.data.mixtures] == [
         (0, {"pairs": 2.0, "texts": 1.0}),
@@ -263,9 +264,9 @@ def test_later_overrides_win_and_siblings_stay():
 
 
 def test_an_override_can_add_a_source():
-    config = configs.load(DEBUG, ["data.sources.more.kind=prose", "data.sources.more.weight=3"])
-    assert config.data.sources["more"] == configs.SourceConfig("prose", 3.0)
-    assert {"digits", "prose", "more"} == set(config.data.sources)
+    config = configs.load(DEBUG, ["data.sources.more.path=data/more", "data.sources.more.weight=3"])
+    assert config.data.sources["more"] == configs.SourceConfig("data/more", 3.0)
+    assert {"pairs", "text", "more"} == set(config.data.sources)
     again = configs.override(config, ["data.sources.more.weight=4", "seed=9"])
     assert (again.data.sources["more"].weight, again.seed) == (4.0, 9)
     assert config.data.sources["more"].weight == 3.0
@@ -307,12 +308,10 @@ def test_identity_changes_lists_each_identity_field_and_no_other():
 
 
 def test_identity_changes_lists_sources_that_came_and_went():
-    old = tiny_config(data__sources=dict(a=dict(kind="prose"), b=dict(kind="digits", weight=2)))
-    new = tiny_config(data__sources=dict(a=dict(kind="prose"), c=dict(kind="digits", weight=3)))
+    old = tiny_config(data__sources=dict(a=dict(path="a"), b=dict(path="b", weight=2)))
+    new = tiny_config(data__sources=dict(a=dict(path="moved"), c=dict(path="c", weight=3)))
     assert configs.identity_changes(old, new) == {
-        "data.sources.b.kind": "digits -> absent",
         "data.sources.b.weight": "2.0 -> absent",
-        "data.sources.c.kind": "absent -> digits",
         "data.sources.c.weight": "absent -> 3.0",
     }
 

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from transfusion_jax import __version__
-from transfusion_jax.commands import evaluate, sample, train
+from transfusion_jax.commands import evaluate, prepare, sample, train
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
 
-COMMANDS = (train, sample, evaluate)
+COMMANDS = (prepare, train, sample, evaluate)
 OVERRIDE = "--config."
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

@@ -43,7 +43,7 @@ def test_every_step_stands_once_in_the_metrics(trained):
     assert sorted(records) == list(range(1, STEPS + 1))
     for name in ("loss_text", "loss_image", "grad_norm", "learning_rate", "elements_per_second", "mfu"):
         assert name in records[STEPS]
-    assert {"loss_image/caption_first", "loss_text/source_prose", "loss_image/noise_0"} <= set().union(
+    assert {"loss_image/caption_first", "loss_text/source_text", "loss_image/noise_0"} <= set().union(
         *records.values()
     )
     assert any((trained[0] / "tensorboard").iterdir())
@@ -167,7 +167,7 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, capsys):
     for arguments, message in [
         ([*config, *workdir, "--config.model.widht=8"], "unknown config key model.widht: did you mean 'width'?"),
         ([*config, *workdir, "--config.data.context_length=6"], "an image takes 7 elements"),
-        ([*config, *workdir, "--config.data.context_length=24"], "is not split: data.context_length is 24"),
+        ([*config, *workdir, "--config.data.sources.pairs.path=none"], "none holds no prepared data"),
         ([*config, *workdir, "--config.batch_rows=4"], "cannot be split over data × fsdp = 8 devices"),
         ([*config, *workdir, "--config.data.max_images=1"], "images on average and data.max_images is 1"),
         ([*config, *workdir, "--config.data.sources={}"], "names no data"),

@@ -3,78 +3,91 @@ import dataclasses
 import numpy as np
 import pytest
 
-from helpers import tiny_config
+from helpers import digits_config, prepare, tiny_config
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data import digits, load, prose
-from transfusion_jax.data.documents import Image, Text
-from transfusion_jax.data.load import Codec
+from transfusion_jax.data.load import Codec, load
+from transfusion_jax.data.readers import digits
 from transfusion_jax.data.statistics import LatentStatistics
+from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 
 
-@pytest.fixture(autouse=True)
-def little_prose(monkeypatch):
-    monkeypatch.setattr(prose, "_docstrings", lambda: iter(f"text {n} of café" for n in range(100)))
-
-
-def test_training_latents_have_zero_mean_and_unit_variance_per_channel():
-    data = load.load(config())
-    latents = np.stack([d.segments[1].latent for d in data.train.sources[0]])
+def test_training_latents_have_zero_mean_and_unit_variance_per_channel(digits_folder):
+    source = load(digits_config(digits_folder)).train.sources[0]
+    latents = np.stack([document.segments[1].latent for document in source])
     np.testing.assert_allclose(latents.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(latents.std((0, 1, 2)), 1, atol=1e-5)
     assert latents.dtype == np.float32
 
 
-def test_every_channel_has_statistics_of_its_own(monkeypatch):
-    scale, shift = np.array([0.1, 0.4]), np.array([-0.5, 0.2])
-    images = (np.random.default_rng(0).uniform(-1, 1, (200, 8, 8, 2)) * scale + shift).astype(np.float32)
-    picture = digits.Digits(images, np.zeros(200, int))
-    monkeypatch.setattr(digits, "load", lambda held_out, seed: (picture, picture))
-    statistics = load.load(config(model__latent_shape=(8, 8, 2))).codec.statistics
-    np.testing.assert_allclose(statistics.mean, shift, atol=0.01)
-    np.testing.assert_allclose(statistics.std, scale / np.sqrt(3), rtol=0.03)
-
-
-def test_held_out_documents_are_kept_apart_and_normalised_alike():
-    data = load.load(config())
-    seen, unseen = ({hashable(d) for s in corpus.sources for d in s} for corpus in (data.train, data.held_out))
+def test_held_out_documents_are_kept_apart_and_normalised_alike(digits_folder):
+    data = load(digits_config(digits_folder))
+    seen, unseen = ({d.segments[1].latent.tobytes() for d in corpus.sources[0]} for corpus in splits(data))
     assert seen.isdisjoint(unseen)
-    train, out = digits.load(0.2, config().seed)
-    images = [d.segments[1].latent for d in data.held_out.sources[0]]
-    assert len(images) == 4 * len(out.images)
-    np.testing.assert_allclose(data.codec.images(np.stack(images[::4])), out.images, atol=1e-6)
-    np.testing.assert_allclose(data.codec.statistics.mean, train.images.mean(), atol=1e-6)
+    assert len(seen | unseen) == 1797
+    assert len(unseen) == pytest.approx(0.15 * 1797, rel=0.15)
+    assert len(data.held_out.sources[0]) == 4 * len(unseen)
 
 
-def test_documents_carry_their_captions_and_sources_their_weights():
-    data = load.load(config())
-    assert [s.name for s in data.train.sources] == ["pairs", "texts"]
+def test_documents_carry_their_captions(digits_folder):
+    data = load(digits_config(digits_folder))
     captions = [data.codec.tokenizer.decode(d.segments[0].tokens) for d in data.train.sources[0]]
-    labels = np.repeat(digits.load(0.2, config().seed)[0].labels, 4)
-    assert [digits.digit_in(c) for c in captions] == labels.tolist()
-    texts = [data.codec.tokenizer.decode(d.segments[0].tokens) for d in data.train.sources[1]]
-    assert set(texts) < {f"text {n} of café" for n in range(100)}
+    assert set(captions) == {caption for digit in range(10) for caption in digits.captions(digit)}
 
 
-def test_without_images_latents_stay_as_they_are():
-    codec = load.load(config(data__sources=dict(texts=dict(kind="prose")))).codec
-    np.testing.assert_array_equal(codec.latents(np.full((1, 8, 8, 1), 0.3, np.float32)), np.float32(0.3))
+def test_another_folder_can_be_held_out_whole(digits_folder, tmp_path):
+    prepare(tmp_path / "out", ["digits"], channels=1)
+    source = {"path": str(digits_folder), "held_out": str(tmp_path / "out")}
+    data = load(digits_config(digits_folder, data__sources={"digits": source}))
+    assert len(data.held_out) == 4 * 1797 > len(data.train)
+
+
+def test_a_source_that_a_later_phase_brings_changes_no_earlier_row(digits_folder, tmp_path):
+    prepare(tmp_path / "bright", ["digits"], channels=1, held_out=0.5)
+    sources = {"digits": {"path": str(digits_folder)}}
+    more = sources | {"bright": {"path": str(tmp_path / "bright"), "weight": 0}}
+    one = digits_config(digits_folder)
+    two = digits_config(digits_folder, data__sources=more, data__phases={"20": {"bright": 1, "digits": 1}})
+    before, after = (make_rows(load(c).train, c, SpecialTokens.after(256)) for c in (one, two))
+    for row in range(20):
+        for name, value in vars(before[row]).items():
+            np.testing.assert_array_equal(value, getattr(after[row], name))
+    assert {1} < {source for row in range(20, 30) for source in after[row].source.tolist()}
+
+
+def test_synthetic_sources_need_no_files_and_fit_their_rows():
+    config = tiny_config(data__sources="synthetic")
+    data = load(config)
+    rows = make_rows(data.train, config, data.codec.special)
+    batches = [rows[row] for row in range(50)]
+    assert {0, 1} <= {source for batch in batches for source in batch.source.tolist()}
+    assert max(batch.tokens.max() for batch in batches) < 20 + 5
+    assert {s.documents.hash for s in data.train.sources}.isdisjoint(
+        s.documents.hash for s in data.held_out.sources
+    )
+    again = make_rows(load(config).train, config, data.codec.special)
+    np.testing.assert_array_equal(again[7].latents, rows[7].latents)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(data__sources={}), "names no data"),
+        (dict(data__sources={"a": {"path": "nowhere"}}), "nowhere holds no prepared data"),
+        (dict(data__sources={"a": {"path": "synthetic:pears"}}), "did you mean 'pairs'"),
         (dict(model__vocabulary=300), "tokenizer 'bytes' has 256 entries, and model.vocabulary is 300"),
-        (dict(model__latent_shape=(8, 8, 3)), r"latents are \(8, 8, 1\), and model.latent_shape is \(8, 8, 3\)"),
-        (dict(data__tokenizer="missing.model"), "tokenizer missing.model: there is no such file"),
-        (dict(data__autoencoder="kl-f8c8"), "autoencoder 'kl-f8c8' is not available"),
+        (dict(model__latent_shape=(8, 8, 3)), r"are \(8, 8, 1\) in encoding 'pixels', and model.latent_shape is"),
+        (dict(data__encoding="kl-f8c8"), "have no encoding 'kl-f8c8'; there is pixels"),
     ],
 )
-def test_data_that_does_not_fit_the_model_is_named(changes, message):
+def test_data_that_does_not_fit_the_model_is_named(changes, message, digits_folder):
     with pytest.raises(ConfigError, match=message):
-        load.load(config(**changes))
+        load(digits_config(digits_folder, **changes))
+
+
+def splits(data):
+    return data.train, data.held_out
 
 
 def test_statistics_invert_themselves_and_their_json():
@@ -96,16 +109,3 @@ def test_bounds_are_the_darkest_and_the_brightest_pixel():
     np.testing.assert_allclose(extremes, [-2.4, 1.6], rtol=1e-6)
     unbounded = dataclasses.replace(codec, autoencoder=Identity(bounds=None))
     assert unbounded.bounds() is None
-
-
-def config(**changes):
-    base = dict(model__vocabulary=256, model__latent_shape=(8, 8, 1), model__patch_size=4, data__held_out=0.2)
-    return tiny_config(**(base | changes))
-
-
-def hashable(document):
-    return tuple(
-        s.tokens.tobytes() if isinstance(s, Text) else s.latent.tobytes()
-        for s in document.segments
-        if isinstance(s, Image) or document.images == 0
-    )

@@ -68,7 +68,7 @@ def test_a_plan_reads_on_where_another_was_left(seed):
     random = np.random.default_rng(seed)
     first = plan_rows(corpus, weights, data, PATCHES, seed)
     row = int(random.integers(0, first.rows, endpoint=True))
-    places = places_at(first, row, corpus, weights, PATCHES, seed)
+    places = places_at(first, row, corpus, weights, data, PATCHES, seed)
     weights = {name: weight * random.uniform(0.3, 3) for name, weight in weights.items()}
     second = plan_rows(corpus, weights, data, PATCHES, seed, places)
     both = joined(first, row, second)
@@ -80,7 +80,7 @@ def test_a_source_that_a_plan_does_not_read_stays_where_it_is():
     corpus, weights = mixture([pairs("p", 1.0, range(1, 30)), texts("t", 1.0, range(5, 90))])
     data = DataConfig(context_length=100)
     plan = plan_rows(corpus, {"p": 1.0}, data, PATCHES, 0)
-    assert set(places_at(plan, 3, corpus, {"p": 1.0}, PATCHES, 0)) == {"p"}
+    assert set(places_at(plan, 3, corpus, {"p": 1.0}, data, PATCHES, 0)) == {"p"}
     begin = {"t": Place(taken=50, offset=1)}
     plan = plan_rows(corpus, weights, data, PATCHES, 0, begin)
     taken, offset, _ = plan.block_place[0, 1]
@@ -288,20 +288,37 @@ def test_weights_count_relative_to_each_other():
         ),
         (lambda: [texts("t", 1, [5]), texts("void", 1, [])], dict(), "source 'void' holds no documents"),
         (
-            lambda: [listed("both", 1.0, [Document((IMAGE,)), Document((Text(np.arange(3)),))])],
-            dict(),
-            "source 'both' mixes plain texts with documents that hold images",
-        ),
-        (
             lambda: [pairs("p", 9, [1] * 50), texts("t", 1, [30] * 50)],
             dict(max_images=3),
             r"holds 7\.\d images on average and data.max_images is 3",
         ),
     ],
 )
-def test_documents_that_no_row_can_hold_are_named(sources, data, message):
+def test_sources_that_no_row_can_hold_are_named(sources, data, message):
     with pytest.raises(ConfigError, match=message):
         plan_rows(*mixture(sources()), DataConfig(**(dict(context_length=64) | data)), PATCHES, 0)
+
+
+def test_a_few_documents_that_fit_no_row_are_left_out_and_said():
+    lengths = np.random.default_rng(0).integers(1, 20, 1000)
+    lengths[[7, 500, 999]] = 60
+    said = []
+    corpus, weights = mixture([pairs("p", 1, lengths), texts("t", 1, [30] * 50)])
+    plan = plan_rows(corpus, weights, DataConfig(context_length=64), PATCHES, 0, say=said.append)
+    assert said == ["3 of 1,000 documents of source 'p' fit no row: left out"]
+    assert plan.about["sources"]["p"]["left_out"] == 3
+    read = np.unique(plan.piece_document[plan.piece_document < 1000])
+    np.testing.assert_array_equal(read, np.delete(np.arange(1000), [7, 500, 999]))
+
+
+def test_a_text_among_documents_with_images_is_not_split_either():
+    documents = [Document((IMAGE, text(n)[0])) if n % 3 else Document((text(n)[0],)) for n in range(40)]
+    corpus, weights = mixture([listed("web pages", 1.0, documents), texts("t", 1, [30] * 50)])
+    plan = plan_rows(corpus, weights, DataConfig(context_length=64), PATCHES, 0)
+    pages = plan.piece_document < 40
+    assert set(plan.piece_document[pages]) == set(range(40))
+    assert np.all(plan.piece_start[pages] == 0)
+    np.testing.assert_array_equal(plan.piece_length[pages], sizes(corpus)[1][plan.piece_document[pages]])
 
 
 def check_whole_documents(corpus, plan):

@@ -1,7 +1,9 @@
 import dataclasses
 import json
-import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,11 +121,20 @@ def test_of_two_that_plan_at_the_same_time_the_first_to_end_provides_the_plan(tm
 
 @pytest.mark.slow
 def test_processes_that_plan_at_the_same_time_share_one_plan(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        plans = pool.map(planned, [tmp_path] * 6, chunksize=1)
-    for plan in plans:
-        assert_same(plan, planned(None))
-    assert [path.name for path in tmp_path.iterdir()] == [plans[0].folder.name]
+    code = (
+        "import sys, pathlib; from helpers import *; from transfusion_jax.data.plan import plan_rows;"
+        f"arguments = tiny_corpus(), {WEIGHTS}, tiny_config().data, {PATCHES}, 0, None, pathlib.Path(sys.argv[1]);"
+        "plan = plan_rows(*arguments);"
+        "print(plan.rows, plan.folder.name)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) for _ in range(3)]
+    said = {process.communicate(timeout=300)[0].strip() for process in processes}
+    plan = planned(tmp_path)
+    assert said == {f"{plan.rows} {plan.folder.name}"}
+    assert_same(plan, planned(None))
+    assert [path.name for path in tmp_path.iterdir()] == [plan.folder.name]
 
 
 def test_a_plan_on_disk_is_sent_by_its_path_and_one_in_memory_whole(tmp_path):

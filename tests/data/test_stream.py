@@ -138,7 +138,7 @@ def test_a_phase_reads_what_the_phases_before_have_not(start):
 
 def test_one_text_is_read_again_and_again():
     text = random_text(np.random.default_rng(0), 20, 21)
-    config = tiny_config(data__sources={"texts": {"kind": "prose"}})
+    config = tiny_config(data__sources={"texts": {"path": "synthetic:text"}})
     rows = make_rows(Corpus((Source("texts", DocumentList([Document((text,))])),)), config, special())
     assert rows.plans[0].rows == 1
     np.testing.assert_array_equal(rows[0].tokens, rows[12345].tokens)

@@ -2,20 +2,29 @@ import math
 
 import jax
 import numpy as np
+import pytest
 
-from helpers import tiny_codec, tiny_config, tiny_corpus
-from transfusion_jax.data import digits
-from transfusion_jax.data.load import Data
-from transfusion_jax.evaluation.digits import features, fit_judge
+from helpers import digits_config, tiny_codec, tiny_config, tiny_corpus
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data.load import Data, load
+from transfusion_jax.evaluation.digits import features, fit_judge, pictures
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.training.transfusion import TransfusionTask
 
 
-def test_the_judge_is_right_on_real_digits_that_it_has_not_seen():
-    seen, unseen = digits.load(0.15, seed=0)
+def test_the_judge_is_right_on_real_digits_that_it_has_not_seen(digits_folder):
+    data = load(digits_config(digits_folder))
+    seen, unseen = pictures(data.train, data.codec), pictures(data.held_out, data.codec)
+    assert len(seen.images) + len(unseen.images) == 1797
+    assert set(seen.labels) == set(unseen.labels) == set(range(10))
     judge = fit_judge(seen)
     assert judge.score(features(unseen.images), unseen.labels) >= 0.97
     assert judge.score(features(unseen.images), (unseen.labels + 1) % 10) < 0.05
+
+
+def test_the_suite_needs_digits():
+    with pytest.raises(ConfigError, match="needs captioned digits"):
+        pictures(tiny_corpus(), tiny_codec())
 
 
 def test_a_model_that_knows_nothing_needs_log_vocabulary_nats_per_token():

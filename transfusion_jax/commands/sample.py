@@ -92,13 +92,13 @@ def _caption_held_out(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--held-out must be at least 1, not {arguments.held_out}")
     task, params, _, _, _ = read_model(arguments, print)
     data = data_loading.load(task.config)
-    pairs = [d for source in data.held_out.sources for d in source if d.is_pair]
-    if not pairs:
+    shown = data.held_out.pairs(arguments.held_out)
+    if not shown:
         raise ConfigError("this run holds out no captioned images")
-    shown = pairs[:: max(1, len(pairs) // arguments.held_out)][: arguments.held_out]
     latents = np.stack([s.latent for d in shown for s in d.segments if isinstance(s, Image)])
     true = [data.codec.tokenizer.decode(s.tokens) for d in shown for s in d.segments if isinstance(s, Text)]
     written = caption(task, params, data.codec, data.codec.images(latents))
+    true, written = ([" ".join(text.split()) for text in texts] for texts in (true, written))  # one line each
     width = max(map(len, true))
     print(f"{'held-out image':<{width}}    the model's caption")
     for expected, text in zip(true, written, strict=True):

@@ -94,10 +94,11 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
         mesh = make_mesh(config.mesh)
         check_rows(mesh, config.batch_rows, config.accumulation)
         data = data_loading.load(config)
+        missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
         require(
-            not config.loop.evaluate_every or all(len(source) for source in data.held_out.sources),
-            f"data.held_out {config.data.held_out} keeps nothing to evaluate on: raise it, or set "
-            "loop.evaluate_every to 0",
+            not config.loop.evaluate_every or not missing,
+            f"nothing of source {', '.join(missing)} is held out to evaluate on: prepare it with a larger "
+            "--held-out, name a folder in data.sources.NAME.held_out, or set loop.evaluate_every to 0",
         )
         rows = make_rows(data.train, config, data.codec.special, _say)
         workdir = Workdir(arguments.workdir)  # begun only now that config and data have proved to fit
@@ -170,16 +171,14 @@ def _hooks(task: TransfusionTask, config: Config, data: Data, workdir: Workdir) 
 
 
 def _held_out_captions(data: Data, count: int) -> list[str]:
-    """Different captions of held-out pairs, evenly spaced."""
+    """Different captions of held-out pairs."""
     texts = dict.fromkeys(
         data.codec.tokenizer.decode(segment.tokens)
-        for source in data.held_out.sources
-        for document in source
-        if document.is_pair
+        for document in data.held_out.pairs(4 * count)
         for segment in document.segments
         if isinstance(segment, Text)
     )
-    return list(texts)[:: max(1, len(texts) // count)][:count]
+    return list(texts)[:count]
 
 
 def _print_summary(config: Config, as_json: bool) -> None:

@@ -90,12 +90,20 @@ class ModelConfig:
 class SourceConfig:
     """One source of documents, and its share of the training elements."""
 
-    kind: str
+    path: str = execution("")  # a folder that `transfusion prepare` wrote, "synthetic:pairs" or "synthetic:text"
     weight: float = 1.0  # in the phase that begins with row 0; 0: not read there
+    held_out: str = execution("")  # a prepared folder that is held out whole, in place of this one's own part
 
     def __post_init__(self) -> None:
-        one_of("data.sources.*.kind", self.kind, ("digits", "prose"))
+        require(bool(self.path), "data.sources.*.path is missing: name a folder that `transfusion prepare` wrote")
+        require(
+            not (self.held_out and self.path.startswith("synthetic:")),
+            "data.sources.*.held_out goes with prepared data, not with synthetic",
+        )
         require(0 <= self.weight < math.inf, f"data.sources.*.weight must not be negative, not {self.weight}")
+
+
+SYNTHETIC = {"pairs": {"path": "synthetic:pairs"}, "text": {"path": "synthetic:text"}}  # the paper's mixture
 
 
 @dataclass(frozen=True)
@@ -112,24 +120,20 @@ class DataConfig:
 
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)
     phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # from a row on: other weights
-    tokenizer: str = "bytes"  # or the path of a SentencePiece .model or a tokenizer.json
-    autoencoder: str = "identity"
+    encoding: str = "pixels"  # which encoding of the prepared images
     context_length: int = 4096
     max_images: int = 8  # images per row, a static shape
     max_text: int = 0  # text elements with a loss per row, a static shape; 0: context_length
     image_first: float = 0.2  # share of image-caption pairs whose image comes first (paper, section 4.1)
     caption_dropout: float = 0.1  # share of caption-first pairs that lose their caption, for guidance
-    held_out: float = 0.05  # share of each source kept from training
     workers: int = execution(0)  # loader processes; 0 reads in threads of this one
 
     def __post_init__(self) -> None:
         positive(self, "data.", "context_length", "max_images")
-        for name in ("image_first", "caption_dropout", "held_out"):
+        for name in ("image_first", "caption_dropout"):
             require(0 <= getattr(self, name) <= 1, f"data.{name} must be between 0 and 1")
-        require(self.held_out < 1, "data.held_out of 1 leaves nothing to train on")
         require(0 <= self.max_text <= self.context_length, "data.max_text must lie between 0 and context_length")
         require(self.workers >= 0, "data.workers must not be negative")
-        one_of("data.autoencoder", self.autoencoder, ("identity", "kl-f8c8"))
         for start, weights in self.phases.items():
             require(
                 start.isdigit() and int(start) > 0 and start == str(int(start)),

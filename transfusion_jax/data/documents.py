@@ -135,10 +135,10 @@ class Source:
     def __iter__(self) -> Iterator[Document]:
         return (self.documents[number] for number in range(len(self)))
 
-    @property
+    @cached_property
     def pictured(self) -> bool:
-        """Whether its documents hold images; plain texts are cut where a row ends, others never are."""
-        return len(self) > 0 and bool(self.documents.images[0])
+        """Whether any of its documents holds images: only sources of plain texts are cut where a row ends."""
+        return len(self) > 0 and bool(np.max(self.documents.images))
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,19 @@ class Corpus:
         """The index of the source that holds a document, and the document's number there."""
         source = int(np.searchsorted(self.offsets, number, side="right")) - 1
         return source, number - int(self.offsets[source])
+
+    def pairs(self, count: int) -> list[Document]:
+        """Captioned images from all over the corpus, each image once, `count` at most."""
+        found: dict[bytes, Document] = {}
+        pictured = [source for source in self.sources if source.pictured]
+        for source in pictured:
+            wanted = -(-count // len(pictured))
+            places = np.unique(np.linspace(0, len(source) - 1, 8 * wanted).astype(int))  # some show the same image
+            pairs = [d for d in map(source.documents.__getitem__, places.tolist()) if d.is_pair]
+            images = {s.latent.tobytes(): d for d in pairs for s in d.segments if isinstance(s, Image)}
+            step = max(1, len(images) // wanted)
+            found |= dict(list(images.items())[::step][:wanted])
+        return list(found.values())[:count]
 
     @cached_property
     def hash(self) -> str:

@@ -1,4 +1,4 @@
-"""From the config to documents: tokenised texts, normalised latents, held-out documents kept apart."""
+"""From the config to documents: prepared folders and synthetic ones, all coded alike, the held-out ones apart."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.autoencoder import Autoencoder
-from transfusion_jax.config import Config, require
-from transfusion_jax.data import digits, prose, tokenizer
-from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
-from transfusion_jax.data.statistics import LatentStatistics
-from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
+from transfusion_jax.autoencoder import Autoencoder, Identity
+from transfusion_jax.config import Config, SourceConfig, require
+from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.documents import Corpus, Documents, Source
+from transfusion_jax.data.prepared import Prepared, PreparedDocuments
+from transfusion_jax.data.statistics import LatentStatistics, Moments
+from transfusion_jax.data.synthetic import SyntheticDocuments
+from transfusion_jax.data.tokenizer import ByteTokenizer, Numbers, SpecialTokens, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -53,66 +55,77 @@ class Data:
 
 
 def load(config: Config) -> Data:
-    """Reads every source that the config names.
+    """Opens every source that the config names; their documents are read when they are asked for.
 
     Raises:
-        ConfigError: no source, or one that does not fit the model.
+        ConfigError: no source, or one that does not fit the model or the others.
     """
+    sources = config.data.sources
     require(
-        bool(config.data.sources),
-        f"config {config.name!r} names no data: set --config.data.sources to what to train on, "
-        "or start from configs/digits.py, which brings its own",
+        bool(sources),
+        f"config {config.name!r} names no data: set --config.data.sources.NAME.path to a folder that "
+        "`transfusion prepare` wrote, or --config.data.sources=synthetic to try the hardware out",
     )
-    tokens = tokenizer.load(config.data.tokenizer)
-    require(
-        tokens.size == config.model.vocabulary,
-        f"tokenizer {tokens.name!r} has {tokens.size} entries, and model.vocabulary is {config.model.vocabulary}",
-    )
-    coder = autoencoders.load(config.data.autoencoder)
-    pairs = {
-        name: digits.load(config.data.held_out, config.seed)
-        for name, source in config.data.sources.items()
-        if source.kind == "digits"
-    }
-    statistics = _statistics([train.images for train, _ in pairs.values()], coder, config)
-    codec = Codec(tokens, SpecialTokens.of(tokens), coder, statistics)
-    kinds = {source.kind for source in config.data.sources.values()}
-    texts = prose.load(config.data.held_out) if "prose" in kinds else ([], [])
+    prepared = {name: Prepared.open(s.path) for name, s in sources.items() if not _is_synthetic(s)}
+    codec = _codec(prepared, config)
     splits = []
-    for part in (0, 1):  # training, held out
-        sources = []
-        for name in config.data.source_names:
-            documents = _captioned(pairs[name][part], codec) if name in pairs else _prose(texts[part], codec)
-            sources.append(Source(name, DocumentList(documents)))
-        splits.append(Corpus(tuple(sources)))
-    train, held_out = splits
-    return Data(train, held_out, codec)
+    for split in ("train", "held_out"):
+        parts = [Source(name, _documents(sources[name], split, config, codec)) for name in config.data.source_names]
+        splits.append(Corpus(tuple(parts)))
+    return Data(splits[0], splits[1], codec)
 
 
-def _statistics(images: list[np.ndarray], coder: Autoencoder, config: Config) -> LatentStatistics:
-    channels = config.model.latent_shape[2]
-    if not images:
-        return LatentStatistics(np.zeros(channels), np.ones(channels))
-    latents = np.asarray(coder.encode(np.concatenate(images)).mean, np.float64)
+def _is_synthetic(source: SourceConfig) -> bool:
+    return source.path.startswith("synthetic:")
+
+
+def _documents(source: SourceConfig, split: str, config: Config, codec: Codec) -> Documents:
+    if _is_synthetic(source):
+        return SyntheticDocuments.of(source.path, split, config)
+    path = source.path
+    if source.held_out and split == "held_out":
+        path, split = source.held_out, "train"
+    prepared = Prepared.open(path)
+    mine = tokenizers.hash_of(codec.tokenizer)
     require(
-        latents.shape[1:] == config.model.latent_shape,
-        f"the images' latents are {latents.shape[1:]}, and model.latent_shape is {config.model.latent_shape}",
+        prepared.manifest["tokenizer"]["hash"] == mine,
+        f"{path} was prepared with another tokenizer ({prepared.manifest['tokenizer']['name']}, "
+        f"{prepared.manifest['tokenizer']['hash']}) than the other sources ({codec.tokenizer.name}, {mine})",
     )
-    statistics = LatentStatistics(latents.mean((0, 1, 2)), latents.std((0, 1, 2)))
+    return PreparedDocuments(prepared, split, config.data.encoding, codec.statistics)
+
+
+def _codec(prepared: dict[str, Prepared], config: Config) -> Codec:
+    """One for all sources; those that only later phases read have no say in it, so that no earlier row changes."""
+    names = [name for name in config.data.source_names if name in prepared]
+    vocabulary = config.model.vocabulary
+    synthetic = ByteTokenizer() if vocabulary == ByteTokenizer.size else Numbers(vocabulary)
+    tokenizer = prepared[names[0]].tokenizer if names else synthetic
+    require(
+        tokenizer.size == vocabulary,
+        f"tokenizer {tokenizer.name!r} has {tokenizer.size} entries, and model.vocabulary is {vocabulary}",
+    )
+    encoding = config.data.encoding
+    pictured = {name: prepared[name] for name in names if prepared[name].manifest["encodings"]}
+    for name, one in pictured.items():
+        shape = tuple(one.encoding(encoding)["shape"])
+        require(
+            shape == config.model.latent_shape,
+            f"the images of source {name!r} are {shape} in encoding {encoding!r}, and model.latent_shape is "
+            f"{config.model.latent_shape}",
+        )
+    channels = config.model.latent_shape[2]
+    statistics = LatentStatistics(np.zeros(channels), np.ones(channels))
+    autoencoder: Autoencoder = Identity()  # where there are no images, or synthetic ones
+    for phase in config.data.mixtures:
+        moments = [pictured[name].moments(encoding) for name in phase.weights if name in pictured]
+        if total := sum(moments, Moments.none(channels)):
+            statistics = total.statistics()
+            break
+    if pictured:
+        about = next(iter(pictured.values())).encoding(encoding)
+        autoencoder = autoencoders.load(about["autoencoder"])
     require(
         bool(np.all(statistics.std > 0)), "a channel of the images' latents is constant: nothing to normalise by"
     )
-    return statistics
-
-
-def _captioned(pictures: digits.Digits, codec: Codec) -> list[Document]:
-    latents = codec.latents(pictures.images)
-    return [
-        Document((Text(codec.tokenizer.encode(caption)), Image(latent)))
-        for latent, label in zip(latents, pictures.labels, strict=True)
-        for caption in digits.captions(int(label))
-    ]
-
-
-def _prose(texts: list[str], codec: Codec) -> list[Document]:
-    return [Document((Text(codec.tokenizer.encode(text)),)) for text in texts]
+    return Codec(tokenizer, SpecialTokens.of(tokenizer), autoencoder, statistics)

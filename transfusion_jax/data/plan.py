@@ -28,7 +28,7 @@ from transfusion_jax.data.plan_blocks import BLOCK_ROWS, Mixture, plan_blocks
 from transfusion_jax.data.plan_files import Columns, RowPlan, in_memory, open_plan, store
 from transfusion_jax.data.sequences import Place, Reader
 
-VERSION = 1  # of the plans: where planning changes this does, and plans of another version are left alone
+VERSION = 2  # of the plans: where planning changes this does, and plans of another version are left alone
 SAY_AFTER, SAY_EVERY = 2.0, 10.0  # seconds
 
 
@@ -44,7 +44,7 @@ def plan_phases(
         say: prints a line for the user.
 
     Raises:
-        ConfigError: a document does not fit a row, or a source is empty or mixed.
+        ConfigError: many documents of a source do not fit a row, or a source is empty.
     """
     data, patches = config.data, config.model.patches
     plans: list[RowPlan] = []
@@ -53,7 +53,9 @@ def plan_phases(
     for phase, end in zip(data.mixtures, [*starts[1:], None], strict=True):
         plans.append(plan_rows(corpus, phase.weights, data, patches, config.seed, places, cache, say))
         if end is not None:
-            places = places | places_at(plans[-1], end - phase.start, corpus, phase.weights, patches, config.seed)
+            places = places | places_at(
+                plans[-1], end - phase.start, corpus, phase.weights, data, patches, config.seed
+            )
     return tuple(plans)
 
 
@@ -80,34 +82,45 @@ def plan_rows(
         say: prints a line for the user, where planning takes seconds.
 
     Raises:
-        ConfigError: a document does not fit a row, or a source is empty or mixed.
+        ConfigError: many documents of a source do not fit a row, or a source is empty.
     """
     total = sum(weights.values())
     shares = {source.name: weights[source.name] / total for source in corpus.sources if source.name in weights}
     places = {name: (begin or {}).get(name, Place()) for name in shares}
-    capacity = np.array([data.context_length, data.max_images, data.text_capacity])
+    capacity = row_capacity(data)
     folder = cache and cache / _key(corpus, shares, capacity, patches, seed, places)
     if folder and (found := open_plan(folder)):
+        _say_left_out(found, say)
         return found
-    readers = [Reader.of(corpus, name, patches, seed) for name in shares]
+    readers = [Reader.of(corpus, name, patches, seed, capacity) for name in shares]
     mixture = Mixture(readers, np.array(list(shares.values())), capacity, seed)
     blocks = _progress(plan_blocks(mixture, list(places.values())), say)
 
     def describe(columns: Columns) -> dict[str, Any]:
         return _report(columns, mixture)
 
-    return store(folder, blocks, describe) if folder else in_memory(blocks, describe)
+    plan = store(folder, blocks, describe) if folder else in_memory(blocks, describe)
+    _say_left_out(plan, say)
+    return plan
+
+
+def row_capacity(data: DataConfig) -> np.ndarray:
+    """What a row holds, `[3]`: elements, images, and elements that may bear a text loss."""
+    return np.array([data.context_length, data.max_images, data.text_capacity])
 
 
 def places_at(
-    plan: RowPlan, row: int, corpus: Corpus, names: Mapping[str, Any], patches: int, seed: int
+    plan: RowPlan, row: int, corpus: Corpus, names: Mapping[str, Any], data: DataConfig, patches: int, seed: int
 ) -> dict[str, Place]:
     """How far each source has been read before a row: what rows from it on hold has not been, nor what was carried.
 
     Args:
-        plan: of the corpus, with these patches and this seed.
+        plan: of the corpus.
         row: counted from the plan's beginning; from the plan's last row on, all has been read.
         names: the sources that the plan reads.
+        data: the row's capacity.
+        patches: elements per image.
+        seed: the plan's.
     """
     row = min(row, plan.rows)
     before = int(np.searchsorted(plan.block_row, row, side="right")) - 1
@@ -118,7 +131,7 @@ def places_at(
     )
     places = {}
     for index, source in enumerate(s for s in corpus.sources if s.name in names):
-        reader = Reader.of(corpus, source.name, patches, seed)
+        reader = Reader.of(corpus, source.name, patches, seed, row_capacity(data))
         if source.pictured:
             place, documents = _stored_place(plan, after, index), plan.piece_document[unread]
             ahead = documents[reader.owns(documents)] - reader.offset
@@ -168,15 +181,24 @@ def _report(columns: Columns, mixture: Mixture) -> dict[str, Any]:
         "sources": {
             reader.source.name: {
                 "documents": len(reader.source),
+                "left_out": len(reader.left_out),  # they are not split, and fit no row
                 "elements": int(elements[s]),
                 "share_asked": float(mixture.shares[s]),
                 "share": int(elements[s]) / int(elements.sum()),
-                "passes": int(last[s] - first[s]) / len(reader.source),
+                "passes": int(last[s] - first[s]) / reader.count,
                 "carried": int(carried[s]),  # documents that waited for the next block, added up
             }
             for s, reader in enumerate(mixture.readers)
         },
     }
+
+
+def _say_left_out(plan: RowPlan, say: Callable[[str], None]) -> None:
+    for name, about in plan.about["sources"].items():
+        if about["left_out"]:
+            say(
+                f"{about['left_out']:,} of {about['documents']:,} documents of source {name!r} fit no row: left out"
+            )
 
 
 def _progress(blocks: Iterator[tuple[Columns, float]], say: Callable[[str], None]) -> Iterator[Columns]:

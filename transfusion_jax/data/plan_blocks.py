@@ -46,9 +46,9 @@ class Mixture:
         """The elements of each source, `[sources]`.
 
         Raises:
-            ConfigError: a document does not fit a row, or a source is empty or mixed, or images are too many.
+            ConfigError: a row of the mixture would hold too many images.
         """
-        totals = np.array([reader.survey(self.capacity) for reader in self.readers])
+        totals = np.array([reader.total for reader in self.readers])
         images = self.capacity[ELEMENTS] * np.sum(self.shares * totals[:, IMAGES] / totals[:, ELEMENTS])
         if images > self.capacity[IMAGES]:
             raise ConfigError(

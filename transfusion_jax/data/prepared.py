@@ -78,7 +78,7 @@ class Prepared:
         found: dict[str, Any] = self.manifest["encodings"]
         if name not in found:
             raise ConfigError(
-                f"the images in {self.folder} have no encoding {name!r}: {', '.join(found) or 'none'}"
+                f"the images in {self.folder} have no encoding {name!r}; there is {', '.join(found) or 'none'}"
             )
         entry: dict[str, Any] = found[name]
         return entry
@@ -94,15 +94,13 @@ class PreparedDocuments:
     statistics: LatentStatistics
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedDocuments, (self.prepared, self.split, self.encoding, self.statistics)
+        return _reopen, (self.prepared.folder, self.split, self.encoding, self.statistics)
 
     @property
     def hash(self) -> str:
         """A hash of every document, in order."""
-        hashes = [self.prepared.manifest["splits"][self.split]["hash"]]
-        if self.images.size and self.images.max():
-            hashes.append(self.prepared.encoding(self.encoding)["hash"])
-        return "-".join(hashes)
+        about = self.prepared.manifest["splits"][self.split]
+        return about["hash"] + (f"-{self.prepared.encoding(self.encoding)['hash']}" if about["images"] else "")
 
     @cached_property
     def text_lengths(self) -> np.ndarray:
@@ -174,6 +172,10 @@ class PreparedDocuments:
         begin = int(self._ends[shard - 1]) if shard else 0
         data: bytes = self._files[kind, shard].read([number - begin])[0]
         return data
+
+
+def _reopen(folder: Path, split: str, encoding: str, statistics: LatentStatistics) -> PreparedDocuments:
+    return PreparedDocuments(Prepared.open(folder), split, encoding, statistics)
 
 
 def shard_file(folder: Path, kind: str, shard: int) -> Path:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Corpus, Source
-from transfusion_jax.data.packing import ELEMENTS, IMAGES
+from transfusion_jax.data.packing import ELEMENTS
 from transfusion_jax.data.shuffle import shuffled
 
 SURVEYED = 1 << 20  # documents looked at together
+MOST_LEFT_OUT = 0.01  # of a source's documents; where more fit no row, the config is at fault
+UNITS = ("elements", "images", "text elements")
+OPTIONS = ("data.context_length", "data.max_images", "data.max_text")
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,28 @@ class Reader:
     offset: int  # the corpus's number of its first document
     patches: int
     seed: tuple[int, int]
+    left_out: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # [n], the source's numbers, in order
+    total: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # sizes of the others added up, `[3]`
 
     @classmethod
-    def of(cls, corpus: Corpus, name: str, patches: int, seed: int) -> Reader:
-        """A source's order hangs on its name, not on its place among the others."""
+    def of(cls, corpus: Corpus, name: str, patches: int, seed: int, capacity: np.ndarray) -> Reader:
+        """A source's order hangs on its name, not on its place among the others.
+
+        Documents that are not split and fit no row of this capacity are left out.
+
+        Raises:
+            ConfigError: there are no documents, or more than a few fit no row.
+        """
         index = [source.name for source in corpus.sources].index(name)
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        return cls(corpus.sources[index], int(corpus.offsets[index]), patches, (seed, number))
+        return cls(corpus.sources[index], int(corpus.offsets[index]), patches, (seed, number))._survey(capacity)
+
+    @property
+    def count(self) -> int:
+        """Documents of one pass."""
+        return len(self.source) - len(self.left_out)
 
     def owns(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the corpus's documents are this source's, `[n]` bool."""
@@ -69,40 +87,32 @@ class Reader:
         read = ends[whole - 1] if whole else -place.offset
         return documents, sizes[:, ELEMENTS], Place(place.taken + whole, int(elements - read))
 
-    def survey(self, capacity: np.ndarray) -> np.ndarray:
-        """The sizes of all documents added up, `[3]`.
-
-        Raises:
-            ConfigError: there are none, or some do not fit a row, or they are of both kinds.
-        """
+    def _survey(self, capacity: np.ndarray) -> Reader:
         name, count = self.source.name, len(self.source)
         if not count:
             raise ConfigError(f"source {name!r} holds no documents")
-        total, most, worst = np.zeros((3, 3), np.int64)
-        pictured = 0
+        total, left_out = np.zeros(3, np.int64), []
         for begin in range(0, count, SURVEYED):
             sizes = self.sizes(slice(begin, begin + SURVEYED))
-            total += sizes.sum(0)
-            pictured += int(np.count_nonzero(sizes[:, IMAGES]))
-            worst = np.where(sizes.max(0) > most, sizes.argmax(0) + begin, worst)
-            most = np.maximum(most, sizes.max(0))
-        if pictured not in (0, count):
-            raise ConfigError(f"source {name!r} mixes plain texts with documents that hold images: split it")
-        units = ("elements", "images", "text elements")
-        options = ("data.context_length", "data.max_images", "data.max_text")
-        for column, (unit, option) in enumerate(zip(units, options, strict=True)):
-            if pictured and most[column] > capacity[column]:
-                raise ConfigError(
-                    f"document {worst[column]} of source {name!r} takes {most[column]} {unit} and is not split: "
-                    f"{option} is {capacity[column]}"
-                )
-        return total
+            fits = np.all(sizes <= capacity, axis=1) if self.source.pictured else np.ones(len(sizes), bool)
+            total += sizes[fits].sum(0)
+            left_out.append(np.flatnonzero(~fits) + begin)
+        numbers = np.concatenate(left_out)
+        if len(numbers) > MOST_LEFT_OUT * count:
+            size = self.sizes(numbers[:1])[0]
+            column = int(np.flatnonzero(size > capacity)[0])
+            raise ConfigError(
+                f"document {numbers[0]} of source {name!r} takes {size[column]} {UNITS[column]} and is not split: "
+                f"{OPTIONS[column]} is {capacity[column]}, and {len(numbers):,} of {count:,} documents fit no row"
+            )
+        return replace(self, left_out=numbers, total=total)
 
     def _sequence(self, begin: int, count: int) -> np.ndarray:
-        size = len(self.source)
         place = np.arange(begin, begin + count)
-        turn = place // size
-        return shuffled(place % size, size, self.seed, turn if turn[0] != turn[-1] else turn[0])
+        turn = place // self.count
+        index = shuffled(place % self.count, self.count, self.seed, turn if turn[0] != turn[-1] else turn[0])
+        before = self.left_out - np.arange(len(self.left_out))
+        return index + np.searchsorted(before, index, side="right")
 
 
 def enough(sizes: np.ndarray, elements: float) -> int:

@@ -52,6 +52,9 @@ class Moments:
         flat = latents.reshape(-1, latents.shape[-1]).astype(np.float64)
         return cls(len(flat), flat.sum(0), np.square(flat).sum(0))
 
+    def __bool__(self) -> bool:
+        return self.count > 0
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
 

@@ -78,6 +78,29 @@ class ByteTokenizer:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Ids that stand for themselves: of synthetic data, which no text is behind."""
+
+    size: int
+    content: bytes = b""
+    bos: int | None = None
+    eos: int | None = None
+
+    @property
+    def name(self) -> str:
+        """`numbers-SIZE`."""
+        return f"numbers-{self.size}"
+
+    def encode(self, text: str) -> np.ndarray:
+        """The bytes of the text, modulo the size."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32) % self.size
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The ids, written out."""
+        return " ".join(str(token) if token < self.size else REPLACEMENT for token in np.asarray(tokens).tolist())
+
+
+@dataclass(frozen=True)
 class SentencePiece:
     """A SentencePiece model, such as Llama 2's `tokenizer.model`."""
 
@@ -228,6 +251,9 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
 
 def load_saved(folder: Path, name: str) -> Tokenizer:
     """The tokenizer that `save` left in a folder."""
+    kind, _, size = name.partition("-")
+    if kind == "numbers" and size.isdigit():
+        return Numbers(int(size))
     return load(name if name == ByteTokenizer.name else folder / name)
 
 

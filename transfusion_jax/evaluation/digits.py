@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from transfusion_jax.data import digits
-from transfusion_jax.data.load import Data
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data.documents import Corpus, Image, Text
+from transfusion_jax.data.load import Codec, Data
+from transfusion_jax.data.readers import digits
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.text import caption
 from transfusion_jax.model.transfusion import Params
@@ -21,7 +24,7 @@ def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> di
     The judge is a support vector machine fitted on the real digits that the model was trained on.
     """
     config = task.config
-    seen, unseen = digits.load(config.data.held_out, config.seed)
+    seen, unseen = (pictures(corpus, data.codec) for corpus in (data.train, data.held_out))
     judge = fit_judge(seen)
     asked = np.arange(config.evaluation.images) % len(digits.NAMES)
     prompts = [digits.captions(int(d))[i // 10 % len(digits.WORDINGS)] for i, d in enumerate(asked)]
@@ -42,11 +45,39 @@ def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> di
     }
 
 
-def fit_judge(pictures: digits.Digits) -> Any:
+@dataclass(frozen=True)
+class Pictures:
+    """Images `[n, 8, 8, 1]` in [−1, 1] and the digits that they show, `[n]`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def pictures(corpus: Corpus, codec: Codec) -> Pictures:
+    """The captioned digits of a corpus, each once.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found: dict[bytes, tuple[np.ndarray, int]] = {}
+    for source in corpus.sources:
+        for document in source if source.pictured else ():
+            text, image = sorted(document.segments, key=lambda segment: isinstance(segment, Image))
+            if isinstance(text, Text) and isinstance(image, Image):
+                digit = digits.digit_in(codec.tokenizer.decode(text.tokens))
+                if digit is not None:
+                    found[image.latent.tobytes()] = (image.latent, digit)
+    if not found:
+        raise ConfigError("the suite 'digits' needs captioned digits among the data: transfusion prepare digits")
+    latents, labels = zip(*found.values(), strict=True)
+    return Pictures(codec.images(np.stack(latents)), np.array(labels))
+
+
+def fit_judge(seen: Pictures) -> Any:
     """A support vector machine that tells digits apart."""
     from sklearn.svm import SVC
 
-    return SVC(gamma=0.001).fit(features(pictures.images), pictures.labels)
+    return SVC(gamma=0.001).fit(features(seen.images), seen.labels)
 
 
 def features(images: np.ndarray) -> np.ndarray:

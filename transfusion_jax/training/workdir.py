@@ -194,6 +194,7 @@ def facts_of(new: Config, data: Data) -> dict[str, Any]:
         "codec": {
             "tokenizer": data.codec.tokenizer.name,
             "tokenizer_hash": tokenizer.hash_of(data.codec.tokenizer),
+            "encoding": new.data.encoding,
             "autoencoder": data.codec.autoencoder.name,
             "autoencoder_hash": data.codec.autoencoder.hash(),
             "latents": data.codec.statistics.to_dict(),

@@ -1,9 +1,10 @@
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image as Picture
 
 from data.readers.samples import WRITERS, captions, encoded, noise, photographs
+from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data import tokenizer
 from transfusion_jax.data.documents import Image, Text
@@ -25,7 +27,7 @@ def test_every_format_gives_the_same_documents(format, tmp_path):
     (tmp_path / "in").mkdir()
     path, options = WRITERS[format](tmp_path / "in")
     name = options.pop("format", None)
-    documents = whole(prepare(tmp_path / "out", [str(path)], name, ReadOptions(**options)))
+    documents = whole(prepare(tmp_path / "out", [str(path)], name, **options))
     names = list(captions())
     assert documents.text_lengths.tolist() == [len(captions()[name].encode()) for name in names]
     assert documents.images.tolist() == [1] * 10
@@ -108,15 +110,16 @@ def test_a_killed_run_that_goes_on_writes_the_bytes_of_a_clean_one(tmp_path):
     lines = [{"text": f"text {n} " * 2000} for n in range(300)] + [{"image": "a.png", "caption": "a"}]
     inputs = [jsonl(tmp_path, [*lines, {"text": name}], name) for name in "abcd"]
     prepare(tmp_path / "clean", inputs)
-    process = multiprocessing.get_context("spawn").Process(target=prepare, args=(tmp_path / "killed", inputs))
-    process.start()
+    command = ["prepare", *inputs, "--output", tmp_path / "killed", "--image-size", "32", "--held-out", "0"]
+    process = subprocess.Popen([sys.executable, "-m", "transfusion_jax.cli", *command], start_new_session=True)
     while not list(tmp_path.glob("killed/shards/*.json")):
+        assert process.poll() is None
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     with pytest.raises(ConfigError, match="is unfinished"):
         Prepared.open(tmp_path / "killed")
-    prepare(tmp_path / "killed", inputs)
+    assert main(list(map(str, command))) == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "clean")
 
 
@@ -146,11 +149,13 @@ def test_another_process_is_sent_the_folder_and_not_its_columns(tmp_path):
     assert pickle.loads(sent)[1234].segments[0].tokens.tolist() == list(b"text 1234")
 
 
-def prepare(folder, inputs, format=None, options=ReadOptions(), own=None, **changes):  # noqa: B008 - it is frozen
-    shards = tuple(input_shards(inputs, format, options))
-    job = Job(shards, options, **(dict(image_size=32, held_out=0.0) | changes))
+def prepare(folder, inputs, format=None, own=None, held_out=0.0, **options):
+    """As the command does: in processes of their own."""
+    reading = ReadOptions(image_size=32, **options)
+    shards = tuple(input_shards(inputs, format, reading))
+    job = Job(shards, reading, held_out=held_out)
     begin(job, tokenizer.load("bytes"), folder)
-    done = run(folder, job, range(len(shards)) if own is None else own, 1, lambda progress: None)
+    done = run(folder, job, range(len(shards)) if own is None else own, "local", 1, lambda progress: None)
     return Prepared.open(folder) if done else None
 
 

@@ -1,6 +1,4 @@
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +6,8 @@ from PIL import ImageFont, features
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers import emoji
+from transfusion_jax.data.readers.format import ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard
-
-pytest.importorskip("emoji")
-needs_font = pytest.mark.skipif(
-    not (Path(emoji.FONT).exists() and features.check("raqm")),
-    reason="fonts-noto-color-emoji or libfribidi0 is not installed",
-)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +41,6 @@ def test_no_two_emoji_share_a_name():
     assert all(name == name.lower().strip() and "_" not in name for name in names)
 
 
-@needs_font
 @pytest.mark.parametrize(
     ("name", "colour"),
     [
@@ -66,7 +58,6 @@ def test_the_glyph_is_the_one_that_is_named(name, colour):
     np.testing.assert_allclose(pixels[48:88, 48:88].mean((0, 1)), colour, atol=40)
 
 
-@needs_font
 def test_a_flag_is_drawn_whole_and_the_right_way_round():
     pixels = first("flag of france").segments[1].data.astype(int)
     left, middle, right = (pixels[40:96, columns].mean((0, 1)) for columns in np.s_[16:36, 58:78, 100:120])
@@ -75,7 +66,6 @@ def test_a_flag_is_drawn_whole_and_the_right_way_round():
     assert right[0] > right[2] + 50
 
 
-@needs_font
 @pytest.mark.parametrize("name", ["keycap 1", "grinning face", "family: man, woman, girl, boy", "flag of wales"])
 def test_a_picture_is_a_centred_glyph_on_white(name):
     pixels = first(name).segments[1].data
@@ -88,7 +78,6 @@ def test_a_picture_is_a_centred_glyph_on_white(name):
     assert columns.min() + columns.max() == pytest.approx(135, abs=8)
 
 
-@needs_font
 def test_each_wording_is_a_document_with_the_same_picture():
     plain, other = read_named("hot dog")
     assert [d.segments[0].text for d in (plain, other)] == ["hot dog", "an emoji: hot dog"]
@@ -97,7 +86,6 @@ def test_each_wording_is_a_document_with_the_same_picture():
     np.testing.assert_array_equal(plain.segments[1].data, other.segments[1].data)
 
 
-@needs_font
 @pytest.mark.parametrize(
     ("sequence", "key", "reason"),
     [
@@ -115,18 +103,16 @@ def test_what_the_font_cannot_draw_is_a_fault(monkeypatch, sequence, key, reason
     assert reason in fault.reason
 
 
-@needs_font
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**6])
 def test_shards_cover_every_emoji_once(size):
-    parts = emoji.shards("", SimpleNamespace(shard_size=size))
+    parts = emoji.shards("", ReadOptions(shard_size=size))
     assert [place for part in parts for place in range(part.begin, part.end)] == list(range(len(emoji._names())))
     assert all((part.end - part.begin) * len(emoji.WORDINGS) <= max(size, len(emoji.WORDINGS)) for part in parts)
 
 
-@needs_font
 @pytest.mark.slow
 def test_every_emoji_is_drawn_or_told_of():
-    (part,) = emoji.shards("", SimpleNamespace(shard_size=10**6))
+    (part,) = emoji.shards("", ReadOptions(shard_size=10**6))
     found = list(emoji.read(part, None))
     faults = [record for record in found if isinstance(record, Fault)]
     documents = [record for record in found if not isinstance(record, Fault)]
@@ -138,33 +124,31 @@ def test_every_emoji_is_drawn_or_told_of():
 
 def test_a_missing_font_is_named_with_its_package(tmp_path):
     with pytest.raises(ConfigError, match="apt-get install fonts-noto-color-emoji"):
-        emoji.shards(str(tmp_path / "none.ttf"), SimpleNamespace(shard_size=100))
+        emoji.shards(str(tmp_path / "none.ttf"), ReadOptions(shard_size=100))
 
 
 def test_a_file_that_is_no_font_is_refused(tmp_path):
     (tmp_path / "text.ttf").write_text("not a font")
     with pytest.raises(ConfigError, match="no font with colour bitmaps"):
-        emoji.shards(str(tmp_path / "text.ttf"), SimpleNamespace(shard_size=100))
+        emoji.shards(str(tmp_path / "text.ttf"), ReadOptions(shard_size=100))
 
 
 def test_a_font_without_colours_is_refused(tmp_path):
     (tmp_path / "plain.ttf").write_bytes(ImageFont.load_default(10).font_bytes)
     with pytest.raises(ConfigError, match="no colours"):
-        emoji.shards(str(tmp_path / "plain.ttf"), SimpleNamespace(shard_size=100))
+        emoji.shards(str(tmp_path / "plain.ttf"), ReadOptions(shard_size=100))
 
 
-@needs_font
 def test_a_pillow_that_joins_no_code_points_is_refused(monkeypatch):
     monkeypatch.setattr(features, "check", lambda name: False)
     with pytest.raises(ConfigError, match="libfribidi0"):
-        emoji.shards("", SimpleNamespace(shard_size=100))
+        emoji.shards("", ReadOptions(shard_size=100))
 
 
-@needs_font
 def test_missing_names_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "emoji", None)
     with pytest.raises(ConfigError, match=r"transfusion-jax\[emoji\]"):
-        emoji.shards("", SimpleNamespace(shard_size=100))
+        emoji.shards("", ReadOptions(shard_size=100))
 
 
 def read_named(name):

@@ -1,6 +1,5 @@
 import hashlib
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +7,10 @@ import pytest
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data import claims, scenes
 from transfusion_jax.data.readers import shapes
+from transfusion_jax.data.readers.format import ReadOptions
 from transfusion_jax.data.readers.raw import InputShard, RawImage, RawText
 
-OPTIONS = SimpleNamespace(image_size=32, shard_size=64)
+OPTIONS = ReadOptions(image_size=32, shard_size=64)
 
 
 def test_documents_are_a_caption_and_its_drawing_with_the_scene_kept():
@@ -57,7 +57,7 @@ def test_other_paths_are_refused(path):
 
 
 def documents(path, shard_size=64):
-    options = SimpleNamespace(image_size=32, shard_size=shard_size)
+    options = ReadOptions(image_size=32, shard_size=shard_size)
     return [document for part in shapes.shards(path, options) for document in shapes.read(part, options)]
 
 

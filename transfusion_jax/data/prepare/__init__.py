@@ -1,6 +1,6 @@
 """From inputs to a folder of document shards: one function per input shard, and one that puts them together."""
 
-from transfusion_jax.data.prepare.job import Job, begin
+from transfusion_jax.data.prepare.job import Job, begin, place_among_hosts
 from transfusion_jax.data.prepare.run import Progress, run
 
-__all__ = ["Job", "Progress", "begin", "run"]
+__all__ = ["Job", "Progress", "begin", "place_among_hosts", "run"]

@@ -100,7 +100,7 @@ def _encodings(job: Job, reports: list[dict[str, Any]], keys: np.ndarray) -> dic
     if not any(report["pictured"] for report in reports):
         return {}
     moments = sum((Moments.from_dict(report["moments"]) for report in reports), Moments.none(job.channels))
-    shape = [job.image_size, job.image_size, job.channels]
+    shape = [job.reading.image_size, job.reading.image_size, job.channels]
     return {
         "pixels": {
             "autoencoder": "identity",

@@ -23,14 +23,12 @@ class Job:
     shards: tuple[InputShard, ...]
     reading: ReadOptions
     tokenizer: str = "bytes"  # the tokenizer's name in the folder
-    image_size: int = 256  # pixels of a side
     channels: int = 3
     min_size: int = 0  # pixels; images whose smaller side is shorter are refused
     held_out: float = 0.01  # share of the documents that is kept from training
     limit: int = 0  # records read of each input shard; 0: all
 
     def __post_init__(self) -> None:
-        require(self.image_size > 0, f"--image-size must be positive, not {self.image_size}")
         require(self.channels in (1, 3), f"--channels must be 3 (colour) or 1 (grey), not {self.channels}")
         require(0 <= self.held_out <= 1, f"--held-out must lie between 0 and 1, not {self.held_out}")
         require(self.limit >= 0 and self.min_size >= 0, "--limit and --min-size must not be negative")
@@ -74,7 +72,9 @@ def begin(job: Job, tokenizer: Tokenizer, folder: Path) -> None:
             f"{folder} was begun with another tokenizer of the same name: choose another --output",
         )
         return
-    require(not any(folder.iterdir()), f"{folder} holds other files: choose a new --output")
+    own = (tokenizer.name, path.name)  # what another host that begins at the same time has written
+    others = [file.name for file in folder.iterdir() if not file.name.startswith(own)]
+    require(not others, f"{folder} holds other files: choose a new --output")
     tokenizers.save(tokenizer, folder)
     write_whole(path, text)
 

@@ -1,11 +1,13 @@
-"""All shards of a job, by as many processes as there are, with progress."""
+"""All shards of a job, here or on a Ray cluster, with progress."""
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ from typing import Any
 from transfusion_jax.data.prepare.finish import finish
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.shard import prepare_shard, report_file
+from transfusion_jax.data.readers.format import package
+from transfusion_jax.errors import UserError
+
+Reports = Generator[dict[str, Any], None, None]
 
 
 @dataclass(frozen=True)
@@ -22,24 +28,21 @@ class Progress:
     done: int  # shards
     total: int
     documents: int
+    size: int  # bytes written
     quarantined: int
     seconds: float
 
     def __str__(self) -> str:
-        rate = self.documents / max(self.seconds, 1e-9)
-        left = self.seconds / self.done * (self.total - self.done)
+        left = round(self.seconds / self.done * (self.total - self.done))
         return (
-            f"{self.done}/{self.total} shards  {self.documents:,} documents  {self.quarantined:,} quarantined  "
-            f"{rate:,.0f} documents/s  {left / 60:.0f}m {left % 60:02.0f}s left"
+            f"{self.done:,}/{self.total:,} shards  {self.documents:,} documents  {self.size / 2**20:,.1f} MiB  "
+            f"{self.quarantined:,} not used  {self.documents / max(self.seconds, 1e-9):,.0f} documents/s  "
+            f"{left // 60}m {left % 60:02}s left"
         )
 
 
 def run(
-    folder: Path,
-    job: Job,
-    own: Sequence[int],
-    workers: int,
-    report: Callable[[Progress], None],
+    folder: Path, job: Job, own: Sequence[int], runner: str, workers: int, report: Callable[[Progress], None]
 ) -> dict[str, Any] | None:
     """Prepares some shards, and finishes the folder once all are there.
 
@@ -47,28 +50,61 @@ def run(
         folder: where `begin` wrote the job.
         job: the job.
         own: numbers of the shards that are this host's.
-        workers: processes.
+        runner: a name in `RUNNERS`.
+        workers: processes of the local runner.
         report: is told of each finished shard.
 
     Returns:
         The manifest, or None while shards of other hosts are missing.
 
     Raises:
+        ConfigError: the runner is not installed.
         OSError: an input cannot be read, or the folder not be written.
     """
-    begun, documents, quarantined = time.monotonic(), 0, 0
-    todo = [n for n in own if not report_file(folder, n).exists()]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(prepare_shard, folder, job, n) for n in todo]
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                values = future.result()
+    begun = time.monotonic()
+    documents = size = unused = 0
+    todo = [number for number in own if not report_file(folder, number).exists()]
+    if todo:
+        with closing(RUNNERS[runner](folder, job, todo, workers)) as reports:
+            for done, values in enumerate(reports, 1):
                 documents += values["documents"]
-                quarantined += sum(values["faults"].values())
-                report(Progress(done, len(todo), documents, quarantined, time.monotonic() - begun))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    if not all(report_file(folder, n).exists() for n in range(len(job.shards))):
+                size += values["size"]
+                unused += sum(values["faults"].values())
+                report(Progress(done, len(todo), documents, size, unused, time.monotonic() - begun))
+    if not all(report_file(folder, number).exists() for number in range(len(job.shards))):
         return None
     return finish(folder, job)
+
+
+def _local(folder: Path, job: Job, todo: Sequence[int], workers: int) -> Reports:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(todo)), context) as pool:
+        try:
+            for future in as_completed([pool.submit(prepare_shard, folder, job, number) for number in todo]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory: the same command goes on; give it fewer "
+                "--workers if that happens again"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ray(folder: Path, job: Job, todo: Sequence[int], workers: int) -> Reports:
+    """On the cluster that the environment names, or one of this host's cores; the folder must be seen by all."""
+    del workers
+    ray = package("ray", "transfusion-jax[ray]")
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
+    task, shared = ray.remote(prepare_shard), ray.put(job)
+    waiting = [task.remote(folder.absolute(), shared, number) for number in todo]
+    while waiting:
+        (ended, *_), waiting = ray.wait(waiting)
+        try:
+            yield ray.get(ended)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+
+RUNNERS = {"local": _local, "ray": _ray}

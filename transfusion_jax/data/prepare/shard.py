@@ -90,6 +90,7 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
                 if not held_out:
                     moments += Moments.of(latents_of(document.pixels))
         records = documents.records
+    kinds = ("documents", "pixels") if pictured else ("documents",)
     if not pictured:
         shard_file(folder, "pixels", number).unlink()
     np.savez(columns_file(folder, number), allow_pickle=False, **columns.arrays())
@@ -102,7 +103,8 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
         "pictured": pictured,
         "faults": dict(sorted(Counter(fault.reason.partition(":")[0] for fault in faults).items())),
         "moments": moments.to_dict(),
-        "sha256": _hashes(folder, number, pictured),
+        "size": sum(shard_file(folder, kind, number).stat().st_size for kind in kinds),
+        "sha256": {kind: _sha256(shard_file(folder, kind, number)) for kind in kinds},
     }
     write_whole(report, json.dumps(values, ensure_ascii=False) + "\n")
     return values
@@ -167,11 +169,11 @@ def _convert(raw: RawDocument, job: Job, tokenizer: Tokenizer) -> _Converted:
             content = segment.text.encode()
             segments.append(Segment(tokenizer.encode(segment.text), segment.loss))
         else:
-            pixels.append(decode(segment.data, job.image_size, job.channels, job.min_size))
+            pixels.append(decode(segment.data, job.reading.image_size, job.channels, job.min_size))
             content = pixels[-1].tobytes()
             segments.append(Segment(None, segment.loss))
         key.update(f"{type(segment).__name__} {segment.loss} {len(content)}:".encode() + content)
-    shape = (len(pixels), job.image_size, job.image_size, job.channels)
+    shape = (len(pixels), job.reading.image_size, job.reading.image_size, job.channels)
     images = np.stack(pixels) if pixels else np.zeros(shape, np.uint8)
     split = hashlib.blake2b(images.tobytes() or key.digest(), digest_size=8).digest()
     length = sum(len(s.tokens) for s in segments if s.tokens is not None)
@@ -218,10 +220,6 @@ def _tokenizer(folder: Path, name: str) -> Tokenizer:
     return tokenizers.load_saved(folder, name)
 
 
-def _hashes(folder: Path, number: int, pictured: bool) -> dict[str, str]:
-    kinds = ("documents", "pixels") if pictured else ("documents",)
-    hashes = {}
-    for kind in kinds:
-        with shard_file(folder, kind, number).open("rb") as file:
-            hashes[kind] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,14 +6,25 @@ from collections.abc import Mapping, Sequence
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.config.checks import one_of
-from transfusion_jax.data.readers import files, folder, jsonl, parquet, tfds, webdataset
+from transfusion_jax.data.readers import (
+    digits,
+    emoji,
+    files,
+    folder,
+    jsonl,
+    parquet,
+    prose,
+    shapes,
+    tfds,
+    webdataset,
+)
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 
-FORMATS: Mapping[str, Format] = {
-    format.name: format
-    for format in (webdataset.FORMAT, parquet.FORMAT, jsonl.FORMAT, folder.FOLDER, folder.COCO, tfds.FORMAT)
-}
+FILES = (webdataset.FORMAT, parquet.FORMAT, jsonl.FORMAT, folder.FOLDER, folder.COCO)
+SETS = (tfds.FORMAT, digits.FORMAT, prose.FORMAT, emoji.FORMAT, shapes.FORMAT)  # by name, as in shapes:20000
+FORMATS: Mapping[str, Format] = {format.name: format for format in FILES + SETS}
+ALWAYS = ("image_size",)  # options that hold for every format
 
 __all__ = [
     "FORMATS",
@@ -32,7 +43,7 @@ def input_shards(inputs: Sequence[str], format: str | None, options: ReadOptions
     """The parts of the inputs, in order.
 
     An input is a file, a folder, a pattern such as `a/*.tar`, a URL of one of those, or a data set's name such as
-    `tfds:coco_captions:train`. Files of a folder or a pattern are sorted. Without `format`, names decide.
+    `tfds:coco_captions:train` or `emoji`. Files of a folder or a pattern are sorted. Without `format`, names tell.
 
     Raises:
         ConfigError: nothing is found, the inputs are of several formats, or an option does not fit theirs.
@@ -55,9 +66,9 @@ def input_shards(inputs: Sequence[str], format: str | None, options: ReadOptions
 
 def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
     """The format and the path of each input that a path stands for."""
-    scheme = path.partition(":")[0]
-    if scheme in FORMATS and not files.is_url(path):
-        return [(scheme, path)]
+    name, _, rest = path.partition(":")
+    if name in [known.name for known in SETS]:
+        return [(name, rest)]
     if files.is_folder(path):
         return _expand_folder(path, format)
     paths = [path] if files.exists(path) else files.matches(path)
@@ -90,5 +101,5 @@ def _format_of(path: str) -> str:
 
 def _refuse_unused(format: Format, options: ReadOptions) -> None:
     for name, value in vars(options).items():
-        if value != getattr(ReadOptions, name) and name not in format.options:
+        if value != getattr(ReadOptions, name) and name not in (*ALWAYS, *format.options):
             raise ConfigError(f"{name} means nothing to {format.name}: leave it out")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
@@ -29,7 +29,7 @@ _PHRASES = (  # what the names lose with their punctuation
 _PEOPLE = re.compile(r"(family|kiss|couple with heart)((?: (?:man|woman|person|adult|boy|girl|child))+)")
 
 
-def shards(path: str, options: Any) -> list[InputShard]:
+def shards(path: str, options: ReadOptions) -> list[InputShard]:
     """Ranges of the emoji; `path` is a font's file, or empty for Debian's Noto Color Emoji.
 
     Raises:
@@ -41,7 +41,7 @@ def shards(path: str, options: Any) -> list[InputShard]:
     return [InputShard("emoji", path, begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def read(shard: InputShard, options: Any) -> Iterator[RawDocument | Fault]:
+def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
     """A document for each wording of each emoji, or a fault for an emoji that is not one glyph of the font."""
     font = _load_font(shard.path or FONT)
     width, unknown_flag = font.getlength(SAMPLE), _draw(NOWHERE, font)
@@ -113,3 +113,6 @@ def _draw(sequence: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
     corner = ((side - width) // 2 - left, (side - height) // 2 - top)
     ImageDraw.Draw(canvas).text(corner, sequence, font=font, embedded_color=True)
     return np.asarray(canvas)
+
+
+FORMAT = Format("emoji", shards, read, options=("shard_size",))

@@ -19,12 +19,13 @@ class ReadOptions:
     image_column: str | None = None  # column, field, feature, or extension of a tar's member; None: found by name
     text_column: str | None = None  # the same for captions and texts
     images: str | None = None  # the folder of relative image paths; None: the folder that the file lies in
+    image_size: int = 256  # pixels of a side: what images are cropped and resized to, and scenes drawn at
     shard_size: int = 4096  # records per shard, about
     split: str | None = None  # of a Karpathy file, such as "train,restval"; None: all
     data_dir: str | None = None  # where TFDS keeps its data sets; None: its default
 
     def __post_init__(self) -> None:
-        positive(self, "", "shard_size")
+        positive(self, "", "image_size", "shard_size")
 
 
 @dataclass(frozen=True)

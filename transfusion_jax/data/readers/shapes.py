@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data import claims, scenes
+from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 
 COUNT = 20_000
 
 
-def shards(path: str, options: Any) -> list[InputShard]:
+def shards(path: str, options: ReadOptions) -> list[InputShard]:
     """Ranges of the scenes; `path` is their number, their number and a seed as in `20000:7`, or empty.
 
     Raises:
@@ -26,7 +26,7 @@ def shards(path: str, options: Any) -> list[InputShard]:
     return [InputShard("shapes", path, begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def read(shard: InputShard, options: Any) -> Iterator[RawDocument | Fault]:
+def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
     """A caption, then its drawing at `options.image_size`; the exact scene stands in the document's meta."""
     count, seed = _count_and_seed(shard.path)
     for index in range(shard.begin, shard.end or count):
@@ -48,3 +48,6 @@ def _count_and_seed(path: str) -> tuple[int, int]:
         raise ConfigError(f"shapes:{path} should be a number of scenes, with or without a seed, as shapes:20000:7")
     count, seed = found.groups()
     return int(count or COUNT), int(seed or 0)
+
+
+FORMAT = Format("shapes", shards, read, options=("shard_size",))

@@ -13,7 +13,7 @@ from transfusion_jax.data.readers import records
 from transfusion_jax.data.readers.format import Format, ReadOptions, package
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
 
-_NAME = re.compile(r"tfds:(?P<name>[^:\[\]]+(:\d+\.\d+\.\d+)?):(?P<split>[^:].*)")
+_NAME = re.compile(r"(?P<name>[^:\[\]]+(:\d+\.\d+\.\d+)?):(?P<split>[^:].*)")
 
 
 def _shards(path: str, options: ReadOptions) -> list[InputShard]:
@@ -39,7 +39,7 @@ def _source(path: str, options: ReadOptions) -> tuple[Sequence[Any], str | None,
     """The records, and the names on the way to their image, if any, and to their text."""
     match = _NAME.fullmatch(path)
     if match is None:
-        raise ConfigError(f"{path} is not of the form tfds:NAME[/CONFIG][:VERSION]:SPLIT")
+        raise ConfigError(f"tfds:{path} is not of the form tfds:NAME[/CONFIG][:VERSION]:SPLIT")
     tfds = package("tensorflow_datasets", "transfusion-jax[tfds]")
     try:
         builder = tfds.builder(match["name"], data_dir=options.data_dir)

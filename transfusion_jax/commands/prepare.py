@@ -1,0 +1,197 @@
+"""`transfusion prepare`: files, folders, tables and data sets into document shards to train on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from transfusion_jax.config import ConfigError, require
+from transfusion_jax.data import prepare
+from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.prepare import Job, Progress
+from transfusion_jax.data.readers import FORMATS, Fault, RawText, ReadOptions, input_shards
+from transfusion_jax.errors import StorageError
+
+EPILOG = """inputs:
+  a.tar 'shards/*.tar' gs://bucket/shards    WebDataset, as img2dataset writes it
+  a.parquet                                  images and captions, texts, or interleaved lists of both
+  a.jsonl a.jsonl.gz                         texts, captioned images, interleaved documents, or "segments"
+  photos/                                    images with NAME.txt, metadata.jsonl or metadata.csv beside them
+  captions.json --format coco                COCO's captions, or Karpathy's split of them (--split)
+  tfds:coco_captions:train                   a data set of TFDS
+  emoji shapes:20000 digits prose            sets that need no download
+
+The same command goes on where it was stopped, and ends with the same bytes."""
+SHOWN = 8  # records that --dry-run looks at
+
+
+def add_parser(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "prepare",
+        help="files, tables and data sets into documents to train on",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see below")
+    parser.add_argument("--output", type=Path, required=True, help="a folder for the documents; it goes on there")
+    parser.add_argument("--tokenizer", default="bytes", help="bytes, a SentencePiece .model, or a tokenizer.json")
+    parser.add_argument("--image-size", type=int, default=256, help="side of the cropped images, pixels (256)")
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="3: colour (default), 1: grey")
+    parser.add_argument(
+        "--min-size", type=int, default=0, help="images with a shorter side are left out, pixels (0)"
+    )
+    parser.add_argument("--held-out", type=float, default=0.01, help="share kept from training (0.01)")
+    parser.add_argument("--limit", type=int, default=0, help="records of each input shard: to try things out")
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--format", choices=sorted(FORMATS), help="what the inputs are (default: by their names)")
+    reading.add_argument("--image-column", help="column, field or extension of the images (default: by name)")
+    reading.add_argument("--text-column", help="the same of captions and texts")
+    reading.add_argument("--images", help="the folder of relative image paths (default: the input's own)")
+    reading.add_argument("--split", help="of a Karpathy file, such as train,restval")
+    reading.add_argument("--data-dir", help="where TFDS keeps its data sets")
+    reading.add_argument("--shard-size", type=int, default=4096, help="records per shard, about (4096)")
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--runner", choices=("local", "ray"), default="local", help="processes here, or a Ray cluster"
+    )
+    running.add_argument("--workers", type=int, help="processes of --runner local (default: one per core)")
+    running.add_argument(
+        "--shard", metavar="I/N", help="this host's part, I from 0 (default: as Slurm, a JobSet or a TPU VM says)"
+    )
+    running.add_argument("--dry-run", action="store_true", help="show what would be read, and stop")
+    running.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.set_defaults(run=run, takes_overrides=False)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Prepares; returns the exit code."""
+    del overrides
+    require(
+        arguments.runner == "local" or arguments.workers is None,
+        "--workers goes with --runner local: Ray uses what its cluster has",
+    )
+    workers = arguments.workers or os.cpu_count() or 1
+    require(workers > 0, f"--workers must be at least 1, not {workers}")
+    require("://" not in str(arguments.output), "--output must be a local folder, or one that is mounted")
+    options = ReadOptions(
+        image_column=arguments.image_column,
+        text_column=arguments.text_column,
+        images=arguments.images,
+        image_size=arguments.image_size,
+        shard_size=arguments.shard_size,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
+    )
+    tokenizer = tokenizers.load(arguments.tokenizer)
+    job = Job(
+        shards=tuple(input_shards(arguments.inputs, arguments.format, options)),
+        reading=options,
+        tokenizer=tokenizer.name,
+        channels=arguments.channels,
+        min_size=arguments.min_size,
+        held_out=arguments.held_out,
+        limit=arguments.limit,
+    )
+    place, hosts = _place(arguments.shard)
+    if arguments.dry_run:
+        _show(job, arguments.json)
+        return 0
+    say = _say_aside if arguments.json else _say
+    own = range(place, len(job.shards), hosts)
+    prepare.begin(job, tokenizer, arguments.output)
+    say(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
+    progress = _Line(say)
+    try:
+        manifest = prepare.run(arguments.output, job, own, arguments.runner, workers, progress)
+    except OSError as error:
+        if error.filename is None or str(arguments.output) in str(error.filename):
+            raise
+        raise StorageError(f"an input cannot be read: {error}; the same command goes on once it can be") from error
+    progress.end()
+    if manifest is None:
+        say("this host's part is done; the last host to end finishes the folder, or the same command does")
+    elif arguments.json:
+        print(json.dumps({"output": str(arguments.output), **_summary(manifest)}))
+    else:
+        _print_summary(arguments.output, manifest)
+    return 0
+
+
+class _Line:
+    """A line of progress: rewritten on a terminal, and elsewhere printed now and then."""
+
+    def __init__(self, say: Any) -> None:
+        self._say, self._terminal, self._next = say, sys.stderr.isatty(), 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if self._terminal:
+            print(f"\r\033[K{progress}", end="", file=sys.stderr, flush=True)
+        elif progress.seconds >= self._next or progress.done == progress.total:
+            self._say(str(progress))
+            self._next = progress.seconds + 10
+
+    def end(self) -> None:
+        if self._terminal:
+            print(file=sys.stderr)
+
+
+def _place(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return prepare.place_among_hosts() or (0, 1)
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ConfigError(f"--shard {text} must be I/N with I from 0 to N-1, such as 0/4")
+    return int(index), int(count)
+
+
+def _show(job: Job, as_json: bool) -> None:
+    """The inputs, and the first records as they are read."""
+    readings = (FORMATS[shard.format].read(shard, job.reading) for shard in job.shards)
+    found = list(islice(chain.from_iterable(readings), SHOWN))
+    records = [{"key": r.key, "is": r.reason if isinstance(r, Fault) else _outline(r.segments)} for r in found]
+    if as_json:
+        print(json.dumps({"format": job.shards[0].format, "shards": len(job.shards), "first": records}))
+        return
+    print(f"{len(job.shards)} shard(s) of format {job.shards[0].format}; the first records:")
+    for record in records:
+        print(f"  {record['key']}: {record['is']}")
+
+
+def _outline(segments: Any) -> str:
+    return ", ".join(
+        f"text {s.text[:60]!r}" + ("…" * (len(s.text) > 60)) if isinstance(s, RawText) else "image"
+        for s in segments
+    )
+
+
+def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: manifest[name] for name in ("splits", "tokenizer", "quarantine")} | {
+        "encodings": {name: about["shape"] for name, about in manifest["encodings"].items()}
+    }
+
+
+def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
+    for split, counts in manifest["splits"].items():
+        shown = [f"{counts[of]:>12,} {of.replace('_', ' ')}" for of in ("documents", "images", "text_tokens")]
+        print(f"  {split.replace('_', ' '):<10}" + "".join(shown))
+    for reason, count in manifest["quarantine"].items():
+        print(f"  not used   {count:>12,} {reason}")
+    if manifest["quarantine"]:
+        print(f"each with its source and reason in {folder / 'quarantine.jsonl'}")
+    name = folder.name.replace("-", "_").replace(".", "_")
+    print(f"train on it with --config.data.sources.{name}.path={folder}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say_aside(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
