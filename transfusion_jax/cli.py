@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from transfusion_jax import __version__
-from transfusion_jax.commands import evaluate, prepare, sample, train
+from transfusion_jax.commands import doctor, evaluate, prepare, sample, train
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
 
-COMMANDS = (prepare, train, sample, evaluate)
+COMMANDS = (prepare, doctor, train, sample, evaluate)
 OVERRIDE = "--config."
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

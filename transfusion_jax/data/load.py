@@ -75,6 +75,11 @@ def load(config: Config) -> Data:
     return Data(splits[0], splits[1], codec)
 
 
+def plain_statistics(channels: int) -> LatentStatistics:
+    """Of latents that are normalised as they are."""
+    return LatentStatistics(np.zeros(channels), np.ones(channels))
+
+
 def _is_synthetic(source: SourceConfig) -> bool:
     return source.path.startswith("synthetic:")
 
@@ -115,7 +120,7 @@ def _codec(prepared: dict[str, Prepared], config: Config) -> Codec:
             f"{config.model.latent_shape}",
         )
     channels = config.model.latent_shape[2]
-    statistics = LatentStatistics(np.zeros(channels), np.ones(channels))
+    statistics = plain_statistics(channels)
     autoencoder: Autoencoder = Identity()  # where there are no images, or synthetic ones
     for phase in config.data.mixtures:
         moments = [pictured[name].moments(encoding) for name in phase.weights if name in pictured]

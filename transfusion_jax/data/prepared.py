@@ -113,7 +113,7 @@ class PreparedDocuments:
         return self._column("images")
 
     def __getitem__(self, number: int) -> Document:
-        first = int(self._records[number])
+        first = self.first_record(number)
         parts = -(-int(self.text_lengths[number]) // PART) if not self.images[number] else 1
         records = [self.record(first + part) for part in range(max(parts, 1))]
         if len(records) > 1:
@@ -129,12 +129,22 @@ class PreparedDocuments:
 
     def text(self, number: int, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` of a document that is one text."""
-        first, end = int(self._records[number]), min(end, int(self.text_lengths[number]))
+        first, end = self.first_record(number), min(end, int(self.text_lengths[number]))
         parts = range(begin // PART, -(-end // PART))
         if not parts:
             return np.zeros(0, np.int32)
         tokens = np.concatenate([s.tokens for part in parts for s in self.record(first + part).segments])
         return tokens[begin - parts[0] * PART : end - parts[0] * PART]
+
+    def first_record(self, number: int) -> int:
+        """The number of the record that a document begins with."""
+        return int(self._records[number])
+
+    def origin(self, number: int) -> str:
+        """Where a document was found: the input, and the key of the record in it."""
+        first = self.first_record(number)
+        shard = self.prepared.manifest["shards"][int(np.searchsorted(self._ends, first, side="right"))]
+        return f"{shard['input']}: {self.record(first).meta['key']}"
 
     def record(self, number: int) -> Record:
         """What a document's record holds."""

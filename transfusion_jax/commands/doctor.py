@@ -1,0 +1,181 @@
+"""`transfusion doctor`: what prepared data holds and what is wrong with it, or what a row of a run is made of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfusion_jax.config import ConfigError, require
+from transfusion_jax.data import load as data_loading
+from transfusion_jax.data import survey
+from transfusion_jax.data.documents import Image, Source, Text
+from transfusion_jax.data.load import Data
+from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments
+from transfusion_jax.data.stream import make_rows
+from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.training.workdir import Workdir
+
+SHEET, COLUMNS = 32, 8  # images on a contact sheet, and in a line of it
+WIDEST = 40  # characters of a histogram's bar
+LONGEST = 80  # characters shown of a text
+
+
+def add_parser(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "doctor", help="look into prepared data, or into a row of a run", description=__doc__
+    )
+    parser.add_argument("data", nargs="?", type=Path, help="a folder that prepare wrote")
+    parser.add_argument("--verify", action="store_true", help="of DATA: read every file and compare its hash")
+    parser.add_argument("--workdir", type=Path, help="a run's directory, with --row")
+    parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
+    parser.add_argument("--output", type=Path, help="PNG for the pictures (default: doctor.png, or row-N.png)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run, takes_overrides=False)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Examines; returns 1 where something is wrong with data, else 0."""
+    del overrides
+    data, workdir, row, output = arguments.data, arguments.workdir, arguments.row, arguments.output
+    require(
+        (data is None) != (workdir is None) and (workdir is None) == (row is None),
+        "doctor needs either DATA, a folder that prepare wrote, or --workdir DIR --row N",
+    )
+    require(not (arguments.verify and workdir), "--verify goes with DATA")
+    require(row is None or row >= 0, f"--row must not be negative, not {row}")
+    if output is not None and output.suffix.lower() != ".png":
+        raise ConfigError(f"--output must end in .png, not {output}")
+    if data:
+        report = _examine(data, arguments.verify, output or Path("doctor.png"))
+    else:
+        report = _look_up(Workdir(workdir), row, output or Path(f"row-{row}.png"))
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        (_print_data if data else _print_row)(report)
+    return int(bool(report.get("wrong")))
+
+
+def _examine(folder: Path, verify: bool, output: Path) -> dict[str, Any]:
+    prepared = Prepared.open(folder)
+    manifest = prepared.manifest
+    shown = list(manifest["encodings"]) if manifest["splits"]["train"]["images"] else []
+    measured = {name: survey.measure(prepared, name) for name in shown}
+    wrong = survey.findings(prepared, measured)
+    if verify:
+        wrong += [f"{line}: delete its shards/NNNNN.json and prepare again" for line in survey.damaged(prepared)]
+    statistics = measured["pixels"].statistics if measured else data_loading.plain_statistics(1)
+    documents = PreparedDocuments(prepared, "train", "pixels", statistics)
+    pictured = np.asarray(documents.images) > 0
+    lengths = {
+        "captions": survey.histogram(documents.text_lengths[pictured]),
+        "texts": survey.histogram(documents.text_lengths[~pictured]),
+    }
+    if measured:
+        places = np.flatnonzero(pictured)
+        chosen = places[np.unique(np.linspace(0, len(places) - 1, SHEET).astype(int))].tolist()
+        images = [documents.latents(documents.first_record(number))[0] for number in chosen]
+        write_png(output, grid(statistics.restore(np.stack(images)), COLUMNS))
+    return {
+        "data": str(folder),
+        "splits": manifest["splits"],
+        "tokenizer": manifest["tokenizer"],
+        "lengths": {name: dict(bins) for name, bins in lengths.items() if bins},
+        "quarantine": manifest["quarantine"],
+        "encodings": {
+            name: {
+                "shape": manifest["encodings"][name]["shape"],
+                **one.statistics.to_dict(),
+                "blank": one.blank,
+                "late_signal": one.late_signal,
+            }
+            for name, one in measured.items()
+        },
+        "pictures": str(output) if measured else None,
+        "wrong": wrong,
+    }
+
+
+def _print_data(report: dict[str, Any]) -> None:
+    print(report["data"])
+    for split in SPLITS:
+        counts = [f"{report['splits'][split][of]:,} {of.replace('_', ' ')}" for of in survey.COUNTED]
+        print(f"  {split.replace('_', ' '):<9}  {', '.join(counts)}")
+    print(f"  tokenizer  {report['tokenizer']['name']}, {report['tokenizer']['size']:,} entries")
+    for name, bins in report["lengths"].items():
+        print(f"tokens of {name}")
+        for label, count in bins.items():
+            print(f"  {label:>13}  {count:>11,}  {'█' * round(WIDEST * count / max(bins.values()))}")
+    for name, about in report["encodings"].items():
+        mean, std = (" ".join(f"{value:.3f}" for value in about[of]) for of in ("mean", "std"))
+        print(f"{name} {'×'.join(map(str, about['shape']))}: mean {mean}, deviation {std}")
+        print(f"  images that show nothing: {about['blank']:.1%}")
+        print(f"  coarse shape at {survey.LATE:.0%} of the noise: {about['late_signal']:.2f} times the noise")
+    for reason, count in report["quarantine"].items():
+        print(f"not used: {count:,} {reason}")
+    if report["pictures"]:
+        print(f"pictures in {report['pictures']}")
+    print("\n".join(f"WRONG: {line}" for line in report["wrong"]) or "nothing is wrong")
+
+
+def _look_up(workdir: Workdir, row: int, output: Path) -> dict[str, Any]:
+    config = workdir.config()
+    data = data_loading.load(config)
+    rows = make_rows(data.train, config, data.codec.special)
+    phase, planned = rows.planned_row(row)
+    plan, images = rows.plans[phase], []
+    pieces = []
+    for piece in range(*plan.row_offset[planned : planned + 2]):
+        source, number = data.train.find(int(plan.piece_document[piece]))
+        start = int(plan.piece_start[piece])
+        stretch = (start, start + int(plan.piece_length[piece]))
+        pieces.append(_about_piece(data, data.train.sources[source], number, stretch))
+        document = data.train.sources[source].documents[number] if pieces[-1]["images"] else None
+        images += [s.latent for s in document.segments if isinstance(s, Image)] if document else []
+    if images:
+        write_png(output, grid(data.codec.images(np.stack(images)), min(COLUMNS, len(images))))
+    used = int(np.sum(rows[row].source >= 0))
+    return {
+        "row": row,
+        "phase": config.data.mixtures[phase].start,
+        "left_out": any(begin <= row < end for begin, end in workdir.skip_rows),
+        "elements": used,
+        "padding": config.data.context_length - used,
+        "documents": pieces,
+        "pictures": str(output) if images else None,
+    }
+
+
+def _about_piece(data: Data, source: Source, number: int, stretch: tuple[int, int]) -> dict[str, Any]:
+    documents, decode = source.documents, data.codec.tokenizer.decode
+    if source.pictured:
+        segments = documents[number].segments
+        text = " ".join(decode(s.tokens) if isinstance(s, Text) else "[image]" for s in segments)
+    else:
+        text = decode(documents.text(number, max(stretch[0] - 1, 0), stretch[1] - 1))
+    return {
+        "source": source.name,
+        "document": number,
+        "origin": documents.origin(number) if isinstance(documents, PreparedDocuments) else "synthetic",
+        "elements": list(stretch),
+        "images": int(documents.images[number]),
+        "text": " ".join(text.split()),
+    }
+
+
+def _print_row(report: dict[str, Any]) -> None:
+    padding = f"{report['padding']:,} padding"
+    print(f"row {report['row']}, phase from row {report['phase']} on: {report['elements']:,} elements, {padding}")
+    if report["left_out"]:
+        print("this run leaves the row out (--skip-rows)")
+    for piece in report["documents"]:
+        begin, end = piece["elements"]
+        text = piece["text"] if len(piece["text"]) <= LONGEST else f"{piece['text'][: LONGEST - 1]}…"
+        print(f"  {piece['source']} {piece['document']} [{begin}:{end}]  {piece['origin']}\n    {text}")
+    if report["pictures"]:
+        print(f"pictures in {report['pictures']}")

@@ -1,0 +1,113 @@
+"""What a prepared folder holds, counted and sampled, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments, shard_file
+from transfusion_jax.data.statistics import LatentStatistics
+from transfusion_jax.diffusion.schedule import cosine
+
+COUNTED = ("documents", "images", "text_tokens")  # of each part
+SAMPLED = 2000  # images looked at
+BINS = (0, 1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)  # tokens
+LATE = 0.9  # of the noise: by then an image should be hidden
+HIDDEN = 1.0  # signal-to-noise ratio of its coarse shape, above which it is not
+COARSE = 4  # the coarse shape is 4×4 pixels
+BLANK = 0.01  # standard deviation of an image that shows nothing, normalised
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """Measurements of sampled images in one encoding."""
+
+    statistics: LatentStatistics
+    blank: float  # share of images that show nothing
+    late_signal: float  # signal-to-noise ratio of the coarse shape at `LATE` of the timesteps
+
+
+def histogram(lengths: np.ndarray) -> list[tuple[str, int]]:
+    """How many lengths lie in each bin, the empty ones at the ends left out."""
+    counts, _ = np.histogram(lengths, (*BINS, np.inf))
+    pairs = itertools.pairwise(BINS)
+    names = [f"{low:,}" if high == low + 1 else f"{low:,}-{high - 1:,}" for low, high in pairs]
+    bins = list(zip([*names, f"{BINS[-1]:,}-"], counts.tolist(), strict=True))
+    filled = np.flatnonzero(counts)
+    return bins[filled[0] : filled[-1] + 1] if len(filled) else []
+
+
+def measure(prepared: Prepared, encoding: str) -> Encodings:
+    """Measures images from all over the training part, in one encoding."""
+    statistics = prepared.moments(encoding).statistics()
+    safe = LatentStatistics(statistics.mean, np.where(statistics.std > 0, statistics.std, 1))
+    documents = PreparedDocuments(prepared, "train", encoding, safe)
+    latents = np.concatenate([documents.latents(n) for n in _spread(documents)])
+    side = min(COARSE, *latents.shape[1:3])
+    high, wide = (size // side for size in latents.shape[1:3])
+    blocks = latents[:, : side * high, : side * wide].reshape(len(latents), side, high, side, wide, -1)
+    schedule = cosine(1000)
+    alpha = float(schedule.alpha_bar[int(LATE * 1000)])
+    return Encodings(
+        statistics,
+        float(np.mean(latents.std((1, 2)).max(-1) < BLANK)),
+        float(
+            np.var(blocks.mean((2, 4))) * high * wide * alpha / (1 - alpha)
+        ),  # averaging shrinks the noise alone,
+    )
+
+
+def _spread(documents: PreparedDocuments) -> Iterator[int]:
+    """Numbers of the records of documents with images, evenly spread."""
+    pictured = np.flatnonzero(documents.images)
+    for place in np.unique(np.linspace(0, len(pictured) - 1, min(SAMPLED, len(pictured))).astype(int)):
+        yield documents.first_record(int(pictured[place]))
+
+
+def findings(prepared: Prepared, measured: dict[str, Encodings]) -> list[str]:
+    """What is wrong, each with what mends it."""
+    manifest, found = prepared.manifest, []
+    train, held_out = (manifest["splits"][split] for split in SPLITS)
+    if not train["documents"]:
+        found.append(
+            "nothing is left to train on: prepare with a smaller --held-out, or look into quarantine.jsonl"
+        )
+    if train["documents"] and not held_out["documents"]:
+        found.append("nothing is held out: prepare with a larger --held-out, or name data.sources.NAME.held_out")
+    unused = sum(manifest["quarantine"].values())
+    total = unused + train["documents"] + held_out["documents"]
+    if unused > 0.05 * total:
+        found.append(f"{unused / total:.0%} of the records are not used: quarantine.jsonl says why, line by line")
+    for name, one in measured.items():
+        if np.any(one.statistics.std == 0):
+            found.append(
+                f"a channel of {name} is constant: nothing can be learnt of it; --channels 1 for grey images"
+            )
+        if one.blank > 0.02:
+            found.append(f"{one.blank:.0%} of the images show nothing in {name}: leave them out of the inputs")
+        if one.late_signal > HIDDEN:
+            found.append(
+                f"in {name} an image's coarse shape is still seen at {LATE:.0%} of the noise "
+                f"({one.late_signal:.1f} times the noise): the schedule is made for smaller images. Encode with an "
+                "autoencoder, or prepare with a smaller --image-size"
+            )
+    return found
+
+
+def damaged(prepared: Prepared) -> Sequence[str]:
+    """Files of shards whose bytes are not those that were written."""
+    found = []
+    for number, shard in enumerate(prepared.manifest["shards"]):
+        for kind, expected in shard["sha256"].items():
+            path = shard_file(prepared.folder, kind, number)
+            if not path.is_file():
+                found.append(f"{path.name} is missing")
+                continue
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    found.append(f"{path.name} is damaged")
+    return found
