@@ -5,7 +5,7 @@
     transfusion train --config configs/emoji.py --workdir runs/emoji
     transfusion sample --workdir runs/emoji --prompt "red heart" --prompt "smiling cat" -n 4 --output emoji.png
 
-A model of this size learns the set by heart more than it learns to draw: that is enough to see that everything works.
+A model of this size learns the set by heart more than it learns to draw: enough to see that everything works.
 """
 
 from ml_collections import ConfigDict

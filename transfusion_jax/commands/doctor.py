@@ -64,11 +64,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _examine(folder: Path, verify: bool, output: Path) -> dict[str, Any]:
     prepared = Prepared.open(folder)
     manifest = prepared.manifest
-    shown = list(manifest["encodings"]) if manifest["splits"]["train"]["images"] else []
+    wrong = survey.damaged(prepared) if verify else []
+    shown = list(manifest["encodings"]) if manifest["splits"]["train"]["images"] and not wrong else []
     measured = {name: survey.measure(prepared, name) for name in shown}
-    wrong = survey.findings(prepared, measured)
-    if verify:
-        wrong += [f"{line}: delete its shards/NNNNN.json and prepare again" for line in survey.damaged(prepared)]
+    wrong += survey.findings(prepared, measured)
     statistics = measured["pixels"].statistics if measured else data_loading.plain_statistics(1)
     documents = PreparedDocuments(prepared, "train", "pixels", statistics)
     pictured = np.asarray(documents.images) > 0

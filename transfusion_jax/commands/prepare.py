@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see below")
-    parser.add_argument("--output", type=Path, required=True, help="a folder for the documents; it goes on there")
+    parser.add_argument("--output", required=True, help="a folder for the documents; it goes on there")
     parser.add_argument("--tokenizer", default="bytes", help="bytes, a SentencePiece .model, or a tokenizer.json")
     parser.add_argument("--image-size", type=int, default=256, help="side of the cropped images, pixels (256)")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="3: colour (default), 1: grey")
@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     )
     workers = arguments.workers or os.cpu_count() or 1
     require(workers > 0, f"--workers must be at least 1, not {workers}")
-    require("://" not in str(arguments.output), "--output must be a local folder, or one that is mounted")
+    require("://" not in arguments.output, "--output must be a local folder, or a bucket that is mounted as one")
+    output = Path(arguments.output)
     options = ReadOptions(
         image_column=arguments.image_column,
         text_column=arguments.text_column,
@@ -105,22 +106,22 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     say = _say_aside if arguments.json else _say
     own = range(place, len(job.shards), hosts)
-    prepare.begin(job, tokenizer, arguments.output)
+    prepare.begin(job, tokenizer, output)
     say(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
     progress = _Line(say)
     try:
-        manifest = prepare.run(arguments.output, job, own, arguments.runner, workers, progress)
+        manifest = prepare.run(output, job, own, arguments.runner, workers, progress)
     except OSError as error:
-        if error.filename is None or str(arguments.output) in str(error.filename):
+        if error.filename is None or str(output) in str(error.filename):
             raise
         raise StorageError(f"an input cannot be read: {error}; the same command goes on once it can be") from error
     progress.end()
     if manifest is None:
         say("this host's part is done; the last host to end finishes the folder, or the same command does")
     elif arguments.json:
-        print(json.dumps({"output": str(arguments.output), **_summary(manifest)}))
+        print(json.dumps({"output": str(output), **_summary(manifest)}))
     else:
-        _print_summary(arguments.output, manifest)
+        _print_summary(output, manifest)
     return 0
 
 

@@ -23,12 +23,17 @@ from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.record import Record, token_type, unpack
 from transfusion_jax.data.statistics import LatentStatistics, Moments
 from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.errors import UserError
 
 SCHEMA = 1
 PART = 1 << 16  # tokens of a long text that one record holds
 SPLITS = ("train", "held_out")
 COLUMNS = {"record": np.int64, "text_lengths": np.uint32, "images": np.uint16}
 READ = "readahead_buffer_size:0"
+
+
+class DamagedData(UserError):
+    """A file of prepared data that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,14 @@ class PreparedDocuments:
             path = shard_file(self.prepared.folder, kind, shard)
             self._files[kind, shard] = ArrayRecordReader(str(path), READ)
         begin = int(self._ends[shard - 1]) if shard else 0
-        data: bytes = self._files[kind, shard].read([number - begin])[0]
+        try:
+            data: bytes = self._files[kind, shard].read([number - begin])[0]
+        except RuntimeError as error:  # array_record's, of what it cannot read
+            path = shard_file(self.prepared.folder, kind, shard)
+            raise DamagedData(
+                f"{path} is damaged: delete shards/{shard:05d}.json beside it and give the command that prepared it "
+                f"again ({str(error).partition(';')[0]})"
+            ) from error
         return data
 
 

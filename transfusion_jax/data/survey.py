@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ COUNTED = ("documents", "images", "text_tokens")  # of each part
 SAMPLED = 2000  # images looked at
 BINS = (0, 1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)  # tokens
 LATE = 0.9  # of the noise: by then an image should be hidden
-HIDDEN = 1.0  # signal-to-noise ratio of its coarse shape, above which it is not
+HIDDEN = 10.0  # times the noise; the cosine schedule hides images of 64 pixels well (arXiv 2301.11093)
 COARSE = 4  # the coarse shape is 4×4 pixels
 BLANK = 0.01  # standard deviation of an image that shows nothing, normalised
 
@@ -98,16 +98,16 @@ def findings(prepared: Prepared, measured: dict[str, Encodings]) -> list[str]:
     return found
 
 
-def damaged(prepared: Prepared) -> Sequence[str]:
+def damaged(prepared: Prepared) -> list[str]:
     """Files of shards whose bytes are not those that were written."""
     found = []
     for number, shard in enumerate(prepared.manifest["shards"]):
         for kind, expected in shard["sha256"].items():
             path = shard_file(prepared.folder, kind, number)
             if not path.is_file():
-                found.append(f"{path.name} is missing")
+                found.append((number, f"{path.name} is missing"))
                 continue
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    found.append(f"{path.name} is damaged")
-    return found
+                    found.append((number, f"{path.name} is damaged"))
+    return [f"{what}: delete shards/{number:05d}.json and prepare again" for number, what in found]

@@ -15,6 +15,7 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_file, report_file
 from transfusion_jax.data.prepared import COLUMNS, SCHEMA, SPLITS
+from transfusion_jax.data.readers import origin
 from transfusion_jax.data.statistics import Moments
 from transfusion_jax.training.files import write_whole
 
@@ -85,7 +86,7 @@ def _write_quarantine(folder: Path, job: Job, shards: list[dict[str, np.ndarray]
             file.write(faults_file(folder, number).read_text(encoding="utf-8"))
             for place in np.flatnonzero(~first[at : at + len(shard["record"])]):
                 line = {
-                    "source": job.shards[number].path,
+                    "source": origin(job.shards[number]),
                     "key": f"record {shard['record'][place]}",
                     "reason": "duplicate: of a document in another shard",
                 }

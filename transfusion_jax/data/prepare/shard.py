@@ -18,7 +18,7 @@ import numpy as np
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepared import PART, latents_of, shard_file
-from transfusion_jax.data.readers import FORMATS, Fault, RawDocument, RawText
+from transfusion_jax.data.readers import FORMATS, Fault, RawDocument, RawText, origin
 from transfusion_jax.data.readers.pictures import PictureError, decode
 from transfusion_jax.data.record import Record, Segment, pack, token_type
 from transfusion_jax.data.statistics import Moments
@@ -94,10 +94,10 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
     if not pictured:
         shard_file(folder, "pixels", number).unlink()
     np.savez(columns_file(folder, number), allow_pickle=False, **columns.arrays())
-    lines = [{"source": shard.path, "key": fault.key, "reason": fault.reason} for fault in faults]
+    lines = [{"source": origin(shard), "key": fault.key, "reason": fault.reason} for fault in faults]
     write_whole(faults_file(folder, number), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     values = {
-        "input": shard.path,
+        "input": origin(shard),
         "records": records,
         "documents": len(columns.key),
         "pictured": pictured,

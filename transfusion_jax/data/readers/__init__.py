@@ -36,6 +36,7 @@ __all__ = [
     "RawText",
     "ReadOptions",
     "input_shards",
+    "origin",
 ]
 
 
@@ -62,6 +63,12 @@ def input_shards(inputs: Sequence[str], format: str | None, options: ReadOptions
     if not shards:
         raise ConfigError(f"there is nothing to read in {', '.join(inputs) or 'no inputs'}")
     return shards
+
+
+def origin(shard: InputShard) -> str:
+    """What a shard is a part of: a path, or the name of a set."""
+    is_set = FORMATS[shard.format] in SETS
+    return f"{shard.format}:{shard.path}".removesuffix(":") if is_set else shard.path
 
 
 def _expand(path: str, format: str | None) -> list[tuple[str, str]]:

@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import digits_config, prepare
+from transfusion_jax.cli import main
+from transfusion_jax.config import to_dict
+from transfusion_jax.data.load import load
+from transfusion_jax.data.prepared import Prepared
+from transfusion_jax.data.stream import make_rows
+from transfusion_jax.data.survey import histogram
+from transfusion_jax.training.workdir import Workdir
+
+
+def test_good_data_is_described_and_nothing_is_wrong(digits_folder, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    assert main(["doctor", str(digits_folder), "--verify", "--output", str(sheet)]) == 0
+    said = capsys.readouterr().out
+    for part in ("6,1", "tokens of captions", "pixels 8×8×1", "nothing is wrong", str(sheet)):
+        assert part in said
+    assert Image.open(sheet).size[0] > 500
+    assert main(["doctor", str(digits_folder), "--json", "--output", str(sheet)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["wrong"] == []
+    assert sum(report["lengths"]["captions"].values()) == report["splits"]["train"]["documents"]
+
+
+def test_what_is_wrong_is_said_with_what_mends_it(tmp_path, capsys):
+    blank = tmp_path / "blank"
+    blank.mkdir()
+    for number in range(10):
+        Image.new("RGB", (64, 64), (number, number, number)).save(blank / f"{number}.png")
+        (blank / f"{number}.txt").write_text("nothing\n\n" if number else "")
+    prepare(tmp_path / "data", [str(blank)], image_size=64)
+    assert examined(tmp_path / "data", capsys, "nothing is held out", "of the images show nothing", "are not used")
+
+
+def test_large_images_in_pixels_outlast_the_noise(tmp_path, capsys):
+    prepare(tmp_path / "data", ["shapes:20"], image_size=256, held_out=0.2)
+    assert examined(tmp_path / "data", capsys, "coarse shape is still seen at 90% of the noise")
+    prepare(tmp_path / "small", ["shapes:20"], image_size=32, held_out=0.2)
+    assert not examined(tmp_path / "small", capsys)
+
+
+def test_damaged_files_are_found(tmp_path, capsys):
+    prepare(tmp_path / "data", ["shapes:20"], image_size=32, held_out=0.2)
+    path = tmp_path / "data/pixels-00000.array_record"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    assert examined(tmp_path / "data", capsys, "pixels-00000.array_record is damaged", verify=True)
+    path.unlink()
+    assert examined(tmp_path / "data", capsys, "pixels-00000.array_record is missing", verify=True)
+    assert main(["doctor", str(tmp_path / "data")]) == 2
+    assert "pixels-00000.array_record is damaged: delete" in capsys.readouterr().err
+
+
+def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
+    config = digits_config(digits_folder, data__image_first=0.0, data__caption_dropout=0.0)
+    data = load(config)
+    Workdir(tmp_path).begin(config, data, "start")
+    assert json.loads((tmp_path / "config.json").read_text()) == to_dict(config)
+    picture = tmp_path / "row.png"
+    command = ["doctor", "--workdir", str(tmp_path), "--row", "1234", "--output", str(picture)]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    row = make_rows(data.train, config, data.codec.special)[1234]
+    assert report["elements"] == np.sum(row.source >= 0)
+    assert sum(document["images"] for document in report["documents"]) == np.sum(row.image_source >= 0)
+    text = data.codec.tokenizer.decode(row.tokens[row.tokens < 256])
+    for document in report["documents"]:
+        assert document["text"].removesuffix(" [image]") in text
+        assert document["origin"].startswith("digits")
+    assert picture.exists()
+    assert main(command) == 0
+    assert "row 1234, phase from row 0 on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "doctor needs either DATA"),
+        (["--workdir", "x"], "doctor needs either DATA"),
+        (["data", "--row", "3"], "doctor needs either DATA"),
+        (["--workdir", "x", "--row", "-1"], "--row must not be negative"),
+        (["--workdir", "x", "--row", "1", "--verify"], "--verify goes with DATA"),
+        (["data", "--output", "sheet.jpg"], "--output must end in .png"),
+        (["nowhere"], "nowhere holds no prepared data"),
+    ],
+)
+def test_what_cannot_be_examined_is_one_sentence(arguments, message, capsys):
+    assert main(["doctor", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_histograms_count_every_length():
+    lengths = np.random.default_rng(0).geometric(0.001, 1000)
+    bins = histogram(lengths)
+    assert sum(count for _, count in bins) == 1000
+    assert bins[0][1] > 0 < bins[-1][1]
+    assert dict(histogram(np.array([0, 3, 70_000]))) | {"0": 1, "1-3": 1, "65,536-": 1} == dict(
+        histogram(np.array([0, 3, 70_000]))
+    )
+    assert histogram(np.zeros(0)) == []
+
+
+def examined(folder, capsys, *parts, verify=False):
+    """Whether something is wrong, and that it is said."""
+    assert Prepared.open(folder)
+    output = ["--output", str(folder.parent / "sheet.png")]
+    code = main(["doctor", str(folder), *output, *(["--verify"] if verify else [])])
+    said = capsys.readouterr().out
+    assert all(part in said for part in parts), said
+    assert ("WRONG" in said) == bool(code)
+    return bool(code)

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+
+from data.readers.samples import photographs, write_images
+from transfusion_jax.cli import main
+from transfusion_jax.data.prepare import place_among_hosts
+from transfusion_jax.data.prepared import Prepared
+
+
+def test_a_folder_of_photographs_is_prepared_and_said_to_be(tmp_path, capsys):
+    assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "16", "--held-out", "0.2"]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 1 shards to read" in said
+    assert "10 documents" in said
+    assert f"train on it with --config.data.sources.out.path={tmp_path / 'out'}" in said
+    assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "16", "--held-out", "0.2"]) == 0
+    assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "8", "--held-out", "0.2"]) == 2
+    assert "image_size" in capsys.readouterr().err
+
+
+def test_what_is_not_used_is_counted_with_its_reason(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    photos(tmp_path)
+    (folder / "0003.png").write_bytes(b"")
+    (folder / "0004.txt").write_text("\n")
+    assert main(["prepare", str(folder), *output(tmp_path), "--json", "--image-size", "16"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert sum(result["quarantine"].values()) == 2
+    assert sum(split["documents"] for split in result["splits"].values()) == 8
+    lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert {line["key"].split(".")[0].partition("#")[0] for line in lines} == {"0003", "0004"}
+
+
+def test_a_dry_run_shows_the_first_records_and_writes_nothing(tmp_path, capsys):
+    assert main(["prepare", photos(tmp_path), *output(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "1 shard(s) of format folder" in said
+    assert said.count("text 'photograph") == 8
+    assert main(["prepare", photos(tmp_path), *output(tmp_path), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shards"] == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_hosts_each_take_their_part_and_the_last_finishes(tmp_path, capsys):
+    command = ["prepare", "shapes:30", *output(tmp_path), "--image-size", "16", "--shard-size", "8"]
+    assert main([*command, "--shard", "1/2", "--workers", "1"]) == 0
+    assert "this host's part is done" in capsys.readouterr().out
+    assert not (tmp_path / "out/data.json").exists()
+    assert main([*command, "--shard", "0/2", "--workers", "1"]) == 0
+    splits = Prepared.open(tmp_path / "out").manifest["splits"]
+    assert sum(split["documents"] for split in splits.values()) == 30
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({}, None),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, (3, 8)),
+        ({"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "4"}, (0, 4)),
+        ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}, (1, 4)),
+        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ],
+)
+def test_a_scheduler_says_which_host_this_is(variables, place, monkeypatch):
+    for name in ("SLURM_PROCID", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert place_among_hosts() == place
+
+
+def test_a_limit_takes_the_first_records_of_each_shard(tmp_path):
+    command = ["prepare", "shapes:30", *output(tmp_path), "--image-size", "16", "--shard-size", "10"]
+    assert main([*command, "--limit", "3", "--held-out", "0"]) == 0
+    assert Prepared.open(tmp_path / "out").manifest["splits"]["train"]["documents"] == 9
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_writes_the_same_bytes(tmp_path):
+    command = ["prepare", "shapes:40", "--image-size", "16", "--shard-size", "10"]
+    for runner in ("local", "ray"):
+        assert main([*command, "--output", str(tmp_path / runner), "--runner", runner]) == 0
+    for path in sorted(path for path in (tmp_path / "local").rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / "ray" / path.relative_to(tmp_path / "local")).read_bytes()
+
+
+def test_what_cannot_be_prepared_is_one_sentence(tmp_path, capsys):
+    for arguments, message in [
+        (["nothing/*.tar"], "nothing matches nothing/*.tar"),
+        (["shapes:5", "--held-out", "1.5"], "--held-out must lie between 0 and 1"),
+        (["shapes:5", "--image-size", "0"], "image_size must be positive"),
+        (["shapes:5", "--shard", "2/2"], "--shard 2/2 must be I/N"),
+        (["shapes:5", "--workers", "-1"], "--workers must be at least 1"),
+        (["shapes:5", "--runner", "ray", "--workers", "2"], "--workers goes with --runner local"),
+        (["shapes:5", "--tokenizer", "none.model"], "tokenizer none.model: there is no such file"),
+        (["shapes:5", "--text-column", "x"], "text_column means nothing to shapes"),
+    ]:
+        assert main(["prepare", *arguments, *output(tmp_path)]) == 2, arguments
+        assert message in capsys.readouterr().err
+    assert main(["prepare", "shapes:5", "--output", "gs://bucket/data"]) == 2
+    assert "--output must be a local folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    write_images(folder)
+    for number, name in enumerate(photographs()):
+        (folder / name).with_suffix(".txt").write_text(f"photograph {number}\n")
+    return str(folder)
+
+
+def output(tmp_path):
+    return ["--output", str(tmp_path / "out")]
