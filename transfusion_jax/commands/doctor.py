@@ -124,7 +124,7 @@ def _print_data(report: dict[str, Any]) -> None:
 
 def _look_up(workdir: Workdir, row: int, output: Path) -> dict[str, Any]:
     config = workdir.config()
-    data = data_loading.load(config)
+    data = data_loading.load(config, workdir.codec().statistics)
     rows = make_rows(data.train, config, data.codec.special)
     phase, planned = rows.planned_row(row)
     plan, images = rows.plans[phase], []

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     say = lambda line: print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)  # noqa: E731
     task, params, workdir, step, weights = read_model(arguments, say)
-    data = data_loading.load(task.config)
+    data = data_loading.load(task.config, workdir.codec().statistics)
     results: dict[str, float] = {}
     for name in arguments.suite or task.config.evaluation.suites:
         results |= SUITES[name].run(task, params, data, jax.random.key(task.config.seed))

@@ -90,8 +90,8 @@ def _caption_files(arguments: argparse.Namespace) -> int:
 def _caption_held_out(arguments: argparse.Namespace) -> int:
     if arguments.held_out < 1:
         raise ConfigError(f"--held-out must be at least 1, not {arguments.held_out}")
-    task, params, _, _, _ = read_model(arguments, print)
-    data = data_loading.load(task.config)
+    task, params, workdir, _, _ = read_model(arguments, print)
+    data = data_loading.load(task.config, workdir.codec().statistics)
     shown = data.held_out.pairs(arguments.held_out)
     if not shown:
         raise ConfigError("this run holds out no captioned images")

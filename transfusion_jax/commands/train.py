@@ -29,7 +29,7 @@ from transfusion_jax.parallel.mesh import check_rows, make_mesh
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
-from transfusion_jax.training.starts import Start, begin, source_config
+from transfusion_jax.training.starts import Start, begin, kept_statistics, source_config
 from transfusion_jax.training.transfusion import TransfusionTask
 from transfusion_jax.training.transplant import parse_mapping
 from transfusion_jax.training.workdir import Workdir
@@ -93,7 +93,8 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
         _say(describe_devices())
         mesh = make_mesh(config.mesh)
         check_rows(mesh, config.batch_rows, config.accumulation)
-        data = data_loading.load(config)
+        workdir = Workdir(arguments.workdir)
+        data = data_loading.load(config, kept_statistics(start, workdir, config))
         missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
         require(
             not config.loop.evaluate_every or not missing,
@@ -101,8 +102,7 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
             "--held-out, name a folder in data.sources.NAME.held_out, or set loop.evaluate_every to 0",
         )
         rows = make_rows(data.train, config, data.codec.special, _say)
-        workdir = Workdir(arguments.workdir)  # begun only now that config and data have proved to fit
-        task = TransfusionTask(config)
+        task = TransfusionTask(config)  # the workdir is begun only now that config and data have proved to fit
         locked = ExitStack()
         if jax.process_index() == 0:
             locked.enter_context(workdir.locked())

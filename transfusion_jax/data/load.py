@@ -54,8 +54,12 @@ class Data:
     codec: Codec
 
 
-def load(config: Config) -> Data:
+def load(config: Config, statistics: LatentStatistics | None = None) -> Data:
     """Opens every source that the config names; their documents are read when they are asked for.
+
+    Args:
+        config: names the sources and the encoding of their images.
+        statistics: how a run normalises latents; None takes the training images' own.
 
     Raises:
         ConfigError: no source, or one that does not fit the model or the others.
@@ -67,7 +71,7 @@ def load(config: Config) -> Data:
         "`transfusion prepare` wrote, or --config.data.sources=synthetic to try the hardware out",
     )
     prepared = {name: Prepared.open(s.path) for name, s in sources.items() if not _is_synthetic(s)}
-    codec = _codec(prepared, config)
+    codec = _codec(prepared, config, statistics)
     splits = []
     for split in ("train", "held_out"):
         parts = [Source(name, _documents(sources[name], split, config, codec)) for name in config.data.source_names]
@@ -100,7 +104,7 @@ def _documents(source: SourceConfig, split: str, config: Config, codec: Codec) -
     return PreparedDocuments(prepared, split, config.data.encoding, codec.statistics)
 
 
-def _codec(prepared: dict[str, Prepared], config: Config) -> Codec:
+def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStatistics | None) -> Codec:
     """One for all sources; those that only later phases read have no say in it, so that no earlier row changes."""
     names = [name for name in config.data.source_names if name in prepared]
     vocabulary = config.model.vocabulary
@@ -120,13 +124,15 @@ def _codec(prepared: dict[str, Prepared], config: Config) -> Codec:
             f"{config.model.latent_shape}",
         )
     channels = config.model.latent_shape[2]
-    statistics = plain_statistics(channels)
     autoencoder: Autoencoder = Identity()  # where there are no images, or synthetic ones
-    for phase in config.data.mixtures:
-        moments = [pictured[name].moments(encoding) for name in phase.weights if name in pictured]
-        if total := sum(moments, Moments.none(channels)):
-            statistics = total.statistics()
-            break
+    phases = [
+        sum(
+            (pictured[name].moments(encoding) for name in phase.weights if name in pictured), Moments.none(channels)
+        )
+        for phase in config.data.mixtures
+    ]
+    own = [moments.statistics() for moments in phases if moments]
+    statistics = statistics or (own[0] if own else plain_statistics(channels))
     if pictured:
         about = next(iter(pictured.values())).encoding(encoding)
         autoencoder = autoencoders.load(about["autoencoder"])

@@ -190,8 +190,8 @@ class PreparedDocuments:
         except RuntimeError as error:  # array_record's, of what it cannot read
             path = shard_file(self.prepared.folder, kind, shard)
             raise DamagedData(
-                f"{path} is damaged: delete shards/{shard:05d}.json beside it and give the command that prepared it "
-                f"again ({str(error).partition(';')[0]})"
+                f"{path} is damaged: delete shards/{shard:05d}.json beside it and give the command that prepared "
+                f"it again ({str(error).partition(';')[0]})"
             ) from error
         return data
 

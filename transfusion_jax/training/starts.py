@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, require
 from transfusion_jax.data.load import Data
+from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, Manifest, is_checkpoint
 from transfusion_jax.training.files import free_path, read_lines, write_lines, write_whole
@@ -50,6 +51,21 @@ def source_config(start: Start) -> Config:
     assert start.source is not None
     checkpoints, step = find_checkpoint(start.source)
     return configs.parse(checkpoints.manifest(step)["config"])
+
+
+def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentStatistics | None:
+    """How the run, or the one that it is made of, normalises latents: weights go on seeing what they learnt from.
+
+    None for a run from nothing, or one in another encoding: the data's own statistics hold there.
+    """
+    if workdir.exists():
+        codec = workdir.manifest()["codec"]
+    elif start.source:
+        checkpoints, step = find_checkpoint(start.source)
+        codec = checkpoints.manifest(step)["codec"]
+    else:
+        return None
+    return LatentStatistics.from_dict(codec["latents"]) if codec["encoding"] == config.data.encoding else None
 
 
 def begin(
