@@ -24,9 +24,14 @@ def test_mutants_are_a_function_of_seed_and_number():
     assert list(fuzz.mutants(3, 20)) != list(fuzz.mutants(4, 20))
 
 
-def test_the_check_notices_a_lost_record_and_a_hang(tmp_path, monkeypatch):
+def test_the_check_notices_a_lost_record_a_hang_and_an_open_file(tmp_path, monkeypatch):
     lines = fuzz.json_lines()
     cut = fuzz.Mutant(0, "none", lines, lines.data)
+    kept = []
+    monkeypatch.setattr(fuzz, "outcome", lambda path: (kept.append(path.open()), []))
+    with pytest.raises(AssertionError, match="left open"):
+        fuzz.check(cut, tmp_path)
+    kept.pop().close()
     monkeypatch.setattr(fuzz, "outcome", lambda path: ([], []))
     with pytest.raises(AssertionError, match="undamaged records are lost"):
         fuzz.check(cut, tmp_path)
