@@ -6,27 +6,29 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transfusion_jax.flops import measured_peak
 
-LIBRARIES = ("jax", "flax", "torch", "transfusion-pytorch", "numpy")
+LIBRARIES = ("jax", "flax", "libtpu", "torch", "transfusion-pytorch", "numpy")
 PEAK_SIZES = (512, 1024, 1536, 2048)
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The fastest float32 product of two square matrices found on this machine."""
+    """What speeds are compared with."""
 
     flops: float  # FLOP/s
-    through: str  # the library that computed it
-    size: int
+    source: str  # what reached it, or who says that it can be reached
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Timing:
 
     median: float
     quartiles: tuple[float, float]
-    speed: float  # the reference's time over this one's, median over rounds: above 1 is faster
-    flops: float | None  # FLOP/s of the median, where the work is known
+    speed: float  # beside the reference's, median over rounds: above 1 is faster
+    rate: float | None  # work per second of the median, where the work is known
     peak_share: float | None
 
 
@@ -48,6 +50,7 @@ class Report:
     reference: str
     rounds: int
     timings: dict[str, Timing]
+    unit: str  # of the rates
     peak: Peak | None
     disturbance: float  # cores that other processes kept busy meanwhile: ratios hold where it is near 0
     notes: Sequence[str]
@@ -60,6 +63,7 @@ def compare(
     reference: str,
     rounds: int,
     work: Mapping[str, float] | None = None,
+    unit: str = "FLOP/s",
     peak: Peak | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
@@ -67,83 +71,150 @@ def compare(
 
     Args:
         title: names the benchmark.
-        contestants: each runs one iteration and returns when it is done; a first round is not timed.
+        contestants: each runs one iteration and returns when it is done; the first of each turn is not timed.
         reference: the contestant that the others are compared with.
         rounds: how often each is timed.
-        work: floating-point operations of one iteration, where it is known.
+        work: what one iteration does, such as floating-point operations; those that are left out do as much as the
+            reference.
+        unit: of that work per second.
         peak: what the speed of that work is compared with.
         notes: printed below the table.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
     begin, others = time.perf_counter(), others_seconds()
     for _ in range(rounds):
         for name, run in contestants.items():
+            run()  # not timed: what has lain idle has cold caches, and its memory may have been taken from it
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)
     disturbance = (others_seconds() - others) / (time.perf_counter() - begin)
-    timings = {n: summarise(s, seconds[reference], (work or {}).get(n), peak) for n, s in seconds.items()}
-    return Report(title, reference, rounds, timings, peak, disturbance, notes, machine())
+    done = work or {}
+    per_work = [s / done.get(reference, 1) for s in seconds[reference]]
+    timings = {
+        n: summarise(s, [p * done.get(n, done.get(reference, 1)) for p in per_work], done.get(n), peak)
+        for n, s in seconds.items()
+    }
+    return Report(title, reference, rounds, timings, unit, peak, disturbance, notes, machine())
+
+
+def apart(make: Callable[..., tuple[Callable[[], object], Any]], *arguments: Any) -> tuple[Callable[[], None], Any]:
+    """A contestant in a process of its own, so that the threads of another library do not wait on its cores.
+
+    Args:
+        make: an importable function; returns what runs one iteration, and a value that is handed on.
+        arguments: what it is called with there.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=_serve, args=(there, make, arguments), daemon=True).start()
+    there.close()  # so that a process that fails ends the wait for it
+
+    def run() -> None:
+        here.send(None)
+        here.recv()
+
+    return run, here.recv()
+
+
+def _serve(pipe: Any, make: Callable[..., tuple[Callable[[], object], Any]], arguments: tuple) -> None:
+    run, value = make(*arguments)
+    pipe.send(value)
+    with suppress(EOFError):  # the benchmark has ended
+        while True:
+            pipe.recv()
+            run()
+            pipe.send(None)
 
 
 def matmul_peak(products: Mapping[str, Callable[[int], float]]) -> Peak:
-    """The best over a few sizes and over XLA and other libraries, each a function of a size to FLOP/s."""
+    """The fastest float32 product of two square matrices on this machine.
+
+    Of a few sizes, by XLA and by other libraries, each a function of a size to FLOP/s.
+    """
     libraries = {"XLA": measured_peak, **products}
-    peaks = (Peak(run(size), name, size) for size in PEAK_SIZES for name, run in libraries.items())
-    return max(peaks, key=lambda peak: peak.flops)
+    return max(
+        (
+            Peak(run(size), f"float32 product of size {size} by {name}")
+            for size in PEAK_SIZES
+            for name, run in libraries.items()
+        ),
+        key=lambda peak: peak.flops,
+    )
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags that every benchmark takes."""
+def parser(description: str | None, timed: bool = True) -> argparse.ArgumentParser:
+    """The flags that every benchmark takes, or every one that times something."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-    result.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
+    if timed:
+        result.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
     result.add_argument("--json", metavar="PATH", help="write a report; - prints it in place of the table")
     return result
 
 
 def publish(report: Report, json_path: str | None) -> None:
     """Prints the table, and writes JSON where it was asked for."""
-    text = json.dumps(dataclasses.asdict(report), indent=2)
-    print(text if json_path == "-" else table(report))
+    deliver(dataclasses.asdict(report), table(report), json_path)
+
+
+def deliver(result: Mapping[str, object], text: str, json_path: str | None) -> None:
+    """Prints a result as text, or as JSON where it was asked for; or writes JSON besides."""
+    encoded = json.dumps(result, indent=2)
+    print(encoded if json_path == "-" else text)
     if json_path not in (None, "-"):
-        Path(json_path).write_text(text + "\n")
+        Path(json_path).write_text(encoded + "\n")
 
 
 def table(report: Report) -> str:
     """The report for reading."""
-    rows = [("", "seconds", "quartiles", "speed", "FLOP/s", "of peak")]
+    rows = [("", "seconds", "quartiles", "speed", report.unit, "of peak")]
     for name, t in report.timings.items():
-        quartiles = " … ".join(f"{seconds:.3f}" for seconds in t.quartiles)
-        work = (f"{t.flops:.3g}" if t.flops else "", f"{t.peak_share:.0%}" if t.peak_share else "")
-        rows.append((name, f"{t.median:.3f}", quartiles, f"{t.speed:.2f}x", *work))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{report.title} ({report.rounds} rounds; speed against {report.reference})"]
-    for name, *cells in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+        quartiles = " … ".join(map(_seconds, t.quartiles))
+        work = (_rate(t.rate) if t.rate else "", f"{t.peak_share:.0%}" if t.peak_share else "")
+        rows.append((name, _seconds(t.median), quartiles, f"{t.speed:.2f}x", *work))
+    known = list(zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True))
+    lines = [f"{report.title} ({report.rounds} rounds; speed against {report.reference})", *align(known)]
     if peak := report.peak:
-        lines.append(f"peak: {peak.flops:.3g} FLOP/s, float32 product of size {peak.size} by {peak.through}")
+        lines.append(f"peak: {peak.flops:.3g} FLOP/s, {peak.source}")
     lines.append(f"cores that other processes kept busy: {report.disturbance:.2f}")
     return "\n".join([*lines, *report.notes, ", ".join(f"{k} {v}" for k, v in report.machine.items())])
 
 
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns: the first flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+    return lines
+
+
 def summarise(times: list[float], reference: list[float], work: float | None, peak: Peak | None) -> Timing:
-    """One contestant's times, round by round beside the reference's."""
+    """One contestant's times, round by round beside those that the reference takes for the same work."""
     median = statistics.median(times)
     low, _, high = statistics.quantiles(times, method="inclusive") if len(times) > 1 else times * 3
     speed = statistics.median(r / t for r, t in zip(reference, times, strict=True))
-    flops = work / median if work else None
-    return Timing(median, (low, high), speed, flops, flops / peak.flops if flops and peak else None)
+    rate = work / median if work else None
+    return Timing(median, (low, high), speed, rate, rate / peak.flops if rate and peak else None)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.1 else f"{value:.5f}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
 
 
 def others_seconds() -> float:
-    """Processor time that other processes have used since the machine's start; 0 where Linux does not say."""
+    """Processor time that all but this process and its children have used; 0 where Linux does not say."""
     if not Path("/proc/stat").exists():
         return 0.0
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - time.process_time()
+    own = [Path(f"/proc/{child.pid}/stat").read_text() for child in multiprocessing.active_children()]
+    ticks = sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in own)
+    return (user + nice + system - ticks) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def machine() -> dict[str, object]:

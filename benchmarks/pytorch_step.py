@@ -1,6 +1,7 @@
-"""The training step in plain PyTorch: the model, losses and update of `transfusion_jax`, eager, in float32.
+"""The training step in plain PyTorch: the model, losses and update of `transfusion_jax`.
 
-Parameters have the same names, and the transposed matrices that `nn.Linear` takes.
+Eager and in float32 unless it is told otherwise. Parameters have the same names, and the transposed matrices that
+`nn.Linear` takes.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pytorch_attention import ATTENTIONS
 from transfusion_jax.config import Config, ModelConfig, OptimizerConfig
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion.schedule import cosine
@@ -29,35 +32,53 @@ class TorchBatch:
     targets: Tensor  # [B, T]
     predicted: Tensor  # [B, T] bool, where the next token bears a loss
     positions: Tensor  # [B, T]
-    mask: Tensor  # [B, 1, T, T] bool, the spans
+    mask: Any  # the spans, as the attention takes them
     is_patch: Tensor  # [B, T] bool
     latents: Tensor  # [images, h, w, c], in the order of their patches
 
     @classmethod
-    def of(cls, batch: Batch) -> TorchBatch:
-        """From a batch of NumPy arrays whose every image slot is filled."""
-        key = torch.arange(batch.tokens.shape[1])
-        start, end = torch.tensor(batch.span_start), torch.tensor(batch.span_end)
+    def of(cls, batch: Batch, attention: str = "sdpa", device: str = "cpu") -> TorchBatch:
+        """From a batch of NumPy arrays whose every image slot is filled, for one of `ATTENTIONS`."""
+
+        def tensor(array: Any) -> Tensor:
+            return torch.tensor(array, device=device)
+
         return cls(
-            tokens=torch.tensor(batch.tokens).long(),
-            targets=torch.tensor(batch.targets).long(),
-            predicted=torch.tensor(batch.token_weight) > 0,
-            positions=torch.tensor(batch.positions),
-            mask=((start[..., None] <= key) & (key < end[..., None]))[:, None],
-            is_patch=torch.tensor(batch.image_slot) >= 0,
-            latents=torch.tensor(batch.latents).flatten(0, 1),
+            tokens=tensor(batch.tokens).long(),
+            targets=tensor(batch.targets).long(),
+            predicted=tensor(batch.token_weight) > 0,
+            positions=tensor(batch.positions),
+            mask=ATTENTIONS[attention].mask(tensor(batch.span_start), tensor(batch.span_end)),
+            is_patch=tensor(batch.image_slot) >= 0,
+            latents=tensor(batch.latents).flatten(0, 1),
         )
 
 
-def make_step(config: Config, batch: TorchBatch) -> Callable[[], float]:
-    """A training step on one batch again and again: noise, losses, gradients, clipping, update."""
-    model = Transfusion(config.model)
+def make_step(
+    config: Config, batch: Batch, attention: str = "sdpa", device: str = "cpu", compiled: bool = False
+) -> Callable[[], float]:
+    """A training step on one batch again and again: noise, losses, gradients, clipping, update.
+
+    Args:
+        config: of the model, the losses and the optimizer; a compute dtype of bfloat16 is taken by autocasting.
+        batch: see `TorchBatch.of`.
+        attention: one of `ATTENTIONS`.
+        device: where it runs.
+        compiled: each layer by torch.compile, which FlexAttention needs in order to be fast; else eager.
+    """
+    tensors = TorchBatch.of(batch, attention, device)
+    model = Transfusion(config.model, attention).to(device)
     optimizer = make_optimizer(model, config.optimizer)
+    if compiled:
+        for layer in model.layers:
+            layer.compile()
+    coarse = config.model.compute_dtype == "bfloat16"
 
     def step() -> float:
-        noise = torch.randn_like(batch.latents)
-        timesteps = torch.randint(1, config.diffusion.timesteps + 1, (len(noise),))
-        loss = total_loss(model, config, batch, noise, timesteps)
+        noise = torch.randn_like(tensors.latents)
+        timesteps = torch.randint(1, config.diffusion.timesteps + 1, (len(noise),), device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=coarse):
+            loss = total_loss(model, config, tensors, noise, timesteps)
         update(model, optimizer, loss, config.optimizer.gradient_clip)
         return loss.item()
 
@@ -66,7 +87,8 @@ def make_step(config: Config, batch: TorchBatch) -> Callable[[], float]:
 
 def total_loss(model: Transfusion, config: Config, batch: TorchBatch, noise: Tensor, timesteps: Tensor) -> Tensor:
     """`L_text + λ · L_image` at given noise `[images, h, w, c]` and timesteps `[images]`."""
-    alpha_bar = torch.tensor(cosine(config.diffusion.timesteps).alpha_bar)[timesteps][:, None, None, None]
+    schedule = torch.tensor(cosine(config.diffusion.timesteps).alpha_bar, device=noise.device)
+    alpha_bar = schedule[timesteps][:, None, None, None]
     noised = alpha_bar.sqrt().float() * batch.latents + (1 - alpha_bar).sqrt().float() * noise
     logits, denoised = model(batch, noised, timesteps)
     text = F.cross_entropy(logits, batch.targets[batch.predicted])
@@ -99,11 +121,11 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, cli
 class Transfusion(nn.Module):
     """The whole model."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, attention: str = "sdpa") -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.padded_vocabulary, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, attention) for _ in range(config.layers))
         self.final_norm = nn.RMSNorm(config.width, config.norm_epsilon)
         self.text_head = nn.Linear(config.width, config.padded_vocabulary, bias=False)
         self.timestep_in = nn.Linear(TIMESTEP_FEATURES, config.width)
@@ -115,7 +137,7 @@ class Transfusion(nn.Module):
         """Logits `[predicted tokens, vocabulary]`, and the predicted noise `[images, patches, channels]`."""
         timestep = self.timestep_out(F.silu(self.timestep_in(sinusoids(timesteps, TIMESTEP_FEATURES))))
         patches = self.patch_in(patchify(noised, self.config.patch_size)) + timestep[:, None]
-        x = self.embedding(batch.tokens)
+        x = self.embedding(batch.tokens).to(patches.dtype)
         x = x.masked_scatter(batch.is_patch[..., None], patches)
         rotation = rotary(batch.positions, self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
@@ -127,8 +149,9 @@ class Transfusion(nn.Module):
 class Layer(nn.Module):
     """One transformer block: attention, then SwiGLU, each after a norm and added to its input."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, attention: str) -> None:
         super().__init__()
+        self.attend = ATTENTIONS[attention].attend
         width, hidden = config.width, config.mlp_width
         self.heads = config.heads
         self.attention_norm = nn.RMSNorm(width, config.norm_epsilon)
@@ -141,12 +164,12 @@ class Layer(nn.Module):
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, mask: Any, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """`[B, T, width]` to the same."""
         normed = self.attention_norm(x)
         projected = (linear(normed) for linear in (self.query, self.key, self.value))
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projected)
-        mixed = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, mask)
+        mixed = self.attend(rotate(q, rotation), rotate(k, rotation), v, mask)
         x = x + self.output(mixed.transpose(1, 2).flatten(2))
         normed = self.mlp_norm(x)
         return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
@@ -154,7 +177,7 @@ class Layer(nn.Module):
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines `[B, 1, T, head_dim]` of rotary embeddings."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2) / head_dim)
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
     angle = (positions[:, None, :, None] * frequency).repeat(1, 1, 1, 2)
     return angle.cos(), angle.sin()
 
@@ -163,12 +186,12 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Turns the pairs (i, i + head_dim / 2) of `[B, heads, T, head_dim]`."""
     cos, sin = rotation
     first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    return (x * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
 
 
 def sinusoids(timesteps: Tensor, features: int) -> Tensor:
     """Sinusoidal features `[images, features]` of timesteps."""
-    frequency = 10_000.0 ** (-torch.arange(features // 2) / (features // 2))
+    frequency = 10_000.0 ** (-torch.arange(features // 2, device=timesteps.device) / (features // 2))
     angle = timesteps[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], -1)
 

@@ -10,36 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 import torch
 import transfusion_pytorch
 
+import harness
 import pytorch_step
 from harness import compare, matmul_peak, parser, publish
-from transfusion_jax.config import Config, DataConfig, ModelConfig
-from transfusion_jax.data.assemble import Piece, assemble
-from transfusion_jax.data.batch import Batch, stack
-from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.data.tokenizer import SpecialTokens
-from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.parallel.sharding import batch_sharding
-from transfusion_jax.training.state import create_state
-from transfusion_jax.training.step import make_step
-from transfusion_jax.training.transfusion import TransfusionTask
+from training import make_batch, make_config, of_size, our_step
+from transfusion_jax.config import Config
+from transfusion_jax.data.batch import Batch
 
-MODEL = ModelConfig(
-    width=512,
-    layers=8,
-    heads=8,
-    mlp_width=1408,
-    vocabulary=8192 - 5,  # 8,192 with the special tokens
-    latent_shape=(32, 32, 8),
-    patch_size=2,
-    compute_dtype="float32",
-)
-ELEMENTS_PER_IMAGE = 384  # one image of 256 patches for so many elements of a row
-CAPTION = 30
 LIBRARY_NOTES = [
     "transfusion-pytorch: equal width, depth, heads, hidden size, vocabulary and elements. No option of it works",
     "without time-conditioned norms and gates, attention over earlier layers, U-Net skips, soft-capped scores and",
@@ -52,16 +33,18 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--rows", type=int, default=2, help="rows per batch (default: %(default)s)")
     flags.add_argument("--context", type=int, default=768, help="elements per row (default: %(default)s)")
+    flags.add_argument("--width", type=int, default=512, help="a multiple of 64 (default: %(default)s)")
+    flags.add_argument("--layers", type=int, default=8, help="(default: %(default)s)")
     args = flags.parse_args()
-    config = make_config(MODEL, args.rows, args.context)
+    config = make_config(of_size(args.width, args.layers), args.rows, args.context)
     batch = make_batch(config)
-    ours, work = our_step(config, batch)
+    ours, work = harness.apart(our_step, config, batch)
     report = compare(
-        f"train step, {args.rows} rows of {args.context} elements",
+        f"train step, width {args.width}, {args.layers} layers, {args.rows} rows of {args.context} elements",
         {
             "transfusion_jax": ours,
-            "plain PyTorch": pytorch_step.make_step(config, pytorch_step.TorchBatch.of(batch)),
-            "transfusion-pytorch": library_step(config),
+            "plain PyTorch": harness.apart(plain_step, config, batch)[0],
+            "transfusion-pytorch": harness.apart(library_step, config)[0],
         },
         reference="plain PyTorch",
         rounds=args.rounds,
@@ -72,54 +55,12 @@ def main() -> None:
     publish(report, args.json)
 
 
-def make_config(model: ModelConfig, rows: int, context: int) -> Config:
-    """A run of this model; as many images per row as make two thirds of it patches."""
-    images = context // ELEMENTS_PER_IMAGE
-    data = DataConfig(
-        context_length=context,
-        max_images=images,
-        max_text=context - images * model.patches,
-        image_first=0.0,
-        caption_dropout=0.0,
-    )
-    return Config(name="step", seed=0, steps=10_000, batch_rows=rows, model=model, data=data)
+def plain_step(config: Config, batch: Batch) -> tuple[Callable[[], object], None]:
+    """The same in plain PyTorch."""
+    return pytorch_step.make_step(config, batch), None
 
 
-def make_batch(config: Config) -> Batch:
-    """Rows of captioned images and a text that fills what is left, all of random content."""
-    random = np.random.default_rng(0)
-    special = SpecialTokens.after(config.model.vocabulary)
-
-    def text(length: int) -> Text:
-        return Text(random.integers(0, config.model.vocabulary, length, dtype=np.int32))
-
-    def row(number: int) -> Batch:
-        latents = random.normal(size=(config.data.max_images, *config.model.latent_shape)).astype(np.float32)
-        documents = [Document((text(CAPTION), Image(latent))) for latent in latents]
-        left = config.data.context_length - sum(d.length(config.model.patches) for d in documents)
-        documents.append(Document((text(left - 1),)))  # BOS takes one
-        pieces = [Piece(document, 0, document.length(config.model.patches), source=0) for document in documents]
-        return assemble(number, pieces, config, special)
-
-    return stack([row(number) for number in range(config.batch_rows)])
-
-
-def our_step(config: Config, batch: Batch) -> tuple[Callable[[], None], float]:
-    """The project's training step on one batch again and again, and its model operations."""
-    task, mesh = TransfusionTask(config), make_mesh(config.mesh)
-    step = make_step(task, config, mesh)
-    on_device = jax.device_put(batch, batch_sharding(mesh))
-    state, report = step(create_state(task, config, mesh), on_device)
-
-    def run() -> None:
-        nonlocal state
-        state, report = step(state, on_device)
-        jax.block_until_ready((state, report))
-
-    return run, task.flops({name: float(value) for name, value in report.values.items()})
-
-
-def library_step(config: Config) -> Callable[[], None]:
+def library_step(config: Config) -> tuple[Callable[[], object], None]:
     """The same with transfusion-pytorch, as near to plain as its options go."""
     shape, data = config.model, config.data
     added = 3 + 2 + 129  # ids that it adds to the tokenizer's: sentence, modality and shape marks
@@ -157,7 +98,7 @@ def library_step(config: Config) -> Callable[[], None]:
     def run() -> None:
         pytorch_step.update(model, optimizer, model(rows), config.optimizer.gradient_clip)
 
-    return run
+    return run, None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             name="digits",
             seed=0,
-            steps=1800,
+            steps=2400,
             batch_rows=8,
             model=dict(
                 width=128,

@@ -71,7 +71,7 @@ def test_a_config_survives_its_own_json(name):
         ("optimizer.learnin_rate=1", "unknown config key optimizer.learnin_rate: did you mean 'learning_rate'?"),
         ("data.sources.pairs.wieght=1", "key data.sources.pairs.wieght: did you mean 'weight'?"),
         ("mesh.zzz=1", "unknown config key mesh.zzz: valid: data, fsdp, tensor"),
-        ("model.attention='flush'", "model.attention is 'flush'; valid: auto, blocked, reference"),
+        ("model.attention='flush'", "model.attention is 'flush'; valid: auto, blocked, gpu, reference, tpu"),
         ("model.remat=ful", "model.remat is 'ful'; did you mean 'full'?"),
         ("evaluation.suites=['losses']", "evaluation.suites is 'losses'; did you mean 'loss'?"),
     ],

@@ -1,8 +1,10 @@
 import json
 
+import fsspec
 import pytest
 
-from data.readers.samples import photographs, write_images
+from data.readers.samples import photographs, write_images, write_tar
+from emulator import bucket
 from transfusion_jax.cli import main
 from transfusion_jax.data.prepare import place_among_hosts
 from transfusion_jax.data.prepared import Prepared
@@ -113,3 +115,31 @@ def photos(tmp_path):
 
 def output(tmp_path):
     return ["--output", str(tmp_path / "out")]
+
+
+def test_tars_in_a_bucket_are_prepared(tmp_path):
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars")
+    with bucket("data") as url:
+        fsspec.filesystem("gs").pipe("data/tars/a.tar", next((tmp_path / "tars").iterdir()).read_bytes())
+        inputs = {"bucket": f"{url}/tars/*.tar", "local": str(tmp_path / "tars/*.tar")}
+        for name, path in inputs.items():
+            assert main(["prepare", path, "--output", str(tmp_path / name), "--image-size", "16"]) == 0
+        assert main(["prepare", f"{url}/none/*.tar", "--output", str(tmp_path / "none")]) == 2
+    documents = [(tmp_path / name / "documents-00000.array_record").read_bytes() for name in inputs]
+    assert documents[0] == documents[1]
+
+
+def test_a_tokenizer_is_trained_on_the_inputs_the_same_each_time(tmp_path, capsys):
+    for name in ("a", "b", "a"):  # the third goes on in the folder of the first
+        command = ["prepare", "shapes:200", "--output", str(tmp_path / name), "--image-size", "8"]
+        assert main([*command, "--tokenizer", "bpe:300"]) == 0
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+    prepared = Prepared.open(tmp_path / "a")
+    assert prepared.tokenizer.size == 300
+    text = "Two large red circles.\n"
+    assert len(prepared.tokenizer.encode(text)) < 0.7 * len(text)
+    assert prepared.tokenizer.decode(prepared.tokenizer.encode(text)) == text
+    assert main(["prepare", "shapes:9", "--output", str(tmp_path / "c"), "--tokenizer", "bpe:many"]) == 2
+    assert "say how many entries, such as bpe:4096" in capsys.readouterr().err
+    assert main(["prepare", "shapes:9", "--output", str(tmp_path / "c"), "--tokenizer", "bpe:256"]) == 2

@@ -5,43 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import special, tiny_config
-from transfusion_jax.data.assemble import Piece, assemble
-from transfusion_jax.data.batch import stack
-from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.model import attention as attention_module
+from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
+from transfusion_jax.kernels import blocked as blocked_kernel
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans, check_spans
 
-FAST = [name for name in attention_module.IMPLEMENTATIONS if name != "reference"]
-LENGTH = 48
-IMAGE = Image(np.zeros((4, 4, 2), np.float32))  # four patches
-
-
-def text(length):
-    return Text(np.arange(length, dtype=np.int32) % 20)
-
-
-CUT = (text(60),)  # its elements 20 to 34 alone stand in the row
-LAYOUTS = {
-    "pure text": [(text(47),)],
-    "one token and padding": [(text(1),)],
-    "adjacent images": [(IMAGE, IMAGE, IMAGE)],
-    "image at the start": [(IMAGE, text(30))],
-    "image at the end": [(text(30), IMAGE)],
-    "image fills to the last element": [(text(41), IMAGE)],
-    "ragged packed documents": [(text(3),), (text(5), IMAGE), (text(1),), (IMAGE, text(2)), (text(7),)],
-    "documents of one element": [(Text(np.zeros(0, np.int32)),)] * 5 + [(IMAGE,)],
-    "nothing": [],
-    "texts continued over both seams": [CUT, (IMAGE, text(2)), (text(3), IMAGE), CUT],
-}
+FAST = ["blocked"]  # tests/kernels tests those of an accelerator
+PORTABLE = ["reference", *FAST]
 
 
 @pytest.mark.parametrize("implementation", FAST)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block", [16, 20, 64])
 def test_matches_the_reference_forward_and_backward(implementation, layout, block, monkeypatch):
-    monkeypatch.setattr(attention_module, "QUERY_BLOCK", block)
+    monkeypatch.setattr(blocked_kernel, "BLOCK", block)
     spans = layout_spans([layout, "ragged packed documents"])
     q, k, v, weight = random_arrays(4, (2, LENGTH, 3, 8))
 
@@ -50,7 +27,7 @@ def test_matches_the_reference_forward_and_backward(implementation, layout, bloc
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), actual, expected)
 
 
-@pytest.mark.parametrize("implementation", attention_module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", PORTABLE)
 def test_a_query_sees_its_span_and_nothing_else(implementation):
     spans = layout_spans(["ragged packed documents", "adjacent images"])
     q, k, v = random_arrays(3, (2, LENGTH, 1, 4))
@@ -62,7 +39,7 @@ def test_a_query_sees_its_span_and_nothing_else(implementation):
         np.testing.assert_allclose(out[row, query, 0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", attention_module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", PORTABLE)
 @pytest.mark.parametrize("traced", [False, True])
 def test_queries_at_an_offset_see_the_keys_before_them(implementation, traced):
     spans = layout_spans(["ragged packed documents", "image at the end"])
@@ -84,7 +61,7 @@ def test_bfloat16_is_close_to_float32(implementation):
 
 
 def test_the_default_never_makes_a_square_of_the_sequence():
-    length = 4 * attention_module.QUERY_BLOCK
+    length = 4 * blocked_kernel.BLOCK
     shape = jax.ShapeDtypeStruct((2, length, 1, 4), jnp.float32)
     span = jax.ShapeDtypeStruct((2, length), jnp.int32)
 
@@ -96,7 +73,7 @@ def test_the_default_never_makes_a_square_of_the_sequence():
 
 
 def test_many_batched_gradients_equal_each_alone():
-    """Fails where XLA's YNN fusions are on: see docs/decisions.md."""
+    """XLA on CPU once got these wrong: see YNN in docs/decisions.md."""
     spans = layout_spans(["ragged packed documents"])
     q, k, v = random_arrays(3, (1, LENGTH, 1, 8))
     _, gradient = jax.vjp(lambda *qkv: attention(*qkv, spans), q, k, v)
@@ -136,25 +113,6 @@ def gradients(q, k, v, weight, spans, implementation, block):
     return jax.value_and_grad(
         lambda q, k, v: jnp.sum(attention(q, k, v, spans, implementation=implementation) * weight), (0, 1, 2)
     )(q, k, v)
-
-
-def layout_spans(names):
-    config = tiny_config(data__image_first=0.0, data__caption_dropout=0.0, data__max_images=8)
-    rows = []
-    for name in names:
-        pieces = []
-        for segments in LAYOUTS[name]:
-            whole = Document(segments)
-            begin, length = (20, 14) if segments is CUT else (0, whole.length(config.model.patches))
-            pieces.append(Piece(whole, begin, length, 0))
-        rows.append(assemble(0, pieces, config, special()))
-    spans = stack(rows).spans
-    check_spans(spans)
-    return spans
-
-
-def random_arrays(count, shape):
-    return [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(1), count)]
 
 
 def largest_array(jaxpr):

@@ -12,7 +12,7 @@ from helpers import special, tiny_batch, tiny_config
 from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.model.attention import QUERY_BLOCK
+from transfusion_jax.kernels.blocked import BLOCK
 from transfusion_jax.model.patch_coder import patchify, unpatchify
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model, gather_patches
@@ -85,7 +85,7 @@ def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
 
 def test_no_array_of_the_compiled_program_is_a_square_of_the_sequence():
     config = tiny_config(model__layers=3, model__heads=1, model__width=8, model__mlp_width=8)
-    length = 4 * QUERY_BLOCK
+    length = 4 * BLOCK
     model = Model(config.model)
     x = jax.ShapeDtypeStruct((1, length, 8), jnp.float32)
     index = jax.ShapeDtypeStruct((1, length), jnp.int32)
@@ -96,7 +96,7 @@ def test_no_array_of_the_compiled_program_is_a_square_of_the_sequence():
     compiled = jax.jit(jax.grad(loss)).lower(model.abstract_params(), x, index, index, index).compile()
     shapes = re.findall(r"(?:f32|s32|pred|bf16)\[([\d,]+)\]", compiled.as_text())
     largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
-    assert QUERY_BLOCK * length <= largest < length * length  # a block of scores, and nothing beyond
+    assert BLOCK * BLOCK <= largest < BLOCK * length  # a block of scores, and nothing beyond
 
 
 def test_gathered_patches_are_the_hidden_states_of_each_image():

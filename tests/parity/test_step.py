@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pytorch_step
-import step as benchmark
+import training
 from transfusion_jax.config import ModelConfig, OptimizerConfig
 from transfusion_jax.diffusion import objective
 from transfusion_jax.parallel.mesh import make_mesh
@@ -34,12 +34,12 @@ OPTIMIZER = OptimizerConfig(
     epsilon=1e-3,  # so large that the update is a smooth function of the gradient
     gradient_clip=0.5,
 )
-CONFIG = dataclasses.replace(benchmark.make_config(MODEL, rows=2, context=768), optimizer=OPTIMIZER)
+CONFIG = dataclasses.replace(training.make_config(MODEL, rows=2, context=768), optimizer=OPTIMIZER)
 
 
 def test_losses_gradient_norms_and_updated_parameters_equal_pytorchs(monkeypatch):
     random = np.random.default_rng(0)
-    batch = benchmark.make_batch(CONFIG)
+    batch = training.make_batch(CONFIG)
     noise = random.normal(size=batch.latents.shape).astype(np.float32)
     timesteps = np.array([[1, 300], [700, 1000]])
 

@@ -1,18 +1,20 @@
 """Image autoencoders behind one interface."""
 
+from transfusion_jax.autoencoder.dct import CosineBlocks, from_name
 from transfusion_jax.autoencoder.identity import Identity
 from transfusion_jax.autoencoder.interface import Autoencoder, Encoding
 from transfusion_jax.config import ConfigError
 
-__all__ = ["Autoencoder", "Encoding", "Identity", "load"]
+__all__ = ["Autoencoder", "CosineBlocks", "Encoding", "Identity", "load"]
 
 
 def load(name: str) -> Autoencoder:
-    """The autoencoder that a config names.
+    """The autoencoder of a name: `identity`, or `dct-fBcC` such as `dct-f8c8`.
 
     Raises:
         ConfigError: there is none of that name in this version.
     """
-    if name != "identity":
-        raise ConfigError(f"autoencoder {name!r} is not available in this version: use 'identity' (pixels)")
-    return Identity()
+    found = Identity() if name == "identity" else from_name(name)
+    if found is None:
+        raise ConfigError(f"autoencoder {name!r} is not available in this version: use identity or dct-f8c8")
+    return found

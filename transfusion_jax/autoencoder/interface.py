@@ -11,6 +11,7 @@ import numpy as np
 Array = jax.Array | np.ndarray
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Encoding:
     """An encoded batch: a Gaussian over latents, or codes of a vector-quantised autoencoder."""

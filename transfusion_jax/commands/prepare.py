@@ -6,15 +6,18 @@ import argparse
 import json
 import os
 import sys
+from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import prepare
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.prepare import Job, Progress
-from transfusion_jax.data.readers import FORMATS, Fault, RawText, ReadOptions, input_shards
+from transfusion_jax.data.prepare import Encoders, Job, Progress
+from transfusion_jax.data.readers import FORMATS, Fault, InputShard, RawText, ReadOptions, input_shards
+from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.errors import StorageError
 
 EPILOG = """inputs:
@@ -28,6 +31,7 @@ EPILOG = """inputs:
 
 The same command goes on where it was stopped, and ends with the same bytes."""
 SHOWN = 8  # records that --dry-run looks at
+LEARNT_FROM = 200_000  # records, the first, that a tokenizer is trained on
 
 
 def add_parser(commands: Any) -> None:
@@ -41,7 +45,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see below")
     parser.add_argument("--output", required=True, help="a folder for the documents; it goes on there")
-    parser.add_argument("--tokenizer", default="bytes", help="bytes, a SentencePiece .model, or a tokenizer.json")
+    parser.add_argument(
+        "--tokenizer",
+        default="bytes",
+        help="bytes, a SentencePiece .model, a tokenizer.json, or bpe:SIZE to train one on the inputs",
+    )
     parser.add_argument("--image-size", type=int, default=256, help="side of the cropped images, pixels (256)")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="3: colour (default), 1: grey")
     parser.add_argument(
@@ -49,6 +57,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--held-out", type=float, default=0.01, help="share kept from training (0.01)")
     parser.add_argument("--limit", type=int, default=0, help="records of each input shard: to try things out")
+    encoding = parser.add_argument_group("encoding", "Pixels are always stored; encodings can be added later.")
+    encoding.add_argument("--encode", metavar="AUTOENCODER", help="also store latents, such as dct-f8c8's")
+    encoding.add_argument("--log-variances", action="store_true", help="of --encode: store them beside the means")
     reading = parser.add_argument_group("reading")
     reading.add_argument("--format", choices=sorted(FORMATS), help="what the inputs are (default: by their names)")
     reading.add_argument("--image-column", help="column, field or extension of the images (default: by name)")
@@ -90,9 +101,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         split=arguments.split,
         data_dir=arguments.data_dir,
     )
-    tokenizer = tokenizers.load(arguments.tokenizer)
+    shards = tuple(input_shards(arguments.inputs, arguments.format, options))
+    tokenizer = _tokenizer(arguments.tokenizer, shards, options)
     job = Job(
-        shards=tuple(input_shards(arguments.inputs, arguments.format, options)),
+        shards=shards,
         reading=options,
         tokenizer=tokenizer.name,
         channels=arguments.channels,
@@ -100,6 +112,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         held_out=arguments.held_out,
         limit=arguments.limit,
     )
+    require(bool(arguments.encode) or not arguments.log_variances, "--log-variances goes with --encode")
+    coder = autoencoders.load(arguments.encode) if arguments.encode else None
     place, hosts = _place(arguments.shard)
     if arguments.dry_run:
         _show(job, arguments.json)
@@ -110,7 +124,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     say(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
     progress = _Line(say)
     try:
-        manifest = prepare.run(output, job, own, arguments.runner, workers, progress)
+        with ExitStack() as stack:
+            encoders = stack.enter_context(Encoders(output, job, coder, arguments.log_variances)) if coder else None
+            manifest = prepare.run(output, job, own, arguments.runner, workers, progress, encoders)
     except OSError as error:
         if error.filename is None or str(output) in str(error.filename):
             raise
@@ -141,6 +157,17 @@ class _Line:
     def end(self) -> None:
         if self._terminal:
             print(file=sys.stderr)
+
+
+def _tokenizer(name: str, shards: tuple[InputShard, ...], options: ReadOptions) -> Tokenizer:
+    kind, _, size = name.partition(":")
+    if kind != "bpe":
+        return tokenizers.load(name)
+    require(size.isdigit(), f"--tokenizer {name}: say how many entries, such as bpe:4096")
+    records = (record for shard in shards for record in FORMATS[shard.format].read(shard, options))
+    read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
+    texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
+    return tokenizers.train(texts, int(size))
 
 
 def _place(text: str | None) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
     init_std: float = 0.02  # of every matrix; small widths learn faster with about 1/√width
-    attention: str = execution("auto")  # "auto", "blocked" or "reference"
+    attention: str = execution("auto")  # "auto", "tpu", "gpu", "blocked" or "reference"
     remat: str = execution("none")  # what the backward pass recomputes: "none", "full" or "dots"
     compute_dtype: str = execution("auto")  # "auto": bfloat16 on accelerators, float32 on CPU
 
@@ -53,7 +53,7 @@ class ModelConfig:
             f"model.patch_size {self.patch_size} must divide the latent's {height}×{width}",
         )
         one_of("model.patch_coder", self.patch_coder, ("linear",))
-        one_of("model.attention", self.attention, ("auto", "blocked", "reference"))
+        one_of("model.attention", self.attention, ("auto", "tpu", "gpu", "blocked", "reference"))
         one_of("model.remat", self.remat, ("none", "full", "dots"))
         one_of("model.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
 

@@ -112,8 +112,8 @@ def lay_out(document: Document, patches: int, special: SpecialTokens) -> Layout:
             tokens.append(segment.tokens)
             image.append(np.full(len(segment.tokens), TEXT))
         else:
-            tokens.append(np.array([special.boi, *[special.pad] * patches, special.eoi]))
-            image.append(np.array([TEXT, *[seen] * patches, TEXT]))
+            tokens.append(_between(special.boi, special.pad, patches, special.eoi))
+            image.append(_between(TEXT, seen, patches, TEXT))
             seen += 1
         learnt.append(np.full(len(tokens[-1]), segment.loss))
     learnt.append(np.array([all(segment.loss for segment in document.segments[-1:])]))
@@ -129,6 +129,12 @@ def lay_out(document: Document, patches: int, special: SpecialTokens) -> Layout:
         patch=patch,
         span_end=np.where(is_patch, index + patches - patch, index + 1),
     )
+
+
+def _between(first: int, value: int, count: int, last: int) -> np.ndarray:
+    result = np.full(count + 2, value)
+    result[0], result[-1] = first, last
+    return result
 
 
 def place(row: Batch, at: int, slot: int, layout: Layout, piece: Piece, document: Document, config: Config) -> None:

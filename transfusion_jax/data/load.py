@@ -136,6 +136,12 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     if pictured:
         about = next(iter(pictured.values())).encoding(encoding)
         autoencoder = autoencoders.load(about["autoencoder"])
+        hashes = {name: one.encoding(encoding)["autoencoder_hash"] for name, one in pictured.items()}
+        require(
+            set(hashes.values()) == {autoencoder.hash()},
+            f"the images were encoded with other weights than those of {autoencoder.name!r} "
+            f"({autoencoder.hash()}): {hashes}",
+        )
     require(
         bool(np.all(statistics.std > 0)), "a channel of the images' latents is constant: nothing to normalise by"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import ConfigError, require
 
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
 EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
@@ -236,6 +236,27 @@ def load(path: str | Path) -> Tokenizer:
             raise
         raise ConfigError(f"tokenizer {path} cannot be read: {error}") from error
     return tokenizer
+
+
+def train(texts: Iterable[str], size: int) -> HuggingFace:
+    """Byte-level pairs, as GPT-2's: at most `size` entries, the 256 bytes among them, learnt from these texts.
+
+    The same texts give the same tokenizer.
+
+    Raises:
+        ConfigError: bytes alone are more entries.
+    """
+    from tokenizers import Tokenizer as Model
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    require(size > ByteTokenizer.size, f"a tokenizer is trained with more than 256 entries, not {size}")
+    model = Model(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    model.train_from_iterator(texts, trainer)
+    return HuggingFace(model.to_str().encode())
 
 
 def hash_of(tokenizer: Tokenizer) -> str:

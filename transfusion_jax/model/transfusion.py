@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig
+from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.model.patch_coder import PATCH_CODERS
 from transfusion_jax.model.spans import Array, Spans
 from transfusion_jax.model.trunk import Cache, Trunk, compute_dtype, dot, normal
@@ -68,6 +69,11 @@ class Model:
     def text_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits `[…, padded_vocabulary]` in float32 from `[…, width]`; −∞ for entries that are padding."""
         return self._bind(params).text_logits(hidden)
+
+    def text_losses(self, params: Params, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        """Cross-entropy `[B, T]` of the logits of `[B, T, width]` at the targets `[B, T]`; no logits are held."""
+        head = self._bind(params).text_head[...]
+        return cross_entropy(hidden, head, targets, self.config.vocabulary + SPECIAL_TOKENS)
 
     def denoise(self, params: Params, hidden: jax.Array, timesteps: jax.Array, skips: Any) -> jax.Array:
         """The predicted noise `[B, N, h, w, c]`, float32, from patches' hidden states `[B, N, patches, width]`."""

@@ -61,9 +61,7 @@ class Trunk(nnx.Module):
 
         def body(x: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
             params, past = scanned
-            # Without the barrier XLA computes the mask of all layers once, ahead of the scan: a T×T array.
-            x, *own_spans = jax.lax.optimization_barrier((x, *spans))
-            return nnx.merge(structure, params)(x, Spans(*own_spans), rotation, past)
+            return nnx.merge(structure, params)(x, spans, rotation, past)
 
         policy = REMAT_POLICIES[self.config.remat]
         if policy is not None:

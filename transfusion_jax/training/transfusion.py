@@ -112,8 +112,7 @@ class TransfusionTask:
             order = jnp.argsort(batch.token_weight <= 0, axis=1, stable=True)[:, :capacity]
             chosen = jnp.take_along_axis(hidden, order[..., None], axis=1)
             targets, weight = (jnp.take_along_axis(x, order, 1) for x in (batch.targets, batch.token_weight))
-        logits = self.model.text_logits(params, chosen)
-        losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        losses = self.model.text_losses(params, chosen, targets)
         if capacity == hidden.shape[1]:
             return losses, weight
         row = jnp.arange(len(hidden))[:, None]

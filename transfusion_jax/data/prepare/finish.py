@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from transfusion_jax.autoencoder import Identity
 from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.prepare.encode import encodings as encoded
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_file, report_file
 from transfusion_jax.data.prepared import COLUMNS, SCHEMA, SPLITS
@@ -55,6 +57,12 @@ def finish(folder: Path, job: Job) -> dict[str, Any]:
     for report in reports:
         faults.update(report["faults"])
     faults["duplicate"] += repeated
+    pictured = [number for number, report in enumerate(reports) if report["pictured"]]
+    encodings = _pixels(job, reports, columns["key"]) | encoded(folder, pictured, columns["key"].tobytes())
+    shards_about = [{name: report[name] for name in ("input", "records", "sha256")} for report in reports]
+    for name, about in encodings.items():
+        for number, digest in about.pop("sha256", {}).items():
+            shards_about[int(number)]["sha256"][name] = digest
     manifest = {
         "schema": SCHEMA,
         "splits": splits,
@@ -63,9 +71,9 @@ def finish(folder: Path, job: Job) -> dict[str, Any]:
             "size": tokenizer.size,
             "hash": tokenizers.hash_of(tokenizer),
         },
-        "encodings": _encodings(job, reports, columns["key"]),
+        "encodings": encodings,
         "quarantine": dict(sorted((+faults).items())),
-        "shards": [{name: report[name] for name in ("input", "records", "sha256")} for report in reports],
+        "shards": shards_about,
     }
     write_whole(folder / "data.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
@@ -97,7 +105,7 @@ def _write_quarantine(folder: Path, job: Job, shards: list[dict[str, np.ndarray]
     return repeated
 
 
-def _encodings(job: Job, reports: list[dict[str, Any]], keys: np.ndarray) -> dict[str, Any]:
+def _pixels(job: Job, reports: list[dict[str, Any]], keys: np.ndarray) -> dict[str, Any]:
     if not any(report["pictured"] for report in reports):
         return {}
     moments = sum((Moments.from_dict(report["moments"]) for report in reports), Moments.none(job.channels))
@@ -105,6 +113,7 @@ def _encodings(job: Job, reports: list[dict[str, Any]], keys: np.ndarray) -> dic
     return {
         "pixels": {
             "autoencoder": "identity",
+            "autoencoder_hash": Identity().hash(),
             "dtype": "|u1",
             "shape": shape,
             "moments": moments.to_dict(),

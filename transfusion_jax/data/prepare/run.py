@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transfusion_jax.data.prepare.encode import Encoders
 from transfusion_jax.data.prepare.finish import finish
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.shard import prepare_shard, report_file
@@ -42,7 +43,13 @@ class Progress:
 
 
 def run(
-    folder: Path, job: Job, own: Sequence[int], runner: str, workers: int, report: Callable[[Progress], None]
+    folder: Path,
+    job: Job,
+    own: Sequence[int],
+    runner: str,
+    workers: int,
+    report: Callable[[Progress], None],
+    encoders: Encoders | None = None,
 ) -> dict[str, Any] | None:
     """Prepares some shards, and finishes the folder once all are there.
 
@@ -53,6 +60,7 @@ def run(
         runner: a name in `RUNNERS`.
         workers: processes of the local runner.
         report: is told of each finished shard.
+        encoders: take the shards whose pixels are there.
 
     Returns:
         The manifest, or None while shards of other hosts are missing.
@@ -64,16 +72,27 @@ def run(
     begun = time.monotonic()
     documents = size = unused = 0
     todo = [number for number in own if not report_file(folder, number).exists()]
+    encode = encoders.submit if encoders else _leave
+    for number in own:
+        if number not in todo:
+            encode(number)
     if todo:
         with closing(RUNNERS[runner](folder, job, todo, workers)) as reports:
             for done, values in enumerate(reports, 1):
+                encode(values["shard"])
                 documents += values["documents"]
                 size += values["size"]
                 unused += sum(values["faults"].values())
                 report(Progress(done, len(todo), documents, size, unused, time.monotonic() - begun))
+    if encoders:
+        encoders.finish()
     if not all(report_file(folder, number).exists() for number in range(len(job.shards))):
         return None
     return finish(folder, job)
+
+
+def _leave(shard: int) -> None:
+    """No encoding is asked for."""
 
 
 def _local(folder: Path, job: Job, todo: Sequence[int], workers: int) -> Reports:

@@ -64,8 +64,8 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
     report.parent.mkdir(exist_ok=True)
     pictured = False
     with ExitStack() as stack:
-        documents = stack.enter_context(_Writer(shard_file(folder, "documents", number), WRITE_TEXT))
-        pixels = stack.enter_context(_Writer(shard_file(folder, "pixels", number), WRITE))
+        documents = stack.enter_context(Writer(shard_file(folder, "documents", number), WRITE_TEXT))
+        pixels = stack.enter_context(Writer(shard_file(folder, "pixels", number), WRITE))
         seen: dict[bytes, str] = {}
         for found_document in _read(job, number):
             if isinstance(found_document, Fault):
@@ -97,6 +97,7 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
     lines = [{"source": origin(shard), "key": fault.key, "reason": fault.reason} for fault in faults]
     write_whole(faults_file(folder, number), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     values = {
+        "shard": number,
         "input": origin(shard),
         "records": records,
         "documents": len(columns.key),
@@ -104,7 +105,7 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
         "faults": dict(sorted(Counter(fault.reason.partition(":")[0] for fault in faults).items())),
         "moments": moments.to_dict(),
         "size": sum(shard_file(folder, kind, number).stat().st_size for kind in kinds),
-        "sha256": {kind: _sha256(shard_file(folder, kind, number)) for kind in kinds},
+        "sha256": {kind: sha256(shard_file(folder, kind, number)) for kind in kinds},
     }
     write_whole(report, json.dumps(values, ensure_ascii=False) + "\n")
     return values
@@ -192,7 +193,7 @@ def _records(segments: list[Segment], raw: RawDocument, images: np.ndarray) -> l
     return [Record((Segment(part),), meta if n == 0 else {}) for n, part in enumerate(parts)]
 
 
-class _Writer:
+class Writer:
     """An ArrayRecord file that appears once it is complete."""
 
     def __init__(self, path: Path, options: str) -> None:
@@ -203,10 +204,11 @@ class _Writer:
         self._file = ArrayRecordWriter(str(self._partial), options)
 
     def write(self, data: bytes) -> None:
+        """Adds a record."""
         self._file.write(data)
         self.records += 1
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -220,6 +222,7 @@ def _tokenizer(folder: Path, name: str) -> Tokenizer:
     return tokenizers.load_saved(folder, name)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

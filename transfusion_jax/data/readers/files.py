@@ -1,8 +1,4 @@
-"""Files by path or by URL of a bucket.
-
-gcsfs asks Google for the kind of each bucket, which plain endpoints do not answer: with those, set
-`GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT=false` in the environment.
-"""
+"""Files by path or by URL of a bucket."""
 
 from __future__ import annotations
 
@@ -22,6 +18,7 @@ from transfusion_jax.data.readers.format import package
 
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # the package that reads each
 LARGEST = 1 << 28  # bytes of one record; a larger one is a fault, so that damage cannot fill the memory
+AHEAD = 1 << 23  # bytes that one request to a bucket asks for: archives are read in small pieces
 DAMAGE = (OSError, EOFError, zlib.error)  # what reading damaged data raises; `damage` tells it from a failing disk
 
 
@@ -33,7 +30,8 @@ def is_url(path: str) -> bool:
 def open_file(path: str) -> IO[bytes]:
     """The file's bytes, seekable."""
     system, name = _system(path)
-    opened: IO[bytes] = system.open(name, "rb")
+    ahead = {"block_size": AHEAD, "cache_type": "readahead"} if is_url(path) else {}
+    opened: IO[bytes] = system.open(name, "rb", **ahead)
     return opened
 
 
@@ -104,6 +102,8 @@ def _system(path: str) -> tuple[Any, str]:
     if not is_url(path):
         return LocalFileSystem(), path
     scheme = path.partition("://")[0]
+    if "STORAGE_EMULATOR_HOST" in os.environ:  # emulators do not answer gcsfs's question for a bucket's kind
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         system, name = fsspec.core.url_to_fs(path)
     except ImportError as error:

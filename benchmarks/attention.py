@@ -1,0 +1,100 @@
+"""Span attention, forward and backward, on rows of the paper's mixture: time, memory, and how both grow with T.
+
+    python benchmarks/attention.py [--lengths 1024,4096,16384] [--heads 2] [--kinds captions,mixture,text]
+
+"reference" is dense: a `[T, T]` mask and all scores. PyTorch's `scaled_dot_product_attention` gets the same mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import harness
+from blocks import kinds, of_length, row_spans
+from transfusion_jax.model.attention import attention
+from transfusion_jax.model.spans import Spans, dense_mask
+
+HEAD_DIM = 64
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to compute attention and its gradients."""
+
+    run: Callable[[], object]
+    memory: int | None  # bytes beside the arguments and results, where the compiler says
+
+
+def main() -> None:
+    """Measures and prints a table for each kind of rows and length."""
+    flags = harness.parser(__doc__)
+    flags.add_argument("--lengths", default="1024,4096,16384", help="of a row, elements (default: %(default)s)")
+    flags.add_argument("--kinds", default="mixture,captions,text", help="of rows (default: %(default)s)")
+    flags.add_argument("--heads", type=int, default=2, help=f"of {HEAD_DIM} channels (default: %(default)s)")
+    flags.add_argument(
+        "--implementations", default="blocked,reference", help="of model.attention (default: %(default)s)"
+    )
+    arguments = flags.parse_args()
+    reports, texts = {}, []
+    for kind in arguments.kinds.split(","):
+        for length in map(int, arguments.lengths.split(",")):
+            spans = row_spans(of_length(kinds()[kind], length), rows=1)
+            names = arguments.implementations.split(",")
+            contestants = {name: ours(name, spans, arguments.heads) for name in names}
+            contestants["PyTorch SDPA"] = theirs(spans, arguments.heads)
+            memory = {name: c.memory for name, c in contestants.items() if c.memory is not None}
+            report = harness.compare(
+                f"a row of {length:,} elements, {kind}, {arguments.heads} heads of {HEAD_DIM}",
+                {name: c.run for name, c in contestants.items()},
+                reference=names[-1],
+                rounds=arguments.rounds,
+                notes=[f"memory of {name}: {size / 2**20:,.1f} MiB" for name, size in memory.items()],
+            )
+            reports[f"{kind} {length}"] = {**dataclasses.asdict(report), "memory": memory}
+            texts.append(harness.table(report))
+    harness.deliver(reports, "\n\n".join(texts), arguments.json)
+
+
+def ours(name: str, spans: Spans, heads: int) -> Contestant:
+    """An implementation of `attention`."""
+    q, k, v, weight = map(jnp.asarray, arrays(spans, heads))
+    start, end = (jnp.asarray(x) for x in spans)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+        return jnp.sum(attention(q, k, v, Spans(start, end), implementation=name) * weight)
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, v, start, end).compile()
+    memory = compiled.memory_analysis()
+    size = memory.temp_size_in_bytes if memory else None
+    return Contestant(lambda: jax.block_until_ready(compiled(q, k, v, start, end)), size)
+
+
+def theirs(spans: Spans, heads: int) -> Contestant:
+    """PyTorch on the CPU."""
+    q, k, v, weight = (torch.tensor(x.swapaxes(1, 2), requires_grad=True) for x in arrays(spans, heads))
+    mask = torch.tensor(np.asarray(dense_mask(spans, np.shape(spans.start)[1])))[:, None]
+
+    def run() -> Any:
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return torch.autograd.grad(out, (q, k, v), weight)
+
+    return Contestant(run, None)
+
+
+def arrays(spans: Spans, heads: int) -> list[np.ndarray]:
+    """Queries, keys, values and the output's gradient, `[1, T, heads, HEAD_DIM]` float32."""
+    random = np.random.default_rng(0)
+    shape = (1, np.shape(spans.start)[1], heads, HEAD_DIM)
+    return [random.standard_normal(shape, dtype=np.float32) for _ in range(4)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Memory of the training step as batch, length, vocabulary and depth grow, one at a time; it is only compiled.
+
+    python benchmarks/memory.py
+
+"temporary" is what the step holds beside its arguments and results: activations, scores, logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import harness
+from training import compile_step, make_config, of_size
+from transfusion_jax.config import Config
+
+BASE: dict[str, int] = dict(rows=2, context=768, vocabulary=8192, layers=4)
+FACTORS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One compiled step."""
+
+    grows: str  # what is not as in `BASE`
+    value: int
+    state: int  # bytes: parameters, moments, and the batch
+    temporary: int  # bytes
+
+
+def main() -> None:
+    """Compiles and prints."""
+    arguments = harness.parser(__doc__, timed=False).parse_args()
+    points = [measure(name, value * factor) for name, value in BASE.items() for factor in FACTORS]
+    harness.deliver({"points": [dataclasses.asdict(p) for p in points]}, table(points), arguments.json)
+
+
+def measure(grows: str, value: int) -> Point:
+    """The step with one thing changed."""
+    _, compiled = compile_step(config(**{**BASE, grows: value}))
+    memory: Any = compiled.memory_analysis()
+    return Point(grows, value, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+
+
+def config(rows: int, context: int, vocabulary: int, layers: int) -> Config:
+    """A model of width 512."""
+    return make_config(of_size(512, layers, vocabulary), rows, context)
+
+
+def table(points: list[Point]) -> str:
+    """The points for reading; growth is against the smallest of the same kind."""
+    lines = [["grows", "to", "state MiB", "temporary MiB", "growth"]]
+    for point in points:
+        least = next(p.temporary for p in points if p.grows == point.grows)
+        sizes = [f"{size / 2**20:,.0f}" for size in (point.state, point.temporary)]
+        lines.append([point.grows, f"{point.value:,}", *sizes, f"{point.temporary / least:.2f}x"])
+    return "\n".join(harness.align(lines))
+
+
+if __name__ == "__main__":
+    main()

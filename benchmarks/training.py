@@ -1,0 +1,96 @@
+"""A training step on one device, on a batch of random content: what benchmarks of steps share."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from transfusion_jax.config import SPECIAL_TOKENS, Config, DataConfig, ModelConfig
+from transfusion_jax.data.assemble import Piece, assemble
+from transfusion_jax.data.batch import Batch, abstract_batch, stack
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.sharding import batch_sharding
+from transfusion_jax.training.state import abstract_state, create_state
+from transfusion_jax.training.step import make_step, train_step
+from transfusion_jax.training.transfusion import TransfusionTask
+
+ELEMENTS_PER_IMAGE = 384  # one image of 256 patches for so many elements of a row
+CAPTION = 30
+
+
+def of_size(width: int, layers: int, vocabulary: int = 8192) -> ModelConfig:
+    """A model with heads of 64, in float32."""
+    return ModelConfig(
+        width=width,
+        layers=layers,
+        heads=width // 64,
+        mlp_width=width * 11 // 4,
+        vocabulary=vocabulary - SPECIAL_TOKENS,
+        latent_shape=(32, 32, 8),
+        patch_size=2,
+        compute_dtype="float32",
+    )
+
+
+def make_config(model: ModelConfig, rows: int, context: int) -> Config:
+    """A run of this model; as many images per row as make two thirds of it patches."""
+    images = context // ELEMENTS_PER_IMAGE
+    data = DataConfig(
+        context_length=context,
+        max_images=images,
+        max_text=context - images * model.patches,
+        image_first=0.0,
+        caption_dropout=0.0,
+    )
+    return Config(name="step", seed=0, steps=10_000, batch_rows=rows, model=model, data=data)
+
+
+def make_batch(config: Config) -> Batch:
+    """Rows of captioned images and a text that fills what is left, all of random content."""
+    random = np.random.default_rng(0)
+    special = SpecialTokens.after(config.model.vocabulary)
+
+    def text(length: int) -> Text:
+        return Text(random.integers(0, config.model.vocabulary, length, dtype=np.int32))
+
+    def row(number: int) -> Batch:
+        latents = random.normal(size=(config.data.max_images, *config.model.latent_shape)).astype(np.float32)
+        documents = [Document((text(CAPTION), Image(latent))) for latent in latents]
+        left = config.data.context_length - sum(d.length(config.model.patches) for d in documents)
+        documents.append(Document((text(left - 1),)))  # BOS takes one
+        pieces = [Piece(document, 0, document.length(config.model.patches), source=0) for document in documents]
+        return assemble(number, pieces, config, special)
+
+    return stack([row(number) for number in range(config.batch_rows)])
+
+
+def compile_step(config: Config) -> tuple[float, jax.stages.Compiled]:
+    """The compiled step for one device, allocating nothing, and the seconds that tracing and compiling took."""
+    task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
+    state, batch = abstract_state(task, config, mesh), abstract_batch(config)
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh):
+        step = jax.jit(functools.partial(train_step, task, config), donate_argnums=0)
+        compiled = step.lower(state, batch).compile()
+    return time.perf_counter() - begin, compiled
+
+
+def our_step(config: Config, batch: Batch) -> tuple[Callable[[], None], float]:
+    """The project's training step on one batch again and again, and its model operations."""
+    task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
+    step = make_step(task, config, mesh)
+    on_device = jax.device_put(batch, batch_sharding(mesh))
+    state, report = step(create_state(task, config, mesh), on_device)
+
+    def run() -> None:
+        nonlocal state
+        state, report = step(state, on_device)
+        jax.block_until_ready((state, report))
+
+    return run, task.flops({name: float(value) for name, value in report.values.items()})

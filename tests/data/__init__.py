@@ -1,0 +1,1 @@
+"""A regular package: its name is also that of a benchmark."""

@@ -1,0 +1,169 @@
+"""Prepared pixels into the latents of an autoencoder: the second stage, on the accelerators of a host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfusion_jax.autoencoder import Autoencoder
+from transfusion_jax.config import require
+from transfusion_jax.data.prepare.job import Job
+from transfusion_jax.data.prepare.shard import WRITE, Writer, columns_file, report_file, sha256
+from transfusion_jax.data.prepared import latents_of, shard_file
+from transfusion_jax.data.statistics import Moments
+from transfusion_jax.training.files import write_whole
+
+BATCH = 64  # images encoded together; a shard's last batch is filled up
+LOG_VARIANCE = "-log-variance"  # of a second encoding, beside the means
+
+
+def encoding_file(folder: Path, name: str, shard: int) -> Path:
+    """What is known of a finished shard in an encoding."""
+    return folder / "shards" / f"{shard:05d}.{name}.json"
+
+
+class Encoders:
+    """Encodes shards in the background, one at a time on each local device.
+
+    Batches are formed inside a shard and in its order: the same hardware writes the same bytes.
+    """
+
+    def __init__(self, folder: Path, job: Job, autoencoder: Autoencoder, log_variances: bool) -> None:
+        self._folder, self._job, self._autoencoder, self._log_variances = folder, job, autoencoder, log_variances
+        self._devices: SimpleQueue[jax.Device] = SimpleQueue()
+        devices = jax.local_devices()
+        for device in devices:
+            self._devices.put(device)
+        self._pool = ThreadPoolExecutor(len(devices))
+        self._futures: list[Future[None]] = []
+        self._encode = jax.jit(autoencoder.encode)
+
+    def submit(self, shard: int) -> None:
+        """Encodes a shard whose pixels are there, unless it is encoded already."""
+        self._futures.append(self._pool.submit(self._run, shard))
+
+    def finish(self) -> None:
+        """Waits for all; raises what went wrong in one."""
+        for future in self._futures:
+            future.result()
+
+    def __enter__(self) -> Encoders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _run(self, shard: int) -> None:
+        device = self._devices.get()
+        try:
+            with jax.default_device(device):
+                encode_shard(self._folder, self._job, shard, self._autoencoder, self._encode, self._log_variances)
+        finally:
+            self._devices.put(device)
+
+
+def encode_shard(
+    folder: Path,
+    job: Job,
+    number: int,
+    autoencoder: Autoencoder,
+    encode: Callable[[np.ndarray], Any],
+    log_variances: bool,
+) -> None:
+    """Writes a shard's images as means in float16, or as codes; with their log-variances, if asked.
+
+    Raises:
+        ConfigError: log-variances are asked of an autoencoder that has none.
+    """
+    names = [autoencoder.name] + [autoencoder.name + LOG_VARIANCE] * log_variances
+    shard = json.loads(report_file(folder, number).read_text())
+    if not shard["pictured"] or all(encoding_file(folder, name, number).exists() for name in names):
+        return
+    columns = np.load(columns_file(folder, number))
+    images = np.zeros(shard["records"], np.int64)
+    images[columns["record"]] = columns["images"]
+    train = np.zeros(shard["records"], bool)
+    train[columns["record"]] = ~columns["held_out"]
+    train_image = np.repeat(train, images)
+    parts: list[list[np.ndarray]] = [[] for _ in names]
+    for batch in _batches(folder, job, number, images):
+        filled = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
+        found = encode(latents_of(filled))
+        require(
+            not log_variances or found.log_variance is not None,
+            f"autoencoder {autoencoder.name!r} has no log-variances: leave --log-variances out",
+        )
+        kinds = (found.mean if found.codes is None else found.codes, found.log_variance)
+        for part, values in zip(parts, kinds, strict=False):
+            part.append(_stored(np.asarray(values))[: len(batch)])
+    ends = np.cumsum(images)
+    for name, part in zip(names, parts, strict=True):
+        values = np.concatenate(part)
+        path = shard_file(folder, name, number)
+        with Writer(path, WRITE) as file:
+            for begin, end in zip(ends - images, ends, strict=True):
+                file.write(values[begin:end].tobytes())
+        report = {
+            "autoencoder": autoencoder.name,
+            "autoencoder_hash": autoencoder.hash(),
+            "dtype": values.dtype.str,
+            "shape": list(values.shape[1:]),
+            "moments": Moments.of(values[train_image]).to_dict() if values.dtype == np.float16 else None,
+            "sha256": sha256(path),
+        }
+        write_whole(encoding_file(folder, name, number), json.dumps(report) + "\n")
+
+
+def _batches(folder: Path, job: Job, number: int, images: np.ndarray) -> Iterator[np.ndarray]:
+    """Pixels `[n, size, size, channels]` uint8 of a shard's images in order, `BATCH` of them but for the last."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    size = job.reading.image_size
+    waiting: list[np.ndarray] = []
+    with ExitStack() as stack:
+        reader = ArrayRecordReader(str(shard_file(folder, "pixels", number)), "readahead_buffer_size:0")
+        stack.callback(reader.close)
+        for record in np.flatnonzero(images).tolist():
+            data = np.frombuffer(reader.read([record])[0], np.uint8)
+            waiting += list(data.reshape(-1, size, size, job.channels))
+            while len(waiting) >= BATCH:
+                yield np.stack(waiting[:BATCH])
+                waiting = waiting[BATCH:]
+    if waiting:
+        yield np.stack(waiting)
+
+
+def _stored(values: np.ndarray) -> np.ndarray:
+    return values.astype("<f2") if np.issubdtype(values.dtype, np.floating) else values.astype("<i4")
+
+
+def encodings(folder: Path, pictured: list[int], keys: bytes) -> dict[str, dict[str, Any]]:
+    """What the manifest says of the encodings that every shard with images has, by name, and each file's hash."""
+    found: dict[str, dict[str, Any]] = {}
+    if not pictured:
+        return found
+    prefix = f"{pictured[0]:05d}."
+    paths = sorted((folder / "shards").glob(f"{prefix}*.json"))
+    for name in (path.name.removeprefix(prefix).removesuffix(".json") for path in paths):
+        files = [encoding_file(folder, name, number) for number in pictured]
+        if not all(file.exists() for file in files):
+            continue
+        reports = [json.loads(file.read_text()) for file in files]
+        first = reports[0]
+        moments = [Moments.from_dict(report["moments"]) for report in reports if report["moments"]]
+        total = sum(moments[1:], moments[0]) if moments else None
+        found[name] = {key: first[key] for key in ("autoencoder", "autoencoder_hash", "dtype", "shape")} | {
+            "moments": total.to_dict() if total else None,
+            "hash": hashlib.sha256(keys + f"{name} {first['autoencoder_hash']}".encode()).hexdigest()[:16],
+            "sha256": {str(number): report["sha256"] for number, report in zip(pictured, reports, strict=True)},
+        }
+    return found

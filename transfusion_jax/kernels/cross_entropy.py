@@ -1,0 +1,105 @@
+"""The text head and its cross-entropy in one, a chunk of elements at a time: `[B, T, vocabulary]` is never held."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+CHUNK = 256  # elements of each row whose logits are held at a time
+
+
+def cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array, entries: int) -> jax.Array:
+    """−log softmax(hidden · head) at the targets. Logits are float32, and computed again in the backward pass.
+
+    On a mesh each device takes some of the elements, and all of the head: its gradient is summed once.
+
+    Args:
+        hidden: `[B, T, width]`.
+        head: `[width, padded vocabulary]`.
+        targets: `[B, T]` int.
+        entries: the vocabulary; what stands behind it in `head` is padding and never likely.
+
+    Returns:
+        `[B, T]` float32.
+    """
+    function = functools.partial(_losses, entries)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(hidden, head, targets)
+    elements = P(("data", "fsdp"), "tensor")
+    sharded = jax.shard_map(function, in_specs=(elements, P(), elements), out_specs=elements, check_vma=False)
+    length = hidden.shape[1]
+    hidden, targets = (_pad(x, mesh.shape["tensor"]) for x in (hidden, targets))
+    return sharded(hidden, head, targets)[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _losses(entries: int, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+    return _forward(entries, hidden, head, targets)[0]
+
+
+def _forward(entries, hidden, head, targets):  # type: ignore[no-untyped-def]
+    def chunk(args: tuple) -> tuple[jax.Array, jax.Array]:
+        hidden, targets = args
+        logits = _logits(hidden, head, entries)
+        log_total = jax.nn.logsumexp(logits, -1)
+        return log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0], log_total
+
+    losses, log_total = jax.lax.map(chunk, (_chunks(hidden), _chunks(targets)))
+    return _join(losses, hidden), (hidden, head, targets, log_total)
+
+
+def _backward(entries, residuals, d_losses):  # type: ignore[no-untyped-def]
+    hidden, head, targets, log_total = residuals
+
+    def chunk(d_head: jax.Array, args: tuple) -> tuple[jax.Array, jax.Array]:
+        hidden, targets, log_total, d_losses = args
+        likelihood = jnp.exp(_logits(hidden, head, entries) - log_total[..., None])
+        right = jnp.arange(head.shape[1]) == targets[..., None]
+        d_logits = ((likelihood - right) * d_losses[..., None]).astype(hidden.dtype)
+        d_head += _product(_matrix(hidden).T, _matrix(d_logits))
+        return d_head, _product(_matrix(d_logits), head.T).reshape(hidden.shape)
+
+    chunks = (_chunks(hidden), _chunks(targets), log_total, _chunks(d_losses))
+    d_head, d_hidden = jax.lax.scan(chunk, jnp.zeros(head.shape, jnp.float32), chunks)
+    return _join(d_hidden, hidden).astype(hidden.dtype), d_head.astype(head.dtype), None
+
+
+_losses.defvjp(_forward, _backward)
+
+
+def _logits(hidden: jax.Array, head: jax.Array, entries: int) -> jax.Array:
+    """`[B, chunk, padded vocabulary]` float32."""
+    logits = _product(_matrix(hidden), head).reshape(*hidden.shape[:2], -1)
+    return jnp.where(jnp.arange(head.shape[1]) < entries, logits, -jnp.inf)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _matrix(x: jax.Array) -> jax.Array:
+    """All axes but the last as one: XLA on CPU multiplies plain matrices fastest."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _chunks(x: jax.Array) -> Any:
+    """`[B, T, …]` as `[T / chunk, B, chunk, …]`, zeros added."""
+    size = min(CHUNK, x.shape[1])
+    padded = _pad(x, size)
+    return jnp.moveaxis(padded.reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
+
+
+def _join(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The inverse of `_chunks`."""
+    whole = jnp.moveaxis(x, 0, 1)
+    return whole.reshape(len(like), -1, *x.shape[3:])[:, : like.shape[1]]
+
+
+def _pad(x: jax.Array, multiple: int) -> jax.Array:
+    """Zeros added to the second axis, up to a multiple."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2))

@@ -1,0 +1,33 @@
+"""What the kernels share: constants of the online softmax, a product, and whole blocks of spans."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Finite: where a block holds no key of a query, its weights are numbers that the next block wipes out, not NaN.
+MASKED = -1e30
+LOG2_E = math.log2(math.e)  # scores are kept times this, so that weights are powers of two
+
+
+def dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+    """The product over one axis of each, accumulated in float32; float32 is not rounded on the way."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    dimensions = (((over_a,), (over_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def whole_spans(start: jax.Array, end: jax.Array, block: int) -> jax.Array:
+    """Starts and ends `[B, T]` as `[B, 2, T]` in whole blocks.
+
+    A padded query has the span of the last one: it touches nothing that this one does not.
+    """
+    widths = [(0, 0), (0, 0), (0, -start.shape[1] % block)]
+    return jnp.pad(jnp.stack([start, end], 1), widths, mode="edge")
+
+
+def output_products(out: jax.Array, d_out: jax.Array, axis: int) -> jax.Array:
+    """Σ out · d_out over the channels in float32, which stands in the gradient of every score; the axis stays."""
+    return jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis, keepdims=True)
