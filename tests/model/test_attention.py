@@ -16,14 +16,15 @@ PORTABLE = ["reference", *FAST]
 
 @pytest.mark.parametrize("implementation", FAST)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("block", [16, 20, 64])
-def test_matches_the_reference_forward_and_backward(implementation, layout, block, monkeypatch):
-    monkeypatch.setattr(blocked_kernel, "BLOCK", block)
+@pytest.mark.parametrize("blocks", [(16, 16), (20, 12), (64, 32)])
+def test_matches_the_reference_forward_and_backward(implementation, layout, blocks, monkeypatch):
+    monkeypatch.setattr(blocked_kernel, "QUERY_BLOCK", blocks[0])
+    monkeypatch.setattr(blocked_kernel, "KEY_BLOCK", blocks[1])
     spans = layout_spans([layout, "ragged packed documents"])
     q, k, v, weight = random_arrays(4, (2, LENGTH, 3, 8))
 
-    expected = gradients(q, k, v, weight, spans, "reference", 0)
-    actual = gradients(q, k, v, weight, spans, implementation, block)
+    expected = gradients(q, k, v, weight, spans, "reference", ())
+    actual = gradients(q, k, v, weight, spans, implementation, blocks)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), actual, expected)
 
 
@@ -61,7 +62,7 @@ def test_bfloat16_is_close_to_float32(implementation):
 
 
 def test_the_default_never_makes_a_square_of_the_sequence():
-    length = 4 * blocked_kernel.BLOCK
+    length = 4 * blocked_kernel.QUERY_BLOCK
     shape = jax.ShapeDtypeStruct((2, length, 1, 4), jnp.float32)
     span = jax.ShapeDtypeStruct((2, length), jnp.int32)
 
@@ -108,8 +109,8 @@ def test_check_spans_names_what_is_broken():
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
-def gradients(q, k, v, weight, spans, implementation, block):
-    del block  # a part of the cache's key: it is read from the module
+def gradients(q, k, v, weight, spans, implementation, blocks):
+    del blocks  # a part of the cache's key: it is read from the module
     return jax.value_and_grad(
         lambda q, k, v: jnp.sum(attention(q, k, v, spans, implementation=implementation) * weight), (0, 1, 2)
     )(q, k, v)

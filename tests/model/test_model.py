@@ -12,7 +12,7 @@ from helpers import special, tiny_batch, tiny_config
 from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.kernels.blocked import BLOCK
+from transfusion_jax.kernels.blocked import KEY_BLOCK, QUERY_BLOCK
 from transfusion_jax.model.patch_coder import patchify, unpatchify
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model, gather_patches
@@ -85,7 +85,7 @@ def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
 
 def test_no_array_of_the_compiled_program_is_a_square_of_the_sequence():
     config = tiny_config(model__layers=3, model__heads=1, model__width=8, model__mlp_width=8)
-    length = 4 * BLOCK
+    length = 4 * QUERY_BLOCK
     model = Model(config.model)
     x = jax.ShapeDtypeStruct((1, length, 8), jnp.float32)
     index = jax.ShapeDtypeStruct((1, length), jnp.int32)
@@ -96,7 +96,7 @@ def test_no_array_of_the_compiled_program_is_a_square_of_the_sequence():
     compiled = jax.jit(jax.grad(loss)).lower(model.abstract_params(), x, index, index, index).compile()
     shapes = re.findall(r"(?:f32|s32|pred|bf16)\[([\d,]+)\]", compiled.as_text())
     largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
-    assert BLOCK * BLOCK <= largest < BLOCK * length  # a block of scores, and nothing beyond
+    assert QUERY_BLOCK * KEY_BLOCK <= largest < QUERY_BLOCK * length  # a block of scores, and nothing beyond
 
 
 def test_gathered_patches_are_the_hidden_states_of_each_image():
@@ -154,6 +154,21 @@ def test_remat_changes_nothing_but_memory(remat):
 
         results.append(jax.jit(jax.value_and_grad(loss))(model.init(jax.random.key(0))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+@pytest.mark.parametrize(("remat", "forward_passes"), [("none", 1), ("dots", 1), ("full", 2)])
+def test_remat_of_dots_keeps_what_attention_gave(remat, forward_passes):
+    config = tiny_config(model__remat=remat)
+    batch = tiny_batch(config)
+    model = Model(config.model)
+
+    def loss(params):
+        x, _ = embedded(model, params, batch)
+        return jnp.sum(model.trunk(params, x, batch.spans, batch.positions)[0])
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(model.abstract_params())
+    exponentials = str(jaxpr).count("= exp ")  # two of a block forward, one backward
+    assert exponentials == 2 * forward_passes + 1
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_stays_near():

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transfusion_jax.kernels.parts import MASKED, output_products
+from transfusion_jax.kernels.parts import MASKED, named, output_products
 from transfusion_jax.kernels.ranges import key_ranges
 from transfusion_jax.kernels.target import platform
 
-BLOCK = 64  # elements; larger ones visit more keys that no span holds
+# Elements of a block. Larger ones visit more keys that no span holds; smaller ones make products that XLA on CPU
+# computes on one core.
+QUERY_BLOCK = 256
+KEY_BLOCK = 128
 
 
 def blocked(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
@@ -39,7 +42,7 @@ def heads_attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, 
 def _forward(q, k, v, start, end):  # type: ignore[no-untyped-def]
     """The output, and what the backward pass needs: the inputs, the output and log Σ exp per query."""
     rows, heads, queries, _ = q.shape
-    keys, values = _whole(k, 2, BLOCK), jnp.swapaxes(_whole(v, 2, BLOCK), 2, 3)
+    keys, values = _whole(k, 2, KEY_BLOCK), jnp.swapaxes(_whole(v, 2, KEY_BLOCK), 2, 3)
 
     def block(one: _Queries) -> tuple[jax.Array, jax.Array]:
         q = jnp.swapaxes(one.q, 2, 3)  # [B, H, D, block]
@@ -58,14 +61,14 @@ def _forward(q, k, v, start, end):  # type: ignore[no-untyped-def]
         return jnp.swapaxes(out / total, 2, 3).astype(q.dtype), top + jnp.log(total)
 
     out, log_total = jax.lax.map(block, _split(q, start, end))
-    out = _join(out, queries)
+    out, log_total = named(_join(out, queries), log_total)
     return out, (q, k, v, start, end, out, log_total)
 
 
 def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
     """Gradients of `heads_attention` for q, k and v."""
     q, k, v, start, end, out, log_total = residuals
-    keys, values = _whole(k, 2, BLOCK), _whole(v, 2, BLOCK)
+    keys, values = _whole(k, 2, KEY_BLOCK), _whole(v, 2, KEY_BLOCK)
     keys_across = jnp.swapaxes(keys, 2, 3)
     delta = output_products(out, d_out, 3)
 
@@ -108,20 +111,20 @@ class _Queries(NamedTuple):
 
 def _split(q: jax.Array, start: jax.Array, end: jax.Array) -> _Queries:
     size = _size(q)
-    ranges = key_ranges(start, end, size, BLOCK)  # of each row; a block visits what any row touches
+    ranges = key_ranges(start, end, size, KEY_BLOCK)  # of each row; a block visits what any row touches
     start, end = (_blocks(x[:, None, None], 3, size) for x in (start, end))
     return _Queries(_blocks(q, 2, size), start, end, ranges.begin.min(0), ranges.end.max(0))
 
 
 def _size(q: jax.Array) -> int:
     """Queries in a block."""
-    return min(BLOCK, q.shape[2])
+    return min(QUERY_BLOCK, q.shape[2])
 
 
 def _scores(keys: jax.Array, q: jax.Array, one: _Queries, number: jax.Array) -> jax.Array:
     """Scaled and masked scores `[B, H, keys, queries]`, float32."""
     scores = _product(keys, q) / math.sqrt(q.shape[2])
-    key = number * BLOCK + jnp.arange(BLOCK)[:, None]
+    key = number * KEY_BLOCK + jnp.arange(KEY_BLOCK)[:, None]
     return jnp.where((one.start <= key) & (key < one.end), scores, MASKED)
 
 
@@ -147,9 +150,9 @@ def _join(x: jax.Array, length: int) -> jax.Array:
 
 
 def _part(x: jax.Array, number: jax.Array, axis: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, number * BLOCK, BLOCK, axis)
+    return jax.lax.dynamic_slice_in_dim(x, number * KEY_BLOCK, KEY_BLOCK, axis)
 
 
 def _add(x: jax.Array, number: jax.Array, part: jax.Array) -> jax.Array:
     """x `[B, H, keys, D]` with a block of keys' part added."""
-    return jax.lax.dynamic_update_slice_in_dim(x, _part(x, number, 2) + part, number * BLOCK, 2)
+    return jax.lax.dynamic_update_slice_in_dim(x, _part(x, number, 2) + part, number * KEY_BLOCK, 2)

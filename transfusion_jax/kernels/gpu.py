@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from transfusion_jax.kernels.parts import LOG2_E, MASKED, dot, output_products, whole_spans
+from transfusion_jax.kernels.parts import LOG2_E, MASKED, dot, named, output_products, whole_spans
 from transfusion_jax.kernels.ranges import Ranges, inner_ranges, key_ranges, query_ranges
 from transfusion_jax.kernels.target import compute_capability, platform
 
@@ -140,6 +140,7 @@ def _forward(q, k, v, spans, tiles, scale, interpret):  # type: ignore[no-untype
         interpret=interpret,
         name="span_attention_forward",
     )(_key_limits(spans, tile), spans, q, k, v)
+    out, log_total = named(out, log_total)
     return out, (q, k, v, spans, out, log_total)
 
 

@@ -6,9 +6,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 # Finite: where a block holds no key of a query, its weights are numbers that the next block wipes out, not NaN.
 MASKED = -1e30
+OUTPUTS = "attention"  # names what a policy of rematerialisation may keep, so that no kernel runs twice
 LOG2_E = math.log2(math.e)  # scores are kept times this, so that weights are powers of two
 
 
@@ -31,3 +33,8 @@ def whole_spans(start: jax.Array, end: jax.Array, block: int) -> jax.Array:
 def output_products(out: jax.Array, d_out: jax.Array, axis: int) -> jax.Array:
     """Σ out · d_out over the channels in float32, which stands in the gradient of every score; the axis stays."""
     return jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis, keepdims=True)
+
+
+def named(out: jax.Array, log_total: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A forward pass's results, for the backward one, under the name `OUTPUTS`."""
+    return checkpoint_name(out, OUTPUTS), checkpoint_name(log_total, OUTPUTS)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transfusion_jax.kernels.parts import LOG2_E, MASKED, dot, output_products, whole_spans
+from transfusion_jax.kernels.parts import LOG2_E, MASKED, dot, named, output_products, whole_spans
 from transfusion_jax.kernels.steps import Steps, plan_steps
 
 LANES = 128
@@ -132,6 +132,7 @@ def _forward(q, k, v, spans, blocks, interpret):  # type: ignore[no-untyped-def]
         interpret=interpret,
         name="span_attention_forward",
     )(*steps, spans[:, None], q, k, v)
+    out, log_total = named(out, log_total)
     return out, (q, k, v, spans, out, log_total)
 
 

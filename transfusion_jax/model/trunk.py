@@ -8,15 +8,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import checkpoint_policies as policies
 
 from transfusion_jax.config import ModelConfig
+from transfusion_jax.kernels.parts import OUTPUTS
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans
 
 REMAT_POLICIES = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": policies.nothing_saveable,
+    "dots": policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUTS)
+    ),
 }
 
 
