@@ -39,7 +39,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     init_std: float = 0.02  # of every matrix; small widths learn faster with about 1/√width
     attention: str = execution("auto")  # "auto", "tpu", "gpu", "blocked" or "reference"
-    remat: str = execution("none")  # what is computed again: "none", "full", or "dots": all but products and attention
+    remat: str = execution("none")  # what is computed again: "none", "full", or "dots" (all but products)
     compute_dtype: str = execution("auto")  # "auto": bfloat16 on accelerators, float32 on CPU
 
     def __post_init__(self) -> None:

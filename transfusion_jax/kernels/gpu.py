@@ -129,13 +129,13 @@ def _attention(
 def _forward(q, k, v, spans, tiles, scale, interpret):  # type: ignore[no-untyped-def]
     tile = tiles.forward
     rows, queries, heads, _ = q.shape
-    log_total = jax.ShapeDtypeStruct((rows, heads, queries), jnp.float32)
+    totals = jax.ShapeDtypeStruct((rows, heads, queries), jnp.float32)
     out, log_total = pl.pallas_call(
         functools.partial(_forward_kernel, scale=LOG2_E * scale, size=tile.visited),
         grid=(queries // tile.kept, heads, rows),
         in_specs=[_LIMITS, _lines(spans, tile), _vectors(q, tile), _vectors(k), _vectors(v)],
-        out_specs=[_vectors(q, tile), _numbers(log_total, tile)],
-        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), log_total],
+        out_specs=[_vectors(q, tile), _numbers(totals, tile)],
+        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), totals],
         compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
         name="span_attention_forward",
