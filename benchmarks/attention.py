@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from transfusion_jax.model.spans import Spans, dense_mask
 
 HEAD_DIM = 64
 
+Points = dict[str, list[tuple[float, float]]]  # length and value, by implementation
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -35,7 +38,7 @@ class Contestant:
 
 def main() -> None:
     """Measures and prints a table for each kind of rows and length."""
-    flags = harness.parser(__doc__)
+    flags = harness.parser(__doc__, plot=True)
     flags.add_argument("--lengths", default="1024,4096,16384", help="of a row, elements (default: %(default)s)")
     flags.add_argument("--kinds", default="mixture,captions,text", help="of rows (default: %(default)s)")
     flags.add_argument("--heads", type=int, default=2, help=f"of {HEAD_DIM} channels (default: %(default)s)")
@@ -43,8 +46,10 @@ def main() -> None:
         "--implementations", default="blocked,reference", help="of model.attention (default: %(default)s)"
     )
     arguments = flags.parse_args()
-    reports, texts = {}, []
+    reports, texts, panels = {}, [], []
     for kind in arguments.kinds.split(","):
+        times: Points = defaultdict(list)
+        sizes: Points = defaultdict(list)
         for length in map(int, arguments.lengths.split(",")):
             spans = row_spans(of_length(kinds()[kind], length), rows=1)
             names = arguments.implementations.split(",")
@@ -60,7 +65,20 @@ def main() -> None:
             )
             reports[f"{kind} {length}"] = {**dataclasses.asdict(report), "memory": memory}
             texts.append(harness.table(report))
-    harness.deliver(reports, "\n\n".join(texts), arguments.json)
+            for name, timing in report.timings.items():
+                times[name].append((length, timing.median))
+            for name, size in memory.items():
+                sizes[name].append((length, size / 2**20))
+        panels += lines(kind, times, sizes)
+    harness.deliver(reports, "\n\n".join(texts), arguments.json, arguments.plot, panels)
+
+
+def lines(kind: str, times: Points, sizes: Points) -> list[harness.Lines]:
+    """Time and memory for looking at; memory only where the compiler says it."""
+    panels = [harness.Lines(f"{kind}: time, forward and backward", "T, elements of a row", "seconds", times)]
+    if sizes:
+        panels.append(harness.Lines(f"{kind}: memory", "T, elements of a row", "temporary memory, MiB", sizes))
+    return panels
 
 
 def ours(name: str, spans: Spans, heads: int) -> Contestant:

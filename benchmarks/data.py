@@ -50,7 +50,7 @@ PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # scikit-learn's, 640×427
 
 def main() -> None:
     """Measures and prints two tables."""
-    flags = harness.parser(__doc__)
+    flags = harness.parser(__doc__, plot=True)
     flags.add_argument("--pairs", type=int, default=2000, help="captioned images (default: %(default)s)")
     flags.add_argument("--photographs", type=int, default=64, help="to prepare (default: %(default)s)")
     arguments = flags.parse_args()
@@ -89,7 +89,8 @@ def main() -> None:
             ),
         }
     result = {name: dataclasses.asdict(report) for name, report in reports.items()}
-    harness.deliver(result, "\n\n".join(map(harness.table, reports.values())), arguments.json)
+    panels = list(reports.values())
+    harness.deliver(result, "\n\n".join(map(harness.table, panels)), arguments.json, arguments.plot, panels)
 
 
 def prepare_pairs(folder: Path, pairs: int) -> Config:

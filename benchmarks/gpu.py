@@ -111,9 +111,12 @@ def main(arguments: list[str] | None = None) -> None:
     reports = []
     for report in measure(setting, options):
         show(harness.table(report))
-        reports.append(dataclasses.asdict(report))
-    result = {"errors": [dataclasses.asdict(error) for error in errors], "reports": reports}
-    harness.deliver(result, describe_devices(), options.json)
+        reports.append(report)
+    result = {
+        "errors": [dataclasses.asdict(e) for e in errors],
+        "reports": [dataclasses.asdict(r) for r in reports],
+    }
+    harness.deliver(result, describe_devices(), options.json, options.plot, reports)
 
 
 def measure(setting: Setting, options: argparse.Namespace) -> Iterator[Report]:
@@ -130,7 +133,7 @@ def measure(setting: Setting, options: argparse.Namespace) -> Iterator[Report]:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, refused where this machine cannot do what it asks for."""
-    parser = harness.parser(__doc__)
+    parser = harness.parser(__doc__, plot=True)
     parser.add_argument("--rows", type=int, help="of the training step (default: 2, for 80 GB)")
     parser.add_argument("--remat", choices=("none", "dots", "full"), help="of our training step (default: none)")
     parser.add_argument("--without-torch", action="store_true", help="leave PyTorch out")

@@ -1,10 +1,11 @@
-"""What all benchmarks share: interleaved timing, ratios against a reference, a table and JSON."""
+"""What all benchmarks share: interleaved timing, ratios against a reference, a table, JSON and a picture."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -55,6 +56,17 @@ class Report:
     disturbance: float  # cores that other processes kept busy meanwhile: ratios hold where it is near 0
     notes: Sequence[str]
     machine: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A diagram of how something grows; both axes are logarithmic."""
+
+    title: str
+    x: str  # what it grows with, and the unit
+    y: str
+    points: Mapping[str, Sequence[tuple[float, float]]]  # of each line, by its name
+    linear: bool = False  # y is linear, from zero
 
 
 def compare(
@@ -143,26 +155,57 @@ def matmul_peak(products: Mapping[str, Callable[[int], float]]) -> Peak:
     )
 
 
-def parser(description: str | None, timed: bool = True) -> argparse.ArgumentParser:
-    """The flags that every benchmark takes, or every one that times something."""
+def parser(description: str | None, timed: bool = True, plot: bool = False) -> argparse.ArgumentParser:
+    """The flags that every benchmark takes, or every one that times something, or draws."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     if timed:
         result.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
     result.add_argument("--json", metavar="PATH", help="write a report; - prints it in place of the table")
+    if plot:
+        result.add_argument("--plot", metavar="PATH", type=picture, help="draw the result, too, into a PNG file")
     return result
 
 
-def publish(report: Report, json_path: str | None) -> None:
-    """Prints the table, and writes JSON where it was asked for."""
-    deliver(dataclasses.asdict(report), table(report), json_path)
+def picture(path: str) -> str:
+    """A path to draw to; what could not be drawn is refused before anything is measured."""
+    if not path.endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{path} does not end in .png")
+    if not Path(path).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {Path(path).parent}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("matplotlib is not installed: pip install matplotlib")
+    return path
 
 
-def deliver(result: Mapping[str, object], text: str, json_path: str | None) -> None:
-    """Prints a result as text, or as JSON where it was asked for; or writes JSON besides."""
+def publish(report: Report, json_path: str | None, plot_path: str | None = None) -> None:
+    """Prints the table; writes JSON, and draws the times, where it was asked for."""
+    deliver(dataclasses.asdict(report), table(report), json_path, plot_path, [report])
+
+
+def deliver(
+    result: Mapping[str, object],
+    text: str,
+    json_path: str | None,
+    plot_path: str | None = None,
+    panels: Sequence[Report | Lines] = (),
+) -> None:
+    """Prints a result as text, or as JSON where it was asked for; or writes JSON besides, and draws.
+
+    Args:
+        result: all of it.
+        text: the same for reading.
+        json_path: of the flag `--json`.
+        plot_path: of the flag `--plot`.
+        panels: what is drawn there, all of one kind.
+    """
     encoded = json.dumps(result, indent=2)
     print(encoded if json_path == "-" else text)
     if json_path not in (None, "-"):
         Path(json_path).write_text(encoded + "\n")
+    if plot_path is not None:
+        import plots  # not above: matplotlib may be left out
+
+        plots.draw(panels).savefig(plot_path)
 
 
 def table(report: Report) -> str:

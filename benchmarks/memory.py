@@ -31,9 +31,10 @@ class Point:
 
 def main() -> None:
     """Compiles and prints."""
-    arguments = harness.parser(__doc__, timed=False).parse_args()
+    arguments = harness.parser(__doc__, timed=False, plot=True).parse_args()
     points = [measure(name, value * factor) for name, value in BASE.items() for factor in FACTORS]
-    harness.deliver({"points": [dataclasses.asdict(p) for p in points]}, table(points), arguments.json)
+    result = {"points": [dataclasses.asdict(p) for p in points]}
+    harness.deliver(result, table(points), arguments.json, arguments.plot, [lines(points)])
 
 
 def measure(grows: str, value: int) -> Point:
@@ -56,6 +57,17 @@ def table(points: list[Point]) -> str:
         sizes = [f"{size / 2**20:,.0f}" for size in (point.state, point.temporary)]
         lines.append([point.grows, f"{point.value:,}", *sizes, f"{point.temporary / least:.2f}x"])
     return "\n".join(harness.align(lines))
+
+
+def lines(points: list[Point]) -> harness.Lines:
+    """The temporary memory for looking at; what grows is in units of `BASE`, so that all lines start alike."""
+    base = ", ".join(f"{name} {value:,}" for name, value in BASE.items())
+    return harness.Lines(
+        "a training step as one thing grows",
+        f"times as much as\n{base}",
+        "temporary memory, MiB",
+        {n: [(p.value / v, p.temporary / 2**20) for p in points if p.grows == n] for n, v in BASE.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ LIBRARY_NOTES = [
 
 def main() -> None:
     """Measures and prints."""
-    flags = parser(__doc__)
+    flags = parser(__doc__, plot=True)
     flags.add_argument("--rows", type=int, default=2, help="rows per batch (default: %(default)s)")
     flags.add_argument("--context", type=int, default=768, help="elements per row (default: %(default)s)")
     flags.add_argument("--width", type=int, default=512, help="a multiple of 64 (default: %(default)s)")
@@ -52,7 +52,7 @@ def main() -> None:
         peak=matmul_peak({"PyTorch": pytorch_step.matmul_flops}),
         notes=LIBRARY_NOTES,
     )
-    publish(report, args.json)
+    publish(report, args.json, args.plot)
 
 
 def plain_step(config: Config, batch: Batch) -> tuple[Callable[[], object], None]:
