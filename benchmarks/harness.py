@@ -216,11 +216,15 @@ def table(report: Report) -> str:
         work = (_rate(t.rate) if t.rate else "", f"{t.peak_share:.0%}" if t.peak_share else "")
         rows.append((name, _seconds(t.median), quartiles, f"{t.speed:.2f}x", *work))
     known = list(zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True))
-    lines = [f"{report.title} ({report.rounds} rounds; speed against {report.reference})", *align(known)]
-    if peak := report.peak:
-        lines.append(f"peak: {peak.flops:.3g} FLOP/s, {peak.source}")
-    lines.append(f"cores that other processes kept busy: {report.disturbance:.2f}")
-    return "\n".join([*lines, *report.notes, ", ".join(f"{k} {v}" for k, v in report.machine.items())])
+    title = f"{report.title} ({report.rounds} rounds; speed against {report.reference})"
+    return "\n".join([title, *align(known), *footer(report)])
+
+
+def footer(report: Report) -> list[str]:
+    """The lines below a table: what it is to be read with."""
+    peak = [f"peak: {report.peak.flops:.3g} FLOP/s, {report.peak.source}"] if report.peak else []
+    disturbance = f"cores that other processes kept busy: {report.disturbance:.2f}"
+    return [*peak, disturbance, *report.notes, ", ".join(f"{k} {v}" for k, v in report.machine.items())]
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import harness
-from training import compile_step, make_config, of_size
+from training import compile_step, make_config, of_size, with_remat
 from transfusion_jax.config import Config
+from transfusion_jax.model.trunk import REMAT_POLICIES
 
 BASE: dict[str, int] = dict(rows=2, context=768, vocabulary=8192, layers=4)
 FACTORS = (1, 2, 4)
@@ -31,15 +32,17 @@ class Point:
 
 def main() -> None:
     """Compiles and prints."""
-    arguments = harness.parser(__doc__, timed=False, plot=True).parse_args()
-    points = [measure(name, value * factor) for name, value in BASE.items() for factor in FACTORS]
+    parser = harness.parser(__doc__, timed=False, plot=True)
+    parser.add_argument("--remat", default="none", choices=REMAT_POLICIES, help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    points = [measure(n, value * factor, arguments.remat) for n, value in BASE.items() for factor in FACTORS]
     result = {"points": [dataclasses.asdict(p) for p in points]}
     harness.deliver(result, table(points), arguments.json, arguments.plot, [lines(points)])
 
 
-def measure(grows: str, value: int) -> Point:
+def measure(grows: str, value: int, remat: str) -> Point:
     """The step with one thing changed."""
-    _, compiled = compile_step(config(**{**BASE, grows: value}))
+    _, compiled = compile_step(with_remat(config(**{**BASE, grows: value}), remat))
     memory: Any = compiled.memory_analysis()
     return Point(grows, value, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 

@@ -7,7 +7,6 @@ texts of about six hundred tokens, two pairs to one text, which at equal weights
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import pickle
 import resource
@@ -63,7 +62,7 @@ class Result:
 
 def main() -> None:
     """Plans, starts again, and prints."""
-    parser = harness.parser(__doc__)
+    parser = harness.parser(__doc__, timed=False)
     parser.add_argument("--documents", type=int, default=1_000_000, help="in all (default: %(default)s)")
     parser.add_argument("--context", type=int, default=4096, help="elements per row (default: %(default)s)")
     parser.add_argument("--patches", type=int, default=256, help="elements per image (default: %(default)s)")
@@ -71,10 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         result = measure(Path(folder), arguments.documents, arguments.context, arguments.patches)
-    text = json.dumps(dataclasses.asdict(result), indent=2)
-    print(text if arguments.json == "-" else table(result))
-    if arguments.json not in (None, "-"):
-        Path(arguments.json).write_text(text + "\n")
+    harness.deliver(dataclasses.asdict(result), table(result), arguments.json)
 
 
 def measure(folder: Path, documents: int, context: int, patches: int) -> Result:

@@ -3,7 +3,8 @@
     python benchmarks/step.py
 
 A step is a forward and a backward pass, clipping and an AdamW update, in float32, on one batch whose rows
-hold captioned images and then a text. Plain PyTorch (`pytorch_step.py`) computes the same losses and update.
+hold captioned images and then a text. Plain PyTorch (`pytorch_step.py`) computes the same losses and update. With
+rematerialisation the step computes some activations again in its backward pass; PyTorch's keeps all.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import transfusion_pytorch
 import harness
 import pytorch_step
 from harness import compare, matmul_peak, parser, publish
-from training import make_batch, make_config, of_size, our_step
+from training import config_of, make_batch, our_step, shape_flags, title_of, with_remat
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch
 
+OURS = {"transfusion_jax": "none", "with remat dots": "dots", "with remat full": "full"}
 LIBRARY_NOTES = [
     "transfusion-pytorch: equal width, depth, heads, hidden size, vocabulary and elements. No option of it works",
     "without time-conditioned norms and gates, attention over earlier layers, U-Net skips, soft-capped scores and",
@@ -31,24 +33,22 @@ LIBRARY_NOTES = [
 def main() -> None:
     """Measures and prints."""
     flags = parser(__doc__, plot=True)
-    flags.add_argument("--rows", type=int, default=2, help="rows per batch (default: %(default)s)")
-    flags.add_argument("--context", type=int, default=768, help="elements per row (default: %(default)s)")
-    flags.add_argument("--width", type=int, default=512, help="a multiple of 64 (default: %(default)s)")
-    flags.add_argument("--layers", type=int, default=8, help="(default: %(default)s)")
+    shape_flags(flags)
     args = flags.parse_args()
-    config = make_config(of_size(args.width, args.layers), args.rows, args.context)
+    config = config_of(args)
     batch = make_batch(config)
-    ours, work = harness.apart(our_step, config, batch)
+    ours = {name: harness.apart(our_step, with_remat(config, remat), batch) for name, remat in OURS.items()}
+    work = next(work for _, work in ours.values())
     report = compare(
-        f"train step, width {args.width}, {args.layers} layers, {args.rows} rows of {args.context} elements",
+        title_of(config),
         {
-            "transfusion_jax": ours,
+            **{name: run for name, (run, _) in ours.items()},
             "plain PyTorch": harness.apart(plain_step, config, batch)[0],
             "transfusion-pytorch": harness.apart(library_step, config)[0],
         },
         reference="plain PyTorch",
         rounds=args.rounds,
-        work={"transfusion_jax": work, "plain PyTorch": work},
+        work=dict.fromkeys((*ours, "plain PyTorch"), work),
         peak=matmul_peak({"PyTorch": pytorch_step.matmul_flops}),
         notes=LIBRARY_NOTES,
     )

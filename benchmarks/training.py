@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -22,6 +24,31 @@ from transfusion_jax.training.transfusion import TransfusionTask
 
 ELEMENTS_PER_IMAGE = 384  # one image of 256 patches for so many elements of a row
 CAPTION = 30
+
+
+def shape_flags(flags: argparse.ArgumentParser) -> None:
+    """The flags that `config_of` reads."""
+    flags.add_argument("--rows", type=int, default=2, help="rows per batch (default: %(default)s)")
+    flags.add_argument("--context", type=int, default=768, help="elements per row (default: %(default)s)")
+    flags.add_argument("--width", type=int, default=512, help="a multiple of 64 (default: %(default)s)")
+    flags.add_argument("--layers", type=int, default=8, help="(default: %(default)s)")
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The run that the flags of `shape_flags` ask for."""
+    return make_config(of_size(args.width, args.layers), args.rows, args.context)
+
+
+def title_of(config: Config) -> str:
+    """Names such a run."""
+    model, context = config.model, config.data.context_length
+    size = f"width {model.width}, {model.layers} layers, {config.batch_rows} rows of {context} elements"
+    return f"train step, {size}"
+
+
+def with_remat(config: Config, remat: str) -> Config:
+    """The same with another policy of rematerialisation."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
 
 
 def of_size(width: int, layers: int, vocabulary: int = 8192) -> ModelConfig:

@@ -113,7 +113,7 @@ def test_attention_has_time_and_memory_of_each_kind():
 
 
 def test_memory_draws_each_thing_that_grows(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "measure", lambda name, value: memory.Point(name, value, 1, value << 20))
+    monkeypatch.setattr(memory, "measure", lambda name, value, remat: memory.Point(name, value, 1, value << 20))
     monkeypatch.setattr("sys.argv", ["memory", "--plot", str(tmp_path / "a.png")])
     memory.main()
     assert "growth" in capsys.readouterr().out
