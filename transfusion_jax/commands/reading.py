@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from transfusion_jax.cache import keep_programs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.model.transfusion import Params
@@ -36,6 +37,7 @@ def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[Transfusio
     weights = arguments.weights or ("ema" if config.optimizer.ema_decay else "raw")
     if weights == "ema" and not config.optimizer.ema_decay:
         raise ConfigError("this run kept no average of its weights (optimizer.ema_decay is 0): use --weights raw")
+    keep_programs()
     task = TransfusionTask(config)
     with Checkpoints(workdir.checkpoints) as checkpoints:
         step = checkpoints.find(arguments.step)

@@ -15,6 +15,7 @@ import jax
 
 from transfusion_jax import config as configs
 from transfusion_jax import flops
+from transfusion_jax.cache import keep_programs
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.documents import Text
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _train(arguments: argparse.Namespace, start: Start, config: Config, interruption: Interruption) -> Outcome:
     with interruption.may_leave():
         check_backend(arguments.allow_cpu)
+        keep_programs()
         _say(describe_devices())
         mesh = make_mesh(config.mesh)
         check_rows(mesh, config.batch_rows, config.accumulation)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from transfusion_jax.cache import cache_folder
 from transfusion_jax.errors import StorageError
 
 Columns = dict[str, np.ndarray]
@@ -65,7 +66,7 @@ COLUMNS = tuple(f.name for f in fields(RowPlan) if f.name not in ("about", "fold
 
 def default_cache() -> Path:
     """Where plans are kept: `$TRANSFUSION_CACHE/plans`, or `~/.cache/transfusion_jax/plans`."""
-    return Path(os.environ.get("TRANSFUSION_CACHE") or "~/.cache/transfusion_jax").expanduser() / "plans"
+    return cache_folder() / "plans"
 
 
 def in_memory(blocks: Iterable[Columns], describe: Callable[[Columns], dict[str, Any]]) -> RowPlan:

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -94,12 +95,26 @@ def test_log_variances_are_stored_beside_the_means_if_asked(tmp_path):
     folder, job = shapes(tmp_path)
     with Encoders(folder, job, Uncertain(4, 12), log_variances=True) as encoders:
         encoders.submit(0)
-        encoders.finish()
+        encoders.finish(print)
     finish(folder, job)
     prepared = Prepared.open(folder)
     one = prepared.moments("dct-f4c12-log-variance").statistics()
     np.testing.assert_allclose(one.mean, -np.arange(12))
     np.testing.assert_allclose(one.std, 0, atol=1e-3)
+
+
+def test_encoding_says_how_fast_it_is_and_counts_only_what_it_does(tmp_path, capsys):
+    command = ["prepare", *SHAPES, "--output", str(tmp_path)]
+    assert main(command) == 0
+    assert "encoded" not in capsys.readouterr().out
+    line = r"(\d)/(\d) shards encoded  (\d+) images  [\d,]+ images/s  0m 00s left"
+    assert main([*command, "--encode", "dct-f4c12"]) == 0
+    assert re.findall(line, capsys.readouterr().out)[-1] == ("2", "2", "150")
+    (tmp_path / "shards/00001.dct-f4c12.json").unlink()
+    assert main([*command, "--encode", "dct-f4c12"]) == 0
+    assert re.findall(line, capsys.readouterr().out) == [("1", "1", "60")]
+    assert main([*command, "--encode", "dct-f4c12"]) == 0
+    assert "encoded" not in capsys.readouterr().out
 
 
 def test_log_variances_that_are_not_there_are_refused(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from transfusion_jax.data.prepare.encode import Encoders
 from transfusion_jax.data.prepare.job import Job, begin, place_among_hosts
-from transfusion_jax.data.prepare.run import Progress, run
+from transfusion_jax.data.prepare.progress import Progress
+from transfusion_jax.data.prepare.run import run
 
 __all__ = ["Encoders", "Job", "Progress", "begin", "place_among_hosts", "run"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,6 +18,7 @@ import numpy as np
 from transfusion_jax.autoencoder import Autoencoder
 from transfusion_jax.config import require
 from transfusion_jax.data.prepare.job import Job
+from transfusion_jax.data.prepare.progress import Images, Progress
 from transfusion_jax.data.prepare.shard import WRITE, Writer, columns_file, report_file, sha256
 from transfusion_jax.data.prepared import latents_of, shard_file
 from transfusion_jax.data.statistics import Moments
@@ -44,17 +46,24 @@ class Encoders:
         for device in devices:
             self._devices.put(device)
         self._pool = ThreadPoolExecutor(len(devices))
-        self._futures: list[Future[None]] = []
+        self._futures: list[Future[int]] = []
+        self._begun = 0.0
         self._encode = jax.jit(autoencoder.encode)
 
     def submit(self, shard: int) -> None:
         """Encodes a shard whose pixels are there, unless it is encoded already."""
+        if _is_encoded(self._folder, _names(self._autoencoder, self._log_variances), shard):
+            return
+        if not self._futures:
+            self._begun = time.monotonic()
         self._futures.append(self._pool.submit(self._run, shard))
 
-    def finish(self) -> None:
-        """Waits for all; raises what went wrong in one."""
-        for future in self._futures:
-            future.result()
+    def finish(self, report: Callable[[Progress], None]) -> None:
+        """Waits for all, and tells of each that has ended; raises what went wrong in one."""
+        images = 0
+        for done, future in enumerate(as_completed(self._futures), 1):
+            images += future.result()
+            report(Images(done, len(self._futures), time.monotonic() - self._begun, images))
 
     def __enter__(self) -> Encoders:
         return self
@@ -62,11 +71,13 @@ class Encoders:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _run(self, shard: int) -> None:
+    def _run(self, shard: int) -> int:
         device = self._devices.get()
         try:
             with jax.default_device(device):
-                encode_shard(self._folder, self._job, shard, self._autoencoder, self._encode, self._log_variances)
+                return encode_shard(
+                    self._folder, self._job, shard, self._autoencoder, self._encode, self._log_variances
+                )
         finally:
             self._devices.put(device)
 
@@ -78,16 +89,17 @@ def encode_shard(
     autoencoder: Autoencoder,
     encode: Callable[[np.ndarray], Any],
     log_variances: bool,
-) -> None:
+) -> int:
     """Writes a shard's images as means in float16, or as codes; with their log-variances, if asked.
+
+    Returns:
+        How many images it holds.
 
     Raises:
         ConfigError: log-variances are asked of an autoencoder that has none.
     """
-    names = [autoencoder.name] + [autoencoder.name + LOG_VARIANCE] * log_variances
+    names = _names(autoencoder, log_variances)
     shard = json.loads(report_file(folder, number).read_text())
-    if not shard["pictured"] or all(encoding_file(folder, name, number).exists() for name in names):
-        return
     columns = np.load(columns_file(folder, number))
     images = np.zeros(shard["records"], np.int64)
     images[columns["record"]] = columns["images"]
@@ -121,6 +133,17 @@ def encode_shard(
             "sha256": sha256(path),
         }
         write_whole(encoding_file(folder, name, number), json.dumps(report) + "\n")
+    return int(images.sum())
+
+
+def _names(autoencoder: Autoencoder, log_variances: bool) -> list[str]:
+    return [autoencoder.name] + [autoencoder.name + LOG_VARIANCE] * log_variances
+
+
+def _is_encoded(folder: Path, names: list[str], number: int) -> bool:
+    """Whether nothing is left to encode; so it is with a shard without images."""
+    pictured = json.loads(report_file(folder, number).read_text())["pictured"]
+    return not pictured or all(encoding_file(folder, name, number).exists() for name in names)
 
 
 def _batches(folder: Path, job: Job, number: int, images: np.ndarray) -> Iterator[np.ndarray]:

@@ -8,38 +8,18 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transfusion_jax.data.prepare.encode import Encoders
 from transfusion_jax.data.prepare.finish import finish
 from transfusion_jax.data.prepare.job import Job
+from transfusion_jax.data.prepare.progress import Documents, Progress
 from transfusion_jax.data.prepare.shard import prepare_shard, report_file
 from transfusion_jax.data.readers.format import package
 from transfusion_jax.errors import UserError
 
 Reports = Generator[dict[str, Any], None, None]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come."""
-
-    done: int  # shards
-    total: int
-    documents: int
-    size: int  # bytes written
-    quarantined: int
-    seconds: float
-
-    def __str__(self) -> str:
-        left = round(self.seconds / self.done * (self.total - self.done))
-        return (
-            f"{self.done:,}/{self.total:,} shards  {self.documents:,} documents  {self.size / 2**20:,.1f} MiB  "
-            f"{self.quarantined:,} not used  {self.documents / max(self.seconds, 1e-9):,.0f} documents/s  "
-            f"{left // 60}m {left % 60:02}s left"
-        )
 
 
 def run(
@@ -59,7 +39,7 @@ def run(
         own: numbers of the shards that are this host's.
         runner: a name in `RUNNERS`.
         workers: processes of the local runner.
-        report: is told of each finished shard.
+        report: is told of each finished shard; once all are prepared, of each encoded one.
         encoders: take the shards whose pixels are there.
 
     Returns:
@@ -83,9 +63,9 @@ def run(
                 documents += values["documents"]
                 size += values["size"]
                 unused += sum(values["faults"].values())
-                report(Progress(done, len(todo), documents, size, unused, time.monotonic() - begun))
+                report(Documents(done, len(todo), time.monotonic() - begun, documents, size, unused))
     if encoders:
-        encoders.finish()
+        encoders.finish(report)
     if not all(report_file(folder, number).exists() for number in range(len(job.shards))):
         return None
     return finish(folder, job)
