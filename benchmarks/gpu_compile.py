@@ -184,9 +184,10 @@ def compile_step(gpu: Gpu, remat: str) -> Step:
     step = jax.jit(lambda state, batch: train_step(task, config, state, batch), donate_argnums=0)
     with jax.set_mesh(mesh):
         lowered = step.lower(abstract_state(task, config, mesh), batch)
-    memory = lowered.compile().memory_analysis()
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
     assert memory is not None
-    kernels = lowered.as_text().count("@__gpu$xla.gpu.triton")
+    kernels = compiled.as_text().count('custom_call_target="__gpu$xla.gpu.triton"')
     sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return Step(gpu.name, *setting.step, remat, kernels, *sizes)
 
