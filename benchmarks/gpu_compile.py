@@ -185,9 +185,10 @@ def compile_step(gpu: Gpu, remat: str) -> Step:
     with jax.set_mesh(mesh):
         lowered = step.lower(abstract_state(task, config, mesh), batch)
     compiled = lowered.compile()
-    memory = compiled.memory_analysis()
+    memory, program = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None
-    kernels = compiled.as_text().count('custom_call_target="__gpu$xla.gpu.triton"')
+    assert program is not None
+    kernels = program.count('custom_call_target="__gpu$xla.gpu.triton"')
     sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return Step(gpu.name, *setting.step, remat, kernels, *sizes)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from harness import Lines, Report
@@ -31,18 +32,18 @@ def draw(panels: Sequence[Report | Lines]) -> Figure:
 def bars(reports: Sequence[Report]) -> Figure:
     """The median time of each contestant with its quartiles, and its speed beside the reference's."""
     counts = [len(report.timings) for report in reports]
-    figure = Figure((WIDTH, 1.0 * len(reports) + 0.36 * sum(counts)), DOTS_PER_INCH, layout="constrained")
+    figure = _figure(WIDTH, 1.0 * len(reports) + 0.36 * sum(counts))
     grid = figure.subplots(len(reports), squeeze=False, height_ratios=counts)
     for axes, report in zip(grid[:, 0], reports, strict=True):
         _bars(axes, report)
-    return _spaced(figure)
+    return figure
 
 
 def lines(diagrams: Sequence[Lines]) -> Figure:
     """The diagrams, two beside one another, beside a legend."""
     columns = min(2, len(diagrams))
     rows = -(-len(diagrams) // columns)
-    figure = Figure((WIDTH if columns > 1 else 0.8 * WIDTH, 3.6 * rows), DOTS_PER_INCH, layout="constrained")
+    figure = _figure(WIDTH if columns > 1 else 0.8 * WIDTH, 3.6 * rows)
     looks = _looks(name for diagram in diagrams for name in diagram.points)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, diagram in itertools.zip_longest(grid.flat, diagrams):
@@ -50,12 +51,12 @@ def lines(diagrams: Sequence[Lines]) -> Figure:
             axes.remove()
         else:
             _lines(axes, diagram, looks)
-    shown = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    shown = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
     if len(shown) > 1:
         order = sorted(shown, key=lambda name: name == GUIDE)
         handles = [shown[name] for name in order]
         figure.legend(handles, order, loc="outside right upper", frameon=False, handlelength=3.5)
-    return _spaced(figure)
+    return figure
 
 
 def _bars(axes: Axes, report: Report) -> None:
@@ -99,16 +100,15 @@ def _lines(axes: Axes, diagram: Lines, looks: Mapping[str, Mapping[str, Any]]) -
     _finish(axes, diagram.title, "both")
 
 
-def _finish(axes: Axes, title: str, grid: str) -> None:
+def _finish(axes: Axes, title: str, grid: Literal["x", "both"]) -> None:
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(axis=grid, color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _spaced(figure: Figure) -> Figure:
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    return figure
+def _figure(width: float, height: float) -> Figure:
+    return Figure((width, height), DOTS_PER_INCH, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
 def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:

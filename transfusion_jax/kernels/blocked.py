@@ -26,7 +26,7 @@ KEY_BLOCK = 128
 def blocked(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
     """See `transfusion_jax.model.attention`: q `[B, Tq, H, D]`, k and v `[B, Tk, H, D]`, spans `[B, Tq]`."""
     arguments = (*(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), start, end)
-    if platform() == "cpu":  # row by row, each with its own ranges: a product of one row fills the cores
+    if platform() == "cpu":  # row by row, each with its own ranges
         out = jax.lax.map(lambda row: heads_attention(*(x[None] for x in row))[0], arguments)
     else:
         out = heads_attention(*arguments)
