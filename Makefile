@@ -1,4 +1,4 @@
-# make demo       trains on handwritten digits, draws, captions, scores: about seven minutes on two cores
+# make demo       trains on handwritten digits, draws, captions, scores: seven to nine minutes on two cores
 # make test       the tests, without PyTorch
 # make test-all   every test but the drills: slow ones, and parity with Hugging Face, diffusers and PyTorch
 # make drill      real training processes through every fault; puts their table into docs/reliability.md
