@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -61,7 +60,7 @@ class Counts:
 
     work: list[Work] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
-    kernels: Counter[str] = field(default_factory=Counter)  # executions by name
+    kernels: dict[str, int] = field(default_factory=dict)  # executions by name
     open_loops: list[str] = field(default_factory=list)  # loops whose trips only a run knows, counted once
 
     @property
@@ -109,7 +108,7 @@ def _walk(program: Program, where: Computation, times: int, mesh: dict[str, int]
                 counts.collectives += [_times(found, times)]
             if inner.opcode == "custom-call" and KERNEL.search(inner.attributes):
                 kernel = re.sub(r"(\.\d+|\.clone)+$", "", inner.name)
-                counts.kernels[kernel] += times
+                counts.kernels[kernel] = counts.kernels.get(kernel, 0) + times
         traffic = hbm_bytes(program, where, i)
         if flops or traffic or kernel:
             counts.work.append(Work(flops, traffic, times, kernel))
@@ -166,7 +165,8 @@ def product_flops(where: Computation, instruction: Instruction) -> float:
         shared = [left.shape[int(n)] for n in contracted.group(1).split(",") if n] if contracted else []
         return 2.0 * math.prod(instruction.result[0].shape) * math.prod(shared)
     if instruction.opcode == "convolution":
-        return _convolution_flops(*where.arrays_of(instruction)[:2], instruction)
+        left, right = where.arrays_of(instruction)
+        return _convolution_flops(left, right, instruction)
     return 0.0
 
 

@@ -136,7 +136,8 @@ def parse(text: str) -> Program:
         ValueError: it has no entry computation.
     """
     computations: dict[str, Computation] = {}
-    entry, name, lines = "", "", []
+    lines: list[Instruction] = []
+    entry = name = ""
     for line in text.splitlines():
         if header := (not line.startswith(" ") and HEADER.match(line)):
             name, lines = header.group(2), []
@@ -182,8 +183,8 @@ def _arrays(text: str) -> tuple[Array, ...]:
 def group(attributes: str, devices: int) -> np.ndarray:
     """The devices of the first group of a collective, by their place in the mesh.
 
-    Groups are written as lists `{{0,1},{2,3}}`, as a reshaped and transposed count `[2,4]<=[4,2]T(1,0)`, as axes of a
-    mesh `mesh['a'=2,'b'=4] {'b'}`, or for permutations as pairs of source and target.
+    Groups are written as lists `{{0,1},{2,3}}`, as a reshaped and transposed count `[2,4]<=[4,2]T(1,0)`, as axes
+    of a mesh `mesh['a'=2,'b'=4] {'b'}`, or for permutations as pairs of source and target.
     """
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return np.array([int(n) for n in pairs.groups()])
