@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config
@@ -24,7 +27,7 @@ from transfusion_jax.planning.count import Collective, Counts, Work, count
 from transfusion_jax.planning.hlo import parse
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.training.state import abstract_state
-from transfusion_jax.training.step import jit_step
+from transfusion_jax.training.step import step_program
 from transfusion_jax.training.transfusion import TransfusionTask
 
 TOO_LARGE = re.compile(r"Ran out of memory[^\n]*")
@@ -91,10 +94,12 @@ def compile_step(config: Config, devices: Any) -> Compiled:
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_batch(config)
     )
+    flags = jax.ShapeDtypeStruct((mesh.size,), jnp.bool_, sharding=NamedSharding(mesh, P(mesh.axis_names)))
+    state = abstract_state(task, config, mesh)
     begin = time.perf_counter()
     try:
         with jax.set_mesh(mesh):
-            program = jit_step(task, config, mesh).lower(abstract_state(task, config, mesh), batch).compile()
+            program = step_program(task, config, mesh).lower(state, batch, flags).compile()
     except jax.errors.JaxRuntimeError as error:
         if found := TOO_LARGE.search(str(error)):
             return Compiled(time.perf_counter() - begin, 0, 0, 0, Counts(), found.group())

@@ -46,7 +46,5 @@ def expected(config: Config) -> Contents:
         first = np.minimum.reduceat(row.span_start, range(0, len(used), block)) // block
         last = -(-np.maximum.reduceat(row.span_end, range(0, len(used), block)) // block)
         visited = np.sum(last - first) * block**2
-        seen.append(
-            (used.sum(), np.sum(row.token_weight > 0), np.sum(row.image_source >= 0), area, float(visited))
-        )
+        seen.append((used.sum(), np.sum(row.token_weight > 0), np.sum(row.image_source >= 0), area, float(visited)))
     return Contents(*(float(n) for n in np.mean(seen, axis=0)))

@@ -44,9 +44,9 @@ def _install(kept: Path) -> None:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise NoCompiler(
-                f"a TPU plan is compiled with libtpu {VERSION}, and pip could not install it ({last}): on a machine "
-                f"with a network, pip install --no-deps --target DIR libtpu=={VERSION}, copy DIR here and set "
-                f"{FOLDER}=DIR; or pass --analytic"
+                f"a TPU plan is compiled with libtpu {VERSION}, and pip could not install it ({last}): on a "
+                f"machine with a network, pip install --no-deps --target DIR libtpu=={VERSION}, copy DIR here and "
+                f"set {FOLDER}=DIR; or pass --analytic"
             )
         if not kept.is_dir():  # another process may have been faster
             os.rename(f"{fresh}/libtpu", kept)

@@ -12,8 +12,8 @@ from jax.sharding import AbstractMesh, AxisType
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.parallel.mesh import AXES
-from transfusion_jax.parallel.sharding import batch_sharding
-from transfusion_jax.training.state import abstract_state
+from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
+from transfusion_jax.training.state import State, new_state
 from transfusion_jax.training.task import Task
 
 KINDS = {"params": "parameters", "optimizer": "optimizer moments", "ema": "average"}  # by field of the state
@@ -46,28 +46,33 @@ class Sizes:
 
 def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
     """A mesh without devices; axes that are not named have one."""
-    return AbstractMesh(
-        tuple(sizes.get(axis, 1) for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def leaves(task: Task, config: Config, mesh: Any) -> list[Leaf]:
+def state_shapes(task: Task, config: Config) -> State:
+    """Shapes and dtypes of the state."""
+    shapes: State = jax.eval_shape(lambda: new_state(task, config))
+    return shapes
+
+
+def leaves(shapes: State, mesh: Any) -> list[Leaf]:
     """The state's arrays, in the order of its tree."""
 
-    def leaf(path: tuple, array: Any) -> Leaf:
+    def leaf(path: tuple, array: Any, sharding: Any) -> Leaf:
         item = array.dtype.itemsize
-        part = math.prod(array.sharding.shard_shape(array.shape)) * item
+        part = math.prod(sharding.shard_shape(array.shape)) * item
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = "replicated" if part == array.size * item else str(tuple(array.sharding.spec)).replace("'", "")
+        spec = "replicated" if part == array.size * item else str(tuple(sharding.spec)).replace("'", "")
         return Leaf(name, array.shape, str(array.dtype), spec, part, array.size * item)
 
-    return [leaf(path, array) for path, array in jax.tree.leaves_with_path(abstract_state(task, config, mesh))]
+    shardings = jax.tree.leaves(state_shardings(shapes, mesh))
+    return [leaf(*found, s) for found, s in zip(jax.tree.leaves_with_path(shapes), shardings, strict=True)]
 
 
-def sizes(task: Task, config: Config, mesh: Any) -> Sizes:
+def sizes(shapes: State, config: Config, mesh: Any) -> Sizes:
     """Of the state and of a batch."""
     by_kind = dict.fromkeys(KINDS.values(), 0)
-    state = leaves(task, config, mesh)
+    state = leaves(shapes, mesh)
     for leaf in state:
         kind = KINDS.get(leaf.name.split("/")[0])
         if kind:

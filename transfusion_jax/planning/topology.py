@@ -27,6 +27,7 @@ class Chip:
 
     name: str
     device_kind: str  # JAX's name
+    peak: float  # FLOP/s in bfloat16
     memory: float  # bytes that a program can use
     bandwidth: float  # of that memory, bytes/s
     link: float  # bytes/s in one direction: TPU, of one link to a neighbour; GPU, to the others of its node
@@ -36,30 +37,33 @@ class Chip:
     cores: int = 1  # TensorCores that a booking name counts for one chip
 
     @property
-    def peak(self) -> float:
-        """FLOP/s in bfloat16."""
-        return PUBLISHED_PEAK[self.device_kind]
-
-    @property
     def is_tpu(self) -> bool:
         """Whether programs for it can be compiled by libtpu."""
         return self.wraps > 0
 
 
+def _published(name: str, device_kind: str, *rest: float, wraps: int = 0, cores: int = 1) -> Chip:
+    memory, bandwidth, link, network, host = rest
+    peak = PUBLISHED_PEAK[device_kind]
+    return Chip(name, device_kind, peak, memory, bandwidth, link, network, int(host), wraps, cores)
+
+
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", "TPU v5 lite", 15.75 * GIB, 819e9, 4.5e10, 6.4e12 / 8 / 256, 8, wraps=16),
-        Chip("v5p", "TPU v5", 95.74 * GIB, 2765e9, 9e10, 50e9 / 8, 4, wraps=4, cores=2),
-        Chip("v6e", "TPU v6 lite", 31.25 * GIB, 1638e9, 9e10, 100e9 / 8, 8, wraps=16),
-        Chip("a100", "NVIDIA A100-SXM4-80GB", 80e9, 2039e9, 300e9, 25e9, 8),
-        Chip("h100", "NVIDIA H100 80GB HBM3", 80e9, 3350e9, 450e9, 50e9, 8),
-        Chip("h200", "NVIDIA H200", 141e9, 4800e9, 450e9, 50e9, 8),
-        Chip("b200", "NVIDIA B200", 180e9, 8000e9, 900e9, 50e9, 8),
+        _published("v5e", "TPU v5 lite", 15.75 * GIB, 819e9, 4.5e10, 6.4e12 / 8 / 256, 8, wraps=16),
+        _published("v5p", "TPU v5", 95.74 * GIB, 2765e9, 9e10, 50e9 / 8, 4, wraps=4, cores=2),
+        _published("v6e", "TPU v6 lite", 31.25 * GIB, 1638e9, 9e10, 100e9 / 8, 8, wraps=16),
+        _published("a100", "NVIDIA A100-SXM4-80GB", 80e9, 2039e9, 300e9, 25e9, 8),
+        _published("h100", "NVIDIA H100 80GB HBM3", 80e9, 3350e9, 450e9, 50e9, 8),
+        _published("h200", "NVIDIA H200", 141e9, 4800e9, 450e9, 50e9, 8),
+        _published("b200", "NVIDIA B200", 180e9, 8000e9, 900e9, 50e9, 8),
     )
 }
 BOOKED_AS = {"v5litepod": "v5e"}  # names of bookings that differ from the chip's
-SHAPES = {  # what a booked number of chips is, by the chip's number of torus axes
+SHAPES: dict[
+    int, dict[int, tuple[int, ...]]
+] = {  # what a booked number of chips is, by the chip's number of torus axes
     2: {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
     3: {
         **{4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8)},
@@ -100,21 +104,24 @@ class Topology:
             counts += f", {self.chips * self.chip.cores:,} TensorCores as bookings count"
         return f"{self.booked} is {self.name}: {counts}" if self.booked else f"{self.name}: {counts}"
 
-    def rate(self, members: int, replicas: int = 1) -> float:
-        """Bytes/s that each chip sends in a collective of so many members.
+    def rate(self, members: int, stride: int = 1, spans_slices: bool = False) -> tuple[float, bool]:
+        """Bytes/s that each chip sends in a collective, and whether they leave its slice or node.
 
         On a torus a group takes whole axes where it can: both directions of each axis that closes, one of each that
-        does not. A group of GPUs sends within its node as fast as NVLink, and beyond it shares its ports.
+        does not. GPUs send within a node as fast as NVLink, and beyond it share their ports.
 
         Args:
             members: of the collective.
-            replicas: of those, the slices that they lie on.
+            stride: devices from one member to the next, in the order of the mesh.
+            spans_slices: whether they lie on all slices; each chip then sends its part of what its slice holds.
         """
-        if replicas > 1:
-            return self.chip.network * (members // replicas)  # each sends its part of what the slice holds
+        if spans_slices:
+            return self.chip.network * max(members // self.slices, 1), True
         if not self.chip.is_tpu:
-            inside = min(members, self.shape[0])
-            return self.chip.link if members <= inside else min(self.chip.link, self.chip.network * inside)
+            node = self.shape[0]
+            if members * stride <= node:
+                return self.chip.link, False
+            return min(self.chip.link, self.chip.network * max(node // stride, 1)), True
         left, links = members, 0
         for extent in sorted(self.shape, reverse=True):
             if left > 1 and left % extent == 0 and extent > 1:
@@ -123,7 +130,7 @@ class Topology:
             elif left > 1 and extent % left == 0:
                 left = 1
                 links += 1
-        return self.chip.link * max(links, 1)
+        return self.chip.link * max(links, 1), False
 
     def _closes(self, extent: int) -> bool:
         """Torus axes close at the full extent of a v5e or v6e pod, and of whole cubes of a v5p."""
