@@ -1,13 +1,21 @@
-"""Compiles the training step for TPUs that this machine does not have, in a process of its own."""
+"""Compiles the training step for TPUs that this machine does not have, in a process of its own.
+
+What was compiled is kept in `planned` of the cache, by the program before the compiler, so that it answers at once
+the next time.
+"""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +25,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transfusion_jax import config as configs
+from transfusion_jax.cache import cache_folder
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.errors import UserError
@@ -42,7 +51,7 @@ class CompilerFailed(UserError):
 class Compiled:
     """A step for one chip."""
 
-    seconds: float  # of lowering and compiling
+    seconds: float  # that lowering and compiling took, maybe in an earlier process
     arguments: int  # bytes: state and batch
     temporary: int  # bytes beside them
     code: int  # bytes
@@ -88,27 +97,50 @@ def main() -> None:
 
 
 def compile_step(config: Config, devices: Any) -> Compiled:
-    """The step for these devices, which need not be there."""
+    """The step for these devices, which need not be there. What was compiled before is read again."""
     task, mesh = TransfusionTask(config), make_mesh(config.mesh, devices)
     sharding = batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_batch(config)
     )
     flags = jax.ShapeDtypeStruct((mesh.size,), jnp.bool_, sharding=NamedSharding(mesh, P(mesh.axis_names)))
-    state = abstract_state(task, config, mesh)
     begin = time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = step_program(task, config, mesh).lower(abstract_state(task, config, mesh), batch, flags)
+        about = f"{libtpu.VERSION} {devices} {os.environ.get('LIBTPU_INIT_ARGS')} {lowered.as_text()}"
+        kept = cache_folder() / "planned" / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json.gz"
+        if not kept.exists():
+            _keep(kept, _compile(lowered, begin))
+    found = json.loads(gzip.decompress(kept.read_bytes()))
+    text = found.pop("text")
+    return Compiled(**found, counts=count(parse(text), dict(mesh.shape)) if text else Counts())
+
+
+def _compile(lowered: jax.stages.Lowered, begin: float) -> dict[str, Any]:
+    """The fields of `Compiled`, and the program's text in place of its counts."""
     try:
-        with jax.set_mesh(mesh):
-            program = step_program(task, config, mesh).lower(state, batch, flags).compile()
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if found := TOO_LARGE.search(str(error)):
-            return Compiled(time.perf_counter() - begin, 0, 0, 0, Counts(), found.group())
-        raise
-    seconds = time.perf_counter() - begin
+        if not (found := TOO_LARGE.search(str(error))):
+            raise
+        sizes = dict(arguments=0, temporary=0, code=0, too_large=found.group())
+        return {**sizes, "seconds": time.perf_counter() - begin, "text": ""}
     memory: Any = program.memory_analysis()
-    counts = count(parse(program.as_text()), dict(mesh.shape))
-    sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
-    return Compiled(seconds, *sizes, counts)
+    return {
+        "seconds": time.perf_counter() - begin,
+        "arguments": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "text": program.as_text(),
+    }
+
+
+def _keep(path: Path, values: dict[str, Any]) -> None:
+    """Writes values whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_bytes(gzip.compress(json.dumps(values).encode()))
+    fresh.rename(path)
 
 
 def _from_json(values: dict[str, Any]) -> Compiled:
