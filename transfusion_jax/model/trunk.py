@@ -12,6 +12,7 @@ from jax import checkpoint_policies as policies
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.parts import OUTPUTS
+from transfusion_jax.kernels.target import platform
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import is_split, split
@@ -194,7 +195,7 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """The dtype of activations: as configured, or by backend."""
+    """The dtype of activations: as configured, or by the platform that the program is made for."""
     if config.compute_dtype != "auto":
         return jnp.dtype(config.compute_dtype)
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return jnp.dtype("float32" if platform() == "cpu" else "bfloat16")

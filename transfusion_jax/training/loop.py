@@ -19,6 +19,7 @@ from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel import residence
 from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
+from transfusion_jax.planning import measured
 from transfusion_jax.training import badsteps
 from transfusion_jax.training.checkpoint import BEST, Checkpoints
 from transfusion_jax.training.damage import DamagedCheckpoint
@@ -109,7 +110,7 @@ def train(
                 record = on_first(lambda: record_of(workdir.metrics, first))
                 checkpoints.conclude(first, run.held_out(run.conclude(first, record, run.due(first), saved=True)))
             step_function = make_step(task, config, mesh)
-            outcome = Outcome(first)
+            outcome, compared = Outcome(first), False
             while outcome.step < config.steps and not outcome.interrupted:
                 step = outcome.step + 1
                 batch = to_global(next(batch_of), sharding)
@@ -120,6 +121,13 @@ def train(
                     until_first_step.close()
                 run.next_row = rows.after(run.next_row, config.batch_rows)
                 outcome = run.after_step(step, report, task)
+                if step >= first + measured.AFTER and run.record and not compared:
+                    compared = True
+                    used = step_function.bytes_used(run.state, batch)
+                    speed = run.timer.seconds_per_step
+                    beside = measured.beside_plan(task, config, mesh, peak, run.record, speed, used)
+                    for line in beside.lines():
+                        say(line)
         checkpoints.wait()
     if outcome.interrupted:
         say(f"stopped at step {outcome.step} and saved; run the same command to go on")
@@ -209,6 +217,7 @@ class _Run:
     next_row: int
     asked_to_end: bool = False  # by a signal to any process
     unseen: deque[tuple[int, Report]] = field(default_factory=deque)
+    record: dict[str, float] = field(default_factory=dict)  # the newest
 
     def after_step(self, step: int, report: Report, task: Task) -> Outcome:
         """Looks at the step, logs, evaluates and saves, each where it is due."""
@@ -225,7 +234,7 @@ class _Run:
         self.look(newest_too=bool(logging or saving or due))
         record: dict[str, float] = {}
         if logging:
-            record = self.timer.read(step, task)
+            record = self.record = self.timer.read(step, task)
             self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
             self.writer.record(step, record)  # before the checkpoint: a kill between the two must not lose it
         if saving:
