@@ -25,6 +25,7 @@ from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.parallel import flags
 from transfusion_jax.parallel.devices import check_backend, describe_devices
 from transfusion_jax.parallel.mesh import check_rows, make_mesh
 from transfusion_jax.training.interruption import Interruption, watch_signals
@@ -200,6 +201,7 @@ def _print_summary(config: Config, as_json: bool) -> None:
         "steps": config.steps,
         "elements": elements,
         "flops_6nd": flops.six_nd(config.model, elements),
+        "flags": flags.in_force(),
     }
     if as_json:
         print(json.dumps({"config": configs.to_dict(config), **summary}, indent=2))
@@ -218,6 +220,8 @@ elements per step       {config.elements_per_step:11,}  ({config.batch_rows} row
 steps                   {config.steps:11,}
 elements                {elements:11.3e}
 training FLOPs, 6ND     {summary["flops_6nd"]:11.3e}""")
+    for variable, words in flags.in_force().items():
+        print(f"{variable}\n  " + "\n  ".join(words.split()))
 
 
 def _say(line: str) -> None:
