@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
+from transfusion_jax import STARTED, flops
 from transfusion_jax import config as configs
-from transfusion_jax import flops
 from transfusion_jax.cache import keep_programs
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import load as data_loading
@@ -31,9 +31,11 @@ from transfusion_jax.parallel.mesh import check_rows, make_mesh
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
+from transfusion_jax.training.profile import parse_steps
 from transfusion_jax.training.starts import Start, begin, kept_statistics, source_config
 from transfusion_jax.training.transfusion import TransfusionTask
 from transfusion_jax.training.transplant import parse_mapping
+from transfusion_jax.training.watch import Watching
 from transfusion_jax.training.workdir import Workdir
 
 EPILOG = "Overrides: --config.a.b=value sets a field of the config, such as --config.optimizer.learning_rate=1e-4."
@@ -48,6 +50,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--workdir", type=Path, help="where the run is kept; the same one resumes it")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and its size, and stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
+    parser.add_argument(
+        "--profile", metavar="A:B", help="trace steps A to B-1 for XProf, into the workdir's profile"
+    )
     parser.add_argument("--allow-cpu", action="store_true", help="compute on the CPU beside an unused accelerator")
     starts = parser.add_argument_group(
         "how to begin", "By default a new workdir begins from nothing, and one with a run in it resumes."
@@ -116,7 +121,8 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
         parameters = flops.count_parameters(config.model).total
         _say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
         hooks = _hooks(task, config, data, workdir)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, _say)
+        watching = Watching(STARTED, parse_steps(arguments.profile, config.steps) if arguments.profile else None)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, _say, watching)
 
 
 def _start(arguments: argparse.Namespace) -> Start:

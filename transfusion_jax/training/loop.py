@@ -28,6 +28,7 @@ from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.step import Report, make_step
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.timer import Timer
+from transfusion_jax.training.watch import Watch, Watching
 from transfusion_jax.training.workdir import DAMAGED, Workdir
 
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
@@ -61,6 +62,7 @@ def train(
     interruption: Interruption,
     hooks: tuple[Hook, ...] = (),
     say: Callable[[str], None] = print,
+    watching: Watching | None = None,
 ) -> Outcome:
     """Trains to the config's last step, from the newest checkpoint in the workdir or from the start.
 
@@ -73,6 +75,7 @@ def train(
         interruption: the signals that end training early.
         hooks: evaluations and drawings.
         say: prints a line for the user.
+        watching: what else to look at while it trains.
 
     Raises:
         TrainingHalted: the guard stopped it; nothing was saved since the last checkpoint.
@@ -98,8 +101,9 @@ def train(
         local = local_rows(sharding, config.batch_rows)
         stream = batches(rows, next_row, config.batch_rows, local, config.data.workers, say)
         timer = Timer(first, peak * mesh.size, mesh.size)
-        with stream as batch_of, open_writer(workdir, first) as writer:
-            run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, state, next_row)
+        watch = Watch(workdir, first, config.steps, timer, watching or Watching(), say)
+        with watch, stream as batch_of, open_writer(workdir, first) as writer:
+            run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, watch, say, state, next_row)
             if not concluded:
                 metrics = run.conclude(first, record_of(workdir.metrics, first), run.due(first))
                 checkpoints.conclude(first, run.held_out(metrics))
@@ -107,15 +111,18 @@ def train(
             outcome = Outcome(first)
             while outcome.step < config.steps and not outcome.interrupted:
                 step = outcome.step + 1
-                batch = to_global(next(batch_of), sharding)
-                run.state, report = step_function(run.state, batch)
+                with watch.waiting():
+                    batch = to_global(next(batch_of), sharding)
+                with watch.step(step):
+                    run.state, report = step_function(run.state, batch)
                 if step == first + 1:
                     jax.block_until_ready(report)
                     say(f"first step after {timer.restart():.1f} s, compilation included")
                     until_first_step.close()
                 run.next_row = rows.after(run.next_row, config.batch_rows)
                 outcome = run.after_step(step, report, task)
-        checkpoints.wait()
+            with watch.aside("checkpoint"):
+                checkpoints.wait()
     if outcome.interrupted:
         say(f"stopped at step {outcome.step} and saved; run the same command to go on")
     else:
@@ -184,6 +191,7 @@ class _Run:
     interruption: Interruption
     hooks: tuple[Hook, ...]
     timer: Timer
+    watch: Watch
     say: Callable[[str], None]
     state: State
     next_row: int
@@ -194,6 +202,7 @@ class _Run:
         loop = self.config.loop
         self.checkpoints.poll()
         self.timer.add(report.values)
+        self.watch.stepped(report)
         self.unseen.append((step, report))
         stopping = self.interruption.requested
         last = stopping or step == self.config.steps
@@ -204,10 +213,11 @@ class _Run:
         record: dict[str, float] = {}
         if logging:
             record = self.timer.read(step, task)
+            record |= self.watch.read(step)
             self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
         metrics = self.conclude(step, record, [] if stopping else due)
         if saving:
-            with self.timer.paused():
+            with self.watch.aside("checkpoint"):
                 concluded = not (stopping and due)
                 self.checkpoints.save(self.state, self.next_row, self.held_out(metrics), concluded)
         return Outcome(step, interrupted=stopping and bool(step < self.config.steps or due))
@@ -229,7 +239,9 @@ class _Run:
         """
         while len(self.unseen) > (0 if newest_too else 1):
             step, report = self.unseen.popleft()
-            if int(report.verdict) != FINE:
+            verdict = int(report.verdict)
+            self.watch.free()
+            if verdict != FINE:
                 bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
                 self.writer.bad_step(bad)
                 self.say(badsteps.sentence(bad))
@@ -245,11 +257,12 @@ class _Run:
                 self.writer.record(step, record)
             self.checkpoints.save(self.state, self.next_row, None, concluded=False)
             self.checkpoints.wait()
+            self.watch.leave()
 
         metrics: dict[str, float] = {}
         if due:
             weights = self.state.params if self.state.ema is None else self.state.ema
-            with self.interruption.may_leave(leave), jax.set_mesh(self.mesh), self.timer.paused():
+            with self.interruption.may_leave(leave), jax.set_mesh(self.mesh), self.watch.aside("evaluation"):
                 for hook in due:
                     metrics |= hook.function(step, weights, self.writer)
         if metrics:

@@ -59,6 +59,16 @@ class Workdir:
         return self.path / "tensorboard"
 
     @property
+    def attempts(self) -> Path:
+        """One file per attempt: what it did with its time, and how it ended."""
+        return self.path / "attempts"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of steps."""
+        return self.path / "profile"
+
+    @property
     def samples(self) -> Path:
         """Images drawn during training."""
         return self.path / "samples"
