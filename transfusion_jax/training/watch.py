@@ -14,6 +14,7 @@ import jax
 
 from transfusion_jax.errors import StorageError
 from transfusion_jax.parallel import memory
+from transfusion_jax.parallel.processes import first
 from transfusion_jax.training import goodput, hosts
 from transfusion_jax.training.goodput import Attempt, Clock, end_of
 from transfusion_jax.training.profile import Steps, traced
@@ -58,7 +59,7 @@ class Watch:
     ):
         self._workdir, self._steps, self._timer, self._asked, self._say = workdir, steps, timer, asked, say
         self._clock = Clock(asked.began or time.time())
-        self._writes = jax.process_index() == 0
+        self._writes = first()
         self._earlier = goodput.read_attempts(workdir.attempts) if self._writes else []
         self._names = hosts.gather_names()
         devices = jax.devices()
