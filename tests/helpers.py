@@ -31,7 +31,7 @@ from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.starts import Start, begin
 from transfusion_jax.training.transfusion import TransfusionTask
-from transfusion_jax.training.watch import Watching
+from transfusion_jax.training.watch import NOTHING_MORE, Watching
 from transfusion_jax.training.workdir import Workdir
 
 LATENT = (4, 4, 2)
@@ -129,7 +129,7 @@ def tiny_run(
     config: Config,
     start: Start | None = None,
     hooks: tuple[Hook, ...] = (),
-    watching: Watching | None = None,
+    watching: Watching = NOTHING_MORE,
 ) -> Outcome:
     """Trains in this process, on one device, as `transfusion train` does; what it says is in `path/said`."""
     workdir, data, task = Workdir(path), tiny_data(), TransfusionTask(config)

@@ -34,6 +34,7 @@ from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
 from transfusion_jax.training.profile import parse_steps
 from transfusion_jax.training.starts import Start, begin, kept_statistics, source_config
+from transfusion_jax.training.tracking import parse_tracked
 from transfusion_jax.training.transfusion import TransfusionTask
 from transfusion_jax.training.transplant import parse_mapping
 from transfusion_jax.training.watch import Watching
@@ -54,6 +55,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--profile", metavar="A:B", help="trace steps A to B-1 for XProf, into the workdir's profile"
     )
+    parser.add_argument("--wandb", metavar="PROJECT[/RUN]", help="log to Weights & Biases, too")
     parser.add_argument("--allow-cpu", action="store_true", help="compute on the CPU beside an unused accelerator")
     starts = parser.add_argument_group(
         "how to begin", "By default a new workdir begins from nothing, and one with a run in it resumes."
@@ -90,12 +92,19 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if arguments.workdir is None:
         raise ConfigError("train needs --workdir DIR, where the run is kept (or --dry-run to look only)")
+    watching = Watching(
+        STARTED,
+        parse_steps(arguments.profile, config.steps) if arguments.profile else None,
+        parse_tracked(arguments.wandb) if arguments.wandb else None,
+    )
     with watch_signals(_say) as interruption:
-        outcome = _train(arguments, start, config, interruption)
+        outcome = _train(arguments, start, config, interruption, watching)
     return INTERRUPTED if outcome.interrupted else 0
 
 
-def _train(arguments: argparse.Namespace, start: Start, config: Config, interruption: Interruption) -> Outcome:
+def _train(
+    arguments: argparse.Namespace, start: Start, config: Config, interruption: Interruption, watching: Watching
+) -> Outcome:
     with interruption.may_leave():
         processes.connect()
         check_backend(arguments.allow_cpu)
@@ -124,7 +133,6 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
         parameters = flops.count_parameters(config.model).total
         _say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
         hooks = _hooks(task, config, data, workdir)
-        watching = Watching(STARTED, parse_steps(arguments.profile, config.steps) if arguments.profile else None)
         return train(task, config, rows, mesh, workdir, interruption, hooks, _say, watching)
 
 

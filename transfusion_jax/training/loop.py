@@ -29,7 +29,8 @@ from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.step import Report, make_step
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.timer import Timer
-from transfusion_jax.training.watch import Watch, Watching
+from transfusion_jax.training.tracking import open_tracker
+from transfusion_jax.training.watch import NOTHING_MORE, Watch, Watching
 from transfusion_jax.training.workdir import DAMAGED, Workdir
 
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
@@ -63,7 +64,7 @@ def train(
     interruption: Interruption,
     hooks: tuple[Hook, ...] = (),
     say: Callable[[str], None] = print,
-    watching: Watching | None = None,
+    watching: Watching = NOTHING_MORE,
 ) -> Outcome:
     """Trains to the config's last step, from the newest checkpoint in the workdir or from the start.
 
@@ -102,8 +103,9 @@ def train(
         local = local_rows(sharding, config.batch_rows)
         stream = batches(rows, next_row, config.batch_rows, local, config.data.workers, say)
         timer = Timer(first, peak * mesh.size, mesh.size)
-        watch = Watch(workdir, first, config.steps, timer, watching or Watching(), say)
-        with watch, stream as batch_of, open_writer(workdir, first) as writer:
+        watch = Watch(workdir, first, config.steps, timer, watching, say)
+        tracking = open_tracker(watching.wandb, workdir, config, say)
+        with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker) as writer:
             run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, watch, say, state, next_row)
             if not concluded:
                 record = on_first(lambda: record_of(workdir.metrics, first))

@@ -32,6 +32,10 @@ class Watching:
 
     began: float | None = None  # the process's start, in seconds since the epoch; by default now
     profile: Steps | None = None  # steps to trace
+    wandb: tuple[str, str | None] | None = None  # project and name in Weights & Biases
+
+
+NOTHING_MORE = Watching()
 
 
 class Watch:
