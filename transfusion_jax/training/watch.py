@@ -167,7 +167,8 @@ class Watch:
         begin = time.perf_counter()
         with self._timer.paused(), self._clock.within(kind):
             yield
-        self._attempt = replace(self._attempt, doing=before)
+        if kind in DOING:
+            self._write(doing=before)
         self._stepped += time.perf_counter() - begin
         self.free()
 
