@@ -181,14 +181,14 @@ def _wrong(
     same = [attempt.first_step == attempts[-1].first_step for attempt in attempts[-3:]]
     if len(same) == 3 and all(same) and attempts[-1].step < config.steps:
         yield (
-            f"the last three attempts all began at step {attempts[-1].first_step}, and ended before their first save: "
-            "see why in the log; where preemption is that frequent, lower loop.save_every"
+            f"the last three attempts all began at step {attempts[-1].first_step}, and ended before their first "
+            "save: see why in the log; where preemption is that frequent, lower loop.save_every"
         )
     free = report["free_bytes"]
     if saved and saved["bytes"] and free is not None and free < 2 * saved["bytes"]:
         yield (
-            f"{_size(free)} are free, and a checkpoint takes {_size(saved['bytes'])}: make room, or a save ends the "
-            "run with exit code 74"
+            f"{_size(free)} are free, and a checkpoint takes {_size(saved['bytes'])}: make room, or a save ends "
+            "the run with exit code 74"
         )
 
 
@@ -196,9 +196,7 @@ def _remedy(last: Attempt | None) -> str:
     """What to do before a run is started again, as the begin of a sentence."""
     ended = (last.ended if last else None) or ""
     if ended.startswith("TrainingHalted"):
-        return (
-            "its steps went bad (bad_steps.jsonl): see whether --rewind-to with --skip-rows is needed; otherwise "
-        )
+        return "its steps went bad (bad_steps.jsonl): see if --rewind-to with --skip-rows is needed; otherwise "
     if ended.startswith("StorageError"):
         return "make room, or mend the storage: then "
     if ended in ("", goodput.SIGNAL):
