@@ -23,7 +23,8 @@ EVERYTHING = {  # packing, mixing and caption dropout are in the config; the res
     "loop.save_every": SAVE_EVERY,
     "loop.evaluate_every": 8,
 }
-TIMINGS = ("elements_per_second", "tflops_per_second", "mfu")
+TIMINGS = ("elements_per_second", "tflops_per_second", "mfu", "seconds_per_step", "data_wait_per_step")
+TIMINGS += ("goodput", "host/", "memory/", "lost_steps", "restarts")
 PATIENCE = 300  # seconds for anything to happen
 
 

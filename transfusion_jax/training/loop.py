@@ -31,6 +31,8 @@ from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.step import Report, make_step
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.timer import Timer
+from transfusion_jax.training.tracking import open_tracker
+from transfusion_jax.training.watch import NOTHING_MORE, Watch, Watching
 from transfusion_jax.training.watchdog import watchdog
 from transfusion_jax.training.workdir import DAMAGED, Workdir
 
@@ -65,6 +67,7 @@ def train(
     interruption: Interruption,
     hooks: tuple[Hook, ...] = (),
     say: Callable[[str], None] = print,
+    watching: Watching = NOTHING_MORE,
 ) -> Outcome:
     """Trains to the config's last step, from the newest checkpoint in the workdir or from the start.
 
@@ -77,6 +80,7 @@ def train(
         interruption: the signals that end training early.
         hooks: evaluations and drawings.
         say: prints a line for the user.
+        watching: what else to look at while it trains.
 
     Raises:
         TrainingHalted: the guard stopped it; nothing was saved since the last checkpoint.
@@ -104,8 +108,12 @@ def train(
         local = local_rows(sharding, config.batch_rows)
         stream = batches(rows, next_row, config.batch_rows, local, config.data.workers, say)
         timer = Timer(first, peak * mesh.size, mesh.size)
-        with stream as batch_of, open_writer(workdir, first) as writer:
-            run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, beat, state, next_row)
+        watch = Watch(workdir, first, config.steps, timer, watching, say)
+        tracking = open_tracker(watching.wandb, workdir, config, say)
+        with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker) as writer:
+            run = _Run(
+                config, mesh, checkpoints, writer, interruption, hooks, timer, watch, say, beat, state, next_row
+            )
             if not concluded:
                 record = on_first(lambda: record_of(workdir.metrics, first))
                 checkpoints.conclude(first, run.held_out(run.conclude(first, record, run.due(first), saved=True)))
@@ -113,8 +121,10 @@ def train(
             outcome, compared = Outcome(first), False
             while outcome.step < config.steps and not outcome.interrupted:
                 step = outcome.step + 1
-                batch = to_global(next(batch_of), sharding)
-                run.state, report = step_function(run.state, batch, interruption.requested)
+                with watch.waiting():
+                    batch = to_global(next(batch_of), sharding)
+                with watch.step(step):
+                    run.state, report = step_function(run.state, batch, interruption.requested)
                 if step == first + 1:
                     jax.block_until_ready(report)
                     say(f"first step after {timer.restart():.1f} s, compilation included")
@@ -128,7 +138,8 @@ def train(
                     beside = measured.beside_plan(task, config, mesh, peak, run.record, speed, used)
                     for line in beside.lines():
                         say(line)
-        checkpoints.wait()
+            with watch.aside("checkpoint"):
+                checkpoints.wait()
     if outcome.interrupted:
         say(f"stopped at step {outcome.step} and saved; run the same command to go on")
     else:
@@ -211,6 +222,7 @@ class _Run:
     interruption: Interruption
     hooks: tuple[Hook, ...]
     timer: Timer
+    watch: Watch
     say: Callable[[str], None]
     beat: Callable[[], None]  # for the watchdog
     state: State
@@ -225,6 +237,7 @@ class _Run:
         self.beat()
         self.checkpoints.poll()
         self.timer.add(report.values)
+        self.watch.stepped(report)
         self.unseen.append((step, report))
         stopping = self.asked_to_end if count() > 1 else self.interruption.requested
         last = stopping or step == self.config.steps
@@ -234,11 +247,11 @@ class _Run:
         self.look(newest_too=bool(logging or saving or due))
         record: dict[str, float] = {}
         if logging:
-            record = self.record = self.timer.read(step, task)
+            record = self.record = self.timer.read(step, task) | self.watch.read(step)
             self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
             self.writer.record(step, record)  # before the checkpoint: a kill between the two must not lose it
         if saving:
-            with self.timer.paused():
+            with self.watch.aside("checkpoint"):
                 self.checkpoints.save(self.state, self.next_row, concluded=not due)
         if due and not stopping:
             metrics = self.conclude(step, record, due, saving)
@@ -263,8 +276,10 @@ class _Run:
         """
         while len(self.unseen) > (0 if newest_too else 1):
             step, report = self.unseen.popleft()
+            verdict = int(report.verdict)
+            self.watch.free()
             self.asked_to_end |= bool(report.asked_to_end)
-            if int(report.verdict) != FINE:
+            if verdict != FINE:
                 bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
                 self.writer.bad_step(bad)
                 self.say(badsteps.sentence(bad))
@@ -285,11 +300,12 @@ class _Run:
             if not saved:
                 self.checkpoints.save(self.state, self.next_row, concluded=False)
             self.checkpoints.wait()
+            self.watch.leave()
 
         may_leave = self.interruption.may_leave(leave) if saved or count() == 1 else nullcontext()
         metrics: dict[str, float] = {}
         weights = self.state.params if self.state.ema is None else self.state.ema
-        with may_leave, jax.set_mesh(self.mesh), self.timer.paused():
+        with may_leave, jax.set_mesh(self.mesh), self.watch.aside("evaluation"):
             for hook in due:
                 metrics |= hook.function(step, weights, self.writer)
                 self.beat()
