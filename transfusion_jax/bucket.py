@@ -188,6 +188,7 @@ def _ask(method: str, path: BucketPath, *values: Any, first: str | None = None, 
 
     limit = LATER if path.bucket in _answered else FIRST
     until, pause, last = time.monotonic() + limit, 1.0, ""
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, *transport_errors())
     call = getattr(_filesystem(os.environ.get("STORAGE_EMULATOR_HOST")), method)  # it looks for credentials
     arguments = [path.key, *values] if first is None else [first, path.key, *values]
     while True:
@@ -198,7 +199,7 @@ def _ask(method: str, path: BucketPath, *values: Any, first: str | None = None, 
             raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from None
         except FSTimeoutError:
             raise StorageError(f"{path} cannot be reached: no answer within {limit:.0f} s{last}") from None
-        except (OSError, ValueError, *transport_errors()) as error:
+        except failures as error:
             if not is_retriable(error):
                 raise StorageError(f"{path} cannot be used: {_in_short(error)}") from error
             last = f" ({_in_short(error)})"

@@ -50,6 +50,11 @@ def sizes(folder: Place) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
+def within(path: Place, folder: Place) -> str:
+    """The path of something in a folder, seen from there."""
+    return str(path).removeprefix(f"{folder}/")
+
+
 def read_all(paths: Sequence[Place]) -> list[bytes]:
     """The bytes of many files; those of a bucket are read together."""
     remote = [path for path in paths if isinstance(path, BucketPath)]

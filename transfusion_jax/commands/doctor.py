@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from transfusion_jax.data.load import Data
 from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.storage import Place, place
 from transfusion_jax.training.workdir import Workdir
 
 SHEET, COLUMNS = 32, 8  # images on a contact sheet, and in a line of it
@@ -29,11 +29,11 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor", help="look into prepared data, or into a row of a run", description=__doc__
     )
-    parser.add_argument("data", nargs="?", type=Path, help="a folder that prepare wrote")
+    parser.add_argument("data", nargs="?", type=place, help="a folder that prepare wrote")
     parser.add_argument("--verify", action="store_true", help="of DATA: read every file and compare its hash")
-    parser.add_argument("--workdir", type=Path, help="a run's directory, with --row")
+    parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
     parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
-    parser.add_argument("--output", type=Path, help="PNG for the pictures (default: doctor.png, or row-N.png)")
+    parser.add_argument("--output", type=place, help="PNG for the pictures (default: doctor.png, or row-N.png)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run, takes_overrides=False)
 
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
     if data:
-        report = _examine(data, arguments.verify, output or Path("doctor.png"))
+        report = _examine(data, arguments.verify, output or place("doctor.png"))
     else:
-        report = _look_up(Workdir(workdir), row, output or Path(f"row-{row}.png"))
+        report = _look_up(Workdir(workdir), row, output or place(f"row-{row}.png"))
     if arguments.json:
         print(json.dumps(report))
     else:
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return int(bool(report.get("wrong")))
 
 
-def _examine(folder: Path, verify: bool, output: Path) -> dict[str, Any]:
+def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     prepared = Prepared.open(folder)
     manifest = prepared.manifest
     wrong = survey.damaged(prepared) if verify else []
@@ -122,7 +122,7 @@ def _print_data(report: dict[str, Any]) -> None:
     print("\n".join(f"WRONG: {line}" for line in report["wrong"]) or "nothing is wrong")
 
 
-def _look_up(workdir: Workdir, row: int, output: Path) -> dict[str, Any]:
+def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     config = workdir.config()
     data = data_loading.load(config, workdir.codec().statistics)
     rows = make_rows(data.train, config, data.codec.special)

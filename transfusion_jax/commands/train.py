@@ -8,7 +8,6 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel.devices import check_backend, describe_devices
 from transfusion_jax.parallel.mesh import check_rows, make_mesh
+from transfusion_jax.storage import place
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--config", metavar="FILE[:arg]", help="a config file; without it, that of the run begun with"
     )
-    parser.add_argument("--workdir", type=Path, help="where the run is kept; the same one resumes it")
+    parser.add_argument("--workdir", type=place, help="where the run is kept; the same one resumes it")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and its size, and stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument("--allow-cpu", action="store_true", help="compute on the CPU beside an unused accelerator")
@@ -107,7 +107,7 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
         task = TransfusionTask(config)  # the workdir is begun only now that config and data have proved to fit
         locked = ExitStack()
         if jax.process_index() == 0:
-            locked.enter_context(workdir.locked())
+            locked.enter_context(workdir.locked(_say))
     with locked:
         with interruption.may_leave():
             begin(start, task, config, data, mesh, workdir, _say)

@@ -17,6 +17,7 @@ from transfusion_jax.data.stream import Rows, batches
 from transfusion_jax.errors import CheckpointError, TrainingHalted
 from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
+from transfusion_jax.storage import within
 from transfusion_jax.training import badsteps
 from transfusion_jax.training.checkpoint import BEST, Checkpoints
 from transfusion_jax.training.damage import DamagedCheckpoint
@@ -146,7 +147,7 @@ def start(
                 DAMAGED,
                 step=newest,
                 reason=error.reason,
-                moved_to=str(where.relative_to(workdir.path)),
+                moved_to=within(where, workdir.path),
             )
             say(f"{error}; moved to {where}")
             continue
@@ -208,6 +209,7 @@ class _Run:
         metrics = self.conclude(step, record, [] if stopping else due)
         if saving:
             with self.timer.paused():
+                self.writer.flush()
                 concluded = not (stopping and due)
                 self.checkpoints.save(self.state, self.next_row, self.held_out(metrics), concluded)
         return Outcome(step, interrupted=stopping and bool(step < self.config.steps or due))
@@ -243,6 +245,7 @@ class _Run:
         def leave() -> None:
             if record:  # before the checkpoint: a kill between the two must not lose it
                 self.writer.record(step, record)
+            self.writer.flush()
             self.checkpoints.save(self.state, self.next_row, None, concluded=False)
             self.checkpoints.wait()
 
