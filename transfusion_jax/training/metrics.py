@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from transfusion_jax.parallel.processes import first
 from transfusion_jax.storage import Place
 from transfusion_jax.training.files import Lines, keep_until, read_lines
 from transfusion_jax.training.tensorboard import Events
@@ -54,9 +55,31 @@ class Writer:
             file.flush()
 
 
+class SilentWriter(Writer):
+    """That of all processes but the first, which writes for all."""
+
+    def __init__(self, workdir: Workdir):
+        self._workdir = workdir
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def bad_step(self, diagnosis: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def open_writer(workdir: Workdir, first_step: int) -> Iterator[Writer]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
+    if not first():
+        yield SilentWriter(workdir)
+        return
     for path in (workdir.metrics, workdir.bad_steps):
         keep_until(path, first_step)
     records = read_lines(workdir.metrics)
