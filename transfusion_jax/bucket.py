@@ -122,6 +122,11 @@ class BucketPath:
         """Puts a local file."""
         _write("put_file", self, first=str(file))
 
+    def download(self, file: Path) -> Path:
+        """Writes the object to a local file, and returns that."""
+        _ask("get_file", self, str(file))
+        return file
+
     def unlink(self, missing_ok: bool = False) -> None:
         """Deletes the object."""
         try:

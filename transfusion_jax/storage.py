@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.bucket import BucketPath, read_ranges
-from transfusion_jax.config.checks import ConfigError
+from transfusion_jax.bucket import AT_ONCE, BucketPath, read_ranges
+from transfusion_jax.errors import UserError
 
 Place = Path | BucketPath
 BUCKETS = "gs"
@@ -19,7 +22,7 @@ def place(name: str | Place) -> Place:
     """The place of that name.
 
     Raises:
-        ConfigError: it has another scheme, or names no bucket.
+        UserError: it has another scheme, or names no bucket.
     """
     if isinstance(name, Path | BucketPath):
         return name
@@ -27,10 +30,10 @@ def place(name: str | Place) -> Place:
     if scheme == BUCKETS and separator:
         key = "/".join(part for part in rest.removeprefix("//").split("/") if part)
         if not rest.startswith("//") or not key:
-            raise ConfigError(f"{name} names no bucket: write gs://BUCKET/FOLDER")
+            raise UserError(f"{name} names no bucket: write gs://BUCKET/FOLDER")
         return BucketPath(key)
     if rest.startswith("//"):
-        raise ConfigError(f"{name}: {scheme}:// cannot be used here; give a local path or gs://BUCKET/FOLDER")
+        raise UserError(f"{name}: {scheme}:// cannot be used here; give a local path or gs://BUCKET/FOLDER")
     return Path(name)
 
 
@@ -55,11 +58,37 @@ def within(path: Place, folder: Place) -> str:
     return str(path).removeprefix(f"{folder}/")
 
 
-def read_all(paths: Sequence[Place]) -> list[bytes]:
-    """The bytes of many files; those of a bucket are read together."""
-    remote = [path for path in paths if isinstance(path, BucketPath)]
-    found = iter(read_ranges([(path, None, None) for path in remote]) if remote else [])
-    return [next(found) if isinstance(path, BucketPath) else path.read_bytes() for path in paths]
+def read_all(paths: Sequence[Place]) -> Iterator[bytes]:
+    """The bytes of many files of one kind, in order; those of a bucket are read many at a time."""
+    for begin in range(0, len(paths), AT_ONCE):
+        some = paths[begin : begin + AT_ONCE]
+        remote = [(path, None, None) for path in some if isinstance(path, BucketPath)]
+        yield from read_ranges(remote) if remote else (path.read_bytes() for path in some)
+
+
+def put(file: Path, at: Place) -> None:
+    """Brings a local file to its place, where it appears whole; it is not left where it was."""
+    if isinstance(at, BucketPath):
+        at.upload(file)
+        file.unlink()
+    else:
+        file.rename(at)
+
+
+@contextmanager
+def on_disk(path: Place) -> Iterator[Path]:
+    """The file as a local one, while the context lasts."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield path.download(Path(scratch) / path.name)
+
+
+def sha256(path: Place) -> str:
+    """The hash of a file's bytes."""
+    with on_disk(path) as local, local.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def for_orbax(path: Place) -> Any:

@@ -7,20 +7,16 @@ hash of the manifest, so that they are fetched once.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from transfusion_jax.bucket import BucketPath, read_ranges
 from transfusion_jax.cache import cache_folder
-from transfusion_jax.data.ranges import places
-from transfusion_jax.errors import StorageError
+from transfusion_jax.data.ranges import DamagedRecord, places
 
 
 def index_folder(folder: BucketPath, manifest: str, names: list[str]) -> Path:
@@ -50,7 +46,10 @@ def record_places(folder: BucketPath, manifest: str, files: list[str], records: 
 
     def find(to: Path) -> None:
         sizes = folder.sizes()
-        found = places([(folder / name, sizes.get(name, 0)) for name in files if name])
+        missing = [name for name in files if name and not sizes.get(name)]
+        if missing:
+            raise DamagedRecord(f"{folder / missing[0]} is missing")
+        found = places([(folder / name, sizes[name]) for name in files if name])
         parts = []
         for name, count in zip(files, records, strict=True):
             begins, end = next(found) if name else (np.zeros(count, np.int64), 0)
@@ -68,15 +67,14 @@ def _kept(manifest: str, name: str, make: Callable[[Path], None]) -> Path:
     folder = cache_folder() / "buckets" / hashlib.sha256(manifest.encode()).hexdigest()[:16] / name
     if folder.is_dir():
         return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=folder.parent))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=folder.parent))
-        try:
-            make(partial)
-            with suppress(FileExistsError, OSError) if folder.is_dir() else suppress():
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}: {os.strerror(error.errno or 0)}") from error
+        make(partial)
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
