@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_parser(commands)
     words = list(sys.argv[1:] if argv is None else argv)
     overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]
-    arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
     try:
+        arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
         if overrides and not arguments.takes_overrides:
             raise ConfigError(f"{OVERRIDE}… is an option of train: a trained run keeps its config")
         code: int = arguments.run(arguments, overrides)

@@ -8,7 +8,6 @@ import os
 import sys
 from contextlib import ExitStack
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from transfusion_jax import autoencoder as autoencoders
@@ -19,6 +18,7 @@ from transfusion_jax.data.prepare import Encoders, Job, Progress
 from transfusion_jax.data.readers import FORMATS, Fault, InputShard, RawText, ReadOptions, input_shards
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.errors import StorageError
+from transfusion_jax.storage import Place, place
 
 EPILOG = """inputs:
   a.tar 'shards/*.tar' gs://bucket/shards    WebDataset, as img2dataset writes it
@@ -44,7 +44,9 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see below")
-    parser.add_argument("--output", required=True, help="a folder for the documents; it goes on there")
+    parser.add_argument(
+        "--output", type=place, required=True, help="a folder for the documents, or gs://…; it goes on there"
+    )
     parser.add_argument(
         "--tokenizer",
         default="bytes",
@@ -90,8 +92,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     )
     workers = arguments.workers or os.cpu_count() or 1
     require(workers > 0, f"--workers must be at least 1, not {workers}")
-    require("://" not in arguments.output, "--output must be a local folder, or a bucket that is mounted as one")
-    output = Path(arguments.output)
+    output = arguments.output
     options = ReadOptions(
         image_column=arguments.image_column,
         text_column=arguments.text_column,
@@ -205,7 +206,7 @@ def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
+def _print_summary(folder: Place, manifest: dict[str, Any]) -> None:
     for split, counts in manifest["splits"].items():
         shown = [f"{counts[of]:>12,} {of.replace('_', ' ')}" for of in ("documents", "images", "text_tokens")]
         print(f"  {split.replace('_', ' '):<10}" + "".join(shown))
