@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from transfusion_jax.config import Config
 from transfusion_jax.data.stream import Rows, batches
-from transfusion_jax.errors import CheckpointError, TrainingHalted
+from transfusion_jax.errors import CheckpointError, TrainingHalted, some
 from transfusion_jax.flops import peak_flops
+from transfusion_jax.parallel import residence
 from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
 from transfusion_jax.planning import measured
@@ -30,6 +31,7 @@ from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.step import Report, make_step
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.timer import Timer
+from transfusion_jax.training.watchdog import watchdog
 from transfusion_jax.training.workdir import DAMAGED, Workdir
 
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
@@ -84,12 +86,14 @@ def train(
     say(f"mesh {dict(mesh.shape)}; peak {peak / 1e12:.2f} TFLOP/s per device ({origin})")
     loop = config.loop
     with (
+        watchdog(loop.hang_after) as beat,
         ExitStack() as until_first_step,
         Checkpoints(workdir.checkpoints, loop.keep, loop.keep_every, workdir.about()) as checkpoints,
     ):
         until_first_step.enter_context(interruption.may_leave())
         state, next_row, concluded = start(task, config, mesh, checkpoints, workdir, say)
         first = int(state.step)
+        say_where(state, abstract_state(task, config, mesh), say)
         if first >= config.steps and concluded:
             say(
                 f"{workdir.path} is done: {first} of {config.steps} steps. "
@@ -101,7 +105,7 @@ def train(
         stream = batches(rows, next_row, config.batch_rows, local, config.data.workers, say)
         timer = Timer(first, peak * mesh.size, mesh.size)
         with stream as batch_of, open_writer(workdir, first) as writer:
-            run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, state, next_row)
+            run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, beat, state, next_row)
             if not concluded:
                 record = on_first(lambda: record_of(workdir.metrics, first))
                 checkpoints.conclude(first, run.held_out(run.conclude(first, record, run.due(first), saved=True)))
@@ -177,6 +181,20 @@ def start(
     return create_state(task, config, mesh), 0, True
 
 
+def say_where(state: State, abstract: State, say: Callable[[str], None]) -> None:
+    """Says where the state lives.
+
+    Raises:
+        ConfigError: it does not live as its rules say.
+    """
+    residence.check(state, abstract)
+    parts = {"parameters": state.params, "optimizer": state.optimizer, "average": state.ema}
+    say("\n".join(["the state lives", *residence.describe(parts)]))
+    whole = residence.unsplit(state)
+    if whole:
+        say(f"  whole on every device: {some(list(whole))}, {sum(whole.values()) / 2**20:,.1f} MiB")
+
+
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
     """This process's rows as its part of the global batch."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
@@ -194,6 +212,7 @@ class _Run:
     hooks: tuple[Hook, ...]
     timer: Timer
     say: Callable[[str], None]
+    beat: Callable[[], None]  # for the watchdog
     state: State
     next_row: int
     asked_to_end: bool = False  # by a signal to any process
@@ -203,6 +222,7 @@ class _Run:
     def after_step(self, step: int, report: Report, task: Task) -> Outcome:
         """Looks at the step, logs, evaluates and saves, each where it is due."""
         loop = self.config.loop
+        self.beat()
         self.checkpoints.poll()
         self.timer.add(report.values)
         self.unseen.append((step, report))
@@ -272,6 +292,7 @@ class _Run:
         with may_leave, jax.set_mesh(self.mesh), self.timer.paused():
             for hook in due:
                 metrics |= hook.function(step, weights, self.writer)
+                self.beat()
         if metrics:
             self.say(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
             self.writer.record(step, record | metrics)
