@@ -11,6 +11,7 @@ from transfusion_jax import __version__
 from transfusion_jax.commands import doctor, evaluate, launch, prepare, sample, train
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
+from transfusion_jax.parallel import processes
 
 COMMANDS = (prepare, doctor, train, launch, sample, evaluate)
 OVERRIDE = "--config."
@@ -41,13 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{OVERRIDE}… is an option of train: a trained run keeps its config")
         code: int = arguments.run(arguments, overrides)
     except UserError as error:
-        print(f"transfusion: {error}", file=sys.stderr)
-        return error.exit_code
+        return _end(error.exit_code, error)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        print(f"transfusion: {error}", file=sys.stderr)
-        return StorageError.exit_code
+        return _end(StorageError.exit_code, error)
+    return code
+
+
+def _end(code: int, error: Exception) -> int:
+    print(f"transfusion: {error}", file=sys.stderr)
+    if processes.count() > 1:  # the others must not wait for this one
+        processes.leave(code, str(error))
     return code
 
 

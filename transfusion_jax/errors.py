@@ -8,6 +8,7 @@
 | 3 | training stopped itself: too many bad steps in a row, or a spike where the config says stop |
 | 74 | nothing can be written, as on a full disk; the last checkpoint is whole |
 | 75 | a signal ended training and the state is saved: the same command goes on |
+| 76 | another process of the run is gone, or nothing went on for too long: the same command goes on |
 | 130, 143 | a second SIGINT or SIGTERM ended the process at once |
 """
 
@@ -37,6 +38,12 @@ class StorageError(UserError):
     """Files that cannot be written; 74 is EX_IOERR of sysexits.h."""
 
     exit_code = 74
+
+
+class LostProcess(UserError):
+    """A process that this one cannot go on without; EX_PROTOCOL of sysexits.h."""
+
+    exit_code = 76
 
 
 def some(names: Sequence[Any], most: int = 4) -> str:

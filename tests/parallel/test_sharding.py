@@ -19,9 +19,9 @@ def test_every_parameter_has_named_axes_and_the_large_ones_are_split():
     for path, leaf in jax.tree.leaves_with_path(params):
         assert len(axis_names(path, leaf.ndim)) == leaf.ndim
     specs = jax.tree.map(lambda s: s.spec, shardings)
-    assert specs["embedding"] == P("tensor", "fsdp")
-    assert specs["trunk"]["layers"]["attention"]["query"] == P(None, "fsdp", "tensor")
-    assert specs["trunk"]["layers"]["mlp"]["down"] == P(None, "tensor", "fsdp")
+    assert specs["embedding"] == P("tensor", ("fsdp", "context"))
+    assert specs["trunk"]["layers"]["attention"]["query"] == P(None, ("fsdp", "context"), "tensor")
+    assert specs["trunk"]["layers"]["mlp"]["down"] == P(None, "tensor", ("fsdp", "context"))
     assert specs["trunk"]["final_norm"]["scale"] == P(None)
 
 
@@ -33,7 +33,7 @@ def test_an_unknown_leaf_and_a_collision_are_refused():
 
 
 def test_the_mesh_covers_the_devices_or_says_that_it_does_not():
-    assert dict(make_mesh(MeshConfig(data=-1, fsdp=2)).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert dict(make_mesh(MeshConfig(data=-1, fsdp=2)).shape) == {"data": 4, "fsdp": 2, "context": 1, "tensor": 1}
     with pytest.raises(ConfigError, match="does not cover 8 devices"):
         make_mesh(MeshConfig(data=2, fsdp=2))
     with pytest.raises(ConfigError, match="do not divide 8 devices"):

@@ -33,8 +33,8 @@ def test_the_next_batch_is_on_the_device_while_a_step_computes(tmp_path, monkeyp
     def watched(*arguments):
         step = make(*arguments)
 
-        def run(state, batch):
-            state, report = step(state, batch)
+        def run(*arguments):
+            state, report = step(*arguments)
             reports.append(report)
             return state, report
 
@@ -64,5 +64,6 @@ def test_steps_share_one_program_that_writes_the_state_into_its_old_memory(monke
         assert all(leaf.is_deleted() for leaf in before)
     assert program._cache_size() == 1
     with jax.set_mesh(mesh):
-        memory = program.lower(abstract_state(task, config, mesh), batch).compile().memory_analysis()
+        lowered = program.lower(abstract_state(task, config, mesh), batch, jax.ShapeDtypeStruct((1,), bool))
+        memory = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -110,8 +110,11 @@ def test_directions_follow_what_stands_before_in_the_document():
     "axes",
     [
         {"data": 2, "fsdp": 2, "tensor": 2},
+        {"fsdp": 2, "context": 2, "tensor": 2},
         pytest.param({"data": 8}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+        pytest.param({"context": 8}, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "context": 4}, marks=pytest.mark.slow),
         pytest.param({"tensor": 2, "fsdp": 4}, marks=pytest.mark.slow),
     ],
 )

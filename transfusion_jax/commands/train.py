@@ -25,15 +25,17 @@ from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.parallel import processes
+from transfusion_jax.parallel.agreement import agree, code_hash
 from transfusion_jax.parallel.devices import check_backend, describe_devices
-from transfusion_jax.parallel.mesh import check_rows, make_mesh
+from transfusion_jax.parallel.mesh import check_batch, make_mesh
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
 from transfusion_jax.training.starts import Start, begin, kept_statistics, source_config
 from transfusion_jax.training.transfusion import TransfusionTask
 from transfusion_jax.training.transplant import parse_mapping
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.workdir import Workdir, facts_of
 
 EPILOG = "Overrides: --config.a.b=value sets a field of the config, such as --config.optimizer.learning_rate=1e-4."
 
@@ -90,11 +92,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _train(arguments: argparse.Namespace, start: Start, config: Config, interruption: Interruption) -> Outcome:
     with interruption.may_leave():
+        processes.connect()
         check_backend(arguments.allow_cpu)
         keep_programs()
         _say(describe_devices())
         mesh = make_mesh(config.mesh)
-        check_rows(mesh, config.batch_rows, config.accumulation)
+        check_batch(mesh, config)
         workdir = Workdir(arguments.workdir)
         data = data_loading.load(config, kept_statistics(start, workdir, config))
         missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
@@ -104,9 +107,10 @@ def _train(arguments: argparse.Namespace, start: Start, config: Config, interrup
             "--held-out, name a folder in data.sources.NAME.held_out, or set loop.evaluate_every to 0",
         )
         rows = make_rows(data.train, config, data.codec.special, _say)
+        agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         task = TransfusionTask(config)  # the workdir is begun only now that config and data have proved to fit
         locked = ExitStack()
-        if jax.process_index() == 0:
+        if processes.first():
             locked.enter_context(workdir.locked())
     with locked:
         with interruption.may_leave():
@@ -166,7 +170,8 @@ def _hooks(task: TransfusionTask, config: Config, data: Data, workdir: Workdir) 
         if prompts:
             sheet = grid(draw(task, params, data.codec, prompts, seed=config.seed), columns=5)
             writer.image(step, "samples", sheet)
-            write_png(workdir.samples / f"{step:08d}.png", sheet)
+            if processes.first():
+                write_png(workdir.samples / f"{step:08d}.png", sheet)
         return {}
 
     return Hook(config.loop.evaluate_every, evaluate), Hook(config.loop.sample_every, sample)
@@ -221,7 +226,9 @@ training FLOPs, 6ND     {summary["flops_6nd"]:11.3e}""")
 
 
 def _say(line: str) -> None:
-    """Prints; a terminal or a pipe that has gone away does not end the run."""
+    """Prints, on the first process; a terminal or a pipe that has gone away does not end the run."""
+    if not processes.first():
+        return
     try:
         print(line, flush=True)
     except OSError:

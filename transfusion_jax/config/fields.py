@@ -259,6 +259,7 @@ class MeshConfig:
 
     data: int = execution(-1)
     fsdp: int = execution(1)
+    context: int = execution(1)
     tensor: int = execution(1)
 
     def __post_init__(self) -> None:

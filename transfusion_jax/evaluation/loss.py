@@ -12,6 +12,7 @@ from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.parallel.sharding import split_rows, to_host
 from transfusion_jax.training.transfusion import TransfusionTask
 
 
@@ -24,7 +25,7 @@ def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> di
     plain_bytes = 0
     for first in range(0, config.evaluation.rows, config.batch_rows):
         batch = stack([rows[r] for r in range(first, first + config.batch_rows)])
-        token_loss, token_weight, image_loss = jax.device_get(_losses(task, params, batch, key))
+        token_loss, token_weight, image_loss = to_host(_losses(task, params, batch, key))
         text = text + (np.sum(token_loss * token_weight), np.sum(token_weight))
         image = image + (np.sum(image_loss * batch.image_weight), np.sum(batch.image_weight))
         here = token_weight * np.isin(batch.source, plain)
@@ -39,7 +40,7 @@ def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> di
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(task: TransfusionTask, params: Params, batch: Batch, key: jax.Array) -> tuple:
-    token_loss, token_weight, image_loss, _ = task.element_losses(params, batch, key)
+    token_loss, token_weight, image_loss, _ = task.element_losses(params, split_rows(batch), key)
     return token_loss, token_weight, image_loss
 
 

@@ -17,6 +17,7 @@ from transfusion_jax.diffusion import sampler
 from transfusion_jax.diffusion.sampler import Bounds
 from transfusion_jax.generation.prompt import image_rows
 from transfusion_jax.model.transfusion import Params, gather_patches
+from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.training.transfusion import TransfusionTask
 
 BATCH = 100  # images drawn at a time
@@ -59,7 +60,7 @@ def draw(
         part = prompts[begin : begin + BATCH]
         rows = image_rows(part + [""] * len(part) if guidance != 1 else part, config, codec)
         latents = _denoise(task, steps, guidance != 1, params, rows, keys[begin : begin + BATCH], guidance, bounds)
-        drawn.append(codec.images(np.asarray(latents)))
+        drawn.append(codec.images(to_host(latents)))
     return np.concatenate(drawn)
 
 

@@ -16,6 +16,7 @@ from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.data.load import Codec
 from transfusion_jax.generation.prompt import text_rows
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.training.transfusion import TransfusionTask
 
 
@@ -37,7 +38,7 @@ def write(
     rows, lengths = text_rows(documents, task.config, codec, max_tokens)
     written = _write(task, max_tokens, codec.special.eos, params, rows, jnp.asarray(lengths))
     texts = []
-    for tokens in np.asarray(written):
+    for tokens in to_host(written):
         ends = np.flatnonzero(tokens == codec.special.eos)
         texts.append(codec.tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens))
     return texts

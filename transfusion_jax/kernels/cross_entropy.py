@@ -30,10 +30,11 @@ def cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array, entrie
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function(hidden, head, targets)
-    elements = P(("data", "fsdp"), "tensor")
+    elements = P(("data", "fsdp"), ("context", "tensor"))
     sharded = jax.shard_map(function, in_specs=(elements, P(), elements), out_specs=elements, check_vma=False)
     length = hidden.shape[1]
-    hidden, targets = (_pad(x, mesh.shape["tensor"]) for x in (hidden, targets))
+    parts = mesh.shape["context"] * mesh.shape["tensor"]
+    hidden, targets = (_pad(x, parts) for x in (hidden, targets))
     return sharded(hidden, head, targets)[:, :length]
 
 

@@ -15,6 +15,7 @@ from transfusion_jax.kernels.blocked import blocked
 from transfusion_jax.kernels.parts import MASKED
 from transfusion_jax.kernels.target import platform
 from transfusion_jax.model.spans import Spans, dense_mask
+from transfusion_jax.parallel.sharding import element_sharding
 
 FEW_QUERIES = 128  # with fewer, as in decoding, a kernel's blocks would be mostly empty
 
@@ -74,13 +75,22 @@ def check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans) -> None
 
 
 def over_devices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The same function with batch and heads split over the mesh in scope, so that its loops stay local."""
+    """The same function with its arrays split over the mesh in scope, so that its loops stay local.
+
+    Queries are split by row, element and head; every device of the axis `context` holds all keys of its rows.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function
-    heads = P(("data", "fsdp"), None, "tensor", None)
-    rows = P(("data", "fsdp"), None)
-    return jax.shard_map(function, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
+
+    def split(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+        rows, elements = element_sharding(mesh, *q.shape[:2])
+        queries, keys = P(rows, elements, "tensor", None), P(rows, None, "tensor", None)
+        spans = P(rows, elements)
+        specs = (queries, keys, keys, spans, spans)
+        return jax.shard_map(function, in_specs=specs, out_specs=queries, check_vma=False)(q, k, v, start, end)
+
+    return split
 
 
 def reference(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.parts import OUTPUTS
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans
+from transfusion_jax.parallel.sharding import split_elements
 
 REMAT_POLICIES = {
     "none": None,
@@ -65,7 +66,8 @@ class Trunk(nnx.Module):
 
         def body(x: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
             params, past = scanned
-            return nnx.merge(structure, params)(x, spans, rotation, past)
+            x, present = nnx.merge(structure, params)(x, spans, rotation, past)
+            return split_elements(x), present
 
         policy = REMAT_POLICIES[self.config.remat]
         if policy is not None:
@@ -74,7 +76,7 @@ class Trunk(nnx.Module):
         if cache is not None:
             repeated = jnp.full(self.config.layers, cache.length)
             past = Cache(cache.keys, cache.values, repeated)
-        x, present = jax.lax.scan(body, x, (stacked, past))
+        x, present = jax.lax.scan(body, split_elements(x), (stacked, past))
         if cache is not None:
             keys, values = present
             cache = Cache(keys, values, cache.length + x.shape[1])

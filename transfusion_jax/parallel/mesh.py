@@ -1,4 +1,12 @@
-"""The device mesh: axes `data` (replicas), `fsdp` (parameters and batch split), `tensor` (heads and MLP split)."""
+"""The device mesh.
+
+| axis | splits |
+|---|---|
+| `data` | rows; parameters are whole on each part. Across slices, whose network is slow, there is this axis alone |
+| `fsdp` | rows, and parameters |
+| `context` | the elements of each row, and parameters |
+| `tensor` | heads, the MLP's width and the vocabulary |
+"""
 
 from __future__ import annotations
 
@@ -7,28 +15,36 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from transfusion_jax.config import MeshConfig, require
+from transfusion_jax.config import Config, MeshConfig, require
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 
 
-def check_rows(mesh: Mesh, batch_rows: int, accumulation: int) -> None:
-    """Raises ConfigError where the rows of one part of a batch cannot be split evenly over the mesh."""
+def check_batch(mesh: Mesh, config: Config) -> None:
+    """Raises ConfigError where a batch cannot be split evenly over the mesh."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     require(
-        batch_rows // accumulation % ways == 0,
-        f"batch_rows {batch_rows} in {accumulation} part(s) cannot be split over data × fsdp = {ways} devices: "
-        "change batch_rows, accumulation or the mesh",
+        config.batch_rows // config.accumulation % ways == 0,
+        f"batch_rows {config.batch_rows} in {config.accumulation} part(s) cannot be split over data × fsdp = "
+        f"{ways} devices: change batch_rows, accumulation or the mesh",
     )
+    length, parts = config.data.context_length, mesh.shape["context"]
+    require(
+        length % parts == 0, f"data.context_length {length} cannot be split over {parts} devices of mesh.context"
+    )
+    heads, parts = config.model.heads, mesh.shape["tensor"]
+    require(heads % parts == 0, f"model.heads {heads} cannot be split over {parts} devices of mesh.tensor")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices, or over those given.
+    """A mesh over all devices, or over those given; several slices follow each other along `data`.
 
     Raises:
-        ConfigError: the axes' product is not the number of devices.
+        ConfigError: the axes' product is not the number of devices, or `data` not a multiple of the slices.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = [getattr(config, axis) for axis in AXES]
@@ -38,4 +54,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // fixed
     shape = " × ".join(f"{axis} {n}" for axis, n in zip(AXES, sizes, strict=True))
     require(math.prod(sizes) == len(devices), f"the mesh ({shape}) does not cover {len(devices)} devices")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = count_slices(devices)
+    require(
+        sizes[0] % slices == 0,
+        f"mesh.data {sizes[0]} must be a multiple of the {slices} slices: only replicas may lie on different ones",
+    )
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    within = [sizes[0] // slices, *sizes[1:]]
+    arranged: np.ndarray = mesh_utils.create_hybrid_device_mesh(within, [slices, 1, 1, 1], devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+    """How many TPU slices the devices belong to; 1 where they are no TPUs."""
+    return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0})

@@ -5,11 +5,14 @@ One table gives each parameter's axes names by the leaf's name; one dataclass ma
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 Axes = str | tuple[str, ...] | None
@@ -43,8 +46,9 @@ class Rules:
     """The mesh axes that each named axis is split over."""
 
     batch: Axes = ("data", "fsdp")
+    elements: Axes = "context"
     vocabulary: Axes = "tensor"
-    width: Axes = "fsdp"
+    width: Axes = ("fsdp", "context")
     heads: Axes = "tensor"
     mlp: Axes = "tensor"
     norm: Axes = None
@@ -98,6 +102,59 @@ def state_shardings(abstract: Any, mesh: Mesh, rules: Rules | None = None) -> An
 def batch_sharding(mesh: Mesh, rules: Rules | None = None) -> NamedSharding:
     """The sharding of every leaf of a batch: rows split, the rest whole."""
     return NamedSharding(mesh, (rules or Rules()).spec(("batch",)))
+
+
+def replicated(sharding: Sharding) -> Sharding:
+    """The same devices, each with all of the array."""
+    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else sharding
+
+
+def element_sharding(mesh: Any, rows: int, elements: int) -> P:
+    """How `[rows, elements, …]` is split: each axis where its parts are equal.
+
+    Args:
+        mesh: a mesh, or an abstract one.
+        rows: of the batch, or of a part of it.
+        elements: of each row.
+    """
+    rules = Rules()
+
+    def split(axes: Axes, size: int) -> Axes:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None
+
+    return P(split(rules.batch, rows), split(rules.elements, elements))
+
+
+def split_elements(x: jax.Array) -> jax.Array:
+    """Activations `[B, T, …]`, split over the mesh in scope, if there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, element_sharding(mesh, *x.shape[:2]))
+
+
+def split_rows(tree: Any) -> Any:
+    """Arrays `[B, …]`, split over the mesh in scope, if there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+
+    def split(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, P(element_sharding(mesh, len(x), 1)[0]))
+
+    return jax.tree.map(split, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """The same arrays in this process's memory, whole; every process must call this where several hold them."""
+
+    def whole(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(whole, tree)
 
 
 def local_rows(sharding: NamedSharding, rows: int) -> slice:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from transfusion_jax.errors import CheckpointError, some
+from transfusion_jax.parallel.processes import each, first, on_first
 from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
 from transfusion_jax.training.files import free_path, write_whole
 from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, shape_text
@@ -82,13 +83,19 @@ class Checkpoints:
         return self._folder or self.directory / str(step)
 
     def clean(self) -> None:
-        """Removes what a killed process left of a save or a deletion; for the run's own process alone."""
-        if self.directory.is_dir():
-            for entry in self.directory.iterdir():
-                if entry.name.endswith((UNFINISHED, UNWANTED)):
-                    shutil.rmtree(entry)
+        """Removes what a killed process left of a save or a deletion; for the run's own processes alone."""
 
-    def save(self, state: State, next_row: int, metrics: dict[str, float] | None, concluded: bool = True) -> None:
+        def clean() -> None:
+            if self.directory.is_dir():
+                for entry in self.directory.iterdir():
+                    if entry.name.endswith((UNFINISHED, UNWANTED)):
+                        shutil.rmtree(entry)
+
+        on_first(clean)
+
+    def save(
+        self, state: State, next_row: int, metrics: dict[str, float] | None = None, concluded: bool = True
+    ) -> None:
         """Begins to save in the background; a save still under way is awaited first.
 
         Args:
@@ -102,7 +109,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        if step in self.steps:
+        if on_first(lambda: step in self.steps):
             return
         tree = _as_dict(state)
         manifest = self._about | {
@@ -130,8 +137,9 @@ class Checkpoints:
         (step, response), self._saving = self._saving, None
         with save_errors(step, self.steps):
             response.result()
-        write_whole(self.path(step) / SIZES, json.dumps(_sizes(self.path(step))))
-        self._prune()
+        if first():
+            write_whole(self.path(step) / SIZES, json.dumps(_sizes(self.path(step))))
+            self._prune()
 
     def poll(self) -> None:
         """`wait` where the last save has ended, well or not; nothing where it is under way."""
@@ -145,7 +153,7 @@ class Checkpoints:
             DamagedCheckpoint: it is not what was saved.
             CheckpointError: it holds another state than `abstract`.
         """
-        manifest = self.check(step, abstract)
+        manifest = each(lambda: self.check(step, abstract))[0]
         here = _with_window(abstract, manifest["leaves"])
         loaded = State(**{"ema": None} | self._load(step, manifest, _as_dict(here)))
         if here is not abstract:  # another window of recent steps: it begins anew, the counts stay
@@ -193,7 +201,9 @@ class Checkpoints:
 
     def conclude(self, step: int, metrics: dict[str, float] | None) -> None:
         """Notes that what was due at a step when it was saved has been done since; see `save`."""
-        write_whole(self.path(step) / CONCLUDED, json.dumps(metrics))
+        self.wait()
+        if first():
+            write_whole(self.path(step) / CONCLUDED, json.dumps(metrics))
         self._scores.pop(step, None)
 
     def manifest(self, step: int) -> Manifest:
@@ -234,14 +244,24 @@ class Checkpoints:
 
     def set_aside(self, step: int, folder: Path) -> Path:
         """Moves a step's folder into another one, under a name that is free there; returns where it is."""
-        folder.mkdir(parents=True, exist_ok=True)
-        return self.path(step).rename(free_path(folder, str(step)))
+
+        def move() -> Path:
+            folder.mkdir(parents=True, exist_ok=True)
+            return self.path(step).rename(free_path(folder, str(step)))
+
+        return on_first(move)
 
     def _load(self, step: int, manifest: Manifest, abstract: Any) -> Any:
-        context = ocp.Context()
-        context.pytree_options.loading.partial_load = True
-        with load_errors(step), context:
-            loaded = ocp.load(self.path(step), abstract)
+        loaded = None
+
+        def load() -> None:
+            nonlocal loaded
+            context = ocp.Context()
+            context.pytree_options.loading.partial_load = True
+            with load_errors(step), context:
+                loaded = ocp.load(self.path(step), abstract)
+
+        each(load)  # where one process cannot read its part, none goes on to compute
         leaves = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
         missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array)]
         if missing:

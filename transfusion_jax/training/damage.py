@@ -24,6 +24,9 @@ class DamagedCheckpoint(CheckpointError):
         super().__init__(f"checkpoint {step} is damaged: {reason}")
         self.step, self.reason = step, reason
 
+    def __reduce__(self) -> tuple[type[DamagedCheckpoint], tuple[int, str]]:
+        return type(self), (self.step, self.reason)  # to be raised on other processes, too
+
 
 @contextmanager
 def save_errors(step: int, steps: Sequence[int]) -> Iterator[None]:

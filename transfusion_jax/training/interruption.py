@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from transfusion_jax.errors import INTERRUPTED, UserError
+from transfusion_jax.parallel import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -115,4 +116,4 @@ def _exit(code: int) -> NoReturn:
     """Ends the process now, with its loader processes: no cleaning up that could hang."""
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(code)
+    processes.leave(code, "a signal")

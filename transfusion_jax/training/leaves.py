@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from transfusion_jax.parallel.sharding import to_host
 
 GOLDEN = 0x9E3779B9  # spreads places over all bits, as in MurmurHash3's finalizer below
 
@@ -38,9 +39,9 @@ def shape_text(shape: list | None) -> str:
 
 def checksums(tree: Any) -> dict[str, int]:
     """`{leaf name: checksum}`; waits for the leaves to be computed."""
-    names = leaf_names(tree)
-    values = np.asarray(_checksums(jax.tree.leaves(tree)))
-    return dict(zip(names, values.tolist(), strict=True))
+    leaves = jax.tree.leaves(tree)
+    values = to_host(_checksums(leaves))
+    return dict(zip(leaf_names(tree), values.tolist(), strict=True))
 
 
 @jax.jit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from transfusion_jax.config import Config
 from transfusion_jax.data.stream import Rows, batches
 from transfusion_jax.errors import CheckpointError, TrainingHalted
 from transfusion_jax.flops import peak_flops
+from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
 from transfusion_jax.training import badsteps
 from transfusion_jax.training.checkpoint import BEST, Checkpoints
@@ -101,14 +102,14 @@ def train(
         with stream as batch_of, open_writer(workdir, first) as writer:
             run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, state, next_row)
             if not concluded:
-                metrics = run.conclude(first, record_of(workdir.metrics, first), run.due(first))
-                checkpoints.conclude(first, run.held_out(metrics))
+                record = on_first(lambda: record_of(workdir.metrics, first))
+                checkpoints.conclude(first, run.held_out(run.conclude(first, record, run.due(first), saved=True)))
             step_function = make_step(task, config, mesh)
             outcome = Outcome(first)
             while outcome.step < config.steps and not outcome.interrupted:
                 step = outcome.step + 1
                 batch = to_global(next(batch_of), sharding)
-                run.state, report = step_function(run.state, batch)
+                run.state, report = step_function(run.state, batch, interruption.requested)
                 if step == first + 1:
                     jax.block_until_ready(report)
                     say(f"first step after {timer.restart():.1f} s, compilation included")
@@ -136,8 +137,8 @@ def start(
     """
     checkpoints.clean()
     abstract = abstract_state(task, config, mesh)
-    while checkpoints.steps:
-        newest = checkpoints.steps[-1]
+    while steps := on_first(lambda: checkpoints.steps):
+        newest = steps[-1]
         try:
             state, manifest = checkpoints.restore(newest, abstract)
         except DamagedCheckpoint as error:
@@ -187,6 +188,7 @@ class _Run:
     say: Callable[[str], None]
     state: State
     next_row: int
+    asked_to_end: bool = False  # by a signal to any process
     unseen: deque[tuple[int, Report]] = field(default_factory=deque)
 
     def after_step(self, step: int, report: Report, task: Task) -> Outcome:
@@ -195,7 +197,7 @@ class _Run:
         self.checkpoints.poll()
         self.timer.add(report.values)
         self.unseen.append((step, report))
-        stopping = self.interruption.requested
+        stopping = self.asked_to_end if count() > 1 else self.interruption.requested
         last = stopping or step == self.config.steps
         logging = last or step % loop.log_every == 0
         saving = last or step % loop.save_every == 0
@@ -205,11 +207,14 @@ class _Run:
         if logging:
             record = self.timer.read(step, task)
             self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
-        metrics = self.conclude(step, record, [] if stopping else due)
+            self.writer.record(step, record)  # before the checkpoint: a kill between the two must not lose it
         if saving:
             with self.timer.paused():
-                concluded = not (stopping and due)
-                self.checkpoints.save(self.state, self.next_row, self.held_out(metrics), concluded)
+                self.checkpoints.save(self.state, self.next_row, concluded=not due)
+        if due and not stopping:
+            metrics = self.conclude(step, record, due, saving)
+            if saving:
+                self.checkpoints.conclude(step, self.held_out(metrics))
         return Outcome(step, interrupted=stopping and bool(step < self.config.steps or due))
 
     def held_out(self, metrics: dict[str, float]) -> dict[str, float] | None:
@@ -229,31 +234,36 @@ class _Run:
         """
         while len(self.unseen) > (0 if newest_too else 1):
             step, report = self.unseen.popleft()
+            self.asked_to_end |= bool(report.asked_to_end)
             if int(report.verdict) != FINE:
                 bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
                 self.writer.bad_step(bad)
                 self.say(badsteps.sentence(bad))
                 if bad["in_a_row"] >= self.config.guard.max_in_a_row:
                     self.checkpoints.wait()
-                    raise TrainingHalted(badsteps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
+                    raise TrainingHalted(
+                        on_first(lambda: badsteps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
+                    )
 
-    def conclude(self, step: int, record: dict[str, float], due: list[Hook]) -> dict[str, float]:
-        """Calls the hooks that are due and logs the step; a signal meanwhile saves it without them."""
+    def conclude(self, step: int, record: dict[str, float], due: list[Hook], saved: bool) -> dict[str, float]:
+        """Calls the hooks that are due, and logs what they measured beside the step's record.
+
+        A signal meanwhile leaves without them, once the step is saved. One of many processes cannot save alone:
+        where the step is not saved yet, a signal to them waits for the hooks.
+        """
 
         def leave() -> None:
-            if record:  # before the checkpoint: a kill between the two must not lose it
-                self.writer.record(step, record)
-            self.checkpoints.save(self.state, self.next_row, None, concluded=False)
+            if not saved:
+                self.checkpoints.save(self.state, self.next_row, concluded=False)
             self.checkpoints.wait()
 
+        may_leave = self.interruption.may_leave(leave) if saved or count() == 1 else nullcontext()
         metrics: dict[str, float] = {}
-        if due:
-            weights = self.state.params if self.state.ema is None else self.state.ema
-            with self.interruption.may_leave(leave), jax.set_mesh(self.mesh), self.timer.paused():
-                for hook in due:
-                    metrics |= hook.function(step, weights, self.writer)
+        weights = self.state.params if self.state.ema is None else self.state.ema
+        with may_leave, jax.set_mesh(self.mesh), self.timer.paused():
+            for hook in due:
+                metrics |= hook.function(step, weights, self.writer)
         if metrics:
             self.say(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-        if record or metrics:
             self.writer.record(step, record | metrics)
         return metrics

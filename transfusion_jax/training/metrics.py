@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from transfusion_jax.parallel.processes import first
 from transfusion_jax.training.files import append_line, read_lines, write_lines
 from transfusion_jax.training.tensorboard import Events
 from transfusion_jax.training.workdir import Workdir
@@ -51,9 +52,28 @@ class Writer:
         self._events.image(step, name, image)
 
 
+class SilentWriter(Writer):
+    """That of all processes but the first, which writes for all."""
+
+    def __init__(self, workdir: Workdir):
+        self._workdir = workdir
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def bad_step(self, diagnosis: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def open_writer(workdir: Workdir, first_step: int) -> Iterator[Writer]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
+    if not first():
+        yield SilentWriter(workdir)
+        return
     for path in (workdir.metrics, workdir.bad_steps):
         keep_until(path, first_step)
     records = read_lines(workdir.metrics)

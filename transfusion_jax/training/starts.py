@@ -20,6 +20,7 @@ from transfusion_jax.config import Config, require
 from transfusion_jax.data.load import Data
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.errors import CheckpointError
+from transfusion_jax.parallel.processes import each, on_first
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, Manifest, is_checkpoint
 from transfusion_jax.training.files import free_path, read_lines, write_lines, write_whole
 from transfusion_jax.training.state import State, abstract_state, create_state
@@ -78,7 +79,7 @@ def begin(
         CheckpointError: a checkpoint that is asked for is not there, or damaged.
     """
     check_names(config, start.accept_changes)
-    if not workdir.exists():
+    if not on_first(workdir.exists):
         require(start.rewind_to is None, f"no run in {workdir.path} to rewind")
         _clear(workdir, say)
         if start.init_from:
@@ -88,7 +89,7 @@ def begin(
         else:
             workdir.begin(config, data, "start")
         return
-    changes = workdir.check(config, data, start.accept_changes)
+    changes = each(lambda: workdir.check(config, data, start.accept_changes))[0]
     if start.source:
         origin = workdir.manifest()["history"][0]
         require(
@@ -97,11 +98,11 @@ def begin(
             "choose another --workdir",
         )
     checkpoints, abstract = Checkpoints(workdir.checkpoints), abstract_state(task, config, mesh)
-    rewound = _rewound_at(start, workdir)
+    rewound = on_first(lambda: _rewound_at(start, workdir))
     if start.rewind_to is not None and (changes or not rewound):
         _rewind(start, abstract, config, data, workdir, changes, say)
     else:
-        _check_newest(checkpoints, abstract)  # before anything is written
+        each(lambda: _check_newest(checkpoints, abstract))  # before anything is written
         if rewound:
             say(f"rewound to step {start.rewind_to} already, at {rewound}: resuming")
         workdir.begin(config, data, "resume", accepted=changes)
@@ -162,10 +163,16 @@ def _fork(
     )
     state, _ = checkpoints.restore(step, abstract_state(task, config, mesh))
     parent = Workdir(checkpoints.directory.parent)
-    workdir.path.mkdir(parents=True, exist_ok=True)
-    for old, new in ((parent.metrics, workdir.metrics), (parent.bad_steps, workdir.bad_steps)):
-        if old.exists():
-            write_lines(new, [r | {"forked_from": start.fork_from} for r in read_lines(old) if r["step"] <= step])
+
+    def copy_records() -> None:
+        workdir.path.mkdir(parents=True, exist_ok=True)
+        for old, new in ((parent.metrics, workdir.metrics), (parent.bad_steps, workdir.bad_steps)):
+            if old.exists():
+                write_lines(
+                    new, [r | {"forked_from": start.fork_from} for r in read_lines(old) if r["step"] <= step]
+                )
+
+    on_first(copy_records)
     say(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
     event = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
     _save_first(state, manifest, config, data, workdir, event)
@@ -217,12 +224,17 @@ def _rewind(
             f"--skip-rows begins at {start.skip_rows[0]}, and step {to} has trained on every row before "
             f"{next_row}: rewind further, or skip later rows",
         )
-    kept = free_path(workdir.aside, "rewind")
-    kept.mkdir(parents=True)
-    for path in (workdir.metrics, workdir.bad_steps):  # training cuts them back
-        if path.exists():
-            write_whole(kept / path.name, path.read_text())
-    for step in reversed(checkpoints.steps):
+
+    def keep_records() -> Path:
+        kept = free_path(workdir.aside, "rewind")
+        kept.mkdir(parents=True)
+        for path in (workdir.metrics, workdir.bad_steps):  # training cuts them back
+            if path.exists():
+                write_whole(kept / path.name, path.read_text())
+        return kept
+
+    kept = on_first(keep_records)
+    for step in on_first(lambda: checkpoints.steps[::-1]):
         if step > to:
             checkpoints.set_aside(step, kept)
     say(f"rewound to step {to}; what came after it is kept in {kept}")
@@ -244,5 +256,5 @@ def _clear(workdir: Workdir, say: Callable[[str], None]) -> None:
     """Checkpoints of a run that was never begun, or whose config is gone, are set aside."""
     checkpoints = Checkpoints(workdir.checkpoints)
     checkpoints.clean()
-    for step in checkpoints.steps:
+    for step in on_first(lambda: checkpoints.steps):
         say(f"checkpoint {step} belongs to no run; moved to {checkpoints.set_aside(step, workdir.aside)}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -30,27 +32,46 @@ class Report:
     leaf_squares: jax.Array  # each gradient's sum of squares, in the order of the parameters' leaves
     row: jax.Array  # the rows' numbers, [B]
     row_loss: jax.Array  # each row's share of the loss, [B]
+    asked_to_end: jax.Array | None = None  # whether any process was asked to, when it sent off the step
 
 
-def make_step(task: Task, config: Config, mesh: Mesh) -> Callable[[State, Any], tuple[State, Report]]:
-    """A compiled `(state, batch) → (state, report)`; it gives its input state's memory to the new one."""
+def make_step(task: Task, config: Config, mesh: Mesh) -> Callable[..., tuple[State, Report]]:
+    """A compiled `(state, batch, asked_to_end=False) → (state, report)`.
+
+    It gives its input state's memory to the new one. `asked_to_end` is this process's own word; the report has that
+    of all, so that they end after the same step.
+    """
+    program = step_program(task, config, mesh)
+
+    @functools.cache
+    def flags(value: bool) -> jax.Array:
+        return jax.make_array_from_callback((mesh.size,), _every_device(mesh), lambda index: np.full(1, value))
+
+    def run(state: State, batch: Any, asked_to_end: bool = False) -> tuple[State, Report]:
+        with jax.set_mesh(mesh):
+            return program(state, batch, flags(asked_to_end))
+
+    return run
+
+
+def step_program(task: Task, config: Config, mesh: Mesh) -> Any:
+    """The jitted `(state, batch, flags) → (state, report)`, `flags` being a bool for each device of the mesh."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh))
 
-    def step(state: State, batch: Any) -> tuple[State, Report]:
-        return train_step(task, config, state, batch)
+    def step(state: State, batch: Any, asked: jax.Array) -> tuple[State, Report]:
+        state, report = train_step(task, config, state, batch)
+        return state, replace(report, asked_to_end=jnp.any(asked))
 
-    compiled = jax.jit(
+    return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), _every_device(mesh)),
         out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
 
-    def run(state: State, batch: Any) -> tuple[State, Report]:
-        with jax.set_mesh(mesh):
-            return compiled(state, batch)
 
-    return run
+def _every_device(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P(mesh.axis_names))
 
 
 def train_step(task: Task, config: Config, state: State, batch: Any) -> tuple[State, Report]:

@@ -12,8 +12,8 @@ import numpy as np
 from transfusion_jax import config as configs
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, one_of, require
 from transfusion_jax.errors import CheckpointError
-from transfusion_jax.parallel.sharding import axis_names
-from transfusion_jax.training.checkpoint import PARTS, Checkpoints, to_devices
+from transfusion_jax.parallel.sharding import axis_names, replicated, to_host
+from transfusion_jax.training.checkpoint import PARTS, Checkpoints
 from transfusion_jax.training.leaves import leaf_names, leaf_shapes, shape_text
 
 ACTIONS = ("grow", "fresh", "drop")
@@ -87,13 +87,14 @@ def transplant(
         if action in ("take", "grow"):
             leaf = leaves[name][1]
             abstract = jax.ShapeDtypeStruct(old[name][1], leaf.dtype, sharding=leaf.sharding)
-            _put(wanted, name, abstract if action == "take" else to_devices(abstract))
+            whole = jax.ShapeDtypeStruct(abstract.shape, abstract.dtype, sharding=replicated(leaf.sharding))
+            _put(wanted, name, abstract if action == "take" else whole)
     loaded = checkpoints.weights(step, which, wanted) if wanted else {}
     taken = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
     result = []
     for name, (path, leaf) in leaves.items():
         if actions[name] == "grow":
-            grown = _grow(name, path, np.asarray(taken[name]), np.array(leaf), old_model, model)
+            grown = _grow(name, path, np.asarray(taken[name]), np.array(to_host(leaf)), old_model, model)
             result.append(jax.device_put(grown, leaf.sharding))
         else:
             result.append(taken.get(name, leaf))

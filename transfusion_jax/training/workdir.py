@@ -20,6 +20,7 @@ from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.flops import count_parameters
+from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.training.files import write_whole
 
 DAMAGED = "damaged checkpoint"
@@ -106,6 +107,11 @@ class Workdir:
             skip_rows: stretches `[begin, end)` of the stream to leave out, beside those that are already.
             details: more for the history; what is empty is left out.
         """
+        on_first(lambda: self._begin(new, data, event, skip_rows, details))
+
+    def _begin(
+        self, new: Config, data: Data, event: str, skip_rows: Sequence[tuple[int, int]], details: dict[str, Any]
+    ) -> None:
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
         self.path.mkdir(parents=True, exist_ok=True)
         tokenizer.save(data.codec.tokenizer, self.path)
@@ -118,9 +124,13 @@ class Workdir:
 
     def remember(self, event: str, **details: Any) -> None:
         """Adds an entry to the manifest's history."""
-        manifest = self.manifest()
-        manifest["history"].append(_entry(event, details))
-        self._write_manifest(manifest)
+
+        def add() -> None:
+            manifest = self.manifest()
+            manifest["history"].append(_entry(event, details))
+            self._write_manifest(manifest)
+
+        on_first(add)
 
     def config(self) -> Config:
         """The run's config.

@@ -1,0 +1,207 @@
+"""The processes of a run: how they find each other, agree with each other, and learn that one of them has failed.
+
+Everything here goes through the key-value store of JAX's coordination service, not through devices: it works before
+there is a mesh, and it has deadlines. All processes must call the same functions in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import importlib.util
+import itertools
+import os
+import pickle
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
+
+import jax
+from jax._src.distributed import global_state  # the store has no public name (jax 0.10, 0.11)
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.errors import LostProcess, UserError
+
+T = TypeVar("T")
+
+PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
+PATIENCE = 600  # seconds that processes wait for each other: one may be planning rows, or loading, for that long
+FOUND_IN = 300  # seconds for all processes to start
+WATCH_EVERY = 1.0  # seconds
+GRACE = 1.0  # seconds for this process to find by itself what made another one end
+FAILED = "transfusion/failed"
+LOSSES = ("UNAVAILABLE", "Gloo", "Connection reset", "Connection closed", "heartbeat", "coordination service")
+
+_numbers = itertools.count()
+_leaving = threading.Event()
+
+
+def connect() -> None:
+    """Joins this process to the others of its run, where there are others; before any use of JAX's devices.
+
+    In this order: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name them; this is a Slurm
+    step of several tasks; this is a host of a TPU slice, which JAX asks its metadata about.
+
+    Raises:
+        ConfigError: the variables are incomplete or wrong.
+        LostProcess: the others do not answer.
+    """
+    if jax.distributed.is_initialized():
+        return
+    arguments = how_to_connect(os.environ)
+    if arguments is None:
+        return
+    try:
+        jax.distributed.initialize(initialization_timeout=FOUND_IN, **arguments)
+    except (RuntimeError, ValueError) as error:
+        raise LostProcess(f"the processes of this run do not find each other: {_line(error)}") from error
+    if count() > 1:
+        sys.excepthook = _end_on_exception
+        ended = threading.Event()
+        watcher = threading.Thread(target=_watch_for_failure, args=(ended,), daemon=True)
+        watcher.start()
+        atexit.register(watcher.join)  # after the next, and before JAX's own
+        atexit.register(ended.set)
+
+
+def how_to_connect(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of `jax.distributed.initialize`; None where this process is alone.
+
+    Raises:
+        ConfigError: the variables are incomplete or wrong.
+    """
+    given = [environment.get(name, "") for name in PLAIN]
+    if any(given):
+        address, processes, process = given
+        numbers = processes.isdigit() and process.isdigit() and int(process) < int(processes)
+        if not numbers or ":" not in address:
+            names = ", ".join(f"{name}={value}" for name, value in zip(PLAIN, given, strict=True))
+            raise ConfigError(
+                f"many processes need host:port, their number, and a number below it each, not {names}"
+            )
+        return dict(coordinator_address=address, num_processes=int(processes), process_id=int(process))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        one_each = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
+        # JAX gives every task of Slurm one GPU; a task that has its node alone takes all of them.
+        return dict(cluster_detection_method="slurm") | (dict(local_device_ids=[]) if one_each else {})
+    on_tpu = any(os.path.exists(name) for name in TPU_FILES) and importlib.util.find_spec("libtpu") is not None
+    told_otherwise = not environment.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    alone = environment.get("TPU_WORKER_HOSTNAMES", ",").count(",") == 0
+    return None if not on_tpu or told_otherwise or alone else {}
+
+
+def count() -> int:
+    """How many processes there are; needs no device."""
+    return global_state.num_processes or 1
+
+
+def index() -> int:
+    """This process's number; needs no device."""
+    return global_state.process_id or 0
+
+
+def first() -> bool:
+    """Whether this is the process that writes for all."""
+    return index() == 0
+
+
+def each(function: Callable[[], T]) -> list[T]:
+    """What the function returns on every process, in their order, everywhere.
+
+    Raises:
+        UserError: what it raised on any process is raised on all.
+        LostProcess: a process does not answer.
+    """
+    if count() == 1:
+        return [function()]
+    outcome: Any
+    try:
+        outcome = function()
+    except UserError as error:
+        outcome = error
+    outcomes = [pickle.loads(base64.b64decode(text)) for text in _gather(base64.b64encode(pickle.dumps(outcome)))]
+    for number, other in enumerate(outcomes):  # the first error of all, everywhere
+        if isinstance(other, UserError):
+            other.args = (f"process {number}: {other}",) if number else other.args
+            raise other
+    return outcomes
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """What the function returns on the first process, which alone calls it, once all have come here; they wait.
+
+    Raises:
+        UserError: what it raised there is raised on all.
+    """
+    each(lambda: None)
+    return each(lambda: function() if first() else None)[0]  # type: ignore[return-value]
+
+
+def leave(code: int, reason: str) -> NoReturn:
+    """Ends this process now, and tells the others why, so that none of them waits for it."""
+    _leaving.set()
+    if global_state.client is not None:
+        try:
+            global_state.client.key_value_set(FAILED, f"{index()} {reason}")
+            time.sleep(2 if first() else 0)  # the store ends with the first process
+        except jax.errors.JaxRuntimeError:
+            pass  # another one failed before, or the store is gone
+    os._exit(code)
+
+
+def _gather(text: bytes) -> list[str]:
+    client, key = global_state.client, f"transfusion/{next(_numbers)}"
+    assert client is not None
+    end = time.monotonic() + PATIENCE
+
+    def get(name: str) -> str:
+        left = max(int(1000 * (end - time.monotonic())), 1)
+        return str(client.blocking_key_value_get(name, left))
+
+    try:
+        client.key_value_set(f"{key}/{index()}", text.decode())
+        if first():
+            joined = "\n".join(get(f"{key}/{number}") for number in range(count()))
+            client.key_value_set(f"{key}/all", joined)
+        return get(f"{key}/all").split("\n")
+    except jax.errors.JaxRuntimeError as error:
+        raise LostProcess(f"a process has not answered for {PATIENCE} s: {_line(error)}") from error
+
+
+def _watch_for_failure(ended: threading.Event) -> None:
+    """Ends this process as soon as another has said that it failed."""
+    client = global_state.client
+    assert client is not None
+    while not ended.wait(WATCH_EVERY):
+        try:
+            number, _, reason = str(client.key_value_try_get(FAILED)).partition(" ")
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                continue
+            return  # the store is gone: JAX ends this process, too
+        if not _leaving.wait(GRACE) and int(number) != index():
+            print(f"transfusion: process {number} has ended: {reason}", file=sys.stderr, flush=True)
+            os._exit(LostProcess.exit_code)
+        return
+
+
+def _end_on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own way out would wait for the others for minutes."""
+    lost = isinstance(error, RuntimeError | ValueError) and any(word in str(error) for word in LOSSES)
+    if lost:
+        time.sleep(5)  # a process that could say why it ended has said so by then, and this one has ended, too
+        message = f"another process is gone; run the same command again ({_line(error)})"
+        print(f"transfusion: {message}", file=sys.stderr)
+        leave(LostProcess.exit_code, message)
+    traceback.print_exception(kind, error, trace)
+    leave(1, _line(error))
+
+
+def _line(error: BaseException) -> str:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) < 250 else f"{line[:250]} …"
