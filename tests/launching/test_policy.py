@@ -14,7 +14,8 @@ from transfusion_jax.launching.policy import combine, restarts
         ([134, 3], 3),
         ([1, 74], 74),
         ([75, 137], 75),  # the state was saved before one of them was killed
-        ([134, 76], 76),
+        ([76, 76, 137], 137),  # those that lost another one may end before it
+        ([76, 76], 76),
         ([1, 134], 1),  # the first to fail is the cause
         ([0, 137, 134], 137),
     ],

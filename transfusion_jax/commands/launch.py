@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from transfusion_jax.config import require
-from transfusion_jax.launching import local
+from transfusion_jax.launching import local, slurm
 
-TARGETS = (local,)
+TARGETS = (local, slurm)
 EPILOG = (
     "After -- stands any other command, as in: "
     "transfusion launch local --processes 4 -- train --config configs/debug.py --workdir runs/debug"
@@ -26,12 +26,12 @@ def add_parser(commands: Any) -> None:
     for target in targets.choices.values():
         target.usage = f"{target.prog} [OPTION…] -- COMMAND…"
         target.epilog = EPILOG
-    parser.set_defaults(run=run, takes_overrides=False)
+    parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Launches, and returns the exit code: for `local` the job's, elsewhere that of submitting it."""
-    del overrides
+    require(not overrides, "--config.… is an option of the command that stands after --")
     require(
         arguments.command, "launch needs -- and a command after it, such as -- train --config configs/debug.py …"
     )

@@ -40,6 +40,7 @@ def launch(arguments: argparse.Namespace) -> int:
     require(
         arguments.devices_per_process > 0, f"--devices-per-process {arguments.devices_per_process} must be positive"
     )
+    require(arguments.dry_run or not arguments.json, "--json goes with --dry-run")
     job = make_job(arguments, arguments.processes)
     if arguments.dry_run:
         _print(_programs(job, arguments), job, arguments.json)

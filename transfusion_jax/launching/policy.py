@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transfusion_jax.errors import INTERRUPTED, StorageError, TrainingHalted, UserError
+from transfusion_jax.errors import INTERRUPTED, LostProcess, StorageError, TrainingHalted, UserError
 
-HUNG = 76  # EX_PROTOCOL of sysexits.h: a watchdog ended a process whose peers did not answer
 STOP = (UserError.exit_code, TrainingHalted.exit_code, StorageError.exit_code)  # running again would change nothing
-AGAIN = (
-    INTERRUPTED,
-    HUNG,
-)  # nothing is wrong with the job itself: these restarts are not counted where that can be
 
 
 def restarts(code: int) -> bool:
@@ -22,10 +17,12 @@ def restarts(code: int) -> bool:
 def combine(codes: Sequence[int]) -> int:
     """The exit code of a job from those of its processes, in the order in which they ended.
 
-    The first of `STOP` and `AGAIN` that occurs says most: processes whose peer has gone are aborted, whatever made
-    it go. Otherwise the first that failed is the cause.
+    A process that knows why to stop, or that the state is saved, speaks for all. Otherwise the first that failed is
+    the cause, unless all it says is that it lost another one.
     """
-    for code in (*STOP, *AGAIN):
+    for code in (*STOP, INTERRUPTED):
         if code in codes:
             return code
-    return next((code for code in codes if code), 0)
+    failed = [code for code in codes if code]
+    causes = [code for code in failed if code != LostProcess.exit_code]
+    return (causes or failed or [0])[0]
