@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 
-from transfusion_jax import flops
-from transfusion_jax.config import Config
+import jax
 
-WRITE_RATE = 200e6  # bytes per second that one host is taken to write to a bucket or a shared disk
+from transfusion_jax.config import Config
+from transfusion_jax.planning.plan import HOST_RATE
+from transfusion_jax.planning.sizes import state_shapes
+from transfusion_jax.training.transfusion import TransfusionTask
+
 MARGIN = 60  # seconds: the end of the running step, and what a save does besides writing
+SLOWER = 2  # a job is given this many times the writing time that `transfusion plan` expects
 UNKNOWN = 300  # seconds, where no config says how large the state is
 
 
 def grace_seconds(config: Config | None, hosts: int) -> int:
-    """The margin and the time in which `hosts` write one checkpoint.
-
-    Parameters, both moments and an average of the weights are taken as float32.
-    """
+    """The margin and, twice, the time in which `hosts` write one checkpoint as `transfusion plan` counts."""
     if config is None:
         return UNKNOWN
-    copies = 3 + bool(config.optimizer.ema_decay)
-    size = 4 * copies * flops.count_parameters(config.model).total
-    return MARGIN + math.ceil(size / (hosts * WRITE_RATE))
+    size = sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_shapes(TransfusionTask(config), config))
+    )
+    return MARGIN + math.ceil(SLOWER * size / (hosts * HOST_RATE))

@@ -13,6 +13,7 @@ import numpy as np
 from transfusion_jax.parallel.processes import first
 from transfusion_jax.training.files import append_line, read_lines, write_lines
 from transfusion_jax.training.tensorboard import Events
+from transfusion_jax.training.tracking import Tracker
 from transfusion_jax.training.workdir import Workdir
 
 
@@ -22,8 +23,8 @@ class Writer:
     Its functions raise StorageError or OSError where they cannot write.
     """
 
-    def __init__(self, workdir: Workdir, events: Events, newest: int | None):
-        self._workdir, self._events, self._newest = workdir, events, newest
+    def __init__(self, workdir: Workdir, events: Events, newest: int | None, tracker: Tracker | None = None):
+        self._workdir, self._events, self._newest, self._tracker = workdir, events, newest, tracker
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """One object in `metrics.jsonl` and the same scalars in TensorBoard; what is not finite is left out.
@@ -38,6 +39,8 @@ class Writer:
             append_line(self._workdir.metrics, record)
         self._newest = step
         self._events.scalars(step, finite)
+        if self._tracker:
+            self._tracker.record(step, finite)
 
     def bad_step(self, diagnosis: dict[str, Any]) -> None:
         """One object in `bad_steps.jsonl`."""
@@ -50,6 +53,8 @@ class Writer:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An image `[H, W, 3]` uint8 in TensorBoard."""
         self._events.image(step, name, image)
+        if self._tracker:
+            self._tracker.image(step, name, image)
 
 
 class SilentWriter(Writer):
@@ -69,7 +74,7 @@ class SilentWriter(Writer):
 
 
 @contextmanager
-def open_writer(workdir: Workdir, first_step: int) -> Iterator[Writer]:
+def open_writer(workdir: Workdir, first_step: int, tracker: Tracker | None = None) -> Iterator[Writer]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
     if not first():
         yield SilentWriter(workdir)
@@ -79,7 +84,7 @@ def open_writer(workdir: Workdir, first_step: int) -> Iterator[Writer]:
     records = read_lines(workdir.metrics)
     events = Events(workdir.tensorboard, first_step + 1)
     try:
-        yield Writer(workdir, events, records[-1]["step"] if records else None)
+        yield Writer(workdir, events, records[-1]["step"] if records else None, tracker)
     finally:
         events.close()
 
