@@ -7,12 +7,21 @@ from pathlib import Path
 
 import jax
 
+from transfusion_jax.errors import UserError
+
 KEPT = ("gpu", "tpu")  # backends whose compiled programs are kept; why not CPU's: docs/decisions.md
 
 
 def cache_folder() -> Path:
-    """`$TRANSFUSION_CACHE`, or `~/.cache/transfusion_jax`."""
-    return Path(os.environ.get("TRANSFUSION_CACHE") or "~/.cache/transfusion_jax").expanduser()
+    """`$TRANSFUSION_CACHE`, or `~/.cache/transfusion_jax`.
+
+    Raises:
+        UserError: it is no local folder.
+    """
+    folder = os.environ.get("TRANSFUSION_CACHE") or "~/.cache/transfusion_jax"
+    if "://" in folder:
+        raise UserError(f"TRANSFUSION_CACHE must be a local folder, not {folder}: its files are mapped into memory")
+    return Path(folder).expanduser()
 
 
 def keep_programs() -> None:
