@@ -44,6 +44,7 @@ EXECUTION = {
     "loop.keep_every",
     "loop.evaluate_every",
     "loop.sample_every",
+    "loop.hang_after",
 }
 
 
@@ -71,7 +72,7 @@ def test_a_config_survives_its_own_json(name):
         ("optimiser.learning_rate=1", "unknown config key optimiser: did you mean 'optimizer'?"),
         ("optimizer.learnin_rate=1", "unknown config key optimizer.learnin_rate: did you mean 'learning_rate'?"),
         ("data.sources.pairs.wieght=1", "key data.sources.pairs.wieght: did you mean 'weight'?"),
-        ("mesh.zzz=1", "unknown config key mesh.zzz: valid: data, fsdp, context, tensor"),
+        ("mesh.zzz=1", "unknown config key mesh.zzz: valid: context, data, fsdp, tensor"),
         ("model.attention='flush'", "model.attention is 'flush'; valid: auto, blocked, gpu, reference, tpu"),
         ("model.remat=ful", "model.remat is 'ful'; did you mean 'full'?"),
         ("evaluation.suites=['losses']", "evaluation.suites is 'losses'; did you mean 'loss'?"),

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from transfusion_jax import __version__
-from transfusion_jax.commands import doctor, evaluate, prepare, sample, train
+from transfusion_jax.commands import doctor, evaluate, plan, prepare, sample, train
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.parallel import processes
 
-COMMANDS = (prepare, doctor, train, sample, evaluate)
+COMMANDS = (prepare, doctor, train, sample, evaluate, plan)
 OVERRIDE = "--config."
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,17 +23,21 @@ EVERYTHING = {  # packing, mixing and caption dropout are in the config; the res
     "loop.save_every": SAVE_EVERY,
     "loop.evaluate_every": 8,
 }
-TIMINGS = ("elements_per_second", "tflops_per_second", "mfu")
+TIMINGS = ("elements_per_second", "tflops_per_second", "mfu", "seconds_per_step", "data_wait_per_step")
+TIMINGS += ("goodput", "host/", "memory/", "lost_steps", "restarts")
 PATIENCE = 300  # seconds for anything to happen
 
 
 class Training:
-    """`transfusion train` on configs/debug.py, in a session of its own."""
+    """`transfusion train` on configs/debug.py, in a session of its own; `joined` is its place among many."""
 
-    def __init__(self, workdir, *flags, program=("-m", "transfusion_jax.cli"), devices=1, **changes):
+    def __init__(self, workdir, *flags, program=("-m", "transfusion_jax.cli"), devices=1, joined=(), **changes):
         fields = EVERYTHING | {name.replace("__", "."): value for name, value in changes.items()}
         overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            **dict(joined),
+        }
         command = ["train", "--config", "configs/debug.py", "--workdir", str(workdir), *overrides, *flags]
         self.workdir = Path(workdir)
         self.begun = time.monotonic()
@@ -109,6 +114,46 @@ class Training:
                 self._more.notify_all()
         with self._more:
             self._more.notify_all()
+
+
+class Many:
+    """The same training in several processes, which begin together; `apart` changes fields of one of them."""
+
+    def __init__(self, workdir, processes, *flags, apart=None, **options):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+        self.all = [
+            Training(
+                workdir,
+                *flags,
+                joined=place | {"JAX_PROCESS_ID": str(number)},
+                **options | (apart or {}).get(number, {}),
+            )
+            for number in range(processes)
+        ]
+
+    def __getitem__(self, number):
+        return self.all[number]
+
+    def signal(self, number):
+        for training in self.all:
+            training.signal(number)
+
+    def kill(self):
+        """kill -9 to all; returns the last step that the metrics hold."""
+        self.signal(signal.SIGKILL)
+        self.end()
+        return newest_step(self[0].workdir)
+
+    def end(self):
+        """Waits for all to end, and returns their exit codes."""
+        return [training.end() for training in self.all]
+
+    @property
+    def text(self):
+        return "\n".join(f"process {i}:\n{training.text}" for i, training in enumerate(self.all))
 
 
 def finish(workdir, *flags, **options):

@@ -193,12 +193,14 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    first_moment: str = "float32"  # or "bfloat16": two bytes less for each parameter
     weight_decay: float = 0.1  # on matrices only
     gradient_clip: float = 1.0  # largest global norm; 0 turns clipping off
     ema_decay: float = 0.0  # 0 keeps no average of the weights
 
     def __post_init__(self) -> None:
         positive(self, "optimizer.", "learning_rate", "epsilon")
+        one_of("optimizer.first_moment", self.first_moment, ("float32", "bfloat16"))
         require(self.warmup_steps >= 0, "optimizer.warmup_steps must not be negative")
         require(
             0 <= self.final_learning_rate <= self.learning_rate,
@@ -270,7 +272,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Cadence of the training loop, in steps; 0 turns a thing off."""
+    """Cadence of the training loop, in steps but where it says otherwise; 0 turns a thing off."""
 
     log_every: int = execution(10)
     save_every: int = execution(1000)
@@ -278,10 +280,11 @@ class LoopConfig:
     keep_every: int = execution(0)  # checkpoints at multiples of this step are kept for good
     evaluate_every: int = execution(1000)
     sample_every: int = execution(0)
+    hang_after: int = execution(1800)  # seconds without a step or an evaluation that end the process
 
     def __post_init__(self) -> None:
         positive(self, "loop.", "log_every", "save_every", "keep")
-        for name in ("keep_every", "evaluate_every", "sample_every"):
+        for name in ("keep_every", "evaluate_every", "sample_every", "hang_after"):
             require(getattr(self, name) >= 0, f"loop.{name} must not be negative")
         require(
             self.keep_every % self.save_every == 0,

@@ -12,7 +12,7 @@ from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.parallel.sharding import split_rows, to_host
+from transfusion_jax.parallel.sharding import split, to_host
 from transfusion_jax.training.transfusion import TransfusionTask
 
 
@@ -40,7 +40,9 @@ def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> di
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(task: TransfusionTask, params: Params, batch: Batch, key: jax.Array) -> tuple:
-    token_loss, token_weight, image_loss, _ = task.element_losses(params, split_rows(batch), key)
+    token_loss, token_weight, image_loss, _ = task.element_losses(
+        params, jax.tree.map(lambda x: split(x, "batch"), batch), key
+    )
     return token_loss, token_weight, image_loss
 
 

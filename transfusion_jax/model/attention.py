@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.kernels import gpu as gpu_kernel
 from transfusion_jax.kernels import tpu as tpu_kernel
@@ -15,7 +14,7 @@ from transfusion_jax.kernels.blocked import blocked
 from transfusion_jax.kernels.parts import MASKED
 from transfusion_jax.kernels.target import platform
 from transfusion_jax.model.spans import Spans, dense_mask
-from transfusion_jax.parallel.sharding import element_sharding
+from transfusion_jax.parallel.sharding import partition
 
 FEW_QUERIES = 128  # with fewer, as in decoding, a kernel's blocks would be mostly empty
 
@@ -84,9 +83,9 @@ def over_devices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
         return function
 
     def split(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-        rows, elements = element_sharding(mesh, *q.shape[:2])
-        queries, keys = P(rows, elements, "tensor", None), P(rows, None, "tensor", None)
-        spans = P(rows, elements)
+        queries = partition(mesh, q.shape, "batch", "elements", "heads")
+        keys = partition(mesh, k.shape, "batch", None, "heads")
+        spans = partition(mesh, start.shape, "batch", "elements")
         specs = (queries, keys, keys, spans, spans)
         return jax.shard_map(function, in_specs=specs, out_specs=queries, check_vma=False)(q, k, v, start, end)
 

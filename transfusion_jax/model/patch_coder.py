@@ -10,6 +10,7 @@ from flax import nnx
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.model.trunk import dot, normal
+from transfusion_jax.parallel.sharding import split
 
 TIMESTEP_FEATURES = 256
 
@@ -47,8 +48,8 @@ class LinearPatchCoder(nnx.Module):
             `[…, patches, width]` in row-major order, and None.
         """
         features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(latents.dtype)
-        hidden = jax.nn.silu(dot(features, self.timestep_in) + self.timestep_in_bias[...])
-        timestep = dot(hidden, self.timestep_out) + self.timestep_out_bias[...]
+        hidden = jax.nn.silu(split(dot(features, self.timestep_in) + self.timestep_in_bias[...], "batch"))
+        timestep = split(dot(hidden, self.timestep_out) + self.timestep_out_bias[...], "batch")
         patches = patchify(latents, self.config.patch_size)
         return dot(patches, self.patch_in) + self.patch_in_bias[...] + timestep[..., None, :], None
 

@@ -21,6 +21,7 @@ from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.model.patch_coder import PATCH_CODERS
 from transfusion_jax.model.spans import Array, Spans
 from transfusion_jax.model.trunk import Cache, Trunk, compute_dtype, dot, normal
+from transfusion_jax.parallel.sharding import split
 
 Params = dict[str, Any]
 
@@ -112,12 +113,12 @@ class Transfusion(nnx.Module):
         timesteps: jax.Array,
     ) -> tuple[jax.Array, Any]:
         """See `Model.embed`."""
-        text = self.embedding[...][tokens]
+        text = split(self.embedding[...])[tokens]  # of the whole table
         patches, skips = self.patch_coder.encode(latents.astype(text.dtype), timesteps)  # [B, N, P, width]
-        flat = patches.reshape(len(tokens), -1, patches.shape[-1])
+        flat = split(patches, "batch").reshape(len(tokens), -1, patches.shape[-1])
         index = jnp.maximum(image_slot, 0) * self.config.patches + patch_index
         placed = jnp.take_along_axis(flat, index[..., None], axis=1)
-        return jnp.where((image_slot >= 0)[..., None], placed, text), skips
+        return split(jnp.where((image_slot >= 0)[..., None], placed, text), "batch", "elements"), skips
 
     def text_logits(self, hidden: jax.Array) -> jax.Array:
         """See `Model.text_logits`."""
@@ -137,7 +138,7 @@ def gather_patches(hidden: jax.Array, image_slot: Array, images: int, patches: i
     """
     first = jnp.argmax(image_slot[:, None, :] == jnp.arange(images)[:, None], axis=-1)  # [B, N]
     index = jnp.minimum(first[..., None] + jnp.arange(patches), hidden.shape[1] - 1).reshape(len(hidden), -1)
-    gathered = jnp.take_along_axis(hidden, index[..., None], axis=1)
+    gathered = jnp.take_along_axis(split(hidden, "batch"), index[..., None], axis=1)
     return gathered.reshape(len(hidden), images, patches, -1)
 
 

@@ -56,6 +56,7 @@ def connect() -> None:
     arguments = how_to_connect(os.environ)
     if arguments is None:
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     try:
         jax.distributed.initialize(initialization_timeout=FOUND_IN, **arguments)
     except (RuntimeError, ValueError) as error:

@@ -109,41 +109,35 @@ def replicated(sharding: Sharding) -> Sharding:
     return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else sharding
 
 
-def element_sharding(mesh: Any, rows: int, elements: int) -> P:
-    """How `[rows, elements, …]` is split: each axis where its parts are equal.
+def partition(mesh: Any, shape: tuple[int, ...], *names: str | None) -> P:
+    """How an array's leading axes of these names are split: each where its parts are equal, else not.
 
     Args:
         mesh: a mesh, or an abstract one.
-        rows: of the batch, or of a part of it.
-        elements: of each row.
+        shape: the array's.
+        names: fields of `Rules`; None, and what is not named, is whole.
     """
-    rules = Rules()
 
-    def split(axes: Axes, size: int) -> Axes:
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None
+    def split(name: str | None, size: int) -> Axes:
+        axes: Axes = None if name is None else getattr(Rules(), name)
+        parts = [mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())]
+        return axes if size % math.prod(parts) == 0 else None
 
-    return P(split(rules.batch, rows), split(rules.elements, elements))
+    return P(*(split(name, size) for name, size in zip(names, shape, strict=False)))
 
 
-def split_elements(x: jax.Array) -> jax.Array:
-    """Activations `[B, T, …]`, split over the mesh in scope, if there is one."""
+def split(x: jax.Array, *names: str | None) -> jax.Array:
+    """An activation, split by the names of its leading axes over the mesh in scope, if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, element_sharding(mesh, *x.shape[:2]))
+    return jax.lax.with_sharding_constraint(x, partition(mesh, x.shape, *names))
 
 
-def split_rows(tree: Any) -> Any:
-    """Arrays `[B, …]`, split over the mesh in scope, if there is one."""
+def is_split(name: str) -> bool:
+    """Whether the mesh in scope splits axes of this name."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return tree
-
-    def split(x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, P(element_sharding(mesh, len(x), 1)[0]))
-
-    return jax.tree.map(split, tree)
+    return not mesh.empty and partition(mesh, (1,), name) == P(None)
 
 
 def to_host(tree: Any) -> Any:

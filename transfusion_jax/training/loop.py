@@ -14,10 +14,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from transfusion_jax.config import Config
 from transfusion_jax.data.stream import Rows, batches
-from transfusion_jax.errors import CheckpointError, TrainingHalted
+from transfusion_jax.errors import CheckpointError, TrainingHalted, some
 from transfusion_jax.flops import peak_flops
+from transfusion_jax.parallel import residence
 from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
+from transfusion_jax.planning import measured
 from transfusion_jax.storage import within
 from transfusion_jax.training import badsteps
 from transfusion_jax.training.checkpoint import BEST, Checkpoints
@@ -30,6 +32,9 @@ from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.step import Report, make_step
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.timer import Timer
+from transfusion_jax.training.tracking import open_tracker
+from transfusion_jax.training.watch import NOTHING_MORE, Watch, Watching
+from transfusion_jax.training.watchdog import watchdog
 from transfusion_jax.training.workdir import DAMAGED, Workdir
 
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
@@ -63,6 +68,7 @@ def train(
     interruption: Interruption,
     hooks: tuple[Hook, ...] = (),
     say: Callable[[str], None] = print,
+    watching: Watching = NOTHING_MORE,
 ) -> Outcome:
     """Trains to the config's last step, from the newest checkpoint in the workdir or from the start.
 
@@ -75,6 +81,7 @@ def train(
         interruption: the signals that end training early.
         hooks: evaluations and drawings.
         say: prints a line for the user.
+        watching: what else to look at while it trains.
 
     Raises:
         TrainingHalted: the guard stopped it; nothing was saved since the last checkpoint.
@@ -84,12 +91,14 @@ def train(
     say(f"mesh {dict(mesh.shape)}; peak {peak / 1e12:.2f} TFLOP/s per device ({origin})")
     loop = config.loop
     with (
+        watchdog(loop.hang_after) as beat,
         ExitStack() as until_first_step,
         Checkpoints(workdir.checkpoints, loop.keep, loop.keep_every, workdir.about()) as checkpoints,
     ):
         until_first_step.enter_context(interruption.may_leave())
         state, next_row, concluded = start(task, config, mesh, checkpoints, workdir, say)
         first = int(state.step)
+        say_where(state, abstract_state(task, config, mesh), say)
         if first >= config.steps and concluded:
             say(
                 f"{workdir.path} is done: {first} of {config.steps} steps. "
@@ -100,26 +109,40 @@ def train(
         local = local_rows(sharding, config.batch_rows)
         stream = batches(rows, next_row, config.batch_rows, local, config.data.workers, say)
         timer = Timer(first, peak * mesh.size, mesh.size)
-        with stream as batch_of, open_writer(workdir, first) as writer:
-            run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, state, next_row)
+        watch = Watch(workdir, first, config.steps, timer, watching, say)
+        tracking = open_tracker(watching.wandb, workdir, config, say)
+        with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker) as writer:
+            run = _Run(
+                config, mesh, checkpoints, writer, interruption, hooks, timer, watch, say, beat, state, next_row
+            )
             if not concluded:
                 record = on_first(lambda: record_of(workdir.metrics, first))
                 metrics = run.conclude(first, record, run.due(first), saved=True)
                 writer.flush()
                 checkpoints.conclude(first, run.held_out(metrics))
             step_function = make_step(task, config, mesh)
-            outcome = Outcome(first)
+            outcome, compared = Outcome(first), False
             while outcome.step < config.steps and not outcome.interrupted:
                 step = outcome.step + 1
-                batch = to_global(next(batch_of), sharding)
-                run.state, report = step_function(run.state, batch, interruption.requested)
+                with watch.waiting():
+                    batch = to_global(next(batch_of), sharding)
+                with watch.step(step):
+                    run.state, report = step_function(run.state, batch, interruption.requested)
                 if step == first + 1:
                     jax.block_until_ready(report)
                     say(f"first step after {timer.restart():.1f} s, compilation included")
                     until_first_step.close()
                 run.next_row = rows.after(run.next_row, config.batch_rows)
                 outcome = run.after_step(step, report, task)
-        checkpoints.wait()
+                if step >= first + measured.AFTER and run.record and not compared:
+                    compared = True
+                    used = step_function.bytes_used(run.state, batch)
+                    speed = run.timer.seconds_per_step
+                    beside = measured.beside_plan(task, config, mesh, peak, run.record, speed, used)
+                    for line in beside.lines():
+                        say(line)
+            with watch.aside("checkpoint"):
+                checkpoints.wait()
     if outcome.interrupted:
         say(f"stopped at step {outcome.step} and saved; run the same command to go on")
     else:
@@ -172,6 +195,20 @@ def start(
     return create_state(task, config, mesh), 0, True
 
 
+def say_where(state: State, abstract: State, say: Callable[[str], None]) -> None:
+    """Says where the state lives.
+
+    Raises:
+        ConfigError: it does not live as its rules say.
+    """
+    residence.check(state, abstract)
+    parts = {"parameters": state.params, "optimizer": state.optimizer, "average": state.ema}
+    say("\n".join(["the state lives", *residence.describe(parts)]))
+    whole = residence.unsplit(state)
+    if whole:
+        say(f"  whole on every device: {some(list(whole))}, {sum(whole.values()) / 2**20:,.1f} MiB")
+
+
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
     """This process's rows as its part of the global batch."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
@@ -188,17 +225,22 @@ class _Run:
     interruption: Interruption
     hooks: tuple[Hook, ...]
     timer: Timer
+    watch: Watch
     say: Callable[[str], None]
+    beat: Callable[[], None]  # for the watchdog
     state: State
     next_row: int
     asked_to_end: bool = False  # by a signal to any process
     unseen: deque[tuple[int, Report]] = field(default_factory=deque)
+    record: dict[str, float] = field(default_factory=dict)  # the newest
 
     def after_step(self, step: int, report: Report, task: Task) -> Outcome:
         """Looks at the step, logs, evaluates and saves, each where it is due."""
         loop = self.config.loop
+        self.beat()
         self.checkpoints.poll()
         self.timer.add(report.values)
+        self.watch.stepped(report)
         self.unseen.append((step, report))
         stopping = self.asked_to_end if count() > 1 else self.interruption.requested
         last = stopping or step == self.config.steps
@@ -208,11 +250,11 @@ class _Run:
         self.look(newest_too=bool(logging or saving or due))
         record: dict[str, float] = {}
         if logging:
-            record = self.timer.read(step, task)
+            record = self.record = self.timer.read(step, task) | self.watch.read(step)
             self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
             self.writer.record(step, record)  # before the checkpoint: a kill between the two must not lose it
         if saving:
-            with self.timer.paused():
+            with self.watch.aside("checkpoint"):
                 self.writer.flush()
                 self.checkpoints.save(self.state, self.next_row, concluded=not due)
         if due and not stopping:
@@ -239,8 +281,10 @@ class _Run:
         """
         while len(self.unseen) > (0 if newest_too else 1):
             step, report = self.unseen.popleft()
+            verdict = int(report.verdict)
+            self.watch.free()
             self.asked_to_end |= bool(report.asked_to_end)
-            if int(report.verdict) != FINE:
+            if verdict != FINE:
                 bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
                 self.writer.bad_step(bad)
                 self.say(badsteps.sentence(bad))
@@ -262,13 +306,15 @@ class _Run:
                 self.writer.flush()
                 self.checkpoints.save(self.state, self.next_row, concluded=False)
             self.checkpoints.wait()
+            self.watch.leave()
 
         may_leave = self.interruption.may_leave(leave) if saved or count() == 1 else nullcontext()
         metrics: dict[str, float] = {}
         weights = self.state.params if self.state.ema is None else self.state.ema
-        with may_leave, jax.set_mesh(self.mesh), self.timer.paused():
+        with may_leave, jax.set_mesh(self.mesh), self.watch.aside("evaluation"):
             for hook in due:
                 metrics |= hook.function(step, weights, self.writer)
+                self.beat()
         if metrics:
             self.say(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
             self.writer.record(step, record | metrics)

@@ -13,6 +13,7 @@ from transfusion_jax.parallel.processes import first
 from transfusion_jax.storage import Place
 from transfusion_jax.training.files import Lines, keep_until, read_lines
 from transfusion_jax.training.tensorboard import Events
+from transfusion_jax.training.tracking import Tracker
 from transfusion_jax.training.workdir import Workdir
 
 
@@ -22,8 +23,8 @@ class Writer:
     Its functions raise StorageError or OSError where they cannot write.
     """
 
-    def __init__(self, workdir: Workdir, events: Events, newest: int | None):
-        self._workdir, self._events, self._newest = workdir, events, newest
+    def __init__(self, workdir: Workdir, events: Events, newest: int | None, tracker: Tracker | None = None):
+        self._workdir, self._events, self._newest, self._tracker = workdir, events, newest, tracker
         self._metrics, self._bad_steps = Lines(workdir.metrics), Lines(workdir.bad_steps)
 
     def record(self, step: int, values: dict[str, float]) -> None:
@@ -35,6 +36,8 @@ class Writer:
         self._metrics.append({"step": step, **finite}, in_place_of_last=step == self._newest)
         self._newest = step
         self._events.scalars(step, finite)
+        if self._tracker:
+            self._tracker.record(step, finite)
 
     def bad_step(self, diagnosis: dict[str, Any]) -> None:
         """One object in `bad_steps.jsonl`."""
@@ -48,6 +51,8 @@ class Writer:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An image `[H, W, 3]` uint8 in TensorBoard."""
         self._events.image(step, name, image)
+        if self._tracker:
+            self._tracker.image(step, name, image)
 
     def flush(self) -> None:
         """Returns once everything can be read: before a checkpoint, whose steps will not be made again."""
@@ -75,7 +80,7 @@ class SilentWriter(Writer):
 
 
 @contextmanager
-def open_writer(workdir: Workdir, first_step: int) -> Iterator[Writer]:
+def open_writer(workdir: Workdir, first_step: int, tracker: Tracker | None = None) -> Iterator[Writer]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
     if not first():
         yield SilentWriter(workdir)
@@ -84,7 +89,7 @@ def open_writer(workdir: Workdir, first_step: int) -> Iterator[Writer]:
         keep_until(path, first_step)
     records = read_lines(workdir.metrics)
     events = Events(workdir.tensorboard, first_step + 1)
-    writer = Writer(workdir, events, records[-1]["step"] if records else None)
+    writer = Writer(workdir, events, records[-1]["step"] if records else None, tracker)
     try:
         yield writer
     finally:

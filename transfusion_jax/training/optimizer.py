@@ -25,7 +25,7 @@ def make_optimizer(
     """
     decayed = jax.tree_util.tree_map_with_path(lambda path, p: is_matrix(path, p.ndim), params)
     adamw = optax.chain(
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon, mu_dtype=config.first_moment),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
     clip = optax.clip_by_global_norm(config.gradient_clip) if config.gradient_clip else optax.identity()

@@ -35,23 +35,41 @@ class Report:
     asked_to_end: jax.Array | None = None  # whether any process was asked to, when it sent off the step
 
 
-def make_step(task: Task, config: Config, mesh: Mesh) -> Callable[..., tuple[State, Report]]:
+@dataclass(frozen=True)
+class Step:
     """A compiled `(state, batch, asked_to_end=False) → (state, report)`.
 
     It gives its input state's memory to the new one. `asked_to_end` is this process's own word; the report has that
     of all, so that they end after the same step.
     """
-    program = step_program(task, config, mesh)
+
+    program: Any  # of `step_program`
+    flags: Callable[[bool], jax.Array]
+    mesh: Mesh
+
+    def __call__(self, state: State, batch: Any, asked_to_end: bool = False) -> tuple[State, Report]:
+        """Sends the step off."""
+        with jax.set_mesh(self.mesh):
+            return self.program(state, batch, self.flags(asked_to_end))
+
+    def bytes_used(self, state: State, batch: Any) -> float:
+        """Of one device, once the step has run: the most so far; where that is not counted, what XLA reserves."""
+        stats = self.mesh.local_devices[0].memory_stats()
+        if stats and "peak_bytes_in_use" in stats:
+            return float(stats["peak_bytes_in_use"])
+        with jax.set_mesh(self.mesh):  # compiled it is already: JAX keeps programs by their arguments' shapes
+            memory: Any = self.program.lower(state, batch, self.flags(False)).compile().memory_analysis()
+        return float(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+
+
+def make_step(task: Task, config: Config, mesh: Mesh) -> Step:
+    """The step of a run."""
 
     @functools.cache
     def flags(value: bool) -> jax.Array:
         return jax.make_array_from_callback((mesh.size,), _every_device(mesh), lambda index: np.full(1, value))
 
-    def run(state: State, batch: Any, asked_to_end: bool = False) -> tuple[State, Report]:
-        with jax.set_mesh(mesh):
-            return program(state, batch, flags(asked_to_end))
-
-    return run
+    return Step(step_program(task, config, mesh), flags, mesh)
 
 
 def step_program(task: Task, config: Config, mesh: Mesh) -> Any:

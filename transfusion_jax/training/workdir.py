@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.flops import count_parameters
+from transfusion_jax.parallel import flags
 from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.storage import Place
 from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.lease import leased
 
 DAMAGED = "damaged checkpoint"
-FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # what changes the compiled programs from outside
 FACTS = ("data_hash", "codec")  # what must stay the same beside the config's identity
 PACKAGES = ("transfusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -61,6 +60,16 @@ class Workdir:
     def tensorboard(self) -> Place:
         """TensorBoard's events."""
         return self.path / "tensorboard"
+
+    @property
+    def attempts(self) -> Place:
+        """One file per attempt: what it did with its time, and how it ended."""
+        return self.path / "attempts"
+
+    @property
+    def profile(self) -> Place:
+        """Traces of steps."""
+        return self.path / "profile"
 
     @property
     def samples(self) -> Place:
@@ -205,7 +214,7 @@ def facts_of(new: Config, data: Data) -> dict[str, Any]:
     """What a manifest says of a run, its history apart."""
     return {
         "versions": {package: version(package) for package in PACKAGES},
-        "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
+        "flags": flags.in_force(),
         "identity_hash": config.identity_hash(new),
         "data_hash": data.train.hash,
         "parameters": count_parameters(new.model).total,

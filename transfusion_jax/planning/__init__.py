@@ -1,0 +1,1 @@
+"""What a run will take before its machines are booked: memory, operations, traffic, time."""

@@ -1,0 +1,160 @@
+"""Compiles the training step for TPUs that this machine does not have, in a process of its own.
+
+What was compiled is kept in `planned` of the cache, by the program before the compiler, so that it answers at once
+the next time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from transfusion_jax import config as configs
+from transfusion_jax.cache import cache_folder
+from transfusion_jax.config import Config
+from transfusion_jax.data.batch import abstract_batch
+from transfusion_jax.errors import UserError
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.sharding import batch_sharding
+from transfusion_jax.planning import libtpu
+from transfusion_jax.planning.count import Collective, Counts, Work, count
+from transfusion_jax.planning.hlo import parse
+from transfusion_jax.planning.topology import Topology
+from transfusion_jax.training.state import abstract_state
+from transfusion_jax.training.step import step_program
+from transfusion_jax.training.transfusion import TransfusionTask
+
+TOO_LARGE = re.compile(r"Ran out of memory[^\n]*")
+RESULT = "result: "
+
+
+class CompilerFailed(UserError):
+    """The compiler refused the program for another reason than its size."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A step for one chip."""
+
+    seconds: float  # that lowering and compiling took, maybe in an earlier process
+    arguments: int  # bytes: state and batch
+    temporary: int  # bytes beside them
+    code: int  # bytes
+    counts: Counts
+    too_large: str = ""  # what the compiler says where it does not fit; then there are no counts
+
+    @property
+    def bytes(self) -> int:
+        """Of memory, at the step's peak."""
+        return self.arguments + self.temporary + self.code
+
+
+def compile_for(config: Config, topology: Topology) -> Compiled:
+    """The step of a config whose mesh covers the topology's chips.
+
+    Raises:
+        NoCompiler: libtpu cannot be had.
+        CompilerFailed: it refused the program.
+    """
+    job = {"config": configs.to_dict(config), "shape": topology.shape, "slices": topology.slices}
+    job["chip"] = topology.chip.name
+    command = [sys.executable, "-m", __name__]
+    done = subprocess.run(
+        command, input=json.dumps(job), env=libtpu.environment(), capture_output=True, text=True, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise CompilerFailed(f"libtpu {libtpu.VERSION} could not compile the step for {topology.name}: {last}")
+    return _from_json(json.loads(lines[-1].removeprefix(RESULT)))
+
+
+def main() -> None:
+    """Reads a job, compiles, writes the result."""
+    job = json.load(sys.stdin)
+    config, chip = configs.parse(job["config"]), job["chip"]
+    name = f"{chip}:{'x'.join(map(str, job['shape']))}"
+    options: dict[str, Any] = {"num_slices": job["slices"]} if job["slices"] > 1 else {}
+    if job["shape"] == [1, 1]:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    print(RESULT + json.dumps(asdict(compile_step(config, devices))))
+
+
+def compile_step(config: Config, devices: Any) -> Compiled:
+    """The step for these devices, which need not be there. What was compiled before is read again."""
+    task, mesh = TransfusionTask(config), make_mesh(config.mesh, devices)
+    sharding = batch_sharding(mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_batch(config)
+    )
+    flags = jax.ShapeDtypeStruct((mesh.size,), jnp.bool_, sharding=NamedSharding(mesh, P(mesh.axis_names)))
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = step_program(task, config, mesh).lower(abstract_state(task, config, mesh), batch, flags)
+        about = f"{libtpu.VERSION} {devices} {os.environ.get('LIBTPU_INIT_ARGS')} {lowered.as_text()}"
+        kept = cache_folder() / "planned" / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json.gz"
+        if not kept.exists():
+            _keep(kept, _compile(lowered, begin))
+    found = json.loads(gzip.decompress(kept.read_bytes()))
+    text = found.pop("text")
+    return Compiled(**found, counts=count(parse(text), dict(mesh.shape)) if text else Counts())
+
+
+def _compile(lowered: jax.stages.Lowered, begin: float) -> dict[str, Any]:
+    """The fields of `Compiled`, and the program's text in place of its counts."""
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not (found := TOO_LARGE.search(str(error))):
+            raise
+        sizes = dict(arguments=0, temporary=0, code=0, too_large=found.group())
+        return {**sizes, "seconds": time.perf_counter() - begin, "text": ""}
+    memory: Any = program.memory_analysis()
+    return {
+        "seconds": time.perf_counter() - begin,
+        "arguments": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "text": program.as_text(),
+    }
+
+
+def _keep(path: Path, values: dict[str, Any]) -> None:
+    """Writes values whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_bytes(gzip.compress(json.dumps(values).encode()))
+    fresh.rename(path)
+
+
+def _from_json(values: dict[str, Any]) -> Compiled:
+    counts = values.pop("counts")
+    return Compiled(
+        **values,
+        counts=Counts(
+            [Work(**w) for w in counts["work"]],
+            [Collective(**{**c, "axes": tuple(c["axes"])}) for c in counts["collectives"]],
+            counts["kernels"],
+            counts["open_loops"],
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""A step by formulas: its work, its exchanges and its memory on one chip, without a compiler.
+
+It follows what XLA makes of the step on TPU, as the compiled plans in docs/plans.md show it: weights are gathered
+in bfloat16 beside products, gradients are reduced in bfloat16, and what is saved for the backward pass depends on
+the policy of rematerialisation. How far it is off is written there, too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from transfusion_jax.config import Config
+from transfusion_jax.flops import count_parameters
+from transfusion_jax.kernels.cross_entropy import CHUNK
+from transfusion_jax.planning.contents import Contents
+from transfusion_jax.planning.count import COLLECTIVES, Collective, Work
+from transfusion_jax.planning.operations import KERNEL_PRODUCTS
+
+GATHERS = {"none": 2.0, "dots": 2.0, "full": 2.35}  # of all weights in a step: forward and backward, some twice
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A step on one chip."""
+
+    work: list[Work]
+    collectives: list[Collective]
+    temporary: float  # bytes beside state and batch
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one chip has of one part of a batch."""
+
+    elements: float  # of its rows and its part of each row
+    layer: float  # parameters of one layer, after the split over `tensor`
+    width: float  # of the residual stream
+    heads: float  # width of queries, keys and values here
+    mlp: float
+    held: float  # parameters that it keeps
+    item: int  # bytes of an activation
+
+
+def estimate(
+    config: Config, contents: Contents, mesh: dict[str, int], backward_kernels: tuple[str, ...], item: int = 2
+) -> Estimate:
+    """A step of a config on a mesh.
+
+    Args:
+        config: the run; its own mesh is not looked at.
+        contents: what its rows hold.
+        mesh: axes and sizes.
+        backward_kernels: of attention, keys of `KERNEL_PRODUCTS`.
+        item: bytes of an activation: 2 for bfloat16.
+    """
+    model, tensor = config.model, mesh["tensor"]
+    ways = mesh["data"] * mesh["fsdp"] * mesh["context"]
+    split = mesh["fsdp"] * mesh["context"] * tensor
+    matrices = 4 * model.width**2 + 3 * model.width * model.mlp_width
+    share = _Share(
+        elements=config.batch_rows * config.data.context_length / config.accumulation / ways,
+        layer=matrices / tensor,
+        width=model.width,
+        heads=model.width / tensor,
+        mlp=model.mlp_width / tensor,
+        held=count_parameters(model).total / split,
+        item=item,
+    )
+    return Estimate(
+        work=[*_trunk(config, share), *_attention(config, contents, share, mesh, backward_kernels)]
+        + [*_head(config, share, mesh), _update(config, share)],
+        collectives=_collectives(config, share, mesh),
+        temporary=_temporary(config, share, mesh),
+    )
+
+
+def _trunk(config: Config, s: _Share) -> list[Work]:
+    """Products of the layers: each reads its weights, its input and writes its output."""
+    times = config.model.layers * config.accumulation
+    along = 4 * (s.width + s.heads) + 2 * (s.width + s.mlp) + s.mlp + s.width  # inputs and outputs
+    beside = 6 * s.width + 3 * s.mlp  # norms, rotations, activations, residuals
+    forward = Work(2 * s.layer * s.elements, s.item * (s.layer + (along + beside) * s.elements), times)
+    again = config.model.remat == "full"
+    last = s.width * s.mlp
+    return [
+        forward,
+        Work(2 * forward.flops, 2 * forward.bytes, times),
+        *([Work(2 * (s.layer - last) * s.elements, forward.bytes, times)] if again else []),
+    ]
+
+
+def _attention(
+    config: Config, contents: Contents, s: _Share, mesh: dict[str, int], backward: tuple[str, ...]
+) -> list[Work]:
+    chips = math.prod(mesh.values())
+    rows = config.batch_rows / config.accumulation
+    one = 2 * config.model.width * contents.visited_area * rows / chips  # a product
+    times = config.model.layers * config.accumulation
+    traffic = 4 * s.item * s.elements * s.heads
+    forwards = times * (2 if config.model.remat == "full" else 1)
+    products = sum(KERNEL_PRODUCTS[name] for name in backward)
+    return [Work(2 * one, traffic, forwards), Work(products * one, 2 * traffic, times)]
+
+
+def _head(config: Config, s: _Share, mesh: dict[str, int]) -> list[Work]:
+    """The text head in chunks: each reads the head, and in the backward pass adds to its gradient in float32."""
+    model, tensor = config.model, mesh["tensor"]
+    entries = model.width * model.padded_vocabulary
+    share = config.data.text_capacity / config.data.context_length / tensor
+    chunks = max(1, math.ceil(config.data.text_capacity / mesh["context"] / tensor / CHUNK))
+    flops = 2.0 * entries * s.elements * share / chunks
+    times = chunks * config.accumulation
+    return [Work(flops, s.item * entries, times), Work(3 * flops, (2 * s.item + 8) * entries, times)]
+
+
+def _update(config: Config, s: _Share) -> Work:
+    """Parameters and two moments read and written, gradients read, and added to in each part."""
+    arrays = (
+        7 + (2 if config.optimizer.ema_decay else 0) + (3 * config.accumulation if config.accumulation > 1 else 0)
+    )
+    return Work(0.0, 4.0 * arrays * s.held, 1)
+
+
+def _collectives(config: Config, s: _Share, mesh: dict[str, int]) -> list[Collective]:
+    model, parts = config.model, config.accumulation
+    whole = s.item * (model.layers * s.layer + 2 * model.width * model.padded_vocabulary / mesh["tensor"])
+    activations = s.item * s.elements * s.width
+    passes = 3 if model.remat == "full" else 2
+    sharded, all_rows = ("fsdp", "context"), ("data", "fsdp", "context")
+    exchanges = [
+        ("all-gather", sharded, True, parts * GATHERS[model.remat], whole),
+        ("all-reduce", all_rows, False, parts, whole),
+        ("all-reduce", ("tensor",), False, 2 * passes * model.layers * parts, activations),
+        ("all-gather", ("context",), False, passes * model.layers * parts, 2 * activations / mesh["tensor"]),
+    ]
+    found = []
+    for kind, axes, overlaps, times, size in exchanges:
+        axes = tuple(axis for axis in axes if mesh[axis] > 1)
+        members = math.prod(mesh[axis] for axis in axes)
+        if members > 1:
+            operand = size / members if axes != ("context",) and kind == "all-gather" else size
+            sent = times * operand * COLLECTIVES[kind](members)
+            found.append(Collective(kind, axes, members, "bf16", overlaps, round(times), sent))
+    return found
+
+
+def _temporary(config: Config, s: _Share, mesh: dict[str, int]) -> float:
+    """Activations kept for the backward pass, the layer that is at work, the text head, and gradients."""
+    model = config.model
+    kept = {"full": s.width, "dots": 3 * s.width + 4 * s.heads + 2 * s.mlp}
+    kept["none"] = kept["dots"] + 2 * s.width + 4 * s.heads + 3 * s.mlp
+    saved = model.layers * s.elements * kept[model.remat] * s.item
+    at_work = s.item * (s.elements * (5 * s.mlp + 6 * s.width + 4 * s.heads) + 3 * s.layer)
+    entries = model.width * model.padded_vocabulary
+    rows = s.elements * mesh["context"] / config.data.context_length
+    logits = 3 * 4 * rows * CHUNK * model.padded_vocabulary
+    head = (4 + 2 * s.item) * entries + logits
+    gradients = s.held * (2 * s.item + 4 + (4 if config.accumulation > 1 else 0))
+    return saved + max(at_work, head) + min(at_work, head) / 2 + gradients
