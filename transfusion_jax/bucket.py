@@ -21,7 +21,7 @@ from typing import Any
 from transfusion_jax.config.checks import ConfigError
 from transfusion_jax.errors import StorageError
 
-FIRST, LATER = 20.0, 300.0  # seconds until a request is given up: the first ones to a bucket, and later ones
+FIRST, LATER = 15.0, 300.0  # seconds until a request is given up: the first ones to a bucket, and later ones
 AT_ONCE = 32  # requests under way together, where there are many to make
 _answered: set[str] = set()  # buckets that have
 
@@ -168,15 +168,15 @@ def read_ranges(wanted: Sequence[tuple[BucketPath, int | None, int | None]]) -> 
         return list(pool.map(lambda one: one[0].read_bytes(*one[1:]), wanted))
 
 
-def transport_errors() -> tuple[type[Exception], ...]:
-    """What a bucket's library raises beside OSError."""
+def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """OSError, what a bucket's library raises beside it, and others, for an `except`."""
     try:
         import aiohttp
         import gcsfs.retry
         import google.auth.exceptions
     except ImportError:
-        return ()
-    return gcsfs.retry.HttpError, aiohttp.ClientError, google.auth.exceptions.GoogleAuthError
+        return OSError, *others
+    return OSError, gcsfs.retry.HttpError, aiohttp.ClientError, google.auth.exceptions.GoogleAuthError, *others
 
 
 def _write(method: str, path: BucketPath, *values: Any, first: str | None = None) -> None:
@@ -193,7 +193,6 @@ def _ask(method: str, path: BucketPath, *values: Any, first: str | None = None, 
 
     limit = LATER if path.bucket in _answered else FIRST
     until, pause, last = time.monotonic() + limit, 1.0, ""
-    failures: tuple[type[Exception], ...] = (OSError, ValueError, *transport_errors())
     call = getattr(_filesystem(os.environ.get("STORAGE_EMULATOR_HOST")), method)  # it looks for credentials
     arguments = [path.key, *values] if first is None else [first, path.key, *values]
     while True:
@@ -204,7 +203,7 @@ def _ask(method: str, path: BucketPath, *values: Any, first: str | None = None, 
             raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from None
         except FSTimeoutError:
             raise StorageError(f"{path} cannot be reached: no answer within {limit:.0f} s{last}") from None
-        except failures as error:
+        except storage_errors(ValueError) as error:
             if not is_retriable(error):
                 raise StorageError(f"{path} cannot be used: {_in_short(error)}") from error
             last = f" ({_in_short(error)})"

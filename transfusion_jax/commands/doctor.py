@@ -42,21 +42,21 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Examines; returns 1 where something is wrong with data or a run, else 0."""
     del overrides
-    where, workdir, row, output = arguments.place, arguments.workdir, arguments.row, arguments.output
+    folder, workdir, row, output = arguments.place, arguments.workdir, arguments.row, arguments.output
     require(
-        (where is None) != (workdir is None) and (workdir is None) == (row is None),
+        (folder is None) != (workdir is None) and (workdir is None) == (row is None),
         "doctor needs either a folder that prepare or train wrote, or --workdir DIR --row N",
     )
-    of_run = where is not None and Workdir(where).exists()
-    require(not arguments.verify or (where is not None and not of_run), "--verify goes with prepared data")
+    of_run = folder is not None and Workdir(folder).exists()
+    require(not arguments.verify or (folder is not None and not of_run), "--verify goes with prepared data")
     require(output is None or not of_run, "--output goes with prepared data, and with --row")
     require(row is None or row >= 0, f"--row must not be negative, not {row}")
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
     if of_run:
-        report = health.examine(Workdir(where))
-    elif where:
-        report = _examine(where, arguments.verify, output or place("doctor.png"))
+        report = health.examine(Workdir(folder))
+    elif folder:
+        report = _examine(folder, arguments.verify, output or place("doctor.png"))
     else:
         report = _look_up(Workdir(workdir), row, output or place(f"row-{row}.png"))
     if arguments.json:
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif of_run:
         print("\n".join(health.lines(report)))
     else:
-        (_print_data if where else _print_row)(report)
+        (_print_data if folder else _print_row)(report)
     return int(bool(report.get("wrong")))
 
 

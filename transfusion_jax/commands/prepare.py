@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import Any
 
 from transfusion_jax import autoencoder as autoencoders
+from transfusion_jax.bucket import storage_errors
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import prepare
 from transfusion_jax.data import tokenizer as tokenizers
@@ -128,8 +129,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         with ExitStack() as stack:
             encoders = stack.enter_context(Encoders(output, job, coder, arguments.log_variances)) if coder else None
             manifest = prepare.run(output, job, own, arguments.runner, workers, progress, encoders)
-    except OSError as error:
-        if error.filename is None or str(output) in str(error.filename):
+    except storage_errors() as error:
+        if isinstance(error, OSError) and (error.filename is None or str(output) in str(error.filename)):
             raise
         raise StorageError(f"an input cannot be read: {error}; the same command goes on once it can be") from error
     progress.end()

@@ -29,6 +29,7 @@ from transfusion_jax.parallel.agreement import agree, code_hash
 from transfusion_jax.parallel.devices import check_backend, describe_devices
 from transfusion_jax.parallel.mesh import check_batch, make_mesh
 from transfusion_jax.storage import place
+from transfusion_jax.training.access import check_storage
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
@@ -113,6 +114,7 @@ def _train(
         mesh = make_mesh(config.mesh)
         check_batch(mesh, config)
         workdir = Workdir(arguments.workdir)
+        processes.each(lambda: check_storage(workdir.path, config))
         data = data_loading.load(config, kept_statistics(start, workdir, config))
         missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
         require(

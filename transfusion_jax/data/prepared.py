@@ -121,9 +121,14 @@ class PreparedDocuments:
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.prepared.folder, self.split, self.encoding, self.statistics)
 
+    @property
+    def remote(self) -> bool:
+        """Whether it is read over a network."""
+        return isinstance(self.prepared.folder, BucketPath)
+
     def make_ready(self) -> PreparedDocuments:
         """Fetches what this machine keeps of data in a bucket, so that no other process has to; returns itself."""
-        if isinstance(self.prepared.folder, BucketPath):
+        if self.remote:
             _ = self.prepared.index
             for kind in ("documents", *([self.encoding] if self.prepared.manifest["encodings"] else [])):
                 self._place(kind)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
+from transfusion_jax.bucket import storage_errors
 from transfusion_jax.errors import CheckpointError, some
 from transfusion_jax.parallel.processes import each, first, on_first
 from transfusion_jax.storage import Place, for_orbax, sizes
@@ -325,7 +326,7 @@ def _has_ended(response: Any) -> bool:
         response.result(timeout=0)
     except TimeoutError:
         return False
-    except (OSError, ValueError):  # `wait` says so
+    except storage_errors(ValueError):  # `wait` says so
         return True
     return True
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from transfusion_jax.storage import Place
+from transfusion_jax.storage import Place, read_all
 from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.metrics import duration
 
@@ -167,8 +167,9 @@ def read_attempts(folder: Place) -> list[Attempt]:
     """All attempts of a run, in order."""
     if not folder.is_dir():
         return []
-    files = sorted((path for path in folder.iterdir() if path.name.endswith(".json")), key=lambda path: path.name)
-    return [Attempt(**json.loads(path.read_text())) for path in files]
+    entries: Iterator[Place] = folder.iterdir()
+    files = sorted((path for path in entries if path.name.endswith(".json")), key=lambda path: path.name)
+    return [Attempt(**json.loads(text)) for text in read_all(files)]
 
 
 def write_attempt(folder: Place, attempt: Attempt) -> None:

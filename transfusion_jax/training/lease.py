@@ -27,6 +27,7 @@ from transfusion_jax.errors import StorageError
 
 BEAT = 10.0  # seconds between two writes of the holder
 SILENT = 60.0  # seconds without one, after which the lease is free
+MEANING = {"PERMISSION_DENIED": "forbidden to these credentials", "NOT_FOUND": "there is no such bucket"}
 NOT_WRITTEN = b""  # TensorStore's generation where a condition did not hold
 
 
@@ -71,7 +72,9 @@ def asked(path: BucketPath, begin: Callable[[], Any], seconds: float = FIRST) ->
     except TimeoutError as error:
         raise StorageError(f"{path} cannot be reached: no answer within {seconds:.0f} s") from error
     except ValueError as error:
-        raise StorageError(f"{path} cannot be used: {str(error).splitlines()[0]}") from error
+        kind, _, rest = str(error).partition(":")
+        said = MEANING.get(kind, f"{kind}:{rest.partition(chr(10))[0]}")
+        raise StorageError(f"{path} cannot be used: {said}") from error
 
 
 def _take(store: Any, path: BucketPath, holder: dict[str, Any], say: Callable[[str], None]) -> bytes:
