@@ -56,6 +56,6 @@ def traced(folder: Place) -> Iterator[None]:
             jax.profiler.stop_trace()
         for source in Path(local).rglob("*"):
             if source.is_file():
-                target = folder / source.relative_to(local)
+                target = folder / str(source.relative_to(local))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(source.read_bytes())
