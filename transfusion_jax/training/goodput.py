@@ -62,6 +62,11 @@ class Clock:
         finally:
             self.turn(before)
 
+    def recount(self, kind: str, counts_as: str, seconds: float) -> None:
+        """Seconds that were counted as one kind were of another, as another process has said since."""
+        self._seconds[kind] -= seconds
+        self._seconds[counts_as] += seconds
+
     @property
     def seconds(self) -> dict[str, float]:
         """Up to now."""

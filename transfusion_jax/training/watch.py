@@ -170,8 +170,7 @@ class Watch:
         begin = time.perf_counter()
         with self._timer.paused(), self._clock.within(kind):
             yield
-        if kind in DOING:
-            self._write(doing=before)
+        self._write(doing=before)
         self._stepped += time.perf_counter() - begin
         self.free()
 
@@ -189,7 +188,11 @@ class Watch:
             self._say(memory.describe(most))
             self._told_memory = True
         values = {"seconds_per_step": seconds_per_step, "seconds_per_step_longest": float(table[:, 2].max())}
-        values |= {"data_wait_per_step": float(table[:, 1].max())}
+        longest_wait = float(table[:, 1].max())
+        values |= {"data_wait_per_step": longest_wait}
+        self._clock.recount(
+            goodput.STEP, "data_wait", steps * (longest_wait - data_wait)
+        )  # all wait for one of them
         values |= {f"memory/{name}": value for name, value in most.items()}
         about = self._attempt.about | {"seconds_per_step": seconds_per_step, "memory": most, "slow": None}
         if len(table) > 1:
