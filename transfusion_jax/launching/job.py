@@ -161,5 +161,6 @@ def _environment(entries: Sequence[str]) -> dict[str, str]:
         key, equals, value = entry.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             raise ConfigError(f"--env {entry} must be KEY=VALUE")
+        require("\n" not in value, f"--env {key} must be one line")
         environment[key] = value
     return environment
