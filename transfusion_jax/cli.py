@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = words.index("--") if "--" in words else len(words)
     words, launched = words[:end], words[end + 1 :]
     overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]
-    arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
-    if launched:  # a mistake in it is found now, not once many hosts are booked
-        parser.parse_args([word for word in launched if not word.startswith(OVERRIDE)])
     try:
+        arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
+        if launched:  # a mistake in it is found now, not once many hosts are booked
+            parser.parse_args([word for word in launched if not word.startswith(OVERRIDE)])
         if launched and arguments.run is not launch.run:
             raise ConfigError("-- and a command after it go with launch")
         arguments.command = launched

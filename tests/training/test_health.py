@@ -115,7 +115,7 @@ def test_a_full_disk_is_seen_before_it_ends_the_run(run, monkeypatch):
 def test_what_takes_the_time_is_advised_against(run):
     slow = "process 3 (b) keeps the others waiting: 0.5 s of each step's 1.0 s, 0.5 s of it for data"
     memory = {"peak_gib": 15.9, "in_use_gib": 9.0, "limit_gib": 16.0}
-    times = dict(seconds=dict(step=10, data_wait=10, checkpoint=10, evaluation=10))
+    times = dict(seconds=dict(step=100, data_wait=100, checkpoint=100, evaluation=100))
     report = examine(run(times | dict(about={"slow": slow, "memory": memory})))
     for word in (
         "raise data.workers, which is 0",
@@ -126,7 +126,7 @@ def test_what_takes_the_time_is_advised_against(run):
         assert any(word in line for line in report["advice"]), word
     assert f"{slow}: look at that machine, or leave it out" in report["advice"]
     assert "memory per device: 15.9 of 16.0 GiB at most" in "\n".join(lines(report))
-    assert examine(run(dict(seconds=dict(step=10, data_wait=0, checkpoint=0, evaluation=0))))["advice"] == []
+    assert examine(run(dict(seconds=dict(step=400, data_wait=0, checkpoint=0, evaluation=0))))["advice"] == []
 
 
 def test_bad_steps_and_damaged_checkpoints_are_told(run):

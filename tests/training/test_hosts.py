@@ -86,5 +86,6 @@ def test_of_two_processes_the_one_without_batches_is_named(tmp_path):
     assert values["host/slowest_idle_per_step"] > 0.08
     assert values["data_wait_per_step"] > 0.08
     assert values["host/slowest_ratio"] > 1.5
+    assert values["goodput/data_wait"] > 0.3  # the first process waited for the other one's data
     assert any(line.startswith(f"process 1 ({socket.gethostname()})") for line in result["said"])
     assert len(list((tmp_path / "attempts").iterdir())) == 1  # the first process writes for both

@@ -26,6 +26,7 @@ LOCKS = Path("/proc/locks")
 SILENT = 60.0  # seconds without a word from a run whose steps are short
 LONG = 1800.0  # seconds that a compilation or an evaluation may take before it is remarked on
 UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+ENOUGH = 300.0  # seconds of training, before which shares of its time say little
 SHOWN = 5  # of the newest restarts, bad steps and damaged checkpoints
 
 
@@ -205,11 +206,13 @@ def _remedy(last: Attempt | None) -> str:
 
 
 def _advice(report: dict[str, Any], config: Config, last: Attempt | None) -> Iterator[str]:
-    if last is None or last.step - last.first_step < 2:
+    if last is None:
         return
     kinds = (goodput.STEP, "data_wait", "checkpoint", "evaluation")
     looped = sum(last.seconds[kind] for kind in kinds)
-    shares = {kind: last.seconds[kind] / looped for kind in kinds} if looped else dict.fromkeys(kinds, 0.0)
+    if looped < ENOUGH:
+        return
+    shares = {kind: last.seconds[kind] / looped for kind in kinds}
     if shares["data_wait"] > 0.05:
         yield (
             f"the devices wait for data {shares['data_wait']:.0%} of the time: raise data.workers, which is "

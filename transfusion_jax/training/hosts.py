@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 SLOW = 1.1  # a process is named where steps would take this much less time without its delay
-WORTH_SAYING = 0.01  # seconds per step; less than that is writing the log itself
+WORTH_SAYING = 0.05  # seconds per step; where steps are short, less than that is writing the log itself
 NAME_BYTES = 64
 
 
