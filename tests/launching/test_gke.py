@@ -11,12 +11,20 @@ from drills.process import ROOT
 from transfusion_jax.cli import main
 from transfusion_jax.launching.policy import STOP
 
-TRAIN = ["--", "train", "--config", "configs/paper.py:7b", "--workdir", "gs://bucket/run"]
+TRAIN = [
+    "--",
+    "train",
+    "--config",
+    "configs/paper.py:7b",
+    "--config.data.sources=synthetic",
+    "--workdir",
+    "gs://bucket/run",
+]
 GKE = ["launch", "gke", "--topology=v5e:16x16", "--image=registry/image:1"]
 OPTIONS = [
     ["--topology=v5e:16x16"],
     [
-        "--topology=v5e:16x16",
+        "--topology=v5e:4x4",
         "--slices=4",
         "--queue=ours",
         "--spot",
@@ -60,7 +68,7 @@ def test_yaml_and_json_are_the_same_and_a_name_with_its_suffixes_is_short_enough
     [
         ("v5e:16x16", 1, 64, 4, "16x16"),
         ("v5p-128", 1, 16, 4, "4x4x4"),
-        ("3xv6e:4x4", 3, 4, 4, "4x4"),
+        ("2xv6e:4x4", 2, 4, 4, "4x4"),
         ("v6e:2x4", 1, 2, 4, "2x4"),
         ("v5e:1x1", 1, 1, 1, "1x1"),
     ],
@@ -133,6 +141,8 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(standin, capsys):
         ([*GKE, "--topology=2xv5e:4x4", "--slices=2", *TRAIN], "names its slices already"),
         ([*GKE, "--topology=h100:8x4", *TRAIN], "for GPUs: launch slurm"),
         ([*GKE, "--topology=v5e:3x3", *TRAIN], "does not fill hosts of 4 chips"),
+        ([*GKE, "--topology=v5e:8x16", "--slices=8", *TRAIN], "batch_rows 512 in 1 part(s) cannot be split"),
+        ([*GKE, *TRAIN[:4], *TRAIN[-2:]], "names no data"),
         ([*GKE, "--topology=v5x:4x4", *TRAIN], "unknown chip v5x"),
     ],
 )

@@ -8,7 +8,15 @@ import pytest
 from drills.process import ROOT
 from transfusion_jax.cli import main
 
-TRAIN = ["--", "train", "--config", "configs/paper.py:7b", "--workdir", "gs://bucket/run"]
+TRAIN = [
+    "--",
+    "train",
+    "--config",
+    "configs/paper.py:7b",
+    "--config.data.sources=synthetic",
+    "--workdir",
+    "gs://bucket/run",
+]
 VM = ["launch", "tpu-vm", "--topology=v5e:16x16", "--image=registry/image:1", "--zone=us-west4-a"]
 
 
@@ -61,7 +69,7 @@ def test_the_service_follows_the_exit_codes(capsys):
             ["--spot", "--node-count"],
         ),
         (["--topology=v6e-256", "--spot"], ["--accelerator-type=v6e-256", "--spot"], ["--reserved"]),
-        (["--slices=3", "--reserved"], ["--node-count=3", "--node-prefix=train-run", "--reserved"], ["--node-id"]),
+        (["--slices=2", "--reserved"], ["--node-count=2", "--node-prefix=train-run", "--reserved"], ["--node-id"]),
         (["--runtime=x", "--service-account=a@b"], ["--runtime-version=x", "--service-account=a@b"], []),
     ],
 )

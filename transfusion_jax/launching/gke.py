@@ -74,7 +74,7 @@ def launch(arguments: argparse.Namespace) -> int:
     if arguments.json and not arguments.dry_run:
         raise ConfigError("--json goes with --dry-run")
     machines = slices(arguments, one_host_of_eight=False)
-    job = make_job(arguments, machines.hosts * machines.count)
+    job = make_job(arguments, machines.hosts * machines.count, machines.topology)
     require_bucket(job, "GKE")
     manifest = jobset(job, machines, arguments)
     if arguments.dry_run:

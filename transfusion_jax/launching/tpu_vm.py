@@ -84,7 +84,7 @@ def add_parser(targets: argparse._SubParsersAction) -> None:
 def launch(arguments: argparse.Namespace) -> int:
     """Creates the queued resource, and says how to follow it."""
     machines = slices(arguments, one_host_of_eight=True)
-    job = make_job(arguments, machines.hosts * machines.count)
+    job = make_job(arguments, machines.hosts * machines.count, machines.topology)
     require_bucket(job, "TPU VMs")
     script = startup_script(job, arguments.image)
     place = [f"--zone={arguments.zone}", *([f"--project={arguments.project}"] if arguments.project else [])]
