@@ -3,7 +3,7 @@
 # make test-all   every test but the drills: slow ones, and parity with Hugging Face, diffusers and PyTorch
 # make drill      real training processes through every fault; puts their table into docs/reliability.md
 # make slurm      jobs in a real Slurm of one node: needs root, and Debian's slurm-wlm and munge
-# make lint       ruff, mypy, shellcheck
+# make lint       ruff, mypy, shellcheck, hadolint
 # make lock       resolves the locks anew
 
 PYTHON ?= python3
@@ -46,6 +46,7 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	shellcheck .ci/run requirements/lock.sh launch/slurm/one-node.sh
+	$(BIN)/hadolint launch/Dockerfile
 
 lock: $(VENV)/cpu
 	$(PIP) uv

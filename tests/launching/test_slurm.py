@@ -11,9 +11,9 @@ import pytest
 from drills.process import ROOT, records
 from transfusion_jax.cli import main
 
-PATIENCE = 300  # seconds for anything to happen
+PATIENCE = 600  # seconds for anything to happen
 TRAIN = ["train", "--config", "configs/debug.py", "--config.loop.log_every=1", "--config.loop.evaluate_every=0"]
-TRAIN = [*TRAIN, "--config.steps=80"]  # so that a signal comes before the end
+TRAIN = [*TRAIN, "--config.steps=40"]  # so that a signal comes before the end
 
 
 @pytest.fixture(scope="module")

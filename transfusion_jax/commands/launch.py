@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from transfusion_jax.config import require
-from transfusion_jax.launching import local, slurm
+from transfusion_jax.launching import gke, local, slurm, tpu_vm
 
-TARGETS = (local, slurm)
+TARGETS = (local, slurm, gke, tpu_vm)
 EPILOG = (
     "After -- stands any other command, as in: "
     "transfusion launch local --processes 4 -- train --config configs/debug.py --workdir runs/debug"

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.data.load import require_sources
 from transfusion_jax.launching.grace import grace_seconds
+from transfusion_jax.planning.plan import on_mesh
+from transfusion_jax.planning.topology import Topology
 from transfusion_jax.training.workdir import Workdir
 
 LONGEST_NAME = 40  # characters: Kubernetes adds to it and stops at 63
@@ -86,14 +89,18 @@ def add_name_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_job(arguments: argparse.Namespace, hosts: int) -> Job:
-    """The job of a command line.
+def make_job(arguments: argparse.Namespace, hosts: int, topology: Topology | None = None) -> Job:
+    """The job of a command line, whose config's mesh has to fit the topology where that is known.
 
     Raises:
         ConfigError: the command, its config or an option cannot be honoured.
     """
     command = tuple(arguments.command)
     config = _config(command)
+    if config is not None:
+        require_sources(config)
+        if topology is not None:
+            on_mesh(config, topology)
     require(arguments.restarts >= 0, f"--restarts {arguments.restarts} must not be negative")
     grace = grace_seconds(config, hosts) if arguments.grace is None else arguments.grace
     require(grace > 0, f"--grace {grace} must be a positive number of seconds")
@@ -161,5 +168,6 @@ def _environment(entries: Sequence[str]) -> dict[str, str]:
         key, equals, value = entry.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             raise ConfigError(f"--env {entry} must be KEY=VALUE")
+        require("\n" not in value, f"--env {key} must be one line")
         environment[key] = value
     return environment

@@ -33,5 +33,7 @@ def attempt(*words: str, stdin: str | None = None) -> subprocess.CompletedProces
 
 
 def says(result: subprocess.CompletedProcess[str]) -> str:
-    """What a program that failed gives as the reason, on one line."""
-    return " ".join((result.stderr or result.stdout).split()) or f"exit code {result.returncode}"
+    """What a program that failed gives as the reason: the line that it marks as its error, or else its last."""
+    lines = [line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip()]
+    marked = [line for line in lines if line.startswith("ERROR:")]
+    return [f"exit code {result.returncode}", *lines[-1:], *marked[:1]][-1]
