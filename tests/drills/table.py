@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     drills = [report for report in reports if getattr(report, "when", None) == "call" and report.passed]
-    drills.sort(key=lambda report: report.location[1])  # the line of the test
+    drills.sort(key=lambda report: report.location[:2])  # the file and the line of the test
     rows = [value for report in drills for name, value in report.user_properties if name == "drill"]
     if not rows:
         return
