@@ -36,11 +36,11 @@ class Sizes:
     hash: str
 
     def __getitem__(self, number: int) -> Document:
-        raise NotImplementedError
+        raise NotImplementedError  # planning reads sizes alone: content that were read would be a mistake
 
     def text(self, number: int, begin: int, end: int) -> np.ndarray:
         """These documents have no text."""
-        raise NotImplementedError
+        raise NotImplementedError  # as above
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
     pip install -r requirements/tpu.txt && pip install --no-deps -e .
     python benchmarks/tpu_compile.py
 
-It shows that the kernel fits a TPU's memories and that its compiler takes it. Nothing is run.
+It shows that the kernel fits a TPU's memories and that its compiler takes it, and the flags that runs on TPU have.
+Nothing is run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 
 import harness
 from transfusion_jax.kernels.tpu import Blocks, span_attention
+from transfusion_jax.parallel import flags
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 SHAPES = (  # rows, elements, heads, channels
@@ -65,6 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.bundles:
             os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        flags.apply("tpu")
         programs = list(compile_all(arguments, Path(folder)))
     result = {"programs": [dataclasses.asdict(p) for p in programs], "machine": harness.machine()}
     harness.deliver(result, table(programs), arguments.json)

@@ -16,5 +16,5 @@ lock cpu --extra cpu --extra digits
 lock test --extra test --constraint requirements/cpu.txt
 # shellcheck disable=SC2086  # a list of words
 lock parity --extra test --extra parity --constraint requirements/test.txt $cuda
-lock tpu --extra tpu --extra digits --constraint requirements/cpu.txt
-lock cuda --extra cuda --extra digits --constraint requirements/cpu.txt
+lock tpu --extra tpu --extra digits --extra gcs --constraint requirements/cpu.txt
+lock cuda --extra cuda --extra digits --extra gcs --constraint requirements/cpu.txt

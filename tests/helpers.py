@@ -31,6 +31,7 @@ from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.starts import Start, begin
 from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.watch import NOTHING_MORE, Watching
 from transfusion_jax.training.workdir import Workdir
 
 LATENT = (4, 4, 2)
@@ -123,7 +124,13 @@ def tiny_data() -> Data:
     return Data(tiny_corpus(), tiny_corpus(seed=1, documents=4), tiny_codec())
 
 
-def tiny_run(path: Path, config: Config, start: Start | None = None, hooks: tuple[Hook, ...] = ()) -> Outcome:
+def tiny_run(
+    path: Path,
+    config: Config,
+    start: Start | None = None,
+    hooks: tuple[Hook, ...] = (),
+    watching: Watching = NOTHING_MORE,
+) -> Outcome:
     """Trains in this process, on one device, as `transfusion train` does; what it says is in `path/said`."""
     workdir, data, task = Workdir(path), tiny_data(), TransfusionTask(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -131,7 +138,7 @@ def tiny_run(path: Path, config: Config, start: Start | None = None, hooks: tupl
     try:
         begin(start or Start(), task, config, data, mesh, workdir, said.append)
         rows = replace(make_rows(data.train, config, data.codec.special), skipped=workdir.skip_rows)
-        return train(task, config, rows, mesh, workdir, Interruption(said.append), hooks, said.append)
+        return train(task, config, rows, mesh, workdir, Interruption(said.append), hooks, said.append, watching)
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from emulator import bucket
 from transfusion_jax import cache
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,42 @@ def test_a_second_process_compiles_nothing_again_and_computes_the_same(tmp_path)
     assert kept.count("jit_step") == 1
     assert said == [f"hits 0 misses {len(kept)}", f"hits {len(kept)} misses 0"]
     assert losses[0] == losses[1]
+
+
+KEEP_ONE = """
+import jax
+from transfusion_jax import cache
+cache.KEPT = ("cpu",)
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
+cache.keep_programs()
+jax.jit(lambda x: x @ x)(jax.numpy.ones((8, 8)))
+print("hits", events.count("cache_hits"), "misses", events.count("cache_misses"))
+"""
+
+
+def test_programs_kept_in_a_bucket_are_found_by_another_machine():
+    with bucket("kept") as url:
+        environment = os.environ | {
+            "TRANSFUSION_CACHE": f"{url}/cache",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        environment.pop("JAX_COMPILATION_CACHE_DIR")
+        said = [
+            subprocess.run(
+                [sys.executable, "-c", KEEP_ONE], env=environment, text=True, stdout=subprocess.PIPE
+            ).stdout
+            for _ in range(2)
+        ]
+    programs = said[0].split()[-1]
+    assert int(programs) > 0
+    assert said == [f"hits 0 misses {programs}\n", f"hits {programs} misses 0\n"]
+
+
+def test_what_must_lie_on_a_disk_does_so_beside_a_bucket(monkeypatch):
+    monkeypatch.setenv("TRANSFUSION_CACHE", "gs://bucket/cache/")
+    assert cache.cache_folder() == Path.home() / ".cache/transfusion_jax"
+    assert cache.program_cache() == "gs://bucket/cache/xla"
 
 
 @pytest.mark.parametrize(

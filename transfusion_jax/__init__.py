@@ -1,11 +1,11 @@
 """Transfusion pretraining in JAX: next-token loss on text, diffusion loss on images, one transformer."""
 
-import os
+import time
 from importlib.metadata import version
 
+from transfusion_jax.parallel import flags
+
+STARTED = time.time()  # when the process did, nearly: what a run's account of its time begins with
 __version__ = version("transfusion-jax")
 
-# XLA's YNN fusions on CPU (jaxlib 0.10) compute some batched gradients wrongly; see
-# docs/decisions.md. The flag is read when a backend first starts, and has no effect on accelerators.
-if "xla_cpu_experimental_ynn_fusion_type" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_experimental_ynn_fusion_type="
+flags.apply()  # they are read when a backend first starts

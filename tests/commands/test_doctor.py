@@ -81,11 +81,11 @@ def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "doctor needs either DATA"),
-        (["--workdir", "x"], "doctor needs either DATA"),
-        (["data", "--row", "3"], "doctor needs either DATA"),
+        ([], "doctor needs either a folder"),
+        (["--workdir", "x"], "doctor needs either a folder"),
+        (["data", "--row", "3"], "doctor needs either a folder"),
         (["--workdir", "x", "--row", "-1"], "--row must not be negative"),
-        (["--workdir", "x", "--row", "1", "--verify"], "--verify goes with DATA"),
+        (["--workdir", "x", "--row", "1", "--verify"], "--verify goes with prepared data"),
         (["data", "--output", "sheet.jpg"], "--output must end in .png"),
         (["nowhere"], "nowhere holds no prepared data"),
     ],

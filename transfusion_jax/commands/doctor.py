@@ -1,10 +1,9 @@
-"""`transfusion doctor`: what prepared data holds and what is wrong with it, or what a row of a run is made of."""
+"""`transfusion doctor`: what prepared data holds, how a run is, what is wrong, or what a row is made of."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from transfusion_jax.data.load import Data
 from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.storage import Place, place
+from transfusion_jax.training import health
 from transfusion_jax.training.workdir import Workdir
 
 SHEET, COLUMNS = 32, 8  # images on a contact sheet, and in a line of it
@@ -27,41 +28,47 @@ LONGEST = 80  # characters shown of a text
 def add_parser(commands: Any) -> None:
     """Declares the command."""
     parser = commands.add_parser(
-        "doctor", help="look into prepared data, or into a row of a run", description=__doc__
+        "doctor", help="look into prepared data, a run, or a row of a run", description=__doc__
     )
-    parser.add_argument("data", nargs="?", type=Path, help="a folder that prepare wrote")
-    parser.add_argument("--verify", action="store_true", help="of DATA: read every file and compare its hash")
-    parser.add_argument("--workdir", type=Path, help="a run's directory, with --row")
+    parser.add_argument("place", nargs="?", type=place, help="a folder that prepare wrote, or a run's workdir")
+    parser.add_argument("--verify", action="store_true", help="of data: read every file and compare its hash")
+    parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
     parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
-    parser.add_argument("--output", type=Path, help="PNG for the pictures (default: doctor.png, or row-N.png)")
+    parser.add_argument("--output", type=place, help="PNG for the pictures (default: doctor.png, or row-N.png)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run, takes_overrides=False)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Examines; returns 1 where something is wrong with data, else 0."""
+    """Examines; returns 1 where something is wrong with data or a run, else 0."""
     del overrides
-    data, workdir, row, output = arguments.data, arguments.workdir, arguments.row, arguments.output
+    folder, workdir, row, output = arguments.place, arguments.workdir, arguments.row, arguments.output
     require(
-        (data is None) != (workdir is None) and (workdir is None) == (row is None),
-        "doctor needs either DATA, a folder that prepare wrote, or --workdir DIR --row N",
+        (folder is None) != (workdir is None) and (workdir is None) == (row is None),
+        "doctor needs either a folder that prepare or train wrote, or --workdir DIR --row N",
     )
-    require(not (arguments.verify and workdir), "--verify goes with DATA")
+    of_run = folder is not None and Workdir(folder).exists()
+    require(not arguments.verify or (folder is not None and not of_run), "--verify goes with prepared data")
+    require(output is None or not of_run, "--output goes with prepared data, and with --row")
     require(row is None or row >= 0, f"--row must not be negative, not {row}")
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
-    if data:
-        report = _examine(data, arguments.verify, output or Path("doctor.png"))
+    if of_run:
+        report = health.examine(Workdir(folder))
+    elif folder:
+        report = _examine(folder, arguments.verify, output or place("doctor.png"))
     else:
-        report = _look_up(Workdir(workdir), row, output or Path(f"row-{row}.png"))
+        report = _look_up(Workdir(workdir), row, output or place(f"row-{row}.png"))
     if arguments.json:
         print(json.dumps(report))
+    elif of_run:
+        print("\n".join(health.lines(report)))
     else:
-        (_print_data if data else _print_row)(report)
+        (_print_data if folder else _print_row)(report)
     return int(bool(report.get("wrong")))
 
 
-def _examine(folder: Path, verify: bool, output: Path) -> dict[str, Any]:
+def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     prepared = Prepared.open(folder)
     manifest = prepared.manifest
     wrong = survey.damaged(prepared) if verify else []
@@ -122,7 +129,7 @@ def _print_data(report: dict[str, Any]) -> None:
     print("\n".join(f"WRONG: {line}" for line in report["wrong"]) or "nothing is wrong")
 
 
-def _look_up(workdir: Workdir, row: int, output: Path) -> dict[str, Any]:
+def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     config = workdir.config()
     data = data_loading.load(config, workdir.codec().statistics)
     rows = make_rows(data.train, config, data.codec.special)

@@ -54,6 +54,15 @@ class Data:
     codec: Codec
 
 
+def require_sources(config: Config) -> None:
+    """Raises ConfigError where the config names no data."""
+    require(
+        bool(config.data.sources),
+        f"config {config.name!r} names no data: set --config.data.sources.NAME.path to a folder that "
+        "`transfusion prepare` wrote, or --config.data.sources=synthetic to try the hardware out",
+    )
+
+
 def load(config: Config, statistics: LatentStatistics | None = None) -> Data:
     """Opens every source that the config names; their documents are read when they are asked for.
 
@@ -64,12 +73,8 @@ def load(config: Config, statistics: LatentStatistics | None = None) -> Data:
     Raises:
         ConfigError: no source, or one that does not fit the model or the others.
     """
+    require_sources(config)
     sources = config.data.sources
-    require(
-        bool(sources),
-        f"config {config.name!r} names no data: set --config.data.sources.NAME.path to a folder that "
-        "`transfusion prepare` wrote, or --config.data.sources=synthetic to try the hardware out",
-    )
     prepared = {name: Prepared.open(s.path) for name, s in sources.items() if not _is_synthetic(s)}
     codec = _codec(prepared, config, statistics)
     splits = []
@@ -101,7 +106,7 @@ def _documents(source: SourceConfig, split: str, config: Config, codec: Codec) -
         f"{path} was prepared with another tokenizer ({prepared.manifest['tokenizer']['name']}, "
         f"{prepared.manifest['tokenizer']['hash']}) than the other sources ({codec.tokenizer.name}, {mine})",
     )
-    return PreparedDocuments(prepared, split, config.data.encoding, codec.statistics)
+    return PreparedDocuments(prepared, split, config.data.encoding, codec.statistics).make_ready()
 
 
 def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStatistics | None) -> Codec:

@@ -20,6 +20,7 @@ from transfusion_jax.parallel import residence
 from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
 from transfusion_jax.planning import measured
+from transfusion_jax.storage import within
 from transfusion_jax.training import badsteps
 from transfusion_jax.training.checkpoint import BEST, Checkpoints
 from transfusion_jax.training.damage import DamagedCheckpoint
@@ -31,6 +32,8 @@ from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.step import Report, make_step
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.timer import Timer
+from transfusion_jax.training.tracking import open_tracker
+from transfusion_jax.training.watch import NOTHING_MORE, Watch, Watching
 from transfusion_jax.training.watchdog import watchdog
 from transfusion_jax.training.workdir import DAMAGED, Workdir
 
@@ -65,6 +68,7 @@ def train(
     interruption: Interruption,
     hooks: tuple[Hook, ...] = (),
     say: Callable[[str], None] = print,
+    watching: Watching = NOTHING_MORE,
 ) -> Outcome:
     """Trains to the config's last step, from the newest checkpoint in the workdir or from the start.
 
@@ -77,6 +81,7 @@ def train(
         interruption: the signals that end training early.
         hooks: evaluations and drawings.
         say: prints a line for the user.
+        watching: what else to look at while it trains.
 
     Raises:
         TrainingHalted: the guard stopped it; nothing was saved since the last checkpoint.
@@ -104,17 +109,25 @@ def train(
         local = local_rows(sharding, config.batch_rows)
         stream = batches(rows, next_row, config.batch_rows, local, config.data.workers, say)
         timer = Timer(first, peak * mesh.size, mesh.size)
-        with stream as batch_of, open_writer(workdir, first) as writer:
-            run = _Run(config, mesh, checkpoints, writer, interruption, hooks, timer, say, beat, state, next_row)
+        watch = Watch(workdir, first, config.steps, timer, watching, say)
+        tracking = open_tracker(watching.wandb, workdir, config, say)
+        with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker) as writer:
+            run = _Run(
+                config, mesh, checkpoints, writer, interruption, hooks, timer, watch, say, beat, state, next_row
+            )
             if not concluded:
                 record = on_first(lambda: record_of(workdir.metrics, first))
-                checkpoints.conclude(first, run.held_out(run.conclude(first, record, run.due(first), saved=True)))
+                metrics = run.conclude(first, record, run.due(first), saved=True)
+                writer.flush()
+                checkpoints.conclude(first, run.held_out(metrics))
             step_function = make_step(task, config, mesh)
             outcome, compared = Outcome(first), False
             while outcome.step < config.steps and not outcome.interrupted:
                 step = outcome.step + 1
-                batch = to_global(next(batch_of), sharding)
-                run.state, report = step_function(run.state, batch, interruption.requested)
+                with watch.waiting():
+                    batch = to_global(next(batch_of), sharding)
+                with watch.step(step):
+                    run.state, report = step_function(run.state, batch, interruption.requested)
                 if step == first + 1:
                     jax.block_until_ready(report)
                     say(f"first step after {timer.restart():.1f} s, compilation included")
@@ -128,7 +141,8 @@ def train(
                     beside = measured.beside_plan(task, config, mesh, peak, run.record, speed, used)
                     for line in beside.lines():
                         say(line)
-        checkpoints.wait()
+            with watch.aside("checkpoint"):
+                checkpoints.wait()
     if outcome.interrupted:
         say(f"stopped at step {outcome.step} and saved; run the same command to go on")
     else:
@@ -159,7 +173,7 @@ def start(
                 DAMAGED,
                 step=newest,
                 reason=error.reason,
-                moved_to=str(where.relative_to(workdir.path)),
+                moved_to=within(where, workdir.path),
             )
             say(f"{error}; moved to {where}")
             continue
@@ -211,6 +225,7 @@ class _Run:
     interruption: Interruption
     hooks: tuple[Hook, ...]
     timer: Timer
+    watch: Watch
     say: Callable[[str], None]
     beat: Callable[[], None]  # for the watchdog
     state: State
@@ -225,6 +240,7 @@ class _Run:
         self.beat()
         self.checkpoints.poll()
         self.timer.add(report.values)
+        self.watch.stepped(report)
         self.unseen.append((step, report))
         stopping = self.asked_to_end if count() > 1 else self.interruption.requested
         last = stopping or step == self.config.steps
@@ -234,15 +250,17 @@ class _Run:
         self.look(newest_too=bool(logging or saving or due))
         record: dict[str, float] = {}
         if logging:
-            record = self.record = self.timer.read(step, task)
+            record = self.record = self.timer.read(step, task) | self.watch.read(step)
             self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
             self.writer.record(step, record)  # before the checkpoint: a kill between the two must not lose it
         if saving:
-            with self.timer.paused():
+            with self.watch.aside("checkpoint"):
+                self.writer.flush()
                 self.checkpoints.save(self.state, self.next_row, concluded=not due)
         if due and not stopping:
             metrics = self.conclude(step, record, due, saving)
             if saving:
+                self.writer.flush()
                 self.checkpoints.conclude(step, self.held_out(metrics))
         return Outcome(step, interrupted=stopping and bool(step < self.config.steps or due))
 
@@ -263,8 +281,10 @@ class _Run:
         """
         while len(self.unseen) > (0 if newest_too else 1):
             step, report = self.unseen.popleft()
+            verdict = int(report.verdict)
+            self.watch.free()
             self.asked_to_end |= bool(report.asked_to_end)
-            if int(report.verdict) != FINE:
+            if verdict != FINE:
                 bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
                 self.writer.bad_step(bad)
                 self.say(badsteps.sentence(bad))
@@ -283,13 +303,15 @@ class _Run:
 
         def leave() -> None:
             if not saved:
+                self.writer.flush()
                 self.checkpoints.save(self.state, self.next_row, concluded=False)
             self.checkpoints.wait()
+            self.watch.leave()
 
         may_leave = self.interruption.may_leave(leave) if saved or count() == 1 else nullcontext()
         metrics: dict[str, float] = {}
         weights = self.state.params if self.state.ema is None else self.state.ema
-        with may_leave, jax.set_mesh(self.mesh), self.timer.paused():
+        with may_leave, jax.set_mesh(self.mesh), self.watch.aside("evaluation"):
             for hook in due:
                 metrics |= hook.function(step, weights, self.writer)
                 self.beat()

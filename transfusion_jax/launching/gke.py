@@ -1,0 +1,198 @@
+"""`launch gke`: a JobSet of TPU slices on Google Kubernetes Engine, queued by Kueue where a queue is named.
+
+Every pod failure ends its Job at once (`backoffLimit: 0`), since no process can go on without the others, and the
+JobSet then starts all slices anew. Rules tell three cases apart. Exit codes that no other start can mend fail the
+whole. A save after a signal (75) or an eviction restarts without being counted. Anything else counts as one of
+`--restarts`. A Job gives both of the first two the reason `PodFailurePolicy`; only the message names the rule, and
+reading messages takes JobSet 0.10.
+
+Sources: the API of JobSet, https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2, and "Pod failure policy",
+https://kubernetes.io/docs/concepts/workloads/controllers/job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import yaml
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.errors import INTERRUPTED, UserError
+from transfusion_jax.launching.job import Job, add_job_arguments, add_name_argument, make_job, require_bucket
+from transfusion_jax.launching.policy import STOP
+from transfusion_jax.launching.tools import attempt, output, require_tool, says
+from transfusion_jax.launching.tpus import Slices, add_slice_arguments, slices
+
+FINGERPRINT = "transfusion-jax/command"  # annotation: tells whether a job of the name is this one
+QUEUE = "kueue.x-k8s.io/queue-name"
+SPOT = "cloud.google.com/gke-spot"
+ADVICE = "install it (gcloud components install kubectl), and gcloud container clusters get-credentials CLUSTER"
+POD_RULES = [  # a rule's place in this list stands in the message of a Job that it failed
+    {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": list(STOP)}},
+    {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": [INTERRUPTED]}},
+    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+]
+SET_RULES = [
+    {
+        "name": name,
+        "action": action,
+        "onJobFailureReasons": ["PodFailurePolicy"],
+        "onJobFailureMessagePatterns": [f"rule at index {places}"],
+    }
+    for name, action, places in (
+        ("stop", "FailJobSet", "0"),
+        ("preempted", "RestartJobSetAndIgnoreMaxRestarts", "[12]"),
+    )
+]
+
+
+def add_parser(targets: argparse._SubParsersAction) -> None:
+    """Declares the target."""
+    parser = targets.add_parser(
+        "gke",
+        help="a JobSet on Google Kubernetes Engine",
+        description="Applies a JobSet to the cluster that kubectl points at, unless it is there already.",
+    )
+    add_slice_arguments(parser)
+    parser.add_argument("--image", required=True, help="built from launch/Dockerfile with LOCK=tpu, and pushed")
+    parser.add_argument("--queue", help="Kueue's LocalQueue (default: started as soon as there is room)")
+    parser.add_argument("--namespace", default="default", help="(default: %(default)s)")
+    parser.add_argument("--service-account", help="of Kubernetes, with access to the buckets")
+    capacity = parser.add_mutually_exclusive_group()
+    capacity.add_argument("--spot", action="store_true", help="on Spot VMs")
+    capacity.add_argument("--reservation", metavar="NAME", help="on reserved capacity")
+    add_name_argument(parser)
+    add_job_arguments(parser, restarts=10)
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON instead of YAML")
+    parser.set_defaults(launch=launch)
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Applies the JobSet, and says how to follow it."""
+    if arguments.json and not arguments.dry_run:
+        raise ConfigError("--json goes with --dry-run")
+    machines = slices(arguments, one_host_of_eight=False)
+    job = make_job(arguments, machines.hosts * machines.count, machines.topology)
+    require_bucket(job, "GKE")
+    manifest = jobset(job, machines, arguments)
+    if arguments.dry_run:
+        print(
+            json.dumps(manifest, indent=2) if arguments.json else yaml.safe_dump(manifest, sort_keys=False).rstrip()
+        )
+        return 0
+    require_tool("kubectl", ADVICE)
+    place = ("--namespace", arguments.namespace)
+    if not _make_room(manifest, place):
+        return 0
+    output("kubectl", "apply", *place, "--filename=-", stdin=yaml.safe_dump(manifest))
+    log = f"kubectl logs --namespace {arguments.namespace} --follow job/{job.name}-slice-0 (the first host's)"
+    print(f"submitted {job.name}: {machines.topology.describe()}\nto follow it: {log}")
+    return 0
+
+
+def jobset(job: Job, machines: Slices, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The JobSet, as plain values."""
+    labels = {QUEUE: arguments.queue} if arguments.queue else {}
+    one_slice_each = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    manifest = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": job.name,
+            **({"labels": labels} if labels else {}),
+            "annotations": one_slice_each,
+        },
+        "spec": {
+            "failurePolicy": {
+                "maxRestarts": job.restarts,
+                "restartStrategy": "BlockingRecreate",
+                "rules": SET_RULES,
+            },
+            "replicatedJobs": [
+                {
+                    "name": "slice",
+                    "replicas": machines.count,
+                    "template": {
+                        "spec": {
+                            "parallelism": machines.hosts,
+                            "completions": machines.hosts,
+                            "completionMode": "Indexed",
+                            "backoffLimit": 0,
+                            "podFailurePolicy": {"rules": POD_RULES},
+                            "template": {"spec": _pod(job, machines, arguments)},
+                        }
+                    },
+                }
+            ],
+        },
+    }
+    one_slice_each[FINGERPRINT] = job.fingerprint(manifest=json.dumps(manifest, sort_keys=True))
+    return manifest
+
+
+def _pod(job: Job, machines: Slices, arguments: argparse.Namespace) -> dict[str, Any]:
+    selector = {
+        "cloud.google.com/gke-tpu-accelerator": machines.names.gke,
+        "cloud.google.com/gke-tpu-topology": machines.shape,
+    }
+    tolerations = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if arguments.spot:
+        selector[SPOT] = "true"
+        tolerations.append({"key": SPOT, "operator": "Equal", "value": "true", "effect": "NoSchedule"})
+    if arguments.reservation:
+        selector["cloud.google.com/reservation-name"] = arguments.reservation
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": job.grace,
+        "nodeSelector": selector,
+        "tolerations": tolerations,
+        "containers": [
+            {
+                "name": "train",
+                "image": arguments.image,
+                "command": ["transfusion", *job.command],
+                "env": [{"name": key, "value": value} for key, value in job.environment.items()],
+                "resources": {"limits": {"google.com/tpu": machines.chips_per_host}},
+                "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+            }
+        ],
+        # Loader processes hand batches over in shared memory, of which a container has 64 MiB otherwise.
+        "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
+    }
+    if arguments.service_account:
+        pod["serviceAccountName"] = arguments.service_account
+    if machines.count > 1:  # slices talk to each other at the speed of the hosts' own network
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    return pod
+
+
+def _make_room(manifest: dict[str, Any], place: tuple[str, ...]) -> bool:
+    """Whether the JobSet is to be applied; one of its name that has failed, or that did something else, is deleted.
+
+    Raises:
+        ConfigError: a JobSet of that name is doing something else.
+        UserError: the cluster cannot be asked.
+    """
+    name = manifest["metadata"]["name"]
+    found = attempt("kubectl", "get", "jobset", name, *place, "--output=json")
+    if found.returncode:
+        if "NotFound" in found.stderr and name in found.stderr:
+            return True
+        raise UserError(f"kubectl get jobset failed: {says(found)}")
+    existing = json.loads(found.stdout)
+    state = existing.get("status", {}).get("terminalState", "")
+    fingerprint = existing["metadata"].get("annotations", {}).get(FINGERPRINT)
+    same = fingerprint == manifest["metadata"]["annotations"][FINGERPRINT]
+    delete = ("kubectl", "delete", "jobset", name, *place)
+    if same and state == "Completed":
+        print(f"{name} is done; nothing was submitted (to run it again: {' '.join(delete)})")
+        return False
+    if not state:
+        if not same:
+            raise ConfigError(f"{name} is there with another command: choose --name, or end it: {' '.join(delete)}")
+        print(f"{name} is already there; nothing was submitted")
+        return False
+    output(*delete, "--wait")
+    return True

@@ -1,0 +1,169 @@
+"""`launch tpu-vm`: TPU VMs by a queued resource, whose hosts run the command in a container under systemd.
+
+The startup script, which a TPU VM runs at every boot, writes a systemd service. systemd starts the command again
+after exit codes that mean so, on each host by itself: the processes of the next try find each other as before.
+
+Sources: https://docs.cloud.google.com/tpu/docs/queued-resources, and systemd.service(5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.errors import UserError
+from transfusion_jax.launching.job import Job, add_job_arguments, add_name_argument, make_job, require_bucket
+from transfusion_jax.launching.policy import STOP
+from transfusion_jax.launching.tools import attempt, output, require_tool, says
+from transfusion_jax.launching.tpus import Slices, add_slice_arguments, slices
+
+RESOURCES = ("gcloud", "compute", "tpus", "queued-resources")
+LABEL = "transfusion-command"  # tells whether a queued resource of the name is this job
+ENDED = ("FAILED", "SUSPENDED")  # nothing will come of it any more: SUSPENDED is what a preempted one becomes
+ENDING = ("SUSPENDING", "DELETING")
+STARTUP = r"""#!/usr/bin/env bash
+set -euo pipefail
+gcloud auth configure-docker --quiet {registry}
+docker pull {image}
+cat >/usr/local/bin/transfusion-job <<'JOB'
+#!/usr/bin/env bash
+docker rm --force transfusion 2>/dev/null
+exec docker run --name transfusion --rm --privileged --net=host --ipc=host {variables}{image} {command}
+JOB
+chmod +x /usr/local/bin/transfusion-job
+cat >/etc/systemd/system/transfusion.service <<'UNIT'
+[Unit]
+Description={name}
+After=docker.service
+Requires=docker.service
+StartLimitIntervalSec=infinity
+StartLimitBurst={starts}
+
+[Service]
+ExecStart=/usr/local/bin/transfusion-job
+Restart=on-failure
+RestartSec=10
+RestartPreventExitStatus={stop}
+KillMode=mixed
+TimeoutStopSec={grace}
+UNIT
+systemctl daemon-reload
+systemctl start transfusion
+"""
+
+
+def add_parser(targets: argparse._SubParsersAction) -> None:
+    """Declares the target."""
+    parser = targets.add_parser(
+        "tpu-vm",
+        help="TPU VMs by a queued resource",
+        description="Queues for TPU VMs and runs the command on them; a queued resource that was preempted or has "
+        "failed is deleted and queued anew, and one that is there already is left alone.",
+    )
+    add_slice_arguments(parser)
+    parser.add_argument("--image", required=True, help="built from launch/Dockerfile with LOCK=tpu, and pushed")
+    parser.add_argument("--zone", required=True, help="such as us-west4-a")
+    parser.add_argument("--project", help="(default: gcloud's)")
+    parser.add_argument(
+        "--runtime", metavar="VERSION", help="software of the VMs (default: the usual one of the chip)"
+    )
+    parser.add_argument("--service-account", help="of Google Cloud, with access to the buckets")
+    capacity = parser.add_mutually_exclusive_group()
+    capacity.add_argument("--spot", action="store_true", help="on Spot VMs")
+    capacity.add_argument("--reserved", action="store_true", help="on reserved capacity")
+    add_name_argument(parser)
+    add_job_arguments(parser, restarts=100)
+    parser.set_defaults(launch=launch)
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Creates the queued resource, and says how to follow it."""
+    machines = slices(arguments, one_host_of_eight=True)
+    job = make_job(arguments, machines.hosts * machines.count, machines.topology)
+    require_bucket(job, "TPU VMs")
+    script = startup_script(job, arguments.image)
+    place = [f"--zone={arguments.zone}", *([f"--project={arguments.project}"] if arguments.project else [])]
+    if arguments.dry_run:
+        create = shlex.join(_create(job, machines, arguments, place, script, "startup.sh"))
+        print(f"cat >startup.sh <<'STARTUP'\n{script}STARTUP\n{create}")
+        return 0
+    require_tool("gcloud", "install the Google Cloud CLI")
+    if not _make_room(job, place, job.fingerprint(script=script, machines=machines)):
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "startup.sh"
+        path.write_text(script)
+        output(*_create(job, machines, arguments, place, script, str(path)))
+    node = f"{job.name}-0" if machines.count > 1 else job.name
+    ssh = shlex.join(["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, "--worker=0", *place])
+    delete = shlex.join([*RESOURCES, "delete", job.name, "--force", *place])
+    print(f"queued {job.name}: {machines.topology.describe()}")
+    print(f"to follow it: {ssh} --command='journalctl --follow --unit=transfusion'")
+    print(f"the machines are billed until they are deleted: {delete}")
+    return 0
+
+
+def startup_script(job: Job, image: str) -> str:
+    """What every host runs when it boots, as root."""
+    variables = "".join(f"--env {shlex.quote(f'{key}={value}')} " for key, value in job.environment.items())
+    return STARTUP.format(
+        registry=shlex.quote(image.partition("/")[0]),
+        image=shlex.quote(image),
+        variables=variables,
+        command=job.shell_command,
+        name=job.name,
+        starts=job.restarts + 1,
+        stop=" ".join(map(str, STOP)),
+        grace=job.grace,
+    )
+
+
+def _create(
+    job: Job, machines: Slices, arguments: argparse.Namespace, place: Sequence[str], script: str, path: str
+) -> list[str]:
+    many = [f"--node-count={machines.count}", f"--node-prefix={job.name}"]
+    chosen = {"--spot": arguments.spot, "--reserved": arguments.reserved}
+    account = arguments.service_account
+    return [
+        *(*RESOURCES, "create", job.name, *place),
+        *(many if machines.count > 1 else [f"--node-id={job.name}"]),
+        f"--accelerator-type={machines.booking}",
+        f"--runtime-version={arguments.runtime or machines.names.runtime}",
+        f"--metadata-from-file=startup-script={path}",
+        f"--labels={LABEL}={job.fingerprint(script=script, machines=machines)}",
+        *(option for option, wanted in chosen.items() if wanted),
+        *([f"--service-account={account}"] if account else []),
+        "--async",
+    ]
+
+
+def _make_room(job: Job, place: Sequence[str], fingerprint: str) -> bool:
+    """Whether the queued resource is to be created; one of its name of which nothing will come is deleted.
+
+    Raises:
+        ConfigError: one of that name runs something else.
+        UserError: it is just being deleted, or the service cannot be asked.
+    """
+    found = attempt(*RESOURCES, "describe", job.name, *place, "--format=json")
+    if found.returncode:
+        if "NOT_FOUND" in found.stderr:
+            return True
+        raise UserError(f"gcloud failed: {says(found)}")
+    existing = json.loads(found.stdout)
+    state = existing["state"]["state"]
+    if state in ENDED:
+        print(f"{job.name} is {state}: it is deleted, and queued anew")
+        output(*RESOURCES, "delete", job.name, *place, "--force", "--quiet")
+        return True
+    if state in ENDING:
+        raise UserError(f"{job.name} is {state}: run the same command once that is done")
+    labels = existing["tpu"]["nodeSpec"][0]["node"].get("labels", {})
+    if labels.get(LABEL) != fingerprint:
+        raise ConfigError(f"{job.name} is there with another command or other machines: choose another --name")
+    print(f"{job.name} is already there, {state}; nothing was queued")
+    return False

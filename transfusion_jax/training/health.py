@@ -1,0 +1,249 @@
+"""How a run is, told from its workdir alone, while it trains or afterwards; `transfusion doctor` says it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from transfusion_jax.config import Config
+from transfusion_jax.training import goodput
+from transfusion_jax.training.badsteps import sentence as bad_step_sentence
+from transfusion_jax.training.checkpoint import SIZES, Checkpoints
+from transfusion_jax.training.files import read_lines
+from transfusion_jax.training.goodput import Attempt
+from transfusion_jax.training.metrics import duration
+from transfusion_jax.training.watch import BEAT, DOING
+from transfusion_jax.training.workdir import DAMAGED, Workdir
+
+LOCKS = Path("/proc/locks")
+SILENT = 60.0  # seconds without a word from a run whose steps are short
+LONG = 1800.0  # seconds that a compilation or an evaluation may take before it is remarked on
+UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+ENOUGH = 300.0  # seconds of training, before which shares of its time say little
+SHOWN = 5  # of the newest restarts, bad steps and damaged checkpoints
+
+
+def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
+    """The state of a run, as JSON values; `wrong` is what hinders it, `advice` what would make it faster.
+
+    Raises:
+        ConfigError: there is no run here.
+    """
+    now = now or time.time()
+    config, attempts = workdir.config(), goodput.read_attempts(workdir.attempts)
+    last = attempts[-1] if attempts else None
+    trains = is_training(workdir, last, now)
+    step = last.step if last else 0
+    account = goodput.account(attempts)
+    bad = read_lines(workdir.bad_steps)
+    history = workdir.manifest()["history"]
+    report: dict[str, Any] = {
+        "run": str(workdir.path),
+        "name": config.name,
+        "state": _state(last, trains),
+        "step": step,
+        "steps": config.steps,
+        "seconds_left": _pace(last) * (config.steps - step) if last and step < config.steps else None,
+        "seconds_per_step": last.about.get("seconds_per_step") if last else None,
+        "last_heard_seconds": now - last.updated if last else None,
+        "checkpoint": _newest_checkpoint(workdir, now),
+        "free_bytes": shutil.disk_usage(workdir.path).free if isinstance(workdir.path, Path) else None,
+        "attempts": len(attempts),
+        "restarts": [_restart(*pair) for pair in pairwise(attempts)][-SHOWN:],
+        "goodput": account.fractions if attempts else None,
+        "lost_steps": account.lost_steps,
+        "hosts": last.about["hosts"] if last else [],
+        "devices": last.about["devices"] if last else None,
+        "memory": last.about.get("memory") if last else None,
+        "slow_host": last.about.get("slow") if last else None,
+        "bad_steps": {"count": len(bad), "newest": [bad_step_sentence(one) for one in bad[-SHOWN:]]},
+        "damaged_checkpoints": [entry for entry in history if entry["event"] == DAMAGED][-SHOWN:],
+        "flags": workdir.manifest()["flags"],
+    }
+    report["wrong"] = list(_wrong(report, config, attempts, trains, now))
+    report["advice"] = list(_advice(report, config, last))
+    return report
+
+
+def is_training(workdir: Workdir, last: Attempt | None, now: float) -> bool | None:
+    """Whether a process trains here; None where that cannot be told: the lock shows on its own machine alone."""
+    holder = _holder(workdir.path / "lock") if isinstance(workdir.path, Path) else None
+    if holder is not None:
+        return True
+    if last is None or last.ended is not None:
+        return False
+    here = last.about["hosts"][0] == socket.gethostname()
+    if here and LOCKS.exists() and isinstance(workdir.path, Path):
+        return False
+    return True if now - last.updated < SILENT else None
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report for reading."""
+    yield f"{report['run']}: {report['name']}, {report['state']}"
+    done = f"step {report['step']:,} of {report['steps']:,}"
+    if report["seconds_left"] is not None:
+        done += f", {duration(report['seconds_left'])} left at the pace so far"
+    yield f"  {done}"
+    if report["last_heard_seconds"] is not None:
+        yield f"  last heard of {duration(report['last_heard_seconds'])} ago, on {', '.join(report['hosts'][:4])}"
+    saved = report["checkpoint"]
+    if saved:
+        age = f", {duration(saved['age_seconds'])} ago" if saved["age_seconds"] is not None else ""
+        size = f", {_size(saved['bytes'])}" if saved["bytes"] else ""
+        free = f"; {_size(report['free_bytes'])} are free" if report["free_bytes"] is not None else ""
+        yield f"  last save: step {saved['step']:,}{age}{size}{free}"
+    else:
+        yield "  nothing is saved yet"
+    if report["goodput"]:
+        parts = sorted(report["goodput"].items(), key=lambda item: -item[1])
+        yield "  its time: " + "  ".join(f"{kind.replace('_', ' ')} {s:.0%}" for kind, s in parts if s >= 0.005)
+    for restart in report["restarts"]:
+        yield f"  attempt {restart['attempt']} began {restart['began']}: the one before {restart['before']}"
+    memory = report["memory"] or {}
+    if "peak_gib" in memory:
+        limit = f" of {memory['limit_gib']:.1f}" if "limit_gib" in memory else ""
+        yield f"  memory per device: {memory['peak_gib']:.1f}{limit} GiB at most"
+    if report["bad_steps"]["count"]:
+        yield f"  {report['bad_steps']['count']} bad steps were skipped, the newest:"
+        yield from (f"    {line}" for line in report["bad_steps"]["newest"])
+    for entry in report["damaged_checkpoints"]:
+        yield f"  checkpoint {entry['step']} was damaged ({entry['reason']}) and is in {entry['moved_to']}"
+    yield from (f"WRONG: {line}" for line in report["wrong"])
+    yield from (f"advice: {line}" for line in report["advice"])
+    if not report["wrong"]:
+        yield "nothing is wrong"
+
+
+def _size(count: int) -> str:
+    unit, name = next(((unit, name) for unit, name in UNITS if count >= unit), UNITS[-1])
+    return f"{count / unit:,.1f} {name}"
+
+
+def _state(last: Attempt | None, trains: bool | None) -> str:
+    if last is None:
+        return "starting" if trains else "begun, and never trained"
+    if trains and last.ended is not None:
+        return "starting again"
+    if trains:
+        return last.doing
+    return goodput.end_of(last) if trains is False else f"silent; it was {last.doing}"
+
+
+def _pace(attempt: Attempt) -> float:
+    """Seconds per step, with what the loop does beside them."""
+    made = attempt.step - attempt.first_step
+    beside = (goodput.STEP, "data_wait", "checkpoint", "evaluation")
+    return sum(attempt.seconds[kind] for kind in beside) / made if made else 0.0
+
+
+def _newest_checkpoint(workdir: Workdir, now: float) -> dict[str, Any] | None:
+    checkpoints = Checkpoints(workdir.checkpoints)
+    if not checkpoints.steps:
+        return None
+    step = checkpoints.steps[-1]
+    path = checkpoints.path(step) / SIZES
+    whole = path.exists()
+    return {
+        "step": step,
+        "age_seconds": now - path.stat().st_mtime if whole and isinstance(path, Path) else None,
+        "bytes": sum(json.loads(path.read_text()).values()) if whole else None,
+    }
+
+
+def _restart(before: Attempt, attempt: Attempt) -> dict[str, Any]:
+    began = datetime.fromtimestamp(attempt.began, UTC).isoformat(timespec="seconds")
+    return {"attempt": attempt.number, "began": began, "before": goodput.end_of(before)}
+
+
+def _wrong(
+    report: dict[str, Any], config: Config, attempts: Sequence[Attempt], trains: bool | None, now: float
+) -> Iterator[str]:
+    last, saved = (attempts[-1] if attempts else None), report["checkpoint"]
+    resumes = f"the same command goes on from step {saved['step'] if saved else 0:,}"
+    if trains is False and (last is None or last.ended != goodput.DONE):
+        yield f"nobody trains here; {_remedy(last)}{resumes}"
+    silence = now - last.updated if last else 0.0
+    if last and trains is not False and last.ended is None:
+        speed = last.about.get("seconds_per_step") or 0.0
+        patience = max(SILENT, BEAT + 5 * config.loop.log_every * speed) if last.doing == DOING["step"] else LONG
+        if silence > patience:
+            yield (
+                f"nothing was heard for {duration(silence)} while {last.doing}: it hangs, or its machine is gone. "
+                f"End its processes; {resumes}"
+            )
+    same = [attempt.first_step == attempts[-1].first_step for attempt in attempts[-3:]]
+    if len(same) == 3 and all(same) and attempts[-1].step < config.steps:
+        yield (
+            f"the last three attempts all began at step {attempts[-1].first_step}, and ended before their first "
+            "save: see why in the log; where preemption is that frequent, lower loop.save_every"
+        )
+    free = report["free_bytes"]
+    if saved and saved["bytes"] and free is not None and free < 2 * saved["bytes"]:
+        yield (
+            f"{_size(free)} are free, and a checkpoint takes {_size(saved['bytes'])}: make room, or a save ends "
+            "the run with exit code 74"
+        )
+
+
+def _remedy(last: Attempt | None) -> str:
+    """What to do before a run is started again, as the begin of a sentence."""
+    ended = (last.ended if last else None) or ""
+    if ended.startswith("TrainingHalted"):
+        return "its steps went bad (bad_steps.jsonl): see if --rewind-to with --skip-rows is needed; otherwise "
+    if ended.startswith("StorageError"):
+        return "make room, or mend the storage: then "
+    if ended in ("", goodput.SIGNAL):
+        return ""
+    return f"mend what ended it ({ended}): then "
+
+
+def _advice(report: dict[str, Any], config: Config, last: Attempt | None) -> Iterator[str]:
+    if last is None:
+        return
+    kinds = (goodput.STEP, "data_wait", "checkpoint", "evaluation")
+    looped = sum(last.seconds[kind] for kind in kinds)
+    if looped < ENOUGH:
+        return
+    shares = {kind: last.seconds[kind] / looped for kind in kinds}
+    if shares["data_wait"] > 0.05:
+        yield (
+            f"the devices wait for data {shares['data_wait']:.0%} of the time: raise data.workers, which is "
+            f"{config.data.workers}, or bring the data nearer"
+        )
+    if shares["checkpoint"] > 0.05:
+        yield f"saves take {shares['checkpoint']:.0%} of the time: raise loop.save_every, {config.loop.save_every}"
+    if shares["evaluation"] > 0.1:
+        yield (
+            f"evaluations and drawings take {shares['evaluation']:.0%} of the time: raise loop.evaluate_every, "
+            f"{config.loop.evaluate_every}, or loop.sample_every, or lower evaluation.rows"
+        )
+    if report["attempts"] > 1 and last.seconds["compile"] > 60:
+        yield (
+            f"the last attempt compiled for {duration(last.seconds['compile'])}: keep programs in a folder that "
+            "outlives the machine, by TRANSFUSION_CACHE"
+        )
+    memory = report["memory"] or {}
+    if memory.get("peak_gib", 0) > 0.95 * memory.get("limit_gib", float("inf")):
+        yield "the devices' memory is nearly full: a longer evaluation may not fit"
+    if report["slow_host"]:
+        yield f"{report['slow_host']}: look at that machine, or leave it out"
+
+
+def _holder(lock: Path) -> int | None:
+    """The process of this machine that holds a file's lock. Reading who does takes no lock oneself."""
+    if not lock.exists() or not LOCKS.exists():
+        return None
+    inode = str(lock.stat().st_ino)
+    for line in LOCKS.read_text().splitlines():
+        words = line.split()  # number, kind, mode, access, process, device:device:inode, …
+        if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
+            return int(words[4])
+    return None
