@@ -1,4 +1,3 @@
-import functools
 import math
 
 import jax
@@ -11,12 +10,10 @@ from jax.sharding import PartitionSpec as P
 from helpers import tiny_config
 from transfusion_jax.config import MeshConfig
 from transfusion_jax.data.batch import abstract_batch
+from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.planning.count import count
 from transfusion_jax.planning.hlo import group, parse
-from transfusion_jax.training.state import abstract_state
-from transfusion_jax.training.step import train_step
-from transfusion_jax.training.transfusion import TransfusionTask
 
 ROWS, WIDTH = 64, 32
 ONE = {"data": 1}
@@ -49,22 +46,26 @@ def test_a_scan_counts_as_many_layers_as_it_has(layers):
 
 
 @pytest.mark.parametrize(("remat", "recomputed"), [("none", 0), ("full", 1)])
-def test_the_steps_layers_by_hand(remat, recomputed):
-    """A layer of the real step: forward, twice that backward, and with remat once more but its last product."""
+def test_the_trunks_layers_by_hand(remat, recomputed):
+    """Forward, twice that backward, and with remat once more but the last product."""
 
     def flops(layers):
         config = tiny_config(model__layers=layers, model__remat=remat, model__attention="reference")
-        task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
-        step = jax.jit(functools.partial(train_step, task, config))
-        with jax.set_mesh(mesh):
-            program = step.lower(abstract_state(task, config, mesh), abstract_batch(config)).compile()
-        return count(parse(program.as_text()), ONE).flops
+        model, batch = Model(config.model), abstract_batch(config)
+
+        def loss(params, x, batch):
+            return jnp.sum(model.trunk(params, x, batch.spans, batch.positions)[0])
+
+        x = jax.ShapeDtypeStruct((*batch.tokens.shape, config.model.width), jnp.float32)
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        return count(parse(gradient.lower(model.abstract_params(), x, batch).compile().as_text()), ONE).flops
 
     model, rows, length = tiny_config().model, tiny_config().batch_rows, tiny_config().data.context_length
     matrices = 4 * model.width**2 + 3 * model.width * model.mlp_width
     forward = 2 * rows * length * (matrices + 2 * length * model.width)
     last = 2 * rows * length * model.width * model.mlp_width
-    assert flops(8) - flops(2) == 6 * (3 * forward + recomputed * (forward - last))
+    for layers in (2, 8):
+        assert flops(layers) == layers * (3 * forward + recomputed * (forward - last))
 
 
 def test_collectives_count_in_bytes_sent_along_their_axes_in_every_turn_of_a_loop():
@@ -91,6 +92,11 @@ def test_groups_are_read_in_every_notation():
     assert group("replica_groups=mesh['a'=2,'b'=4] {'b'}, x", 8).tolist() == [0, 1, 2, 3]
     assert group("replica_groups=mesh['a'=2,'b'=4] {'a'}, x", 8).tolist() == [0, 4]
     assert group("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}, x", 8).tolist() == [0, 2]
+    turned = "replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) "
+    assert group(turned + "{'a'}, x", 8).tolist() == [0, 1, 2, 3]
+    assert group(turned + "{'b'}, x", 8).tolist() == [0, 4]
+    with pytest.raises(ValueError, match="unknown notation"):
+        group("replica_groups=<2 of 4>, x", 8)
     assert group("source_target_pairs={{3,5},{5,3}}, x", 8).tolist() == [3, 5]
 
 
@@ -138,16 +144,20 @@ ENTRY %main (x: f32[4,8,6], y: f32[8,5,6], z: bf16[1,16]) -> f32[4,8,6] {
   %zero = s32[]{:T(128)} constant(0)
   %state = (s32[]{:T(128)}, f32[4,8,6]{2,1,0}, f32[8,5,6]{2,1,0}, bf16[1,16]{1,0}) tuple(%zero, %x.1, %y.1, %z.1)
   %loop = (s32[]{:T(128)}, f32[4,8,6]{2,1,0}, f32[8,5,6]{2,1,0}) while(%state), condition=%condition, body=%body
+  %token = token[] after-all()
+  %sent = (f32[4,8,6]{2,1,0}, u32[], token[]) send(%x.1, %token), channel_id=3, is_host_transfer=true, MEGASCALE
   %span_attention.3 = f32[4,8,6]{2,1,0} custom-call(%x.1), custom_call_target="tpu_custom_call", api={"a":"("}
   ROOT %out = f32[4,8,6]{2,1,0} get-tuple-element(%loop), index=1
 }
-"""
+""".replace("MEGASCALE", '_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"')
 
 
 def test_what_a_tpus_compiler_writes_is_read():
-    """Trips from the condition, a gather begun and moved on once, products in padding, memory on the core."""
+    """Trips from the condition, a gather moved on, a sum over slices, products in padding, memory on the core."""
     counts = count(parse(TPU), {"data": 2, "fsdp": 4})
-    (gather,) = counts.collectives
+    gather, across = counts.collectives
+    assert (across.kind, across.axes, across.group, across.times) == ("all-reduce", ("data",), 2, 1)
+    assert across.bytes == 4 * 4 * 8 * 6  # twice the half
     assert (gather.kind, gather.axes, gather.group, gather.dtype) == ("all-gather", ("data", "fsdp"), 8, "bf16")
     assert (gather.overlaps, gather.times, gather.bytes) == (True, 7, 7 * 7 * 16 * 2)
     assert counts.kernels == {"span_attention": 1}
@@ -156,9 +166,7 @@ def test_what_a_tpus_compiler_writes_is_read():
     assert met == sum(range(1, 7))
     assert counts.flops == 7 * product
     (work,) = [w for w in counts.work if w.flops]
-    assert (
-        work.bytes == 4 * math.prod((4, 8, 6)) + 2 * 16 + 4 * math.prod((4, 5, 6)) + 2 * 8 * 16
-    )  # y is on the core
+    assert work.bytes == 4 * math.prod((4, 8, 6)) + 4 * math.prod((4, 5, 6))  # y is on the core, the rest sent
 
 
 def test_a_loop_that_only_the_run_ends_is_named_and_counted_once():

@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
         "--search", action="store_true", help="rank meshes, parts of a batch and policies of rematerialisation"
     )
     parser.add_argument(
-        "--compile", type=int, default=2, metavar="N", help="of --search: compile the best N (default: %(default)s)"
+        "--best", type=int, default=2, metavar="N", help="of --search: plan the best N (default: %(default)s)"
     )
     parser.add_argument(
         "--host-rate", type=float, default=0.5, metavar="GB/S", help="what one host writes (default: %(default)s)"
@@ -57,11 +57,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # no accelerator is to be taken for this
     topology = topologies.parse(arguments.topology)
     require(arguments.host_rate > 0, "--host-rate must be above 0")
-    require(arguments.compile >= 0, "--compile must not be negative")
+    require(arguments.best > 0, "--best must be above 0")
     config = configs.load(arguments.config, overrides)
     contents, rate = expected(config), arguments.host_rate * 1e9
     if arguments.search:
-        found = search(config, topology, contents, 0 if arguments.analytic else arguments.compile, rate)
+        found = search(config, topology, contents, arguments.best, arguments.analytic, rate)
         print(json.dumps(found.to_dict(), indent=2) if arguments.json else report.ranking(found))
         return 0 if found.ranked else ConfigError.exit_code
     if config.mesh == MeshConfig():

@@ -25,9 +25,21 @@ COLLECTIVES = {  # bytes that a device sends, in units of its operand's, among n
 }
 NO_TRAFFIC = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "iota"),
-    *("after-all", "partition-id", "replica-id", "async-update", "async-done", "opt-barrier", "custom-call-done"),
+    *(
+        "send",
+        "recv",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "async-update",
+        "async-done",
+        "opt-barrier",
+        "custom-call-done",
+    ),
 }
+ASIDE = ("copy-start", "slice-start")
 ASYNC_ROOT = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
+ACROSS_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x[^"]*",_xla_megascale_transfer_type="(\w+)"')
 KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton|triton_kernel_call)"')
 
 
@@ -51,6 +63,7 @@ class Work:
     flops: float
     bytes: float  # of HBM, read and written
     times: int
+    aside: bool = False  # a copy that goes on beside the next instructions
     kernel: str = ""  # the name of a custom kernel, whose operations are not in the text
 
 
@@ -111,7 +124,7 @@ def _walk(program: Program, where: Computation, times: int, mesh: dict[str, int]
                 counts.kernels[kernel] = counts.kernels.get(kernel, 0) + times
         traffic = hbm_bytes(program, where, i)
         if flops or traffic or kernel:
-            counts.work.append(Work(flops, traffic, times, kernel))
+            counts.work.append(Work(flops, traffic, times, i.opcode in ASIDE, kernel))
 
 
 def _inside(
@@ -138,6 +151,8 @@ def collective(
     it on beside a product, one that ends it. The first is counted.
     """
     kind = instruction.opcode.removesuffix("-start")
+    if kind == "send" and (across := ACROSS_SLICES.search(instruction.attributes)):
+        return _across_slices(where.arrays_of(instruction)[0], across.group(1).count(",") + 1, across.group(2))
     if kind not in COLLECTIVES:
         return None
     overlaps = instruction.opcode.endswith("-start") or outer.opcode == "async-start"
@@ -155,6 +170,12 @@ def collective(
     largest = max(operands, key=lambda a: a.bytes)
     sent = size * COLLECTIVES[kind](len(members))
     return Collective(kind, axes, len(members), largest.dtype, overlaps, 1, sent) if axes else None
+
+
+def _across_slices(sent: Array, slices: int, kind: str) -> Collective:
+    """What a chip gives to its host for the chips at its place in the other slices, which the host exchanges."""
+    name = kind.lower().replace("_", "-")
+    return Collective(name, ("data",), slices, sent.dtype, True, 1, sent.bytes * COLLECTIVES[name](slices))
 
 
 def product_flops(where: Computation, instruction: Instruction) -> float:
@@ -215,7 +236,7 @@ def hbm_bytes(program: Program, where: Computation, instruction: Instruction) ->
         return 0.0
     if opcode.endswith("-done"):
         return 0.0
-    if opcode in ("copy-start", "slice-start"):
+    if opcode in ASIDE:
         moved = min(instruction.result[:2], key=lambda a: a.bytes)
         return moved.bytes * sum(a.in_hbm for a in instruction.result[:2])
     written = sum(a.bytes for a in instruction.result if a.in_hbm)
@@ -231,18 +252,25 @@ def hbm_bytes(program: Program, where: Computation, instruction: Instruction) ->
 
 
 def _fusion_bytes(fused: Computation, instruction: Instruction, operands: list[Instruction]) -> float:
-    """A fused slice reads its part alone, and a fused update writes its part alone, in place."""
+    """A fused slice reads its part alone, a fused update writes its part alone; exchanges are counted elsewhere."""
+    if ASYNC_ROOT.search(fused.root.attributes):
+        return 0.0
     total = 0.0
+    exchanged = {name for i in fused.instructions if i.opcode in COLLECTIVES for name in (i.name, *i.operands)}
+    passed = exchanged | {i.name for i in fused.parameters}  # on to the fusion that ends the exchange
     updates = {i.operands[0]: i for i in fused.instructions if i.opcode == "dynamic-update-slice"}
     for parameter, operand in zip(fused.parameters, operands, strict=True):
         readers = [i for i in fused.instructions if parameter.name in i.operands]
         size = sum(a.bytes for a in operand.result if a.in_hbm)
-        if parameter.name in updates:
+        if parameter.name in updates or parameter.name in exchanged or readers == [fused.root]:
             continue
         if readers and all(i.opcode in ("dynamic-slice", "slice", "gather") for i in readers):
             size = min(size, sum(a.bytes for i in readers for a in i.result))
         total += size
-    for array in instruction.result:
+    tupled = fused.root.opcode == "tuple"
+    for array, name in zip(instruction.result, fused.root.operands if tupled else [fused.root.name], strict=False):
+        if tupled and name in passed:
+            continue
         inner = [i for i in updates.values() if i.result[0].shape == array.shape]
         part = fused.by_name[inner[0].operands[1]].result[0].bytes if inner else array.bytes
         total += part if array.in_hbm else 0.0

@@ -128,11 +128,13 @@ def _collectives(config: Config, s: _Share, mesh: dict[str, int], tpu: bool) -> 
     whole = s.item * (model.layers * s.layer + 2 * model.width * model.padded_vocabulary / mesh["tensor"])
     activations = s.item * s.elements * s.width
     passes = 3 if model.remat == "full" else 2
-    sharded, all_rows = ("fsdp", "context"), ("data", "fsdp", "context")
-    narrow = tpu and s.width / (mesh["fsdp"] * mesh["context"]) < TILE
+    sharded = ("fsdp", "context")
+    split = math.prod(mesh[axis] for axis in sharded)
+    narrow = tpu and s.width / split < TILE
     exchanges = [
         ("all-reduce" if narrow else "all-gather", sharded, not narrow, parts * GATHERS[model.remat], whole),
-        ("all-reduce", all_rows, False, parts, whole),
+        ("all-reduce", sharded, False, parts, whole),
+        ("all-reduce", ("data",), False, parts, whole / split),
         ("all-reduce", ("tensor",), False, 2 * passes * model.layers * parts, activations),
         ("all-gather", ("context",), False, passes * model.layers * parts, 2 * activations / mesh["tensor"]),
     ]

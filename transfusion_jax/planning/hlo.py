@@ -18,6 +18,9 @@ ARRAY = re.compile(r"\b([a-z]\w*)\[([<=\d,]*)\](\{[^}]*\})?")
 NAME = re.compile(r"%([\w.\-]+)")
 TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
+)
 CALLEES = {  # the computations that an instruction runs, by opcode; those of reductions and sorts are not counted
     "while": ("condition", "body"),
     "fusion": ("calls",),
@@ -184,25 +187,42 @@ def group(attributes: str, devices: int) -> np.ndarray:
     """The devices of the first group of a collective, by their place in the mesh.
 
     Groups are written as lists `{{0,1},{2,3}}`, as a reshaped and transposed count `[2,4]<=[4,2]T(1,0)`, as axes
-    of a mesh `mesh['a'=2,'b'=4] {'b'}`, or for permutations as pairs of source and target.
+    of a mesh `mesh['a'=2,'b'=4] {'b'}`, whose devices may be a transposed count, or for permutations as pairs of
+    source and target.
+
+    Raises:
+        ValueError: they are written in another way.
     """
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return np.array([int(n) for n in pairs.groups()])
     if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, order, turn = ([int(n) for n in (g or "").split(",") if n] for g in counted.groups())
-        numbers = np.arange(math.prod(order)).reshape(order)
-        return numbers.transpose(turn or range(len(order))).reshape(shape)[0]
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
-        return _axes_group(*named.groups())
+        shape, order, turn = counted.groups()
+        return _counted(order, turn).reshape(_numbers(shape))[0]
+    if named := MESH_GROUPS.search(attributes):
+        mesh, order, turn, axes = named.groups()
+        return _axes_group(mesh, _counted(order, turn) if order else None, axes)
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return np.array([int(n) for n in listed.group(1).split(",")])
-    return np.arange(devices)
+        return np.array(_numbers(listed.group(1)))
+    if "replica_groups={}" in attributes or "replica_groups" not in attributes:
+        return np.arange(devices)
+    raise ValueError(f"groups of devices in an unknown notation: {attributes[:200]}")
 
 
-def _axes_group(mesh: str, axes: str) -> np.ndarray:
+def _numbers(text: str | None) -> list[int]:
+    return [int(n) for n in (text or "").split(",") if n]
+
+
+def _counted(order: str, turn: str | None) -> np.ndarray:
+    """0, 1, 2, … in a shape, transposed, and in a row again."""
+    shape = _numbers(order)
+    return np.arange(math.prod(shape)).reshape(shape).transpose(_numbers(turn) or range(len(shape))).reshape(-1)
+
+
+def _axes_group(mesh: str, devices: np.ndarray | None, axes: str) -> np.ndarray:
     """The first group over some axes, or parts `'name':(major)size` of them."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
-    numbers = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+    numbers = np.arange(math.prod(sizes.values())) if devices is None else devices
+    numbers = numbers.reshape(list(sizes.values()))
     chosen = {name: (major, size) for name, major, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
     for place, (name, whole) in enumerate(sizes.items()):
         if name not in chosen:

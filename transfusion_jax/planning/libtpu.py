@@ -65,4 +65,5 @@ def environment() -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",  # no machine is to be asked what it is
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # one process at a time is for those that have a TPU
     }

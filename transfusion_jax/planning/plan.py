@@ -196,7 +196,7 @@ def make_plan(
 
 def overrides(config: Config, mesh: dict[str, int]) -> list[str]:
     """What makes a config run as planned, as options of the commands."""
-    fields: dict[str, int | str] = {f"mesh.{axis}": n for axis, n in mesh.items() if axis != "data"}
+    fields: dict[str, int | str] = {f"mesh.{axis}": n for axis, n in mesh.items()}
     fields |= {"accumulation": config.accumulation, "model.remat": config.model.remat}
     return [f"--config.{name}={value}" for name, value in fields.items()]
 

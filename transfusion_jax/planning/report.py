@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from transfusion_jax.planning.plan import DEVICE_TO_HOST, Plan, overrides
-from transfusion_jax.planning.search import Found
+from transfusion_jax.planning.search import MARGIN, Found
 
 
 def table(plan: Plan) -> str:
@@ -15,17 +15,21 @@ def table(plan: Plan) -> str:
 
 def ranking(found: Found, most: int = 10) -> str:
     """What a search found: the best, those that do not fit, and the plan of the fastest."""
-    lines = [f"{len(found.ranked)} ways fit and {len(found.rejected)} do not, estimated by formulas; the fastest:"]
+    lines = [f"by formulas, {len(found.ranked)} ways to run it fit; the fastest:"]
     for c in found.ranked[:most]:
-        lines.append(f"  {c.label:<58} {c.seconds:>8.3f} s  {c.bytes / 2**30:>6.1f} GiB")
+        lines.append(f"  {c.label:<58} {_si(c.seconds, 's'):>9}  {_bytes(c.bytes):>10}")
     if found.rejected:
-        lines.append("that do not fit, the smallest:")
-        lines += [f"  {c.label:<58} {c.why_not}" for c in found.rejected[:most]]
+        lines.append(f"{len(found.rejected)} need more than {MARGIN:.0%} of a chip's memory; the fastest of them:")
+        lines += [f"  {c.label:<58} {_si(c.seconds, 's'):>9}  {c.why_not}" for c in found.rejected[:most]]
+    if found.uneven:
+        lines.append(f"{sum(found.uneven.values())} split something unevenly:")
+        lines += [f"  {n}x {why}" for why, n in sorted(found.uneven.items(), key=lambda e: -e[1])[:3]]
+    lines.append("planned:")
     for plan in found.plans:
         mesh = " ".join(f"{axis}={n}" for axis, n in plan.mesh.items() if n > 1)
         result = plan.too_large or f"{plan.step:.3f} s, {sum(plan.memory.values()) / 2**30:.1f} GiB"
         policy = f"{plan.config.accumulation} part(s), remat {plan.config.model.remat}"
-        lines.append(f"{plan.method}: {mesh}, {policy}: {result}")
+        lines.append(f"  {mesh or 'one chip'}, {policy}: {result} ({plan.method})")
     if found.plans and found.plans[0].fits:
         lines += ["", table(found.plans[0])]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ class Terms:
 
     compute: float  # all operations
     memory: float  # all traffic of HBM
-    core: float  # each instruction the longer of the two, one after the other
+    core: float  # each instruction the longer of the two, one after the other, but for copies beside them
     overlapped: float  # exchanges within a slice or node that may run beside the core
     exposed: float  # exchanges that the core waits for
     network: float  # exchanges across slices or nodes; also waited for
@@ -50,9 +50,10 @@ def terms(work: list[Work], collectives: list[Collective], topology: Topology, m
         stride = math.prod(mesh[axis] for axis in inside)
         rate, beyond = topology.rate(c.group, stride, topology.slices > 1 and "data" in c.axes)
         seconds["network" if beyond else "overlapped" if c.overlaps else "exposed"] += c.bytes / rate
+    memory = sum(traffic for _, traffic in pairs)
     return Terms(
         compute=sum(flops for flops, _ in pairs),
-        memory=sum(traffic for _, traffic in pairs),
-        core=sum(map(max, pairs)),
+        memory=memory,
+        core=max(memory, sum(max(pair) for pair, w in zip(pairs, work, strict=True) if not w.aside)),
         **seconds,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +45,8 @@ class Found:
     """What a search found."""
 
     ranked: list[Candidate]  # those that fit, fastest first
-    rejected: list[Candidate]  # the rest, least memory first
+    rejected: list[Candidate]  # those whose memory is too much, fastest first
+    uneven: Mapping[str, int]  # why a batch cannot be split, and in how many ways: these were not estimated
     plans: list[Plan]  # of the best few, fastest first
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,23 +59,27 @@ class Found:
         return {
             "ranked": [entry(c) for c in self.ranked],
             "rejected": [entry(c) for c in self.rejected],
+            "uneven": dict(self.uneven),
             "plans": [plan.to_dict() for plan in self.plans],
         }
 
 
-def search(config: Config, topology: Topology, contents: Contents, compile_best: int, host_rate: float) -> Found:
-    """Estimates every candidate by formulas, and makes plans of the best few: compiled ones for TPUs.
+def search(
+    config: Config, topology: Topology, contents: Contents, best: int, analytic: bool, host_rate: float
+) -> Found:
+    """Estimates every candidate by formulas, and makes plans of the best few, compiled ones where they can be.
 
     One that the compiler finds too large makes room for the next, as often as there are to be plans.
     """
-    candidates = list(_estimated(config, topology, contents, _variants(config, topology)))
-    ranked = sorted((c for c in candidates if not c.why_not), key=lambda c: (c.seconds, c.bytes))
-    rejected = sorted((c for c in candidates if c.why_not), key=lambda c: c.bytes)
+    uneven: Counter[str] = Counter()
+    candidates = list(_estimated(config, topology, contents, _variants(config, topology), uneven))
+    ordered = sorted(candidates, key=lambda c: (c.seconds, c.bytes))
+    ranked, rejected = [c for c in ordered if not c.why_not], [c for c in ordered if c.why_not]
     plans: list[Plan] = []
-    for candidate in ranked[: 2 * compile_best]:
-        if sum(plan.fits for plan in plans) < compile_best:
-            plans.append(make_plan(candidate.config, topology, contents, compile_best == 0, host_rate))
-    return Found(ranked, rejected, sorted(plans, key=lambda plan: (not plan.fits, plan.step)))
+    for candidate in ranked[: 2 * best]:
+        if sum(plan.fits for plan in plans) < best:
+            plans.append(make_plan(candidate.config, topology, contents, analytic, host_rate))
+    return Found(ranked, rejected, uneven, sorted(plans, key=lambda plan: (not plan.fits, plan.step)))
 
 
 def choose_mesh(config: Config, topology: Topology, contents: Contents) -> Config:
@@ -82,7 +88,8 @@ def choose_mesh(config: Config, topology: Topology, contents: Contents) -> Confi
     Raises:
         ConfigError: it fits on none.
     """
-    candidates = list(_estimated(config, topology, contents, ((mesh, config) for mesh in meshes(topology))))
+    every = ((mesh, config) for mesh in meshes(topology))
+    candidates = list(_estimated(config, topology, contents, every, Counter()))
     fitting = [c for c in candidates if not c.why_not]
     if not fitting:
         least = min(candidates, key=lambda c: c.bytes) if candidates else None
@@ -112,6 +119,7 @@ def meshes(topology: Topology) -> Iterator[dict[str, int]]:
 
 
 def _variants(config: Config, topology: Topology) -> Iterator[tuple[dict[str, int], Config]]:
+    """Each mesh with each policy, and parts of a batch down to one row per device."""
     for mesh in meshes(topology):
         for parts in _divisors(config.batch_rows // (mesh["data"] * mesh["fsdp"]) or 1):
             for remat in REMAT_POLICIES:
@@ -119,9 +127,13 @@ def _variants(config: Config, topology: Topology) -> Iterator[tuple[dict[str, in
 
 
 def _estimated(
-    config: Config, topology: Topology, contents: Contents, variants: Iterator[tuple[dict[str, int], Config]]
+    config: Config,
+    topology: Topology,
+    contents: Contents,
+    variants: Iterator[tuple[dict[str, int], Config]],
+    uneven: Counter[str],
 ) -> Iterator[Candidate]:
-    """Those of the variants whose batch and heads their mesh splits evenly."""
+    """Those of the variants whose batch and heads their mesh splits evenly; the others are counted by reason."""
     shapes = state_shapes(TransfusionTask(config), config)
     held: dict[tuple, int] = {}
     for mesh, variant in variants:
@@ -129,14 +141,15 @@ def _estimated(
         placed = abstract_mesh(mesh)
         try:
             check_batch(placed, variant)  # type: ignore[arg-type]  # it looks at the shape alone
-        except ConfigError:
+        except ConfigError as error:
+            uneven[str(error)] += 1
             continue
         key = tuple(mesh.values())
         if key not in held:
             held[key] = sum(sizes(shapes, variant, placed).by_kind.values())
         step = estimate(variant, contents, mesh, topology.chip.is_tpu)
         needed, most = held[key] + step.temporary, MARGIN * topology.chip.memory
-        why = f"needs about {needed / 2**30:.1f} GiB of {most / 2**30:.1f}" if needed > most else ""
+        why = f"needs about {needed / 2**30:.1f} of {topology.chip.memory / 2**30:.1f} GiB" if needed > most else ""
         seconds = roofline.terms(step.work, step.collectives, topology, mesh).step
         yield Candidate(variant, mesh, needed, seconds, why)
 

@@ -1,0 +1,64 @@
+import sys
+
+import pytest
+
+from helpers import tiny_config
+from transfusion_jax.planning import libtpu
+from transfusion_jax.planning.compile import compile_for
+from transfusion_jax.planning.topology import parse
+
+
+def test_the_version_is_that_of_the_lock():
+    with open("requirements/tpu.txt") as lock:
+        assert f"libtpu=={libtpu.VERSION}\n" in lock.read()
+
+
+def test_without_a_network_one_sentence_says_how(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv(libtpu.FOLDER, raising=False)
+    with pytest.raises(
+        libtpu.NoCompiler, match=r"pip could not install it .*TRANSFUSION_LIBTPU=DIR; or pass --analytic"
+    ):
+        libtpu.environment()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_named_folder_is_taken_or_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv(libtpu.FOLDER, str(tmp_path))
+    with pytest.raises(libtpu.NoCompiler, match="holds no libtpu"):
+        libtpu.folder()
+    (tmp_path / "libtpu").mkdir()
+    assert libtpu.folder() == tmp_path
+    environment = libtpu.environment()
+    assert environment["PYTHONPATH"].startswith(str(tmp_path))
+    assert environment["JAX_PLATFORMS"] == "cpu"
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_step_is_compiled_for_chips_that_are_not_there():
+    """Weights are gathered in bfloat16, for each layer; and the second time nothing is compiled."""
+    config = tiny_config(
+        model__width=256,
+        model__mlp_width=512,
+        model__layers=4,
+        model__remat="full",
+        model__attention="reference",
+        data__context_length=128,
+        batch_rows=8,
+        mesh=dict(data=1, fsdp=4),
+    )
+    compiled = compile_for(config, parse("v5e:2x2"))
+    assert not compiled.too_large
+    assert 0 < compiled.temporary < compiled.bytes
+    gathers = [c for c in compiled.counts.collectives if c.kind == "all-gather" and c.bytes > 1e5]
+    assert {c.dtype for c in gathers} == {"bf16"}
+    assert {c.axes for c in gathers} == {("fsdp",)}
+    weights = 2 * 4 * (4 * 256**2 + 3 * 256 * 512)  # bytes in bfloat16 of all layers
+    assert sum(c.bytes for c in gathers) > 2 * weights * 3 / 4  # forward and backward
+    matrices = (
+        2 * 8 * 128 * (4 * 256**2 + 3 * 256 * 512) * 4 / 4
+    )  # operations of one pass over the layers on one chip
+    assert 3.5 < compiled.counts.flops / matrices < 5
+    assert not compiled.counts.open_loops
+    assert compile_for(config, parse("v5e:2x2")) == compiled

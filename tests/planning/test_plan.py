@@ -1,0 +1,156 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from helpers import tiny_config
+from transfusion_jax.config import ConfigError
+from transfusion_jax.flops import step_flops
+from transfusion_jax.planning import report
+from transfusion_jax.planning import topology as topologies
+from transfusion_jax.planning.contents import Contents, expected
+from transfusion_jax.planning.estimate import estimate
+from transfusion_jax.planning.operations import by_formula, kernel_flops
+from transfusion_jax.planning.plan import make_plan, on_mesh
+from transfusion_jax.planning.search import choose_mesh, meshes, search
+
+V5E = topologies.parse("v5e:4x4")
+CONTENTS = Contents(elements=40.0, text_losses=20.0, images=2.0, span_area=500.0, visited_area=900.0)
+ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+
+
+def wide_config(**changes):
+    """Large enough that what a mesh splits matters."""
+    base = dict(model__width=2048, model__heads=16, model__mlp_width=8192, model__layers=8, batch_rows=64)
+    return tiny_config(**(base | dict(data__context_length=1024, mesh=dict(data=-1)) | changes))
+
+
+def test_rows_hold_what_the_mixture_has():
+    config = tiny_config(data__context_length=128)
+    contents = expected(config)
+    assert 100 < contents.elements <= 128
+    assert 0 < contents.text_losses < contents.elements
+    assert contents.span_area <= contents.visited_area <= 128**2
+    prepared = replace(config, data=replace(config.data, sources={}))
+    assert expected(prepared).images > 0  # the synthetic mixture stands in
+
+
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 0), ("full", 1)])
+def test_the_formula_by_hand(remat, again):
+    config = tiny_config(model__remat=remat)
+    model, rows, length = config.model, config.batch_rows, config.data.context_length
+    found = by_formula(config, CONTENTS, tpu=True)
+    assert found.model == step_flops(model, 40 * rows, 20 * rows, 2 * rows, 500 * rows)
+    head = 2 * 16 * 128 * length * rows  # the text head once more
+    attention = 2 * model.layers * 16 * 500 * rows  # one product: the backward kernel has five in place of four
+    layers = model.layers * 2 * (4 * 16 * 16 + 2 * 16 * 24) * length * rows  # all but the last product
+    assert found.recomputed == head + attention + again * (layers + 2 * attention)
+    assert found.total == found.model + found.padding + found.recomputed
+    full = by_formula(config, Contents(length, length, config.data.max_images, 500, 900), tpu=True)
+    assert full.padding == 0
+
+
+def test_a_kernels_operations_are_its_products_over_whole_blocks():
+    config = tiny_config(accumulation=2)
+    one = 2 * 16 * 900 * config.batch_rows / 2 / 8
+    assert kernel_flops("span_attention_forward", config, CONTENTS, 8) == 2 * one
+    assert kernel_flops("span_attention_backward", config, CONTENTS, 8) == 5 * one
+    assert kernel_flops("another", config, CONTENTS, 8) == 0
+
+
+def test_the_estimates_operations_are_the_formulas():
+    """But for the patch coder, and for attention in whole blocks."""
+    config = wide_config(model__remat="full")
+    contents = replace(CONTENTS, visited_area=CONTENTS.span_area, elements=1024.0, text_losses=1024.0)
+    for mesh in (ONE, ONE | {"fsdp": 4, "tensor": 2}, ONE | {"data": 2, "context": 2}):
+        chips = mesh["data"] * mesh["fsdp"] * mesh["context"] * mesh["tensor"]
+        step = estimate(config, contents, mesh, tpu=True)
+        counted = chips * sum(w.flops * w.times for w in step.work)
+        assert counted == pytest.approx(by_formula(config, contents, tpu=True).total, rel=0.01)
+
+
+def test_more_of_an_axis_means_less_memory_and_its_own_exchanges():
+    config = wide_config()
+    plain = estimate(config, CONTENTS, ONE, tpu=True)
+    assert not plain.collectives
+    for axis in ("data", "fsdp", "context", "tensor"):
+        split = estimate(config, CONTENTS, ONE | {axis: 4}, tpu=True)
+        assert split.temporary < plain.temporary
+        assert {c.axes for c in split.collectives} == {(axis,)}
+    two = estimate(replace(config, accumulation=2), CONTENTS, ONE | {"fsdp": 4}, tpu=True)
+    whole = estimate(config, CONTENTS, ONE | {"fsdp": 4}, tpu=True)
+    assert two.temporary < whole.temporary
+    assert sum(c.bytes for c in two.collectives) == pytest.approx(2 * sum(c.bytes for c in whole.collectives))
+
+
+def test_a_mesh_is_spelled_out_or_refused():
+    config, mesh = on_mesh(wide_config(mesh=dict(data=-1, fsdp=4)), V5E)
+    assert mesh == {"data": 4, "fsdp": 4, "context": 1, "tensor": 1}
+    assert config.mesh.data == 4
+    with pytest.raises(ConfigError, match=r"does not cover the 16 chips of v5e:4x4"):
+        on_mesh(wide_config(mesh=dict(data=1, fsdp=4)), V5E)
+    with pytest.raises(ConfigError, match="a multiple of the 2 slices"):
+        on_mesh(wide_config(mesh=dict(data=1, fsdp=32)), topologies.parse("2xv5e:4x4"))
+    with pytest.raises(ConfigError, match="cannot be split over data × fsdp"):
+        on_mesh(wide_config(batch_rows=8), V5E)
+
+
+def test_a_plan_says_all_of_it_in_json_and_in_lines():
+    plan = make_plan(wide_config(mesh=dict(data=1, fsdp=16)), V5E, CONTENTS, analytic=True)
+    told = json.loads(json.dumps(plan.to_dict()))
+    assert told["fits"]
+    assert told["bytes_per_chip"]["total"] == sum(plan.memory.values())
+    assert told["topology"]["chips"] == 16
+    assert told["run"]["chip_hours"] == pytest.approx(told["run"]["days"] * 24 * 16)
+    assert told["checkpoint"]["write_seconds"] == pytest.approx(
+        told["checkpoint"]["bytes"] / 2 / 0.5e9
+    )  # two hosts
+    assert 0 < told["mfu"] < 1
+    text = report.table(plan)
+    for words in ("memory of a chip", "fsdp: all-gather", "MFU, at most", "--config.mesh.fsdp=16", "formulas"):
+        assert words in text
+
+
+def test_what_does_not_fit_is_said_with_the_numbers():
+    plan = make_plan(wide_config(model__layers=200, mesh=dict(data=16)), V5E, CONTENTS, analytic=True)
+    assert not plan.fits
+    assert "GiB are needed, and a chip has 15.75" in plan.too_large
+    assert "DOES NOT FIT" in report.table(plan)
+
+
+def test_a_gpu_is_planned_by_formulas():
+    plan = make_plan(wide_config(mesh=dict(data=1, fsdp=16)), topologies.parse("h100:8x2"), CONTENTS)
+    assert plan.method == "formulas"
+    assert plan.terms.network > 0  # 16 GPUs, 8 of each node
+    assert plan.terms.overlapped == 0
+
+
+def test_the_search_ranks_what_fits_and_says_why_the_rest_does_not():
+    config = wide_config(model__layers=100, data__max_images=1)
+    found = search(config, V5E, CONTENTS, 2, analytic=True, host_rate=1e9)
+    assert [c.seconds for c in found.ranked] == sorted(c.seconds for c in found.ranked)
+    assert len(found.plans) == 2
+    assert found.plans[0].fits
+    assert all("needs about" in c.why_not and c.bytes > 0.9 * V5E.chip.memory for c in found.rejected)
+    assert found.rejected
+    assert found.uneven == {} or all("cannot be split" in why for why in found.uneven)
+    text = report.ranking(found)
+    assert found.ranked[0].label in text
+    assert found.rejected[0].why_not in text
+    assert json.dumps(found.to_dict())
+    best = found.ranked[0]
+    assert f"--config.mesh.fsdp={best.mesh['fsdp']}" in text
+
+
+def test_meshes_keep_to_slices_and_nodes():
+    two = list(meshes(topologies.parse("2xv5e:2x2")))
+    assert all(mesh["data"] % 2 == 0 for mesh in two)
+    assert {"data": 2, "fsdp": 4, "context": 1, "tensor": 1} in two
+    assert all(mesh["tensor"] <= 4 for mesh in meshes(topologies.parse("h100:4x2")))
+
+
+def test_the_mesh_is_chosen_where_the_config_leaves_it_open():
+    config = choose_mesh(wide_config(model__layers=40, model__remat="full"), V5E, CONTENTS)
+    assert config.mesh.fsdp > 1  # replicas would not fit
+    with pytest.raises(ConfigError, match=r"fits no mesh of v5e:4x4.*--search"):
+        choose_mesh(wide_config(model__layers=4000), V5E, CONTENTS)
