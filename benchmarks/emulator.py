@@ -70,7 +70,11 @@ def _serve(port: int, name: str) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # the client was killed, or has read enough
             report(self, *connection)
 
-    report, server.server.HTTPServer.handle_error = server.server.HTTPServer.handle_error, handle_error
+    service = server.server.HTTPServer
+    report, service.handle_error = service.handle_error, handle_error
+    service.request_queue_size = (
+        128  # connections that wait; of more than five, some would try again a second later
+    )
     asked: set[tuple[str, str]] = set()
     for _, handlers in server.HANDLERS:
         for method, handler in handlers.items():

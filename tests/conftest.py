@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import uuid
 
 import pytest
 
@@ -32,3 +33,20 @@ def digits_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "digits"
     prepare(folder, ["digits"], held_out=0.15, channels=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def emulated():
+    """A bucket of this test process: TensorStore reads the address of its service once."""
+    from emulator import bucket
+
+    with bucket("bucket-1") as url:
+        yield url
+
+
+@pytest.fixture
+def remote(emulated):
+    """An empty folder in a bucket."""
+    from transfusion_jax.storage import place
+
+    return place(f"{emulated}/{uuid.uuid4().hex}")

@@ -37,7 +37,7 @@ class BucketPath:
     def __str__(self) -> str:
         return f"gs://{self.key}"
 
-    def __truediv__(self, name: str | PurePosixPath) -> BucketPath:
+    def __truediv__(self, name: str) -> BucketPath:
         return BucketPath(f"{self.key}/{name}")
 
     @property

@@ -6,7 +6,7 @@
 | 1 | an unexpected error, with its traceback |
 | 2 | the command cannot be honoured as it was given |
 | 3 | training stopped itself: too many bad steps in a row, or a spike where the config says stop |
-| 74 | nothing can be written, as on a full disk; the last checkpoint is whole |
+| 74 | nothing can be written or read, as on a full disk or from a bucket; the last checkpoint is whole |
 | 75 | a signal ended training and the state is saved: the same command goes on |
 | 76 | another process of the run is gone, or nothing went on for too long: the same command goes on |
 | 130, 143 | a second SIGINT or SIGTERM ended the process at once |
@@ -35,7 +35,7 @@ class TrainingHalted(UserError):
 
 
 class StorageError(UserError):
-    """Files that cannot be written; 74 is EX_IOERR of sysexits.h."""
+    """Files that cannot be written or read; 74 is EX_IOERR of sysexits.h."""
 
     exit_code = 74
 

@@ -11,6 +11,9 @@ import threading
 import time
 from pathlib import Path
 
+from transfusion_jax.bucket import BucketPath
+from transfusion_jax.training.files import read_lines
+
 ROOT = Path(__file__).parents[2]
 SAVE_EVERY = 4
 STEPS = 24
@@ -165,7 +168,10 @@ def finish(workdir, *flags, **options):
 
 def records(workdir):
     """What was logged at each step, timings apart."""
-    lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    if isinstance(workdir, BucketPath):
+        lines = read_lines(workdir / "metrics.jsonl")
+    else:
+        lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps)), f"a step stands twice: {steps}"
     kept = [{name: value for name, value in line.items() if not name.startswith(TIMINGS)} for line in lines]

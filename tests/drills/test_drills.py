@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 
 from drills.process import ROOT, SAVE_EVERY, STEPS, Training, finish, largest_file, newest_checkpoint, records
+from transfusion_jax.cli import main
 from transfusion_jax.errors import INTERRUPTED, StorageError, TrainingHalted
+from transfusion_jax.storage import place
+from transfusion_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.drill
 
@@ -81,6 +84,35 @@ def test_kills(tmp_path, undisturbed, drill):
     drill("the workdir was moved to another place", "resumed there", lost, "yes")
     assert training.end() == 0
     assert records(moved) == undisturbed
+
+
+def test_a_run_whose_workdir_and_data_are_in_a_bucket(tmp_path, emulated, drill):
+    """Compared with a run on a disk, from data that was prepared there."""
+    url = f"{emulated}/{tmp_path.name}"
+    options = {"data__max_images": 16, "data__workers": 1, "steps": 12, "loop__evaluate_every": 12}
+    for folder in (f"{url}/digits", str(tmp_path / "digits")):
+        command = ["prepare", "digits", "--output", folder, "--image-size", "8", "--channels", "1"]
+        assert main([*command, "--held-out", "0.15", "--limit", "400"]) == 0
+    local = json.dumps({"digits": {"path": str(tmp_path / "digits")}})
+    finish(tmp_path / "run", **options, data__sources=local)
+
+    options |= {"data__sources": json.dumps({"digits": {"path": f"{url}/digits"}})}
+    training = Training(f"{url}/run", **options)
+    training.wait_for("step 10/")  # the save of step 8 has waited for that of step 4
+    training.kill()
+    saved = Checkpoints(place(f"{url}/run/checkpoints")).steps[-1]
+    training = finish(f"{url}/run", **options)
+    assert training.resumed_from == saved
+    drill("kill -9 with workdir and data in a bucket", "resumed there", 10 - saved, "yes")
+    assert records(place(f"{url}/run")) == records(tmp_path / "run")
+
+    for command in (
+        ["doctor", f"{url}/run"],
+        ["evaluate", "--workdir", f"{url}/run", "--suite", "loss"],
+    ):
+        assert main(command) == 0, command
+    written = json.loads(place(f"{url}/run/evaluation.json").read_text())
+    assert written["metrics"]["loss"] == pytest.approx(records(tmp_path / "run")[12]["held_out/loss"])
 
 
 def test_kills_at_many_moments(tmp_path, undisturbed, drill):

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transfusion_jax.bucket import BucketPath
 from transfusion_jax.config import GuardConfig, MeshConfig
 from transfusion_jax.errors import CheckpointError, StorageError
 from transfusion_jax.parallel.mesh import make_mesh
@@ -27,6 +28,40 @@ def test_state_and_row_come_back_and_the_weights_alone_too(tmp_path):
         for which, scale in (("raw", 1), ("ema", 2)):
             weights = checkpoints.weights(3, which, to_devices(state(0).params))
             np.testing.assert_array_equal(weights["w"], np.full((2, 3), 3 * scale))
+
+
+def test_checkpoints_in_a_bucket_are_whole_or_not_there(remote):
+    with Checkpoints(remote / "checkpoints", keep=2) as checkpoints:
+        for step, loss in ((4, 1.0), (8, 3.0), (12, 2.0), (16, None)):
+            checkpoints.save(state(step), step, {"loss": loss} if loss else None)
+    with Checkpoints(remote / "checkpoints") as checkpoints:
+        assert checkpoints.steps == [4, 12, 16]
+        assert checkpoints.find("best") == 4
+        (remote / "checkpoints/16/commit_success.txt").unlink()
+        assert checkpoints.steps == [4, 12]
+        checkpoints.clean()
+        assert not (remote / "checkpoints/16").exists()
+        checkpoints.conclude(12, {"loss": 0.5})
+        assert checkpoints.restore(12, to_devices(state(0)))[1]["metrics"] == {"loss": 0.5}
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(4, to_devices(state(0)))[0], state(4))
+        name, _ = max((remote / "checkpoints/12").sizes().items(), key=lambda item: item[1])
+        (remote / "checkpoints/12" / name).write_bytes(b"cut")
+        with pytest.raises(DamagedCheckpoint, match=r"3 of \d+ bytes"):
+            checkpoints.restore(12, to_devices(state(0)))
+        moved = checkpoints.set_aside(12, remote / "aside")
+        assert moved == remote / "aside/12-1"
+        assert moved.is_dir()
+        checkpoints.save(state(12), 12, None)
+        checkpoints.wait()
+        assert checkpoints.restore(12, to_devices(state(0)))[1]["next_row"] == 12
+
+
+def test_a_bucket_that_is_forbidden_or_gone_is_no_damage(emulated):
+    with Checkpoints(BucketPath("forbidden-bucket/checkpoints")) as checkpoints:
+        with pytest.raises(StorageError, match="forbidden-bucket"):
+            checkpoints.save(state(4), 4, None)
+        with pytest.raises(StorageError):
+            checkpoints.manifest(4)
 
 
 def test_a_run_without_an_average_comes_back_without_one(tmp_path):

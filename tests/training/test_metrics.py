@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from transfusion_jax.training import tensorboard
+from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.metrics import duration, keep_until, open_writer, progress_line, record_of
 from transfusion_jax.training.tensorboard import Events
 from transfusion_jax.training.workdir import Workdir
@@ -61,6 +63,28 @@ def records_of(file):
         (length,) = struct.unpack_from("<Q", content, at)
         yield content[at + 12 : at + 12 + length]
         at += 16 + length
+
+
+def test_records_and_events_in_a_bucket_are_there_once_they_are_flushed(remote, monkeypatch):
+    monkeypatch.setattr(tensorboard, "LARGE", 200)  # bytes of an event file
+    workdir = Workdir(remote)
+    with open_writer(workdir, 0) as writer:
+        for step in range(1, 6):
+            writer.record(step, {"loss": 1.0 / step})
+        writer.flush()
+        assert [record["step"] for record in read_lines(workdir.metrics)] == [1, 2, 3, 4, 5]
+        writer.record(5, {"loss": 0.0})
+        writer.bad_step({"step": 5})
+        assert writer.bad_steps() == [{"step": 5}]
+    with open_writer(workdir, 4):
+        pass
+    assert [record["step"] for record in read_lines(workdir.metrics)] == [1, 2, 3, 4]
+    assert read_lines(workdir.bad_steps) == []
+    files = list(workdir.tensorboard.iterdir())
+    events = [Event.FromString(record) for file in files for record in records_of(file)]
+    assert len(files) > 2
+    assert [event.step for event in events if event.HasField("summary")] == [1, 2, 3, 4, 5, 5]
+    assert [event.step for event in events if event.session_log.status == SessionLog.START] == [1, 5]
 
 
 @pytest.mark.parametrize(

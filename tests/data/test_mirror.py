@@ -1,0 +1,81 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from helpers import digits_config, prepare
+from transfusion_jax.data import load as data_loading
+from transfusion_jax.data.documents import Image
+from transfusion_jax.data.prepared import DamagedData, Prepared, PreparedDocuments
+from transfusion_jax.data.stream import batches, make_rows
+from transfusion_jax.storage import place
+
+
+def upload(folder, to):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (to / str(path.relative_to(folder))).upload(path)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_rows_from_a_bucket_are_those_from_a_disk(digits_folder, remote, cache):
+    upload(digits_folder, remote)
+    found = []
+    for folder, workers in ((digits_folder, 0), (remote, 0), (remote, 1)):
+        config = digits_config(folder)
+        data = data_loading.load(config)
+        assert data.train.remote == (folder == remote)
+        rows = make_rows(data.train, config, data.codec.special, lambda line: None)
+        with batches(rows, 0, 4, slice(0, 4), workers) as stream:
+            found.append([next(stream) for _ in range(3)])
+    for batch in zip(*found, strict=True):
+        for other in batch[1:]:
+            for name in ("tokens", "latents", "row", "image_slot"):
+                np.testing.assert_array_equal(getattr(other, name), getattr(batch[0], name))
+    assert len(list((cache / "buckets").rglob("*.npy"))) == 6 + 2
+
+
+def test_long_texts_and_plain_documents_come_from_a_bucket(remote, tmp_path, cache):
+    lines = [
+        f'{{"text": "{word * count}"}}\n' for word, count in (("short ", 3), ("long text ", 20_000), ("x", 70))
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    local = prepare(tmp_path / "data", [str(tmp_path / "a.jsonl")])
+    upload(local.folder, remote)
+    statistics = data_loading.plain_statistics(1)
+    here, there = (
+        PreparedDocuments(prepared, "train", "pixels", statistics)
+        for prepared in (local, Prepared.open(str(remote)))
+    )
+    there = pickle.loads(pickle.dumps(there.make_ready()))
+    assert [there.origin(n) for n in range(3)] == [here.origin(n) for n in range(3)]
+    for number in range(3):
+        np.testing.assert_array_equal(there[number].segments[0].tokens, here[number].segments[0].tokens)
+    np.testing.assert_array_equal(there.text(1, 65_000, 66_000), here.text(1, 65_000, 66_000))
+    assert not any(isinstance(segment, Image) for segment in there[0].segments)
+
+
+def test_what_is_missing_or_damaged_in_a_bucket_is_named(digits_folder, remote, cache):
+    upload(digits_folder, remote)
+    statistics = data_loading.plain_statistics(1)
+    documents = PreparedDocuments(Prepared.open(remote), "train", "pixels", statistics).make_ready()
+    pixels = remote / "pixels-00000.array_record"
+    whole = pixels.read_bytes()
+    pixels.write_bytes(b"\0" * len(whole))
+    with pytest.raises(DamagedData, match=r"pixels-00000\.array_record is damaged: delete shards/00000\.json"):
+        documents.latents(0)
+    pixels.unlink()
+    with pytest.raises(DamagedData, match=r"pixels-00000\.array_record is damaged"):
+        documents.latents(0)
+    (remote / "data.json").write_text((remote / "data.json").read_text() + " \n")  # the same manifest
+    (remote / "index/train/record.npy").unlink()
+    manifest = Prepared.open(remote).manifest | {"schema": 1, "anew": True}
+    with pytest.raises(DamagedData, match=r"record\.npy is missing: copy or prepare the data anew"):
+        _ = Prepared(remote, manifest).index
+    with pytest.raises(DamagedData, match=r"pixels-00000\.array_record is missing"):
+        PreparedDocuments(Prepared(place(str(remote)), manifest), "train", "pixels", statistics).latents(0)
