@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from transfusion_jax import __version__
-from transfusion_jax.commands import doctor, evaluate, plan, prepare, sample, train
+from transfusion_jax.commands import doctor, evaluate, launch, plan, prepare, sample, train
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.parallel import processes
 
-COMMANDS = (prepare, doctor, train, sample, evaluate, plan)
+COMMANDS = (prepare, doctor, plan, train, launch, sample, evaluate)
 OVERRIDE = "--config."
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -28,9 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    words, launched = words[:end], words[end + 1 :]
     overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]
-    arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
     try:
+        arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
+        if launched:  # a mistake in it is found now, not once many hosts are booked
+            parser.parse_args([word for word in launched if not word.startswith(OVERRIDE)])
+        if launched and arguments.run is not launch.run:
+            raise ConfigError("-- and a command after it go with launch")
+        arguments.command = launched
         if overrides and not arguments.takes_overrides:
             raise ConfigError(f"{OVERRIDE}… is an option of train: a trained run keeps its config")
         code: int = arguments.run(arguments, overrides)

@@ -100,8 +100,8 @@ def test_what_cannot_be_prepared_is_one_sentence(tmp_path, capsys):
     ]:
         assert main(["prepare", *arguments, *output(tmp_path)]) == 2, arguments
         assert message in capsys.readouterr().err
-    assert main(["prepare", "shapes:5", "--output", "gs://bucket/data"]) == 2
-    assert "--output must be a local folder" in capsys.readouterr().err
+    assert main(["prepare", "shapes:5", "--output", "s3://bucket/data"]) == 2
+    assert "s3:// cannot be used here; give a local path or gs://" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from transfusion_jax.data.load import Data
 from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.storage import Place, place
 from transfusion_jax.training import health
 from transfusion_jax.training.workdir import Workdir
 
@@ -30,11 +30,11 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor", help="look into prepared data, a run, or a row of a run", description=__doc__
     )
-    parser.add_argument("place", nargs="?", type=Path, help="a folder that prepare wrote, or a run's workdir")
+    parser.add_argument("place", nargs="?", type=place, help="a folder that prepare wrote, or a run's workdir")
     parser.add_argument("--verify", action="store_true", help="of data: read every file and compare its hash")
-    parser.add_argument("--workdir", type=Path, help="a run's directory, with --row")
+    parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
     parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
-    parser.add_argument("--output", type=Path, help="PNG for the pictures (default: doctor.png, or row-N.png)")
+    parser.add_argument("--output", type=place, help="PNG for the pictures (default: doctor.png, or row-N.png)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run, takes_overrides=False)
 
@@ -42,33 +42,33 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Examines; returns 1 where something is wrong with data or a run, else 0."""
     del overrides
-    place, workdir, row, output = arguments.place, arguments.workdir, arguments.row, arguments.output
+    folder, workdir, row, output = arguments.place, arguments.workdir, arguments.row, arguments.output
     require(
-        (place is None) != (workdir is None) and (workdir is None) == (row is None),
+        (folder is None) != (workdir is None) and (workdir is None) == (row is None),
         "doctor needs either a folder that prepare or train wrote, or --workdir DIR --row N",
     )
-    of_run = place is not None and Workdir(place).exists()
-    require(not arguments.verify or (place is not None and not of_run), "--verify goes with prepared data")
+    of_run = folder is not None and Workdir(folder).exists()
+    require(not arguments.verify or (folder is not None and not of_run), "--verify goes with prepared data")
     require(output is None or not of_run, "--output goes with prepared data, and with --row")
     require(row is None or row >= 0, f"--row must not be negative, not {row}")
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
     if of_run:
-        report = health.examine(Workdir(place))
-    elif place:
-        report = _examine(place, arguments.verify, output or Path("doctor.png"))
+        report = health.examine(Workdir(folder))
+    elif folder:
+        report = _examine(folder, arguments.verify, output or place("doctor.png"))
     else:
-        report = _look_up(Workdir(workdir), row, output or Path(f"row-{row}.png"))
+        report = _look_up(Workdir(workdir), row, output or place(f"row-{row}.png"))
     if arguments.json:
         print(json.dumps(report))
     elif of_run:
         print("\n".join(health.lines(report)))
     else:
-        (_print_data if place else _print_row)(report)
+        (_print_data if folder else _print_row)(report)
     return int(bool(report.get("wrong")))
 
 
-def _examine(folder: Path, verify: bool, output: Path) -> dict[str, Any]:
+def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     prepared = Prepared.open(folder)
     manifest = prepared.manifest
     wrong = survey.damaged(prepared) if verify else []
@@ -129,7 +129,7 @@ def _print_data(report: dict[str, Any]) -> None:
     print("\n".join(f"WRONG: {line}" for line in report["wrong"]) or "nothing is wrong")
 
 
-def _look_up(workdir: Workdir, row: int, output: Path) -> dict[str, Any]:
+def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     config = workdir.config()
     data = data_loading.load(config, workdir.codec().statistics)
     rows = make_rows(data.train, config, data.codec.special)

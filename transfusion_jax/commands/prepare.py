@@ -8,10 +8,10 @@ import os
 import sys
 from contextlib import ExitStack
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from transfusion_jax import autoencoder as autoencoders
+from transfusion_jax.bucket import storage_errors
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import prepare
 from transfusion_jax.data import tokenizer as tokenizers
@@ -19,6 +19,7 @@ from transfusion_jax.data.prepare import Encoders, Job, Progress
 from transfusion_jax.data.readers import FORMATS, Fault, InputShard, RawText, ReadOptions, input_shards
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.errors import StorageError
+from transfusion_jax.storage import Place, place
 
 EPILOG = """inputs:
   a.tar 'shards/*.tar' gs://bucket/shards    WebDataset, as img2dataset writes it
@@ -44,7 +45,9 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see below")
-    parser.add_argument("--output", required=True, help="a folder for the documents; it goes on there")
+    parser.add_argument(
+        "--output", type=place, required=True, help="a folder for the documents, or gs://…; it goes on there"
+    )
     parser.add_argument(
         "--tokenizer",
         default="bytes",
@@ -90,8 +93,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     )
     workers = arguments.workers or os.cpu_count() or 1
     require(workers > 0, f"--workers must be at least 1, not {workers}")
-    require("://" not in arguments.output, "--output must be a local folder, or a bucket that is mounted as one")
-    output = Path(arguments.output)
+    output = arguments.output
     options = ReadOptions(
         image_column=arguments.image_column,
         text_column=arguments.text_column,
@@ -127,8 +129,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         with ExitStack() as stack:
             encoders = stack.enter_context(Encoders(output, job, coder, arguments.log_variances)) if coder else None
             manifest = prepare.run(output, job, own, arguments.runner, workers, progress, encoders)
-    except OSError as error:
-        if error.filename is None or str(output) in str(error.filename):
+    except storage_errors() as error:
+        if isinstance(error, OSError) and (error.filename is None or str(output) in str(error.filename)):
             raise
         raise StorageError(f"an input cannot be read: {error}; the same command goes on once it can be") from error
     progress.end()
@@ -205,7 +207,7 @@ def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
+def _print_summary(folder: Place, manifest: dict[str, Any]) -> None:
     for split, counts in manifest["splits"].items():
         shown = [f"{counts[of]:>12,} {of.replace('_', ' ')}" for of in ("documents", "images", "text_tokens")]
         print(f"  {split.replace('_', ' '):<10}" + "".join(shown))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from transfusion_jax.cache import keep_programs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.storage import place
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, to_devices
 from transfusion_jax.training.transfusion import TransfusionTask
 from transfusion_jax.training.workdir import Workdir
@@ -17,7 +17,7 @@ from transfusion_jax.training.workdir import Workdir
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     """`--workdir`, `--step` and `--weights`."""
-    parser.add_argument("--workdir", type=Path, required=True, help="a run's directory")
+    parser.add_argument("--workdir", type=place, required=True, help="a run's directory")
     parser.add_argument("--step", default="latest", help="checkpoint: N, latest (default) or best")
     parser.add_argument(
         "--weights",

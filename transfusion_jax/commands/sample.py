@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from transfusion_jax.data.documents import Image, Text
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, read_image, write_png
 from transfusion_jax.generation.text import caption
+from transfusion_jax.storage import place
 
 
 def add_parser(commands: Any) -> None:
@@ -23,10 +23,10 @@ def add_parser(commands: Any) -> None:
     add_reading_flags(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", help="text to draw; repeat it for more rows of the sheet")
-    what.add_argument("--image", type=Path, nargs="+", help="image files to caption")
+    what.add_argument("--image", type=place, nargs="+", help="image files to caption")
     what.add_argument("--held-out", type=int, metavar="N", help="caption N images that were kept from training")
     parser.add_argument("-n", type=int, help="images per prompt (default: 1)")
-    parser.add_argument("--output", type=Path, help="PNG to write the images to (needed with --prompt)")
+    parser.add_argument("--output", type=place, help="PNG to write the images to (needed with --prompt)")
     parser.add_argument("--sampling-steps", type=int, help="denoising steps (default: the config's)")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: the config's)")
     parser.add_argument("--seed", type=int, help="of the noise (default: 0)")

@@ -8,7 +8,6 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +28,8 @@ from transfusion_jax.parallel import flags, processes
 from transfusion_jax.parallel.agreement import agree, code_hash
 from transfusion_jax.parallel.devices import check_backend, describe_devices
 from transfusion_jax.parallel.mesh import check_batch, make_mesh
+from transfusion_jax.storage import place
+from transfusion_jax.training.access import check_storage
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
@@ -49,7 +50,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--config", metavar="FILE[:arg]", help="a config file; without it, that of the run begun with"
     )
-    parser.add_argument("--workdir", type=Path, help="where the run is kept; the same one resumes it")
+    parser.add_argument("--workdir", type=place, help="where the run is kept; the same one resumes it")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and its size, and stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument(
@@ -113,6 +114,7 @@ def _train(
         mesh = make_mesh(config.mesh)
         check_batch(mesh, config)
         workdir = Workdir(arguments.workdir)
+        processes.each(lambda: check_storage(workdir.path, config))
         data = data_loading.load(config, kept_statistics(start, workdir, config))
         missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
         require(
@@ -125,7 +127,7 @@ def _train(
         task = TransfusionTask(config)  # the workdir is begun only now that config and data have proved to fit
         locked = ExitStack()
         if processes.first():
-            locked.enter_context(workdir.locked())
+            locked.enter_context(workdir.locked(_say))
     with locked:
         with interruption.may_leave():
             begin(start, task, config, data, mesh, workdir, _say)

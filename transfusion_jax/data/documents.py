@@ -164,6 +164,11 @@ class Corpus:
         source = int(np.searchsorted(self.offsets, number, side="right")) - 1
         return source, number - int(self.offsets[source])
 
+    @property
+    def remote(self) -> bool:
+        """Whether documents are read over a network, which is mostly waiting."""
+        return any(getattr(source.documents, "remote", False) for source in self.sources)
+
     def pairs(self, count: int) -> list[Document]:
         """Captioned images from all over the corpus, each image once, `count` at most."""
         found: dict[bytes, Document] = {}

@@ -101,7 +101,7 @@ def _documents(source: SourceConfig, split: str, config: Config, codec: Codec) -
         f"{path} was prepared with another tokenizer ({prepared.manifest['tokenizer']['name']}, "
         f"{prepared.manifest['tokenizer']['hash']}) than the other sources ({codec.tokenizer.name}, {mine})",
     )
-    return PreparedDocuments(prepared, split, config.data.encoding, codec.statistics)
+    return PreparedDocuments(prepared, split, config.data.encoding, codec.statistics).make_ready()
 
 
 def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStatistics | None) -> Codec:

@@ -17,13 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from transfusion_jax.bucket import BucketPath
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data import mirror
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.ranges import DamagedRecord, records_of
 from transfusion_jax.data.record import Record, token_type, unpack
 from transfusion_jax.data.statistics import LatentStatistics, Moments
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.errors import UserError
+from transfusion_jax.storage import Place, place
 
 SCHEMA = 1
 PART = 1 << 16  # tokens of a long text that one record holds
@@ -40,17 +44,17 @@ class DamagedData(UserError):
 class Prepared:
     """A prepared folder's manifest."""
 
-    folder: Path
+    folder: Place
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: str | Path) -> Prepared:
+    def open(cls, folder: str | Place) -> Prepared:
         """Reads the manifest.
 
         Raises:
             ConfigError: the folder holds no finished data, or data of another version.
         """
-        folder = Path(folder)
+        folder = place(folder)
         if not (folder / "data.json").is_file():
             unfinished = (folder / "job.json").exists()
             raise ConfigError(
@@ -69,6 +73,22 @@ class Prepared:
     def tokenizer(self) -> Tokenizer:
         """How its texts were encoded."""
         return tokenizers.load_saved(self.folder, self.manifest["tokenizer"]["name"])
+
+    @cached_property
+    def index(self) -> Path:
+        """The folder of its columns; of a bucket's, a copy on this machine."""
+        if not isinstance(self.folder, BucketPath):
+            return self.folder / "index"
+        names = [f"{split}/{column}.npy" for split in SPLITS for column in COLUMNS]
+        try:
+            return mirror.index_folder(self.folder, json.dumps(self.manifest), names)
+        except FileNotFoundError as error:
+            raise DamagedData(f"{error.filename} is missing: copy or prepare the data anew") from error
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """How many records each shard and those before it hold, `[shards]`."""
+        return np.cumsum([shard["records"] for shard in self.manifest["shards"]])
 
     def moments(self, encoding: str) -> Moments:
         """Sums over the training images' latents."""
@@ -100,6 +120,19 @@ class PreparedDocuments:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.prepared.folder, self.split, self.encoding, self.statistics)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is read over a network."""
+        return isinstance(self.prepared.folder, BucketPath)
+
+    def make_ready(self) -> PreparedDocuments:
+        """Fetches what this machine keeps of data in a bucket, so that no other process has to; returns itself."""
+        if self.remote:
+            _ = self.prepared.index
+            for kind in ("documents", *([self.encoding] if self.prepared.manifest["encodings"] else [])):
+                self._place(kind)
+        return self
 
     @property
     def hash(self) -> str:
@@ -148,7 +181,7 @@ class PreparedDocuments:
     def origin(self, number: int) -> str:
         """Where a document was found: the input, and the key of the record in it."""
         first = self.first_record(number)
-        shard = self.prepared.manifest["shards"][int(np.searchsorted(self._ends, first, side="right"))]
+        shard = self.prepared.manifest["shards"][int(np.searchsorted(self.prepared.ends, first, side="right"))]
         return f"{shard['input']}: {self.record(first).meta['key']}"
 
     def record(self, number: int) -> Record:
@@ -166,41 +199,62 @@ class PreparedDocuments:
         return self._column("record")
 
     @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([shard["records"] for shard in self.prepared.manifest["shards"]])
-
-    @cached_property
     def _files(self) -> dict[tuple[str, int], Any]:
         return {}
 
+    @cached_property
+    def _places(self) -> dict[str, np.ndarray]:
+        return {}
+
     def _column(self, name: str) -> np.ndarray:
-        path = self.prepared.folder / "index" / self.split / f"{name}.npy"
-        return np.asarray(np.load(path, mmap_mode="r"))
+        return np.asarray(np.load(self.prepared.index / self.split / f"{name}.npy", mmap_mode="r"))
 
     def _read(self, kind: str, number: int) -> bytes:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        if (kind, shard) not in self._files:
-            path = shard_file(self.prepared.folder, kind, shard)
-            self._files[kind, shard] = ArrayRecordReader(str(path), READ)
-        begin = int(self._ends[shard - 1]) if shard else 0
+        shard = int(np.searchsorted(self.prepared.ends, number, side="right"))
+        path = shard_file(self.prepared.folder, kind, shard)
         try:
-            data: bytes = self._files[kind, shard].read([number - begin])[0]
-        except RuntimeError as error:  # array_record's, of what it cannot read
-            path = shard_file(self.prepared.folder, kind, shard)
+            if isinstance(path, BucketPath):
+                begin, end = self._place(kind)[number].tolist()
+                return records_of(path.read_bytes(begin, end), begin)[0]
+            return self._read_local(path, kind, shard, number)
+        except (RuntimeError, DamagedRecord, FileNotFoundError) as error:  # array_record raises the first
             raise DamagedData(
                 f"{path} is damaged: delete shards/{shard:05d}.json beside it and give the command that prepared "
                 f"it again ({str(error).partition(';')[0]})"
             ) from error
+
+    def _read_local(self, path: Path, kind: str, shard: int, number: int) -> bytes:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        if (kind, shard) not in self._files:
+            self._files[kind, shard] = ArrayRecordReader(str(path), READ)
+        begin = int(self.prepared.ends[shard - 1]) if shard else 0
+        data: bytes = self._files[kind, shard].read([number - begin])[0]
         return data
 
+    def _place(self, kind: str) -> np.ndarray:
+        """Where a bucket's records of a kind lie."""
+        if kind not in self._places:
+            folder, shards = self.prepared.folder, self.prepared.manifest["shards"]
+            assert isinstance(folder, BucketPath)
+            files = [
+                shard_file(folder, kind, number).name if kind in shard["sha256"] else ""
+                for number, shard in enumerate(shards)
+            ]
+            records = [shard["records"] for shard in shards]
+            try:
+                found = mirror.record_places(folder, json.dumps(self.prepared.manifest), files, records)
+            except DamagedRecord as error:
+                raise DamagedData(f"{error}: copy or prepare the data anew") from error
+            self._places[kind] = found
+        return self._places[kind]
 
-def _reopen(folder: Path, split: str, encoding: str, statistics: LatentStatistics) -> PreparedDocuments:
+
+def _reopen(folder: Place, split: str, encoding: str, statistics: LatentStatistics) -> PreparedDocuments:
     return PreparedDocuments(Prepared.open(folder), split, encoding, statistics)
 
 
-def shard_file(folder: Path, kind: str, shard: int) -> Path:
+def shard_file(folder: Place, kind: str, shard: int) -> Place:
     """The file of documents, or of an encoding, of one shard."""
     return folder / f"{kind}-{shard:05d}.array_record"
 

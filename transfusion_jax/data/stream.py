@@ -29,6 +29,7 @@ from transfusion_jax.data.shuffle import shuffled
 from transfusion_jax.data.tokenizer import SpecialTokens
 
 DEAD_WORKER = "Worker process was terminated unexpectedly"  # how Grain says so
+LOCAL, REMOTE = 2, 16  # threads of a process that read rows: from a disk, and from a bucket, where they wait
 LAST_ROW = 2**31 - 1  # row numbers are int32 on the device
 
 
@@ -151,7 +152,8 @@ def _open(rows: Rows, first_row: int, batch_rows: int, local: slice, workers: in
     own = range(*local.indices(batch_rows))
     numbers = _RowNumbers(rows, first_row, batch_rows, own)
     dataset: Any = grain.MapDataset.source(numbers).map(rows.__getitem__).batch(len(own), batch_fn=stack)
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    threads = REMOTE if rows.corpus.remote else LOCAL
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(8, threads))
     dataset = dataset.to_iter_dataset(read_options=options)
     if workers:
         if not flags.FLAGS.is_parsed():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments, shard_file
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.diffusion.schedule import cosine
+from transfusion_jax.storage import sha256
 
 COUNTED = ("documents", "images", "text_tokens")  # of each part
 SAMPLED = 2000  # images looked at
@@ -107,7 +107,6 @@ def damaged(prepared: Prepared) -> list[str]:
             if not path.is_file():
                 found.append((number, f"{path.name} is missing"))
                 continue
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    found.append((number, f"{path.name} is damaged"))
+            if sha256(path) != expected:
+                found.append((number, f"{path.name} is damaged"))
     return [f"{what}: delete shards/{number:05d}.json and prepare again" for number, what in found]

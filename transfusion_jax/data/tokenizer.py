@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.storage import Place, place
 
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
 EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
@@ -214,7 +214,7 @@ class SpecialTokens:
         return cls(*range(vocabulary, vocabulary + 5))
 
 
-def load(path: str | Path) -> Tokenizer:
+def load(path: str | Place) -> Tokenizer:
     """The tokenizer `bytes`, or that of a SentencePiece `.model` or a `tokenizer.json`.
 
     Raises:
@@ -222,7 +222,7 @@ def load(path: str | Path) -> Tokenizer:
     """
     if str(path) == "bytes":
         return ByteTokenizer()
-    path = Path(path)
+    path = place(path)
     kind = next((KINDS[suffix] for suffix in path.suffixes if suffix in KINDS), None)
     if kind is None:
         raise ConfigError(f"tokenizer {path}: give 'bytes', a SentencePiece .model or a tokenizer.json")
@@ -264,13 +264,13 @@ def hash_of(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.name.encode() + tokenizer.content).hexdigest()[:16]
 
 
-def save(tokenizer: Tokenizer, folder: Path) -> None:
+def save(tokenizer: Tokenizer, folder: Place) -> None:
     """Writes the tokenizer's file, if it has one; `load(folder / name)` reads it back."""
     if tokenizer.content and not (folder / tokenizer.name).exists():
         (folder / tokenizer.name).write_bytes(tokenizer.content)
 
 
-def load_saved(folder: Path, name: str) -> Tokenizer:
+def load_saved(folder: Place, name: str) -> Tokenizer:
     """The tokenizer that `save` left in a folder."""
     kind, _, size = name.partition("-")
     if kind == "numbers" and size.isdigit():

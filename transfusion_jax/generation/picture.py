@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from transfusion_jax.storage import Place
 
 SMALLEST = 64  # smaller images are enlarged to this many pixels
 GAP = 6
@@ -36,13 +39,15 @@ def grid(images: np.ndarray, columns: int, labels: list[str] | None = None) -> n
     return np.asarray(sheet)
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
+def write_png(path: Place, image: np.ndarray) -> None:
     """Writes `[H, W, 3]` uint8, making the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    path.write_bytes(file.getvalue())
 
 
-def read_image(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
+def read_image(path: Place, size: tuple[int, int], channels: int) -> np.ndarray:
     """An image file as `[H, W, channels]` in [−1, 1], cropped at its centre and resized.
 
     Raises:
@@ -50,7 +55,7 @@ def read_image(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     """
     height, width = size
     try:
-        with Image.open(path) as opened:
+        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes())) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
     except Image.DecompressionBombError as error:
         raise OSError(str(error)) from error

@@ -41,6 +41,13 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "",
             "these fusions once computed batched gradients wrongly: docs/decisions.md",
         ),
+        Flag(
+            XLA,
+            "xla_cpu_collective_timeout_seconds",
+            "600",
+            "a busy process may still compile; by default it has 30",
+        ),
+        Flag(XLA, "xla_cpu_collective_call_terminate_timeout_seconds", "600", "likewise"),
     ),
     "gpu": (
         Flag(XLA, "xla_gpu_enable_latency_hiding_scheduler", "true", "computes while collectives are under way"),

@@ -15,8 +15,11 @@ from transfusion_jax.flops import count_parameters
 from transfusion_jax.kernels.cross_entropy import CHUNK
 from transfusion_jax.planning.contents import Contents
 from transfusion_jax.planning.count import COLLECTIVES, Collective, Work
-from transfusion_jax.planning.operations import KERNEL_PRODUCTS
+from transfusion_jax.planning.operations import BACKWARD, KERNEL_PRODUCTS
 
+BESIDE = 30  # times that the residual stream's size goes through HBM in a pass over a layer, beside its products
+TILE = 16  # rows of bfloat16 in a TPU's tile: of fewer, XLA makes a gather by a sum
+PROGRAM = 64 * 2**20  # bytes of code, whatever the size
 GATHERS = {"none": 2.0, "dots": 2.0, "full": 2.35}  # of all weights in a step: forward and backward, some twice
 
 
@@ -42,16 +45,14 @@ class _Share:
     item: int  # bytes of an activation
 
 
-def estimate(
-    config: Config, contents: Contents, mesh: dict[str, int], backward_kernels: tuple[str, ...], item: int = 2
-) -> Estimate:
+def estimate(config: Config, contents: Contents, mesh: dict[str, int], tpu: bool, item: int = 2) -> Estimate:
     """A step of a config on a mesh.
 
     Args:
         config: the run; its own mesh is not looked at.
         contents: what its rows hold.
         mesh: axes and sizes.
-        backward_kernels: of attention, keys of `KERNEL_PRODUCTS`.
+        tpu: whether the chips are TPUs.
         item: bytes of an activation: 2 for bfloat16.
     """
     model, tensor = config.model, mesh["tensor"]
@@ -68,25 +69,25 @@ def estimate(
         item=item,
     )
     return Estimate(
-        work=[*_trunk(config, share), *_attention(config, contents, share, mesh, backward_kernels)]
+        work=[*_trunk(config, share), *_attention(config, contents, share, mesh, BACKWARD[tpu])]
         + [*_head(config, share, mesh), _update(config, share)],
-        collectives=_collectives(config, share, mesh),
+        collectives=_collectives(config, share, mesh, tpu),
         temporary=_temporary(config, share, mesh),
     )
 
 
 def _trunk(config: Config, s: _Share) -> list[Work]:
-    """Products of the layers: each reads its weights, its input and writes its output."""
+    """Products of the layers: each reads its weights, its input and writes its output. All else only moves."""
     times = config.model.layers * config.accumulation
     along = 4 * (s.width + s.heads) + 2 * (s.width + s.mlp) + s.mlp + s.width  # inputs and outputs
-    beside = 6 * s.width + 3 * s.mlp  # norms, rotations, activations, residuals
-    forward = Work(2 * s.layer * s.elements, s.item * (s.layer + (along + beside) * s.elements), times)
+    forward = Work(2 * s.layer * s.elements, s.item * (s.layer + along * s.elements), times)
     again = config.model.remat == "full"
     last = s.width * s.mlp
     return [
         forward,
         Work(2 * forward.flops, 2 * forward.bytes, times),
         *([Work(2 * (s.layer - last) * s.elements, forward.bytes, times)] if again else []),
+        Work(0.0, BESIDE * s.item * s.width * s.elements, times * (3 if again else 2)),
     ]
 
 
@@ -122,14 +123,15 @@ def _update(config: Config, s: _Share) -> Work:
     return Work(0.0, 4.0 * arrays * s.held, 1)
 
 
-def _collectives(config: Config, s: _Share, mesh: dict[str, int]) -> list[Collective]:
+def _collectives(config: Config, s: _Share, mesh: dict[str, int], tpu: bool) -> list[Collective]:
     model, parts = config.model, config.accumulation
     whole = s.item * (model.layers * s.layer + 2 * model.width * model.padded_vocabulary / mesh["tensor"])
     activations = s.item * s.elements * s.width
     passes = 3 if model.remat == "full" else 2
     sharded, all_rows = ("fsdp", "context"), ("data", "fsdp", "context")
+    narrow = tpu and s.width / (mesh["fsdp"] * mesh["context"]) < TILE
     exchanges = [
-        ("all-gather", sharded, True, parts * GATHERS[model.remat], whole),
+        ("all-reduce" if narrow else "all-gather", sharded, not narrow, parts * GATHERS[model.remat], whole),
         ("all-reduce", all_rows, False, parts, whole),
         ("all-reduce", ("tensor",), False, 2 * passes * model.layers * parts, activations),
         ("all-gather", ("context",), False, passes * model.layers * parts, 2 * activations / mesh["tensor"]),
@@ -157,4 +159,4 @@ def _temporary(config: Config, s: _Share, mesh: dict[str, int]) -> float:
     logits = 3 * 4 * rows * CHUNK * model.padded_vocabulary
     head = (4 + 2 * s.item) * entries + logits
     gradients = s.held * (2 * s.item + 4 + (4 if config.accumulation > 1 else 0))
-    return saved + max(at_work, head) + min(at_work, head) / 2 + gradients
+    return saved + at_work + head + gradients + PROGRAM

@@ -14,7 +14,6 @@ from transfusion_jax.model.trunk import compute_dtype
 from transfusion_jax.planning import roofline
 from transfusion_jax.planning.contents import Contents
 from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.plan import BACKWARD
 from transfusion_jax.planning.sizes import sizes, state_shapes
 from transfusion_jax.planning.topology import CHIPS, Chip, Topology
 from transfusion_jax.training.task import Task
@@ -63,7 +62,7 @@ def beside_plan(
     axes = {str(axis): n for axis, n in mesh.shape.items()}
     with jax.set_mesh(mesh):
         item = compute_dtype(config.model).itemsize
-    step = estimate(config, contents, axes, BACKWARD[topology.chip.is_tpu], item)
+    step = estimate(config, contents, axes, topology.chip.is_tpu, item)
     held = sum(sizes(state_shapes(task, config), config, mesh).by_kind.values())
     least = roofline.terms(step.work, step.collectives, topology, axes).step
     work = task.flops(dict(record))

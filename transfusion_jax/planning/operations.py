@@ -14,6 +14,7 @@ KERNEL_PRODUCTS = {  # of an attention kernel, in products of queries, keys and 
     "span_attention_d_query": 3,  # GPU: two kernels, and both do
     "span_attention_d_key": 4,
 }
+BACKWARD = {True: ("span_attention_backward",), False: ("span_attention_d_query", "span_attention_d_key")}  # TPU?
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Operations:
         return self.model + self.padding + self.recomputed
 
 
-def by_formula(config: Config, contents: Contents, backward_kernels: tuple[str, ...]) -> Operations:
+def by_formula(config: Config, contents: Contents, tpu: bool) -> Operations:
     """Counted as `flops.step_flops` does; shapes are static, so that what a row has room for is computed."""
     model, data, rows = config.model, config.data, config.batch_rows
     length = data.context_length
@@ -39,7 +40,7 @@ def by_formula(config: Config, contents: Contents, backward_kernels: tuple[str, 
     in_model = float(step_flops(model, *(rows * n for n in held)))
     in_room = float(step_flops(model, *(rows * n for n in room)))
     head = 2.0 * model.width * model.padded_vocabulary * data.text_capacity * rows
-    again = sum(KERNEL_PRODUCTS[name] for name in backward_kernels) - 4  # four products would do
+    again = sum(KERNEL_PRODUCTS[name] for name in BACKWARD[tpu]) - 4  # four products would do
     attention = 2.0 * model.layers * model.width * contents.span_area * rows
     recomputed = head + again * attention
     if model.remat == "full":  # all of a layer but its last product, which no gradient needs

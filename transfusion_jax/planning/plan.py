@@ -21,7 +21,6 @@ from transfusion_jax.planning.sizes import Sizes, abstract_mesh, sizes, state_sh
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.training.transfusion import TransfusionTask
 
-BACKWARD = {True: ("span_attention_backward",), False: ("span_attention_d_query", "span_attention_d_key")}
 TEMPORARY = "gradients and temporaries"
 CODE = "program"
 HOST_RATE = 0.5e9  # bytes/s that one host writes to a bucket, unless told otherwise
@@ -161,9 +160,8 @@ def make_plan(
     """
     config, mesh = on_mesh(config, topology)
     held = sizes(state_shapes(TransfusionTask(config), config), config, abstract_mesh(mesh))
-    backward = BACKWARD[topology.chip.is_tpu]
-    formula = by_formula(config, contents, backward)
-    step = estimate(config, contents, mesh, backward)
+    formula = by_formula(config, contents, topology.chip.is_tpu)
+    step = estimate(config, contents, mesh, topology.chip.is_tpu)
     method, memory, too_large = "formulas", {**held.by_kind, TEMPORARY: step.temporary}, ""
     work, collectives, counted, seconds, open_loops = step.work, step.collectives, 0.0, 0.0, []
     if topology.chip.is_tpu and not analytic:

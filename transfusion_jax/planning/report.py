@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from transfusion_jax.planning.plan import HOST_RATE, Plan, overrides
+from transfusion_jax.planning.plan import DEVICE_TO_HOST, Plan, overrides
 from transfusion_jax.planning.search import Found
 
 
@@ -50,36 +48,38 @@ def _head(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
-    has = plan.topology.chip.memory
-    lines = [f"{'bytes per chip':<28}"]
-    lines += [_line(kind, size / 2**30, "GiB") for kind, size in plan.memory.items() if size]
-    total = sum(plan.memory.values())
-    share = f"{total / has:.0%} of {has / 2**30:.2f} GiB"
+    has, total = plan.topology.chip.memory, sum(plan.memory.values())
+    lines = ["memory of a chip"]
+    lines += [_line(kind, _bytes(size)) for kind, size in plan.memory.items() if size]
     if plan.too_large:
-        return [*lines, _line("together", total / 2**30, "GiB"), f"DOES NOT FIT: {plan.too_large}", ""]
-    return [*lines, _line("together", total / 2**30, "GiB", share), ""]
+        return [*lines, _line("together", _bytes(total)), f"DOES NOT FIT: {plan.too_large}", ""]
+    return [*lines, _line("together", _bytes(total), f"{total / has:.0%} of {_bytes(has)}"), ""]
 
 
 def _operations(plan: Plan) -> list[str]:
     f = plan.formula
-    lines = ["FLOPs per step"]
-    lines += [_line("of the model", f.model / 1e15, "PFLOP", "what MFU counts")]
-    lines += [_line("on padding of static shapes", f.padding / 1e15, "PFLOP")]
-    lines += [_line("computed again", f.recomputed / 1e15, "PFLOP", f"remat {plan.config.model.remat}, text head")]
-    lines += [_line("together, by formula", f.total / 1e15, "PFLOP")]
+    again = f"remat {plan.config.model.remat}, text head, attention"
+    lines = ["operations of a step, over all chips"]
+    lines += [_line("of the model", _si(f.model, "FLOP"), "what MFU counts")]
+    lines += [_line("on padding of static shapes", _si(f.padding, "FLOP"))]
+    lines += [_line("computed again", _si(f.recomputed, "FLOP"), again)]
+    lines += [_line("together, by formula", _si(f.total, "FLOP"))]
     if plan.counted:
         ratio = f"{plan.counted / f.total:.1%} of the formula; attention in whole blocks"
-        lines.append(_line("counted in the program", plan.counted / 1e15, "PFLOP", ratio))
+        lines.append(_line("counted in the program", _si(plan.counted, "FLOP"), ratio))
     return [*lines, ""]
 
 
 def _exchanges(plan: Plan) -> list[str]:
-    lines = ["bytes that a chip sends per step"]
+    """What is less than a thousandth of the most is left out."""
+    if not plan.collectives:
+        return ["a chip sends nothing", ""]
+    lines = ["a chip sends in a step"]
     for c in plan.collectives:
-        if c.bytes >= 1e6:
-            about = f"{c.dtype}, {c.times:,}x among {c.group}" + (", overlapping" if c.overlaps else "")
-            lines.append(_line(f"{'×'.join(c.axes)} {c.kind}", c.bytes / 1e9, "GB", about))
-    return [*(lines if len(lines) > 1 else [f"{lines[0]}: none"]), ""]
+        if c.bytes >= plan.collectives[0].bytes / 1000:
+            about = f"{c.dtype}, {c.times:,} among {c.group}" + (", beside other work" if c.overlaps else "")
+            lines.append(_line(f"{'×'.join(c.axes)}: {c.kind}", _si(c.bytes, "B"), about))
+    return [*lines, ""]
 
 
 def _time(plan: Plan) -> list[str]:
@@ -90,33 +90,45 @@ def _time(plan: Plan) -> list[str]:
         ("core: each instruction's longer", t.core, ""),
         ("interconnect, overlapping", t.overlapped, "beside the core"),
         ("interconnect, waited for", t.exposed, ""),
-        ("network between slices or nodes", t.network, "waited for"),
+        ("network of slices or nodes", t.network, "waited for"),
     ]
-    lines = ["seconds per step, each at its peak rate"]
-    lines += [_line(name, seconds, "s", about) for name, seconds, about in named if seconds or name == "compute"]
-    lines.append(_line("the least step", plan.step, "s", f"bound by {t.bound}"))
-    lines.append(_line("MFU, at most", 100 * plan.mfu, "%"))
-    lines.append(_line("elements per second, at most", plan.elements_per_second / 1e6, "M"))
-    lines += [f"of {len(plan.open_loops)} loops only a run knows the length: counted once"] * bool(plan.open_loops)
+    lines = ["time of a step, each term at its peak rate"]
+    lines += [_line(name, _si(seconds, "s"), about) for name, seconds, about in named if seconds]
+    lines.append(_line("the least step", _si(plan.step, "s"), f"most of it: {t.bound}"))
+    lines.append(_line("MFU, at most", f"{plan.mfu:.1%}"))
+    lines.append(_line("elements per second, at most", f"{plan.elements_per_second:,.0f}"))
+    if plan.open_loops:
+        lines.append(f"{len(plan.open_loops)} loops whose length only a run knows are counted once")
     return [*lines, ""]
 
 
 def _run(plan: Plan) -> list[str]:
     run, saved = plan.to_dict()["run"], plan.checkpoint
-    rate = saved.bytes_per_host / saved.write_seconds if saved.write_seconds else HOST_RATE
+    rate = f"{_si(saved.bytes_per_host / saved.write_seconds, 'B/s')} per host"
     return [
         "the run",
-        _line("checkpoint", saved.bytes / 1e9, "GB", f"{saved.bytes_per_host / 1e9:.1f} GB per host"),
-        _line("saving: the step waits", saved.stall_seconds, "s", "device to host at 8 GB/s per chip"),
-        _line("saving: until it is written", saved.write_seconds, "s", f"{rate / 1e9:g} GB/s per host"),
-        _line(
-            f"{plan.config.steps:,} steps, at least", run["days"], "days", f"{run['chip_hours']:,.0f} chip-hours"
-        ),
+        _line("checkpoint", _si(saved.bytes, "B"), f"{_si(saved.bytes_per_host, 'B')} per host"),
+        _line("saving: the step waits", _si(saved.stall_seconds, "s"), f"{_si(DEVICE_TO_HOST, 'B/s')} per chip"),
+        _line("saving: until it is written", _si(saved.write_seconds, "s"), rate),
+        _line(f"{plan.config.steps:,} steps, at least", f"{run['days']:,.2f} days"),
+        _line("", f"{run['chip_hours']:,.0f} chip-hours"),
         "",
         "to run it: " + " ".join(overrides(plan.config, plan.mesh)),
     ]
 
 
-def _line(name: str, value: float, unit: str, about: str = "") -> str:
-    digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"  {name:<34} {value:>12,.{min(digits, 6)}f} {unit:<6} {about}".rstrip()
+def _line(name: str, value: str, about: str = "") -> str:
+    return f"  {name:<34} {value:>18}  {about}".rstrip()
+
+
+def _si(value: float, unit: str) -> str:
+    """Three digits and a prefix."""
+    steps = {18: "E", 15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ", -9: "n"}
+    power = next((p for p in steps if value >= 10.0**p), 0)
+    return f"{value / 10.0**power:.3g} {steps[power]}{unit}"
+
+
+def _bytes(value: float) -> str:
+    """In units of 1,024, as memories are counted."""
+    power = next((p for p in (3, 2, 1) if value >= 1024**p), 0)
+    return f"{value / 1024**power:,.2f} {('B', 'KiB', 'MiB', 'GiB')[power]}"

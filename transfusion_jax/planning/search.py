@@ -13,7 +13,7 @@ from transfusion_jax.parallel.mesh import check_batch
 from transfusion_jax.planning import roofline
 from transfusion_jax.planning.contents import Contents
 from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.plan import BACKWARD, Plan, make_plan, overrides
+from transfusion_jax.planning.plan import Plan, make_plan, overrides
 from transfusion_jax.planning.sizes import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.training.transfusion import TransfusionTask
@@ -134,7 +134,7 @@ def _estimated(
         key = tuple(mesh.values())
         if key not in held:
             held[key] = sum(sizes(shapes, variant, placed).by_kind.values())
-        step = estimate(variant, contents, mesh, BACKWARD[topology.chip.is_tpu])
+        step = estimate(variant, contents, mesh, topology.chip.is_tpu)
         needed, most = held[key] + step.temporary, MARGIN * topology.chip.memory
         why = f"needs about {needed / 2**30:.1f} GiB of {most / 2**30:.1f}" if needed > most else ""
         seconds = roofline.terms(step.work, step.collectives, topology, mesh).step

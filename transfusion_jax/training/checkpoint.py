@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
+from transfusion_jax.bucket import storage_errors
 from transfusion_jax.errors import CheckpointError, some
 from transfusion_jax.parallel.processes import each, first, on_first
+from transfusion_jax.storage import Place, for_orbax, sizes
+from transfusion_jax.training import folders
 from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
 from transfusion_jax.training.files import free_path, write_whole
 from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, shape_text
@@ -29,8 +30,6 @@ from transfusion_jax.training.state import State
 
 BEST = "loss"  # the evaluation metric, lower is better, that `best` means
 FORMAT = 1
-UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to a folder until it is whole
-UNWANTED = ".deleting"
 CONCLUDED = "concluded.json"  # ours: the metrics of a step that was evaluated after it was saved
 SIZES = "sizes.json"  # ours: the files of a step and their sizes
 METADATA = "_CHECKPOINT_METADATA"  # the file of Orbax that holds the manifest
@@ -53,11 +52,11 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Place,
         keep: int = 3,
         keep_every: int = 0,
         about: Manifest | None = None,
-        folder: Path | None = None,
+        folder: Place | None = None,
     ):
         self.directory = directory.absolute()
         self._folder = folder
@@ -74,24 +73,15 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdigit())
+        return folders.numbered(self.directory)
 
-    def path(self, step: int) -> Path:
+    def path(self, step: int) -> Place:
         """The folder of a step."""
         return self._folder or self.directory / str(step)
 
     def clean(self) -> None:
         """Removes what a killed process left of a save or a deletion; for the run's own processes alone."""
-
-        def clean() -> None:
-            if self.directory.is_dir():
-                for entry in self.directory.iterdir():
-                    if entry.name.endswith((UNFINISHED, UNWANTED)):
-                        shutil.rmtree(entry)
-
-        on_first(clean)
+        on_first(lambda: folders.clean(self.directory))
 
     def save(
         self, state: State, next_row: int, metrics: dict[str, float] | None = None, concluded: bool = True
@@ -124,7 +114,7 @@ class Checkpoints:
         with save_errors(step, self.steps):
             self.directory.mkdir(parents=True, exist_ok=True)
             custom = {"manifest": manifest, "digest": _digest(manifest)}
-            self._saving = step, ocp.save_async(self.path(step), tree, custom_metadata=custom)
+            self._saving = step, ocp.save_async(for_orbax(self.path(step)), tree, custom_metadata=custom)
 
     def wait(self) -> None:
         """Returns once the last save lies on disk, complete, and those that need not stay are gone.
@@ -214,7 +204,7 @@ class Checkpoints:
         """
         self._check_sizes(step)
         with load_errors(step):
-            custom = ocp.metadata(self.path(step)).custom_metadata or {}
+            custom = ocp.metadata(for_orbax(self.path(step))).custom_metadata or {}
         if "manifest" not in custom or custom.get("digest") != _digest(custom["manifest"]):
             raise DamagedCheckpoint(step, "its manifest cannot be read")
         manifest: Manifest = custom["manifest"]
@@ -242,12 +232,12 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint {step}: there are {', '.join(map(str, steps))}, latest and best")
         return int(step)
 
-    def set_aside(self, step: int, folder: Path) -> Path:
+    def set_aside(self, step: int, folder: Place) -> Place:
         """Moves a step's folder into another one, under a name that is free there; returns where it is."""
 
-        def move() -> Path:
+        def move() -> Place:
             folder.mkdir(parents=True, exist_ok=True)
-            return self.path(step).rename(free_path(folder, str(step)))
+            return folders.move(self.path(step), free_path(folder, str(step)))
 
         return on_first(move)
 
@@ -259,7 +249,7 @@ class Checkpoints:
             context = ocp.Context()
             context.pytree_options.loading.partial_load = True
             with load_errors(step), context:
-                loaded = ocp.load(self.path(step), abstract)
+                loaded = ocp.load(for_orbax(self.path(step)), abstract)
 
         each(load)  # where one process cannot read its part, none goes on to compute
         leaves = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
@@ -293,7 +283,7 @@ class Checkpoints:
         if self._keep_every:
             stay |= {step for step in steps if step % self._keep_every == 0}
         for step in set(steps) - stay:
-            shutil.rmtree(self.path(step).rename(self.directory / f"{step}{UNWANTED}"))
+            folders.discard(self.path(step))
 
     def _best(self) -> int | None:
         scored = {step: score for step in self.steps if (score := self._score(step)) is not None}
@@ -316,7 +306,7 @@ class Checkpoints:
         return best
 
 
-def is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Place) -> bool:
     """Whether this is the folder of one checkpoint."""
     return (path / METADATA).is_file()
 
@@ -327,9 +317,8 @@ def to_devices(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SIZES, CONCLUDED))
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+def _sizes(folder: Place) -> dict[str, int]:
+    return {name: size for name, size in sizes(folder).items() if name not in (SIZES, CONCLUDED)}
 
 
 def _has_ended(response: Any) -> bool:
@@ -337,7 +326,7 @@ def _has_ended(response: Any) -> bool:
         response.result(timeout=0)
     except TimeoutError:
         return False
-    except (OSError, ValueError):  # `wait` says so
+    except storage_errors(ValueError):  # `wait` says so
         return True
     return True
 

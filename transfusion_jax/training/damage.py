@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from transfusion_jax.bucket import storage_errors
 from transfusion_jax.errors import CheckpointError, StorageError
 
 # TensorStore's codes for what is no fault of the files.
@@ -33,7 +34,7 @@ def save_errors(step: int, steps: Sequence[int]) -> Iterator[None]:
     """Raises StorageError where a step cannot be written, and names the newest of `steps`, which are written."""
     try:
         yield
-    except (OSError, ValueError) as error:  # TensorStore raises a full disk as ValueError
+    except storage_errors(ValueError) as error:  # TensorStore raises a full disk as ValueError
         whole = [s for s in steps if s != step]
         rest = f"checkpoint {whole[-1]} is whole" if whole else "there is no earlier one"
         raise StorageError(f"checkpoint {step} could not be written ({_in_short(error)}); {rest}") from error
@@ -47,7 +48,8 @@ def load_errors(step: int) -> Iterator[None]:
             yield
         except Exception as error:  # Orbax raises that very class where TensorStore fails; others go on below
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            if str(error).startswith(NOT_DAMAGE) or (isinstance(error, OSError) and not missing):
+            unread = isinstance(error, storage_errors()) and not missing
+            if unread or str(error).startswith(NOT_DAMAGE):
                 raise StorageError(f"checkpoint {step} cannot be read: {_in_short(error)}") from error
             expected = isinstance(error, OSError | ValueError | LookupError | TypeError)
             if not expected and type(error) is not Exception:

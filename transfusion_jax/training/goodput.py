@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from transfusion_jax.storage import Place, read_all
 from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.metrics import duration
 
@@ -163,15 +163,16 @@ def end_of(attempt: Attempt) -> str:
     return f"{how} at step {attempt.step}"
 
 
-def read_attempts(folder: Path) -> list[Attempt]:
+def read_attempts(folder: Place) -> list[Attempt]:
     """All attempts of a run, in order."""
     if not folder.is_dir():
         return []
-    files = sorted((path for path in folder.iterdir() if path.name.endswith(".json")), key=lambda path: path.name)
-    return [Attempt(**json.loads(path.read_text())) for path in files]
+    entries: Iterator[Place] = folder.iterdir()
+    files = sorted((path for path in entries if path.name.endswith(".json")), key=lambda path: path.name)
+    return [Attempt(**json.loads(text)) for text in read_all(files)]
 
 
-def write_attempt(folder: Path, attempt: Attempt) -> None:
+def write_attempt(folder: Place, attempt: Attempt) -> None:
     """Puts an attempt's file in place.
 
     Raises:

@@ -20,6 +20,7 @@ from transfusion_jax.parallel import residence
 from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
 from transfusion_jax.planning import measured
+from transfusion_jax.storage import within
 from transfusion_jax.training import badsteps
 from transfusion_jax.training.checkpoint import BEST, Checkpoints
 from transfusion_jax.training.damage import DamagedCheckpoint
@@ -116,7 +117,9 @@ def train(
             )
             if not concluded:
                 record = on_first(lambda: record_of(workdir.metrics, first))
-                checkpoints.conclude(first, run.held_out(run.conclude(first, record, run.due(first), saved=True)))
+                metrics = run.conclude(first, record, run.due(first), saved=True)
+                writer.flush()
+                checkpoints.conclude(first, run.held_out(metrics))
             step_function = make_step(task, config, mesh)
             outcome, compared = Outcome(first), False
             while outcome.step < config.steps and not outcome.interrupted:
@@ -170,7 +173,7 @@ def start(
                 DAMAGED,
                 step=newest,
                 reason=error.reason,
-                moved_to=str(where.relative_to(workdir.path)),
+                moved_to=within(where, workdir.path),
             )
             say(f"{error}; moved to {where}")
             continue
@@ -252,10 +255,12 @@ class _Run:
             self.writer.record(step, record)  # before the checkpoint: a kill between the two must not lose it
         if saving:
             with self.watch.aside("checkpoint"):
+                self.writer.flush()
                 self.checkpoints.save(self.state, self.next_row, concluded=not due)
         if due and not stopping:
             metrics = self.conclude(step, record, due, saving)
             if saving:
+                self.writer.flush()
                 self.checkpoints.conclude(step, self.held_out(metrics))
         return Outcome(step, interrupted=stopping and bool(step < self.config.steps or due))
 
@@ -298,6 +303,7 @@ class _Run:
 
         def leave() -> None:
             if not saved:
+                self.writer.flush()
                 self.checkpoints.save(self.state, self.next_row, concluded=False)
             self.checkpoints.wait()
             self.watch.leave()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from transfusion_jax.parallel.processes import first
-from transfusion_jax.training.files import append_line, read_lines, write_lines
+from transfusion_jax.storage import Place
+from transfusion_jax.training.files import Lines, keep_until, read_lines
 from transfusion_jax.training.tensorboard import Events
 from transfusion_jax.training.tracking import Tracker
 from transfusion_jax.training.workdir import Workdir
@@ -25,6 +25,7 @@ class Writer:
 
     def __init__(self, workdir: Workdir, events: Events, newest: int | None, tracker: Tracker | None = None):
         self._workdir, self._events, self._newest, self._tracker = workdir, events, newest, tracker
+        self._metrics, self._bad_steps = Lines(workdir.metrics), Lines(workdir.bad_steps)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """One object in `metrics.jsonl` and the same scalars in TensorBoard; what is not finite is left out.
@@ -32,11 +33,7 @@ class Writer:
         A record of the newest step takes the place of that step's earlier one.
         """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        record = {"step": step, **finite}
-        if step == self._newest:
-            write_lines(self._workdir.metrics, [*read_lines(self._workdir.metrics)[:-1], record])
-        else:
-            append_line(self._workdir.metrics, record)
+        self._metrics.append({"step": step, **finite}, in_place_of_last=step == self._newest)
         self._newest = step
         self._events.scalars(step, finite)
         if self._tracker:
@@ -44,10 +41,11 @@ class Writer:
 
     def bad_step(self, diagnosis: dict[str, Any]) -> None:
         """One object in `bad_steps.jsonl`."""
-        append_line(self._workdir.bad_steps, diagnosis)
+        self._bad_steps.append(diagnosis)
 
     def bad_steps(self) -> list[dict[str, Any]]:
         """All of them, in order."""
+        self._bad_steps.flush()
         return read_lines(self._workdir.bad_steps)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -55,6 +53,11 @@ class Writer:
         self._events.image(step, name, image)
         if self._tracker:
             self._tracker.image(step, name, image)
+
+    def flush(self) -> None:
+        """Returns once everything can be read: before a checkpoint, whose steps will not be made again."""
+        for file in (self._metrics, self._bad_steps, self._events):
+            file.flush()
 
 
 class SilentWriter(Writer):
@@ -72,6 +75,9 @@ class SilentWriter(Writer):
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Nothing."""
 
+    def flush(self) -> None:
+        """Nothing."""
+
 
 @contextmanager
 def open_writer(workdir: Workdir, first_step: int, tracker: Tracker | None = None) -> Iterator[Writer]:
@@ -83,19 +89,15 @@ def open_writer(workdir: Workdir, first_step: int, tracker: Tracker | None = Non
         keep_until(path, first_step)
     records = read_lines(workdir.metrics)
     events = Events(workdir.tensorboard, first_step + 1)
+    writer = Writer(workdir, events, records[-1]["step"] if records else None, tracker)
     try:
-        yield Writer(workdir, events, records[-1]["step"] if records else None, tracker)
+        yield writer
     finally:
+        writer.flush()
         events.close()
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Cuts a file of records back to those up to a step, and drops a half-written last line."""
-    if path.exists():
-        write_lines(path, [record for record in read_lines(path) if record["step"] <= step])
-
-
-def record_of(path: Path, step: int) -> dict[str, float]:
+def record_of(path: Place, step: int) -> dict[str, float]:
     """The newest record of a metrics file where it is of this step, without its number; else nothing."""
     newest: dict[str, float] = [{}, *read_lines(path)][-1]
     return newest if newest.pop("step", None) == step else {}

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from transfusion_jax.config import require
+from transfusion_jax.storage import Place
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def parse_steps(text: str, last: int) -> Steps:
 
 
 @contextmanager
-def traced(folder: Path) -> Iterator[None]:
+def traced(folder: Place) -> Iterator[None]:
     """Traces what runs within, and puts the files into a folder, which may be in a bucket."""
     with tempfile.TemporaryDirectory() as local:
         jax.profiler.start_trace(local)
@@ -55,6 +56,6 @@ def traced(folder: Path) -> Iterator[None]:
             jax.profiler.stop_trace()
         for source in Path(local).rglob("*"):
             if source.is_file():
-                target = folder / source.relative_to(local)
+                target = folder / str(source.relative_to(local))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(source.read_bytes())

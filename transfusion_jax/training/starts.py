@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +20,9 @@ from transfusion_jax.data.load import Data
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.parallel.processes import each, on_first
+from transfusion_jax.storage import Place, place, within
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, Manifest, is_checkpoint
-from transfusion_jax.training.files import free_path, read_lines, write_lines, write_whole
+from transfusion_jax.training.files import free_path, read_lines, write_lines
 from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.transplant import Mapping, transplant
@@ -112,12 +112,12 @@ def begin(
 
 def find_checkpoint(spec: str) -> tuple[Checkpoints, int]:
     """The checkpoint that `RUN`, `RUN:STEP` (a number, latest or best) or a checkpoint's own path names."""
-    path = Path(spec)
+    path = place(spec)
     if is_checkpoint(path):
         checkpoints = Checkpoints(path.parent, folder=path)
         return checkpoints, int(checkpoints.manifest(0)["step"])
     run, step = (spec, "latest") if path.is_dir() else spec.rpartition(":")[::2]
-    workdir = Workdir(Path(run))
+    workdir = Workdir(place(run))
     if not run or not workdir.exists():
         raise CheckpointError(f"{spec} is neither a run (RUN or RUN:STEP) nor a checkpoint's folder")
     checkpoints = Checkpoints(workdir.checkpoints)
@@ -167,10 +167,8 @@ def _fork(
     def copy_records() -> None:
         workdir.path.mkdir(parents=True, exist_ok=True)
         for old, new in ((parent.metrics, workdir.metrics), (parent.bad_steps, workdir.bad_steps)):
-            if old.exists():
-                write_lines(
-                    new, [r | {"forked_from": start.fork_from} for r in read_lines(old) if r["step"] <= step]
-                )
+            if records := read_lines(old):
+                write_lines(new, [r | {"forked_from": start.fork_from} for r in records if r["step"] <= step])
 
     on_first(copy_records)
     say(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
@@ -225,12 +223,12 @@ def _rewind(
             f"{next_row}: rewind further, or skip later rows",
         )
 
-    def keep_records() -> Path:
+    def keep_records() -> Place:
         kept = free_path(workdir.aside, "rewind")
         kept.mkdir(parents=True)
         for path in (workdir.metrics, workdir.bad_steps):  # training cuts them back
-            if path.exists():
-                write_whole(kept / path.name, path.read_text())
+            if records := read_lines(path):
+                write_lines(kept / path.name, records)
         return kept
 
     kept = on_first(keep_records)
@@ -238,7 +236,7 @@ def _rewind(
         if step > to:
             checkpoints.set_aside(step, kept)
     say(f"rewound to step {to}; what came after it is kept in {kept}")
-    kept_in = str(kept.relative_to(workdir.path))
+    kept_in = within(kept, workdir.path)
     event = dict(to=to, rows_skipped=start.skip_rows, accepted=changes, kept_in=kept_in)
     workdir.begin(config, data, "rewind", [start.skip_rows] if start.skip_rows else [], **event)
 

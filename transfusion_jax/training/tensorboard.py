@@ -7,6 +7,7 @@ wait for it for ever.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,14 +17,27 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from transfusion_jax.bucket import BucketPath
+from transfusion_jax.storage import Place
+from transfusion_jax.training.parts import EVERY
+
+LARGE = 1 << 22  # bytes of an event file in a bucket that is full: it is put whole each time
+
 
 class Events:
-    """One event file; what earlier files hold from `first_step` on is no longer shown."""
+    """Event files; what earlier ones hold from `first_step` on is no longer shown.
 
-    def __init__(self, folder: Path, first_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        suffix = f".{time.time_ns()}.{os.getpid()}"  # the name alone has whole seconds
-        self._file = EventsWriter(str(folder / "events"), suffix)
+    A local folder gets one. In a bucket a file is put whole, now and then, and another follows once it is large.
+    """
+
+    def __init__(self, folder: Place, first_step: int):
+        self._bucket, self._scratch = None, None
+        if isinstance(folder, BucketPath):
+            self._bucket, self._scratch = folder, tempfile.TemporaryDirectory()
+            folder = Path(self._scratch.name)
+        self._folder = folder
+        self._put_at = 0.0
+        self._begin()
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -35,10 +49,31 @@ class Events:
         """An image `[H, W, 3]` uint8."""
         self._write(step, summary=summary.image(name, image, dataformats="HWC"))
 
+    def flush(self) -> None:
+        """Returns once everything can be read."""
+        self._file.flush()
+        if self._bucket:
+            (path,) = self._folder.iterdir()
+            (self._bucket / path.name).upload(path)
+            self._put_at = time.monotonic()
+            if path.stat().st_size >= LARGE:
+                self._file.close()
+                path.unlink()
+                self._begin()
+
     def close(self) -> None:
         """Ends the file."""
+        self.flush()
         self._file.close()
+        if self._scratch:
+            self._scratch.cleanup()
+
+    def _begin(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        suffix = f".{time.time_ns()}.{os.getpid()}"  # the name alone has whole seconds
+        self._file = EventsWriter(str(self._folder / "events"), suffix)
 
     def _write(self, step: int, **content: object) -> None:
         self._file.write_event(Event(wall_time=time.time(), step=step, **content))
-        self._file.flush()
+        if not self._bucket or time.monotonic() - self._put_at >= EVERY:
+            self.flush()

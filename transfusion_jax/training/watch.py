@@ -12,17 +12,19 @@ from typing import Any
 
 import jax
 
+from transfusion_jax.bucket import BucketPath
 from transfusion_jax.errors import StorageError
 from transfusion_jax.parallel import memory
 from transfusion_jax.parallel.processes import first
 from transfusion_jax.training import goodput, hosts
 from transfusion_jax.training.goodput import Attempt, Clock, end_of
+from transfusion_jax.training.parts import EVERY
 from transfusion_jax.training.profile import Steps, traced
 from transfusion_jax.training.step import Report
 from transfusion_jax.training.timer import Timer
 from transfusion_jax.training.workdir import Workdir
 
-BEAT = 5.0  # seconds between two writings of the attempt's file, at least
+BEAT = 5.0  # seconds between two writings of the attempt's file, at least; in a bucket parts.EVERY
 DOING = {"compile": "compiling the first step", "step": "training", "evaluation": "evaluating"}
 
 
@@ -64,6 +66,7 @@ class Watch:
         self._workdir, self._steps, self._timer, self._asked, self._say = workdir, steps, timer, asked, say
         self._clock = Clock(asked.began or time.time())
         self._writes = first()
+        self._beat = EVERY if isinstance(workdir.path, BucketPath) else BEAT
         self._earlier = goodput.read_attempts(workdir.attempts) if self._writes else []
         self._names = hosts.gather_names()
         devices = jax.devices()
@@ -205,7 +208,7 @@ class Watch:
         self._attempt = replace(self._attempt, about=about)
         if not self._writes:
             return values
-        if time.time() - self._attempt.updated >= BEAT:
+        if time.time() - self._attempt.updated >= self._beat:
             self._write(doing=DOING["step"])
         here = replace(self._attempt, seconds=self._clock.seconds)
         account = goodput.account([*self._earlier, here])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from transfusion_jax import autoencoder, config
+from transfusion_jax.bucket import BucketPath
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import tokenizer
 from transfusion_jax.data.load import Codec, Data
@@ -21,7 +21,9 @@ from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.parallel import flags
 from transfusion_jax.parallel.processes import on_first
+from transfusion_jax.storage import Place
 from transfusion_jax.training.files import write_whole
+from transfusion_jax.training.lease import leased
 
 DAMAGED = "damaged checkpoint"
 FACTS = ("data_hash", "codec")  # what must stay the same beside the config's identity
@@ -32,50 +34,50 @@ PACKAGES = ("transfusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoi
 class Workdir:
     """Names of a run's files, and the reading and writing of the small ones."""
 
-    path: Path
+    path: Place
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> Place:
         """One folder per step."""
         return self.path / "checkpoints"
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> Place:
         """One JSON object per logged step."""
         return self.path / "metrics.jsonl"
 
     @property
-    def bad_steps(self) -> Path:
+    def bad_steps(self) -> Place:
         """One JSON object per step that was not taken."""
         return self.path / "bad_steps.jsonl"
 
     @property
-    def aside(self) -> Path:
+    def aside(self) -> Place:
         """What was moved out of the way: damaged checkpoints, and what a rewind left behind."""
         return self.path / "aside"
 
     @property
-    def tensorboard(self) -> Path:
+    def tensorboard(self) -> Place:
         """TensorBoard's events."""
         return self.path / "tensorboard"
 
     @property
-    def attempts(self) -> Path:
+    def attempts(self) -> Place:
         """One file per attempt: what it did with its time, and how it ended."""
         return self.path / "attempts"
 
     @property
-    def profile(self) -> Path:
+    def profile(self) -> Place:
         """Traces of steps."""
         return self.path / "profile"
 
     @property
-    def samples(self) -> Path:
+    def samples(self) -> Place:
         """Images drawn during training."""
         return self.path / "samples"
 
     @property
-    def evaluation(self) -> Path:
+    def evaluation(self) -> Place:
         """The last results of `transfusion evaluate`."""
         return self.path / "evaluation.json"
 
@@ -84,12 +86,18 @@ class Workdir:
         return (self.path / "config.json").is_file()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes of this machine from training here meanwhile; a killed one keeps nothing.
+    def locked(self, say: Callable[[str], None] = print) -> Iterator[None]:
+        """Keeps other processes from training here meanwhile: of this machine, or in a bucket of any.
+
+        A killed one keeps nothing, or in a bucket for a minute where it was another machine's.
 
         Raises:
             ConfigError: another one does.
         """
+        if isinstance(self.path, BucketPath):
+            with leased(self.path / "lock", say):
+                yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a") as file:
             try:

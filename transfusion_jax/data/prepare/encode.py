@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -19,16 +19,17 @@ from transfusion_jax.autoencoder import Autoencoder
 from transfusion_jax.config import require
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.progress import Images, Progress
-from transfusion_jax.data.prepare.shard import WRITE, Writer, columns_file, report_file, sha256
+from transfusion_jax.data.prepare.shard import WRITE, Writer, columns_file, report_file
 from transfusion_jax.data.prepared import latents_of, shard_file
 from transfusion_jax.data.statistics import Moments
+from transfusion_jax.storage import Place, on_disk, read_all
 from transfusion_jax.training.files import write_whole
 
 BATCH = 64  # images encoded together; a shard's last batch is filled up
 LOG_VARIANCE = "-log-variance"  # of a second encoding, beside the means
 
 
-def encoding_file(folder: Path, name: str, shard: int) -> Path:
+def encoding_file(folder: Place, name: str, shard: int) -> Place:
     """What is known of a finished shard in an encoding."""
     return folder / "shards" / f"{shard:05d}.{name}.json"
 
@@ -39,7 +40,7 @@ class Encoders:
     Batches are formed inside a shard and in its order: the same hardware writes the same bytes.
     """
 
-    def __init__(self, folder: Path, job: Job, autoencoder: Autoencoder, log_variances: bool) -> None:
+    def __init__(self, folder: Place, job: Job, autoencoder: Autoencoder, log_variances: bool) -> None:
         self._folder, self._job, self._autoencoder, self._log_variances = folder, job, autoencoder, log_variances
         self._devices: SimpleQueue[jax.Device] = SimpleQueue()
         devices = jax.local_devices()
@@ -83,7 +84,7 @@ class Encoders:
 
 
 def encode_shard(
-    folder: Path,
+    folder: Place,
     job: Job,
     number: int,
     autoencoder: Autoencoder,
@@ -100,7 +101,7 @@ def encode_shard(
     """
     names = _names(autoencoder, log_variances)
     shard = json.loads(report_file(folder, number).read_text())
-    columns = np.load(columns_file(folder, number))
+    columns = np.load(io.BytesIO(columns_file(folder, number).read_bytes()))
     images = np.zeros(shard["records"], np.int64)
     images[columns["record"]] = columns["images"]
     train = np.zeros(shard["records"], bool)
@@ -130,7 +131,7 @@ def encode_shard(
             "dtype": values.dtype.str,
             "shape": list(values.shape[1:]),
             "moments": Moments.of(values[train_image]).to_dict() if values.dtype == np.float16 else None,
-            "sha256": sha256(path),
+            "sha256": file.sha256,
         }
         write_whole(encoding_file(folder, name, number), json.dumps(report) + "\n")
     return int(images.sum())
@@ -140,20 +141,21 @@ def _names(autoencoder: Autoencoder, log_variances: bool) -> list[str]:
     return [autoencoder.name] + [autoencoder.name + LOG_VARIANCE] * log_variances
 
 
-def _is_encoded(folder: Path, names: list[str], number: int) -> bool:
+def _is_encoded(folder: Place, names: list[str], number: int) -> bool:
     """Whether nothing is left to encode; so it is with a shard without images."""
     pictured = json.loads(report_file(folder, number).read_text())["pictured"]
     return not pictured or all(encoding_file(folder, name, number).exists() for name in names)
 
 
-def _batches(folder: Path, job: Job, number: int, images: np.ndarray) -> Iterator[np.ndarray]:
+def _batches(folder: Place, job: Job, number: int, images: np.ndarray) -> Iterator[np.ndarray]:
     """Pixels `[n, size, size, channels]` uint8 of a shard's images in order, `BATCH` of them but for the last."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     size = job.reading.image_size
     waiting: list[np.ndarray] = []
     with ExitStack() as stack:
-        reader = ArrayRecordReader(str(shard_file(folder, "pixels", number)), "readahead_buffer_size:0")
+        pixels = stack.enter_context(on_disk(shard_file(folder, "pixels", number)))
+        reader = ArrayRecordReader(str(pixels), "readahead_buffer_size:0")
         stack.callback(reader.close)
         for record in np.flatnonzero(images).tolist():
             data = np.frombuffer(reader.read([record])[0], np.uint8)
@@ -169,18 +171,19 @@ def _stored(values: np.ndarray) -> np.ndarray:
     return values.astype("<f2") if np.issubdtype(values.dtype, np.floating) else values.astype("<i4")
 
 
-def encodings(folder: Path, pictured: list[int], keys: bytes) -> dict[str, dict[str, Any]]:
+def encodings(folder: Place, pictured: list[int], keys: bytes) -> dict[str, dict[str, Any]]:
     """What the manifest says of the encodings that every shard with images has, by name, and each file's hash."""
     found: dict[str, dict[str, Any]] = {}
     if not pictured:
         return found
     prefix = f"{pictured[0]:05d}."
-    paths = sorted((folder / "shards").glob(f"{prefix}*.json"))
-    for name in (path.name.removeprefix(prefix).removesuffix(".json") for path in paths):
+    there = {path.name for path in (folder / "shards").iterdir()}
+    firsts = sorted(name for name in there if name.startswith(prefix) and name.endswith(".json"))
+    for name in (first.removeprefix(prefix).removesuffix(".json") for first in firsts):
         files = [encoding_file(folder, name, number) for number in pictured]
-        if not all(file.exists() for file in files):
+        if not all(file.name in there for file in files):
             continue
-        reports = [json.loads(file.read_text()) for file in files]
+        reports = [json.loads(text) for text in read_all(files)]
         first = reports[0]
         moments = [Moments.from_dict(report["moments"]) for report in reports if report["moments"]]
         total = sum(moments[1:], moments[0]) if moments else None

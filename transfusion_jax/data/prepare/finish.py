@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax.autoencoder import Identity
+from transfusion_jax.bucket import BucketPath
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.encode import encodings as encoded
 from transfusion_jax.data.prepare.job import Job
@@ -19,40 +22,36 @@ from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_f
 from transfusion_jax.data.prepared import COLUMNS, SCHEMA, SPLITS
 from transfusion_jax.data.readers import origin
 from transfusion_jax.data.statistics import Moments
+from transfusion_jax.storage import Place, read_all
 from transfusion_jax.training.files import write_whole
 
 
-def finish(folder: Path, job: Job) -> dict[str, Any]:
+def finish(folder: Place, job: Job) -> dict[str, Any]:
     """Writes index, quarantine report and manifest of a folder all of whose shards are finished.
 
     A document that stands twice is used where it stands first. Nothing here depends on how the shards were made,
     so that two hosts that finish at once write the same.
     """
     numbers = range(len(job.shards))
-    reports = [json.loads(report_file(folder, n).read_text()) for n in numbers]
+    reports = [json.loads(text) for text in read_all([report_file(folder, n) for n in numbers])]
     starts = np.concatenate([[0], np.cumsum([report["records"] for report in reports])])
-    shards = [dict(np.load(columns_file(folder, n))) for n in numbers]
+    shards = [dict(np.load(io.BytesIO(data))) for data in read_all([columns_file(folder, n) for n in numbers])]
     columns = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     columns["record"] += np.repeat(starts[:-1], [len(shard["record"]) for shard in shards])
     first = _first(columns["key"])
     repeated = _write_quarantine(folder, job, shards, first)
     tokenizer = tokenizers.load_saved(folder, job.tokenizer)
-    splits = {}
-    index = folder / "index.partial"
-    shutil.rmtree(index, ignore_errors=True)
+    splits, index = {}, dict[str, np.ndarray]()
     for split in SPLITS:
         used = first & (columns["held_out"] == (split == "held_out"))
-        (index / split).mkdir(parents=True)
-        for name, dtype in COLUMNS.items():
-            np.save(index / split / f"{name}.npy", columns[name][used].astype(dtype))
+        index |= {f"{split}/{name}.npy": columns[name][used].astype(dtype) for name, dtype in COLUMNS.items()}
         splits[split] = {
             "documents": int(used.sum()),
             "images": int(columns["images"][used].sum()),
             "text_tokens": int(columns["text_lengths"][used].sum()),
             "hash": _hash(columns["key"][used].tobytes(), tokenizers.hash_of(tokenizer).encode()),
         }
-    shutil.rmtree(folder / "index", ignore_errors=True)
-    index.rename(folder / "index")
+    _write_index(folder, index)
     faults: Counter[str] = Counter()
     for report in reports:
         faults.update(report["faults"])
@@ -79,6 +78,27 @@ def finish(folder: Path, job: Job) -> dict[str, Any]:
     return manifest
 
 
+def _write_index(folder: Place, columns: dict[str, np.ndarray]) -> None:
+    """A local folder's index appears whole; in a bucket nobody looks for it before the manifest stands."""
+    if isinstance(folder, BucketPath):
+        with tempfile.TemporaryDirectory() as scratch:
+            _save(columns, Path(scratch))
+            for name in columns:
+                (folder / "index" / name).upload(Path(scratch) / name)
+        return
+    partial = folder / "index.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    _save(columns, partial)
+    shutil.rmtree(folder / "index", ignore_errors=True)
+    partial.rename(folder / "index")
+
+
+def _save(columns: dict[str, np.ndarray], folder: Path) -> None:
+    for name, column in columns.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / name, column)
+
+
 def _first(keys: np.ndarray) -> np.ndarray:
     """Where each key stands first, `[n]` bool."""
     first = np.zeros(len(keys), bool)
@@ -86,22 +106,23 @@ def _first(keys: np.ndarray) -> np.ndarray:
     return first
 
 
-def _write_quarantine(folder: Path, job: Job, shards: list[dict[str, np.ndarray]], first: np.ndarray) -> int:
+def _write_quarantine(folder: Place, job: Job, shards: list[dict[str, np.ndarray]], first: np.ndarray) -> int:
     """All lines of all shards, and one for each document that a shard before holds; returns the latters' number."""
     at = repeated = 0
-    with (folder / "quarantine.jsonl.partial").open("w", encoding="utf-8") as file:
-        for number, shard in enumerate(shards):
-            file.write(faults_file(folder, number).read_text(encoding="utf-8"))
-            for place in np.flatnonzero(~first[at : at + len(shard["record"])]):
-                line = {
-                    "source": origin(job.shards[number]),
-                    "key": f"record {shard['record'][place]}",
-                    "reason": "duplicate: of a document in another shard",
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                repeated += 1
-            at += len(shard["record"])
-    (folder / "quarantine.jsonl.partial").rename(folder / "quarantine.jsonl")
+    lines = []
+    faults = read_all([faults_file(folder, number) for number in range(len(shards))])
+    for number, (shard, found) in enumerate(zip(shards, faults, strict=True)):
+        lines.append(found.decode())
+        for place in np.flatnonzero(~first[at : at + len(shard["record"])]):
+            line = {
+                "source": origin(job.shards[number]),
+                "key": f"record {shard['record'][place]}",
+                "reason": "duplicate: of a document in another shard",
+            }
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+            repeated += 1
+        at += len(shard["record"])
+    write_whole(folder / "quarantine.jsonl", "".join(lines))
     return repeated
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from transfusion_jax.config import ConfigError, require
@@ -13,6 +12,7 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepared import SCHEMA
 from transfusion_jax.data.readers import InputShard, ReadOptions
 from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.storage import Place
 from transfusion_jax.training.files import write_whole
 
 
@@ -46,7 +46,7 @@ class Job:
         return cls(shards, ReadOptions(**values["reading"]), **rest)
 
 
-def begin(job: Job, tokenizer: Tokenizer, folder: Path) -> None:
+def begin(job: Job, tokenizer: Tokenizer, folder: Place) -> None:
     """Writes the job into a new folder, or finds the same one there.
 
     Raises:

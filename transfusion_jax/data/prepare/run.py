@@ -8,22 +8,23 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
+from transfusion_jax.bucket import BucketPath
 from transfusion_jax.data.prepare.encode import Encoders
 from transfusion_jax.data.prepare.finish import finish
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.progress import Documents, Progress
-from transfusion_jax.data.prepare.shard import prepare_shard, report_file
+from transfusion_jax.data.prepare.shard import prepare_shard
 from transfusion_jax.data.readers.format import package
 from transfusion_jax.errors import UserError
+from transfusion_jax.storage import Place
 
 Reports = Generator[dict[str, Any], None, None]
 
 
 def run(
-    folder: Path,
+    folder: Place,
     job: Job,
     own: Sequence[int],
     runner: str,
@@ -51,31 +52,41 @@ def run(
     """
     begun = time.monotonic()
     documents = size = unused = 0
-    todo = [number for number in own if not report_file(folder, number).exists()]
+    done = _finished(folder)
+    todo = [number for number in own if number not in done]
     encode = encoders.submit if encoders else _leave
     for number in own:
-        if number not in todo:
+        if number in done:
             encode(number)
     if todo:
         with closing(RUNNERS[runner](folder, job, todo, workers)) as reports:
-            for done, values in enumerate(reports, 1):
+            for count, values in enumerate(reports, 1):
                 encode(values["shard"])
                 documents += values["documents"]
                 size += values["size"]
                 unused += sum(values["faults"].values())
-                report(Documents(done, len(todo), time.monotonic() - begun, documents, size, unused))
+                report(Documents(count, len(todo), time.monotonic() - begun, documents, size, unused))
     if encoders:
         encoders.finish(report)
-    if not all(report_file(folder, number).exists() for number in range(len(job.shards))):
+    if not _finished(folder).issuperset(range(len(job.shards))):
         return None
     return finish(folder, job)
+
+
+def _finished(folder: Place) -> set[int]:
+    """The numbers of the shards that are prepared."""
+    shards = folder / "shards"
+    if not isinstance(shards, BucketPath) and not shards.is_dir():
+        return set()
+    stems = (entry.name.removesuffix(".json") for entry in shards.iterdir())
+    return {int(stem) for stem in stems if stem.isdigit()}
 
 
 def _leave(shard: int) -> None:
     """No encoding is asked for."""
 
 
-def _local(folder: Path, job: Job, todo: Sequence[int], workers: int) -> Reports:
+def _local(folder: Place, job: Job, todo: Sequence[int], workers: int) -> Reports:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(todo)), context) as pool:
         try:
@@ -90,7 +101,7 @@ def _local(folder: Path, job: Job, todo: Sequence[int], workers: int) -> Reports
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ray(folder: Path, job: Job, todo: Sequence[int], workers: int) -> Reports:
+def _ray(folder: Place, job: Job, todo: Sequence[int], workers: int) -> Reports:
     """On the cluster that the environment names, or one of this host's cores; the folder must be seen by all."""
     del workers
     ray = package("ray", "transfusion-jax[ray]")

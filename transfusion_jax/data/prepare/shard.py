@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from transfusion_jax.bucket import BucketPath
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepared import PART, latents_of, shard_file
@@ -23,6 +26,7 @@ from transfusion_jax.data.readers.pictures import PictureError, decode
 from transfusion_jax.data.record import Record, Segment, pack, token_type
 from transfusion_jax.data.statistics import Moments
 from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.storage import Place, put, sha256
 from transfusion_jax.training.files import write_whole
 
 WRITE = "group_size:1,uncompressed"  # one record can be read alone; latents and ids hardly compress
@@ -30,22 +34,22 @@ WRITE_TEXT = "group_size:1,zstd:3"
 KEY_BYTES = 16
 
 
-def report_file(folder: Path, shard: int) -> Path:
+def report_file(folder: Place, shard: int) -> Place:
     """What is known of a finished shard; the file appears once all others of the shard are complete."""
     return folder / "shards" / f"{shard:05d}.json"
 
 
-def columns_file(folder: Path, shard: int) -> Path:
+def columns_file(folder: Place, shard: int) -> Place:
     """A finished shard's columns."""
     return folder / "shards" / f"{shard:05d}.npz"
 
 
-def faults_file(folder: Path, shard: int) -> Path:
+def faults_file(folder: Place, shard: int) -> Place:
     """One line per record of the shard that was not used."""
     return folder / "shards" / f"{shard:05d}.quarantine.jsonl"
 
 
-def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
+def prepare_shard(folder: Place, job: Job, number: int) -> dict[str, Any]:
     """Reads an input shard and writes its documents; returns its report, which a finished shard has already.
 
     The bytes written are a function of the job and the input.
@@ -90,10 +94,12 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
                 if not held_out:
                     moments += Moments.of(latents_of(document.pixels))
         records = documents.records
-    kinds = ("documents", "pixels") if pictured else ("documents",)
+    written = {"documents": documents, "pixels": pixels} if pictured else {"documents": documents}
     if not pictured:
         shard_file(folder, "pixels", number).unlink()
-    np.savez(columns_file(folder, number), allow_pickle=False, **columns.arrays())
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **columns.arrays())
+    columns_file(folder, number).write_bytes(packed.getvalue())
     lines = [{"source": origin(shard), "key": fault.key, "reason": fault.reason} for fault in faults]
     write_whole(faults_file(folder, number), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     values = {
@@ -104,8 +110,8 @@ def prepare_shard(folder: Path, job: Job, number: int) -> dict[str, Any]:
         "pictured": pictured,
         "faults": dict(sorted(Counter(fault.reason.partition(":")[0] for fault in faults).items())),
         "moments": moments.to_dict(),
-        "size": sum(shard_file(folder, kind, number).stat().st_size for kind in kinds),
-        "sha256": {kind: sha256(shard_file(folder, kind, number)) for kind in kinds},
+        "size": sum(file.size for file in written.values()),
+        "sha256": {kind: file.sha256 for kind, file in written.items()},
     }
     write_whole(report, json.dumps(values, ensure_ascii=False) + "\n")
     return values
@@ -194,13 +200,15 @@ def _records(segments: list[Segment], raw: RawDocument, images: np.ndarray) -> l
 
 
 class Writer:
-    """An ArrayRecord file that appears once it is complete."""
+    """An ArrayRecord file that appears once it is complete; then its size and hash are known."""
 
-    def __init__(self, path: Path, options: str) -> None:
+    def __init__(self, path: Place, options: str) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        self.path, self.records = path, 0
-        self._partial = path.with_name(f"{path.name}.partial")
+        self.path, self.records, self.size, self.sha256 = path, 0, 0, ""
+        self._scratch = tempfile.TemporaryDirectory() if isinstance(path, BucketPath) else None
+        folder = Path(self._scratch.name) if self._scratch else Path(str(path.parent))
+        self._partial = folder / f"{path.name}.partial"
         self._file = ArrayRecordWriter(str(self._partial), options)
 
     def write(self, data: bytes) -> None:
@@ -214,15 +222,12 @@ class Writer:
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._file.close()
         if kind is None:
-            self._partial.rename(self.path)
+            self.size, self.sha256 = self._partial.stat().st_size, sha256(self._partial)
+            put(self._partial, self.path)
+        if self._scratch:
+            self._scratch.cleanup()
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: Path, name: str) -> Tokenizer:
+def _tokenizer(folder: Place, name: str) -> Tokenizer:
     return tokenizers.load_saved(folder, name)
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -76,6 +76,7 @@ def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
     name, _, rest = path.partition(":")
     if name in [known.name for known in SETS]:
         return [(name, rest)]
+    files.check_reachable(path)
     if files.is_folder(path):
         return _expand_folder(path, format)
     paths = [path] if files.exists(path) else files.matches(path)

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers.format import package
+from transfusion_jax.storage import place
 
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # the package that reads each
 LARGEST = 1 << 28  # bytes of one record; a larger one is a fault, so that damage cannot fill the memory
@@ -48,6 +49,16 @@ def open_unpacked(path: str) -> Iterator[IO[bytes]]:
             yield file
 
 
+def check_reachable(path: str) -> None:
+    """Returns where the bucket of a path answers; fsspec takes one that does not for an empty one.
+
+    Raises:
+        StorageError: it does not, or refuses.
+    """
+    if path.startswith("gs://"):
+        place("/".join(path.split("/")[:3])).exists()
+
+
 def size(path: str) -> int:
     """The file's bytes."""
     system, name = _system(path)
@@ -69,7 +80,10 @@ def exists(path: str) -> bool:
 def matches(pattern: str) -> list[str]:
     """The files that a pattern such as `a/*.tar` matches, sorted."""
     system, name = _system(pattern)
-    return sorted(system.unstrip_protocol(n) if is_url(pattern) else n for n in system.glob(name))
+    try:
+        return sorted(system.unstrip_protocol(n) if is_url(pattern) else n for n in system.glob(name))
+    except FileNotFoundError:  # gcsfs's, where there is no bucket
+        return []
 
 
 def inside(folder: str) -> list[str]:

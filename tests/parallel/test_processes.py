@@ -1,0 +1,128 @@
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.errors import LostProcess
+from transfusion_jax.parallel.processes import each, first, how_to_connect, on_first
+
+LOST = LostProcess.exit_code
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (
+            dict(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1"),
+            dict(coordinator_address="a:1", num_processes=2, process_id=1),
+        ),
+        (dict(SLURM_JOB_ID="7", SLURM_NTASKS="4"), None),  # a batch script is no step
+        (dict(SLURM_STEP_NUM_TASKS="1"), None),
+        (
+            dict(SLURM_STEP_NUM_TASKS="2", SLURM_STEP_TASKS_PER_NODE="1(x2)"),
+            dict(cluster_detection_method="slurm", local_device_ids=[]),
+        ),
+        (
+            dict(SLURM_STEP_NUM_TASKS="8", SLURM_STEP_TASKS_PER_NODE="4(x2)"),
+            dict(cluster_detection_method="slurm"),
+        ),
+    ],
+)
+def test_how_processes_find_each_other(environment, expected):
+    assert how_to_connect(environment) == expected
+
+
+@pytest.mark.parametrize("wrong", [dict(JAX_PROCESS_ID="2"), dict(JAX_NUM_PROCESSES=""), dict(JAX_PROCESS_ID="x")])
+def test_half_an_address_is_refused(wrong):
+    whole = dict(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1")
+    with pytest.raises(ConfigError, match="and a number below it each"):
+        how_to_connect(whole | wrong)
+
+
+def test_alone_nothing_is_asked_of_others():
+    assert first()
+    assert each(lambda: 3) == [3]
+    assert on_first(lambda: 4) == 4
+
+
+def together(script, processes=3):
+    """Exit codes and outputs of processes that run a script once they have found each other."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    start = "import os, sys, signal, time\nfrom transfusion_jax.parallel import processes as p\np.connect()\n"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", start + script],
+            env=os.environ
+            | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(number),
+            },
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for number in range(processes)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in running]
+    return [process.returncode for process in running], outputs
+
+
+def test_processes_hear_of_each_other():
+    codes, outputs = together("""
+print(p.each(lambda: p.index() * 10))
+print(p.on_first(lambda: f"of {p.index()}"))
+""")
+    assert codes == [0, 0, 0], outputs
+    assert all("[0, 10, 20]\nof 0\n" in output for output in outputs)
+
+
+def test_what_one_raises_all_raise():
+    codes, outputs = together("""
+from transfusion_jax.config import ConfigError
+def check():
+    if p.index() == 1:
+        raise ConfigError("no such thing")
+try:
+    p.each(check)
+except ConfigError as error:
+    print("raised", error)
+""")
+    assert codes == [0, 0, 0], outputs
+    assert all("raised process 1: no such thing" in output for output in outputs)
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_one_that_fails_tells_the_others(failing):
+    codes, outputs = together(f"""
+if p.index() == {failing}:
+    raise RuntimeError("alas")
+time.sleep(200)
+""")
+    assert codes == [1 if number == failing else LOST for number in range(3)], outputs
+    for number, output in enumerate(outputs):
+        expected = "RuntimeError: alas" if number == failing else f"process {failing} has ended: alas"
+        assert expected in output
+
+
+def test_one_that_is_killed_is_missed():
+    codes, outputs = together("""
+import numpy as np
+from jax.experimental import multihost_utils
+multihost_utils.process_allgather(np.zeros(1))
+if p.index() == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+multihost_utils.process_allgather(np.zeros(1))
+""")
+    assert codes[1] == -9
+    assert {codes[0], codes[2]} <= {LOST, -6}, outputs  # JAX aborts those that lose the first process
+    assert codes[0] == LOST
+    assert re.search("another process is gone|process 2 has ended", outputs[0])
+    assert "Traceback" not in outputs[0]

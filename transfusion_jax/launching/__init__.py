@@ -1,0 +1,1 @@
+"""Starting a command on many hosts: one file per target, and what they share."""

@@ -1,0 +1,165 @@
+"""What is launched: a command, its name, its environment, and how it ends; the same for every target."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transfusion_jax import config as configs
+from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.launching.grace import grace_seconds
+from transfusion_jax.training.workdir import Workdir
+
+LONGEST_NAME = 40  # characters: Kubernetes adds to it and stops at 63
+OVERRIDE = "--config."
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to be run by every process of a job.
+
+    Attributes:
+        command: the words after `transfusion`.
+        name: letters, digits and dashes; what makes two jobs the same one.
+        environment: variables for every process.
+        grace: seconds from the signal that ends the job to the kill.
+        restarts: how often it is started again, at most.
+    """
+
+    command: tuple[str, ...]
+    name: str
+    environment: Mapping[str, str]
+    grace: int
+    restarts: int
+
+    @property
+    def workdir(self) -> str | None:
+        """Where the command keeps its run, as it was given."""
+        return option(self.command, "--workdir")
+
+    @property
+    def shell_command(self) -> str:
+        """`transfusion` and the words, quoted."""
+        return shlex.join(["transfusion", *self.command])
+
+    def fingerprint(self, **settings: object) -> str:
+        """A short hash of the job and of what a target adds to it: tells one command from another of that name."""
+        text = json.dumps([asdict(self), settings], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def add_job_arguments(parser: argparse.ArgumentParser, restarts: int) -> None:
+    """The options that every target has."""
+    parser.add_argument(
+        "--env",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="a variable for every process; may be repeated",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=restarts,
+        metavar="N",
+        help="start again at most N times after exit codes that mean so (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=int,
+        metavar="SECONDS",
+        help="between the signal to end and the kill (default: from the checkpoint's size)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run, and stop")
+
+
+def add_name_argument(parser: argparse.ArgumentParser) -> None:
+    """`--name`, where jobs have names."""
+    parser.add_argument(
+        "--name", help="of the job: one of a name runs at a time (default: from the command and its workdir)"
+    )
+
+
+def make_job(arguments: argparse.Namespace, hosts: int) -> Job:
+    """The job of a command line.
+
+    Raises:
+        ConfigError: the command, its config or an option cannot be honoured.
+    """
+    command = tuple(arguments.command)
+    config = _config(command)
+    require(arguments.restarts >= 0, f"--restarts {arguments.restarts} must not be negative")
+    grace = grace_seconds(config, hosts) if arguments.grace is None else arguments.grace
+    require(grace > 0, f"--grace {grace} must be a positive number of seconds")
+    return Job(
+        command,
+        _name(getattr(arguments, "name", None), command),
+        _environment(arguments.env),
+        grace,
+        arguments.restarts,
+    )
+
+
+def option(words: Sequence[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`, the last one; None where it is not there."""
+    found = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == name:
+            found = following
+        elif word.startswith(f"{name}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def require_bucket(job: Job, where: str) -> None:
+    """Refuses a run that would be lost with the machines it ran on.
+
+    Raises:
+        ConfigError: the workdir is not in a bucket.
+    """
+    if job.command[0] == "train":
+        require(
+            (job.workdir or "").startswith("gs://"),
+            f"a run on {where} outlives its machines only in a bucket: train needs --workdir gs://BUCKET/FOLDER",
+        )
+
+
+def _config(command: tuple[str, ...]) -> Config | None:
+    """The config that `train` will take, so that a mistake in it is found before anything is booked."""
+    if command[0] != "train":
+        return None
+    overrides = [word.removeprefix(OVERRIDE) for word in command if word.startswith(OVERRIDE)]
+    if spec := option(command, "--config"):
+        return configs.load(spec, overrides)
+    workdir = option(command, "--workdir")
+    if workdir and "://" not in workdir and Workdir(Path(workdir)).exists():
+        return configs.override(Workdir(Path(workdir)).config(), overrides)
+    return None
+
+
+def _name(given: str | None, command: tuple[str, ...]) -> str:
+    if given is not None:
+        require(
+            re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", given) is not None and len(given) <= LONGEST_NAME,
+            f"--name {given} must be at most {LONGEST_NAME} of a-z, 0-9 and -, and begin with a letter",
+        )
+        return given
+    folder = (option(command, "--workdir") or "").rstrip("/").rpartition("/")[2]
+    words = re.sub(r"[^a-z0-9]+", "-", f"{command[0]}-{folder}".lower())
+    return words[:LONGEST_NAME].strip("-")
+
+
+def _environment(entries: Sequence[str]) -> dict[str, str]:
+    environment = {}
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise ConfigError(f"--env {entry} must be KEY=VALUE")
+        environment[key] = value
+    return environment

@@ -1,0 +1,92 @@
+"""`launch local`: processes of this machine that find each other as hosts would."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+
+from transfusion_jax.config import require
+from transfusion_jax.launching.job import Job, add_job_arguments, make_job
+from transfusion_jax.launching.policy import combine, restarts
+from transfusion_jax.launching.together import Events, Program, run_together, take_signals
+
+DEVICES = "--xla_force_host_platform_device_count"
+
+
+def add_parser(targets: argparse._SubParsersAction) -> None:
+    """Declares the target."""
+    parser = targets.add_parser(
+        "local",
+        help="processes on this machine's CPU, as if each were a host",
+        description="Starts processes on this machine's CPU that find each other as the hosts of a cluster would.",
+    )
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--devices-per-process", type=int, default=1, metavar="N", help="CPU devices of each (default: %(default)s)"
+    )
+    add_job_arguments(parser, restarts=0)
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
+    parser.set_defaults(launch=launch)
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Runs the job to its end and returns its exit code."""
+    require(arguments.processes > 0, f"--processes {arguments.processes} must be positive")
+    require(
+        arguments.devices_per_process > 0, f"--devices-per-process {arguments.devices_per_process} must be positive"
+    )
+    require(arguments.dry_run or not arguments.json, "--json goes with --dry-run")
+    job = make_job(arguments, arguments.processes)
+    if arguments.dry_run:
+        _print(_programs(job, arguments), job, arguments.json)
+        return 0
+    with take_signals() as events:
+        return _run(job, arguments, events)
+
+
+def _run(job: Job, arguments: argparse.Namespace, events: Events) -> int:
+    for again in range(job.restarts + 1):
+        ends, asked = run_together(_programs(job, arguments), job.grace, events, _say)
+        code = combine([end.code for end in ends])
+        if asked or not restarts(code):
+            break
+        if again < job.restarts:
+            _say(f"exit code {code}: restart {again + 1} of {job.restarts}")
+    return code
+
+
+def _programs(job: Job, arguments: argparse.Namespace) -> list[Program]:
+    """One program per process, with a coordinator at a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = {**os.environ, **job.environment}.get("XLA_FLAGS", "")
+    others = re.sub(rf"{DEVICES}=\d+", "", flags).strip()
+    shared = {
+        **job.environment,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": coordinator,
+        "JAX_NUM_PROCESSES": str(arguments.processes),
+        "XLA_FLAGS": f"{others} {DEVICES}={arguments.devices_per_process}".strip(),
+    }
+    words = [sys.executable, "-u", "-m", "transfusion_jax.cli", *job.command]
+    return [Program(words, {**shared, "JAX_PROCESS_ID": str(number)}) for number in range(arguments.processes)]
+
+
+def _print(programs: list[Program], job: Job, as_json: bool) -> None:
+    if as_json:
+        processes = [{"command": list(program.words), "environment": program.environment} for program in programs]
+        print(json.dumps({"processes": processes, "grace": job.grace, "restarts": job.restarts}, indent=2))
+        return
+    for program in programs:
+        print(" ".join(f"{key}={shlex.quote(value)}" for key, value in program.environment.items()), end=" ")
+        print(shlex.join(program.words))
+
+
+def _say(line: str) -> None:
+    print(f"transfusion: {line}", file=sys.stderr, flush=True)

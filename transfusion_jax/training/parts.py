@@ -1,0 +1,90 @@
+"""JSON lines in a bucket. What grows is kept in parts, each put whole: the last one anew until it is large.
+
+`gs://BUCKET/RUN/metrics.jsonl` names the parts `gs://BUCKET/RUN/metrics/00000.jsonl`, `00001.jsonl`, …, which hold
+the lines in order.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transfusion_jax.bucket import BucketPath, read_ranges
+
+LARGE = 1 << 20  # characters of a part that is full
+EVERY = 30.0  # seconds between two times that the same object is put
+
+Record = dict[str, Any]
+
+
+def part_paths(path: BucketPath) -> list[BucketPath]:
+    """The parts that are there, in order."""
+    return list(_folder(path).iterdir())
+
+
+def read_parts(path: BucketPath) -> list[str]:
+    """The text of each part."""
+    return [data.decode() for data in read_ranges([(part, None, None) for part in part_paths(path)])]
+
+
+def keep_parts(path: BucketPath, keep: Callable[[Record], bool]) -> None:
+    """Cuts the lines back to those before the first one that is not to be kept.
+
+    Killed midway, it leaves them cut back less far.
+    """
+    for part, text in reversed(list(zip(part_paths(path), read_parts(path), strict=True))):
+        kept = [line for line in text.splitlines() if keep(json.loads(line))]
+        if len(kept) == len(text.splitlines()):
+            return
+        _put(part, kept)
+
+
+def write_parts(path: BucketPath, records: Sequence[Record]) -> None:
+    """Writes all lines; what was there goes first."""
+    for part in reversed(part_paths(path)):
+        part.unlink()
+    lines = PartLines(path)
+    for record in records:
+        lines.append(record)
+    lines.flush()
+
+
+class PartLines:
+    """Adds lines after those that are there; what is not put yet is, at the next one that is due or at `flush`."""
+
+    def __init__(self, path: BucketPath):
+        self._path, self._put_at, self._changed = path, 0.0, False
+        parts = part_paths(path)
+        self._number = max(len(parts) - 1, 0)
+        self._lines = parts[-1].read_text().splitlines() if parts else []
+
+    def append(self, record: Record, in_place_of_last: bool = False) -> None:
+        """Adds a line, or puts it in the place of the newest one."""
+        if in_place_of_last:
+            self._lines.pop()
+        elif sum(map(len, self._lines)) >= LARGE:
+            self.flush()
+            self._number, self._lines = self._number + 1, []
+        self._lines.append(json.dumps(record))
+        self._changed = True
+        if time.monotonic() - self._put_at >= EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts what has not been put."""
+        if self._changed:
+            _put(_folder(self._path) / f"{self._number:05d}.jsonl", self._lines)
+            self._put_at, self._changed = time.monotonic(), False
+
+
+def _folder(path: BucketPath) -> BucketPath:
+    return path.parent / path.name.removesuffix(".jsonl")
+
+
+def _put(part: BucketPath, lines: Sequence[str]) -> None:
+    if lines:
+        part.write_text("".join(line + "\n" for line in lines))
+    else:
+        part.unlink()
