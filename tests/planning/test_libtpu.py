@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -62,3 +63,15 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
     assert 3.5 < compiled.counts.flops / matrices < 5
     assert not compiled.counts.open_loops
     assert compile_for(config, parse("v5e:2x2")) == compiled
+
+
+def test_a_mesh_may_split_the_axes_of_a_torus():
+    """Of 4 × 4 × 4 chips no axes make 32."""
+    program = (
+        "from jax.experimental.topologies import get_topology_desc as of;"
+        "from transfusion_jax.config import MeshConfig; from transfusion_jax.parallel.mesh import make_mesh;"
+        "print(make_mesh(MeshConfig(data=2, fsdp=32), of(platform='tpu', topology_name='v5p:4x4x4').devices).size)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=libtpu.environment(), capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-1:] == ["64"], done.stderr

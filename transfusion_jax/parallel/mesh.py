@@ -59,10 +59,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes[0] % slices == 0,
         f"mesh.data {sizes[0]} must be a multiple of the {slices} slices: only replicas may lie on different ones",
     )
-    if slices == 1:
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
     within = [sizes[0] // slices, *sizes[1:]]
-    arranged: np.ndarray = mesh_utils.create_hybrid_device_mesh(within, [slices, 1, 1, 1], devices)
+
+    def arrange(split: bool) -> np.ndarray:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=split)
+        across = [slices, 1, 1, 1]
+        return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+
+    try:
+        arranged = arrange(split=False)
+    except NotImplementedError:  # no axis of the TPU's torus, nor several, is as long as one of the mesh
+        arranged = arrange(split=True)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -1,0 +1,86 @@
+"""What the formulas of `transfusion plan` say of a training step on this machine, beside what it measures.
+
+    python benchmarks/planned.py
+
+On a CPU the formulas know its peak alone, which is measured: time is that of all operations at the peak.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+
+import jax
+
+import harness
+from training import make_batch, make_config, of_size, with_remat
+from transfusion_jax.flops import peak_flops
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.sharding import batch_sharding
+from transfusion_jax.planning.measured import Beside, beside_plan
+from transfusion_jax.training.state import create_state
+from transfusion_jax.training.step import make_step
+from transfusion_jax.training.transfusion import TransfusionTask
+
+SHAPES = (  # width, layers, rows, elements of a row, remat
+    (256, 6, 2, 2304, "none"),
+    (512, 8, 2, 768, "none"),
+    (512, 8, 2, 768, "full"),
+    (768, 4, 1, 1536, "none"),
+)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = harness.parser(__doc__)
+    arguments = parser.parse_args()
+    peak, _ = peak_flops(jax.devices()[0])
+    found = {shape: measure(*shape, peak, arguments.rounds) for shape in SHAPES}
+    result = {"shapes": [dict(shape=shape, **dataclasses.asdict(beside)) for shape, beside in found.items()]}
+    harness.deliver(result, table(found, peak), arguments.json)
+
+
+def measure(width: int, layers: int, rows: int, context: int, remat: str, peak: float, rounds: int) -> Beside:
+    """One shape."""
+    config = with_remat(make_config(of_size(width, layers), rows, context), remat)
+    task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
+    step, batch = make_step(task, config, mesh), jax.device_put(make_batch(config), batch_sharding(mesh))
+    state, report = step(create_state(task, config, mesh), batch)
+    times = []
+    for _ in range(1 + rounds):
+        jax.block_until_ready((state, report))
+        begin = time.perf_counter()
+        state, report = jax.block_until_ready(step(state, batch))
+        times.append(time.perf_counter() - begin)
+    seconds = statistics.median(times[1:])
+    record = {name: float(value) for name, value in report.values.items()}
+    record["mfu"] = task.flops(record) / seconds / peak
+    return beside_plan(task, config, mesh, peak, record, seconds, step.bytes_used(state, batch))
+
+
+def table(found: dict[tuple, Beside], peak: float) -> str:
+    """For reading."""
+    head = [
+        "",
+        "MiB planned",
+        "measured",
+        "error",
+        "seconds at least",
+        "measured",
+        "times",
+        "MFU at most",
+        "measured",
+    ]
+    rows = [head]
+    for (width, layers, count, context, remat), b in found.items():
+        name = f"width {width}, {layers} layers, {count} rows of {context}, remat {remat}"
+        memory = [f"{size / 2**20:,.0f}" for size in b.bytes] + [f"{b.bytes[0] / b.bytes[1] - 1:+.0%}"]
+        times = [f"{s:.3f}" for s in b.seconds] + [f"{b.seconds[1] / b.seconds[0]:.2f}x"]
+        rows.append([name, *memory, *times, *(f"{share:.0%}" for share in b.mfu)])
+    about = ", ".join(f"{name} {value}" for name, value in harness.machine().items())
+    return "\n".join([*harness.align(rows), f"peak: {peak:.3g} FLOP/s, a float32 product", about])
+
+
+if __name__ == "__main__":
+    main()
