@@ -17,7 +17,7 @@ from transfusion_jax.planning.contents import Contents
 from transfusion_jax.planning.count import COLLECTIVES, Collective, Work
 from transfusion_jax.planning.operations import BACKWARD, KERNEL_PRODUCTS
 
-BESIDE = 30  # times that the residual stream's size goes through HBM in a pass over a layer, beside its products
+BESIDE = 12  # times that the residual stream goes through HBM in a pass over a layer, beside its products
 TILE = 16  # rows of bfloat16 in a TPU's tile: of fewer, XLA makes a gather by a sum
 PROGRAM = 64 * 2**20  # bytes of code, whatever the size
 GATHERS = {"none": 2.0, "dots": 2.0, "full": 2.35}  # of all weights in a step: forward and backward, some twice
