@@ -35,14 +35,13 @@ def main() -> None:
     """Measures and prints."""
     parser = harness.parser(__doc__)
     arguments = parser.parse_args()
-    peak, _ = peak_flops(jax.devices()[0])
-    found = {shape: measure(*shape, peak, arguments.rounds) for shape in SHAPES}
+    found = {shape: measure(*shape, arguments.rounds) for shape in SHAPES}
     result = {"shapes": [dict(shape=shape, **dataclasses.asdict(beside)) for shape, beside in found.items()]}
-    harness.deliver(result, table(found, peak), arguments.json)
+    harness.deliver(result, table(found), arguments.json)
 
 
-def measure(width: int, layers: int, rows: int, context: int, remat: str, peak: float, rounds: int) -> Beside:
-    """One shape."""
+def measure(width: int, layers: int, rows: int, context: int, remat: str, rounds: int) -> Beside:
+    """One shape; the peak is taken beside it, for other processes change it."""
     config = with_remat(make_config(of_size(width, layers), rows, context), remat)
     task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
     step, batch = make_step(task, config, mesh), jax.device_put(make_batch(config), batch_sharding(mesh))
@@ -53,13 +52,13 @@ def measure(width: int, layers: int, rows: int, context: int, remat: str, peak: 
         begin = time.perf_counter()
         state, report = jax.block_until_ready(step(state, batch))
         times.append(time.perf_counter() - begin)
-    seconds = statistics.median(times[1:])
+    seconds, peak = statistics.median(times[1:]), peak_flops(jax.devices()[0])[0]
     record = {name: float(value) for name, value in report.values.items()}
     record["mfu"] = task.flops(record) / seconds / peak
     return beside_plan(task, config, mesh, peak, record, seconds, step.bytes_used(state, batch))
 
 
-def table(found: dict[tuple, Beside], peak: float) -> str:
+def table(found: dict[tuple, Beside]) -> str:
     """For reading."""
     head = [
         "",
@@ -79,7 +78,7 @@ def table(found: dict[tuple, Beside], peak: float) -> str:
         times = [f"{s:.3f}" for s in b.seconds] + [f"{b.seconds[1] / b.seconds[0]:.2f}x"]
         rows.append([name, *memory, *times, *(f"{share:.0%}" for share in b.mfu)])
     about = ", ".join(f"{name} {value}" for name, value in harness.machine().items())
-    return "\n".join([*harness.align(rows), f"peak: {peak:.3g} FLOP/s, a float32 product", about])
+    return "\n".join([*harness.align(rows), about])
 
 
 if __name__ == "__main__":

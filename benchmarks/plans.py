@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +75,43 @@ def section(topology: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -
     columns += ["whole run at least"]
     lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(row(compiled, formulas)) + " |" for compiled, formulas in pairs]
+    lines += [
+        "",
+        f"The formulas are off by {errors(pairs, memory)} in memory and by {errors(pairs, step)} in time.",
+    ]
     return "\n".join([*lines, ""])
+
+
+def errors(pairs: list[tuple[dict[str, Any], dict[str, Any]]], of: Callable[[dict[str, Any]], float]) -> str:
+    """The range of a quantity's errors by formulas, over the plans that fit."""
+    found = [of(formulas) / of(compiled) - 1 for compiled, formulas in pairs if compiled["fits"]]
+    return f"{min(found):+.0%} to {max(found):+.0%}"
+
+
+def memory(plan: dict[str, Any]) -> float:
+    """Bytes of a chip."""
+    return float(plan["bytes_per_chip"]["total"])
+
+
+def step(plan: dict[str, Any]) -> float:
+    """The least seconds of a step."""
+    return float(plan["seconds_per_step"]["roofline"])
 
 
 def row(compiled: dict[str, Any], formulas: dict[str, Any]) -> list[str]:
     """One size."""
     flops, seconds = compiled["flops_per_step"], compiled["seconds_per_step"]
     saved, run = compiled["checkpoint"], compiled["run"]
-    used, said = (p["bytes_per_chip"]["total"] / GIB for p in (compiled, formulas))
+    used, said = memory(compiled) / GIB, memory(formulas) / GIB
     mesh = " × ".join(f"{axis} {n}" for axis, n in compiled["mesh"].items() if n > 1)
-    memory = f"{used:.2f} ({said:.2f})" if compiled["fits"] else f"does not fit ({said:.2f})"
+    room = f"{used:.2f} ({said:.2f})" if compiled["fits"] else f"does not fit ({said:.2f})"
     return [
         compiled["config"].removeprefix("paper-"),
         mesh,
-        memory,
+        room,
         f"{flops['counted'] / 1e15:.1f}, {flops['counted_over_formula']:.1%}" if compiled["fits"] else "",
         f"{sum(c['bytes'] for c in compiled['collectives']) / 1e9:.1f} GB",
-        f"{seconds['roofline']:.3f} s ({formulas['seconds_per_step']['roofline']:.3f})",
+        f"{step(compiled):.3f} s ({step(formulas):.3f})",
         seconds["bound"],
         f"{compiled['mfu']:.0%}",
         f"{compiled['elements_per_second'] / 1e6:.2f}M",
