@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.parallel.mesh import make_mesh
@@ -104,23 +105,46 @@ def test_the_average_follows_the_parameters_at_its_rate():
     )
 
 
-def test_the_state_is_sharded_as_the_table_says_and_steps_alike():
-    one, sharded = tiny_config(batch_rows=8), tiny_config(batch_rows=8, mesh=dict(fsdp=4, data=2))
-    results = []
-    for config, devices in ((one, 1), (sharded, 8)):
-        state, step = fresh(config, devices)
-        batches = [tiny_batch(config, first_row=8 * i) for i in range(3)]
-        state, reported = run(state, step, batches)
-        results.append((state, reported))
-    queries = [
-        leaf for path, leaf in jax.tree.leaves_with_path(results[1][0]) if "query" in jax.tree_util.keystr(path)
-    ]
+def test_the_state_is_sharded_as_the_table_says():
+    state, step = fresh(tiny_config(batch_rows=8, mesh=dict(fsdp=4, data=2)), 8)
+    state, _ = step(state, tiny_batch(tiny_config(batch_rows=8)))
+    queries = [leaf for path, leaf in jax.tree.leaves_with_path(state) if "query" in jax.tree_util.keystr(path)]
     assert len(queries) == 4  # the parameter, two moments, the average
     for leaf in queries:
         assert leaf.addressable_shards[0].data.shape == (2, 4, 16)  # width 16 over fsdp 4
-    for a, b in zip(results[0][1], results[1][1], strict=True):
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(mesh=dict(data=2, context=2, tensor=2)),
+        pytest.param(dict(mesh=dict(fsdp=4, data=2)), marks=pytest.mark.slow),
+        pytest.param(dict(mesh=dict(fsdp=2, context=4, data=1)), marks=pytest.mark.slow),
+        pytest.param(dict(mesh=dict(fsdp=2, tensor=2, data=2), accumulation=2), marks=pytest.mark.slow),
+        pytest.param(dict(mesh=dict(context=8, data=1), model__remat="full"), marks=pytest.mark.slow),
+        pytest.param(dict(mesh=dict(fsdp=8, data=1), model__remat="dots"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_every_mesh_takes_the_steps_of_one_device(changes):
+    results = []
+    for config, devices in ((tiny_config(batch_rows=8), 1), (tiny_config(batch_rows=8, **changes), 8)):
+        state, step = fresh(config, devices)
+        results.append(run(state, step, [tiny_batch(config, first_row=8 * i) for i in range(3)])[1])
+    for a, b in zip(*results, strict=True):
         for name in ("loss_text", "loss_image", "grad_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-3)
+
+
+def test_first_moments_in_bfloat16_take_half_the_bytes_and_train():
+    wide, narrow = (tiny_config(steps=60, optimizer__first_moment=kind) for kind in ("float32", "bfloat16"))
+    states = [fresh(config)[0] for config in (wide, narrow)]
+    moments, halves = (jax.tree.leaves(state.optimizer) for state in states)
+    assert sum(leaf.dtype == jnp.bfloat16 for leaf in halves) == len(jax.tree.leaves(states[0].params))
+    assert sum(leaf.nbytes for leaf in halves) < 0.76 * sum(leaf.nbytes for leaf in moments)
+    state, step = fresh(narrow)
+    _, reported = run(state, step, [tiny_batch(narrow)] * 60)
+    assert reported[-1]["loss_text"] < 0.6 * reported[0]["loss_text"]
 
 
 def fresh(config, devices=1):
