@@ -34,6 +34,7 @@ def test_a_named_folder_is_taken_or_refused(monkeypatch, tmp_path):
     environment = libtpu.environment()
     assert environment["PYTHONPATH"].startswith(str(tmp_path))
     assert environment["JAX_PLATFORMS"] == "cpu"
+    assert "--xla_enable_async_all_gather=true" in environment["LIBTPU_INIT_ARGS"]  # as train does on a TPU
     assert str(tmp_path) not in sys.path
 
 

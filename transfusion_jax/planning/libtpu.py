@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transfusion_jax.cache import cache_folder
 from transfusion_jax.errors import UserError
+from transfusion_jax.parallel import flags
 
 VERSION = "0.0.42.1"  # that of requirements/tpu.txt
 FOLDER = "TRANSFUSION_LIBTPU"  # names a folder that pip installed libtpu into, where there is no network
@@ -53,13 +54,13 @@ def _install(kept: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """For a process that compiles for TPUs that it does not have.
+    """For a process that compiles for TPUs that it does not have, with the flags that `train` sets on those.
 
     Raises:
         NoCompiler: see `folder`.
     """
     path = os.pathsep.join(filter(None, (str(folder()), os.environ.get("PYTHONPATH", ""))))
-    return {
+    environment = {
         **os.environ,
         "PYTHONPATH": path,
         "JAX_PLATFORMS": "cpu",
@@ -67,3 +68,5 @@ def environment() -> dict[str, str]:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # one process at a time is for those that have a TPU
     }
+    flags.apply("tpu", environment)
+    return environment
