@@ -17,7 +17,7 @@ from drills.process import (
 )
 from transfusion_jax.errors import INTERRUPTED, LostProcess
 
-pytestmark = pytest.mark.drill
+pytestmark = pytest.mark.many
 
 TWO = dict(devices=2, mesh__data=1, mesh__fsdp=2, mesh__context=2)  # two processes of two devices
 FOUR = dict(devices=2, mesh__data=2, mesh__context=2, mesh__tensor=2)
