@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
 from helpers import tiny_config
-from transfusion_jax.planning import libtpu
+from transfusion_jax.planning import compile, libtpu
 from transfusion_jax.planning.compile import compile_for
 from transfusion_jax.planning.topology import parse
 
@@ -64,6 +65,26 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
     assert 3.5 < compiled.counts.flops / matrices < 5
     assert not compiled.counts.open_loops
     assert compile_for(config, parse("v5e:2x2")) == compiled
+
+
+@dataclass(frozen=True)
+class Device:
+    device_kind: str
+    number: int = 0
+
+    def __str__(self):
+        return f"TPU_{self.number}"
+
+
+def test_what_was_compiled_is_not_taken_for_another_chip_machine_program_or_flags(monkeypatch):
+    v5e = [Device("TPU v5 lite")]
+    first = compile.place("program", v5e)
+    assert compile.place("program", v5e) == first
+    others = [compile.place("program", [Device("TPU v6 lite")]), compile.place("program", [*v5e, Device("", 1)])]
+    others.append(compile.place("another", v5e))
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--more")
+    others.append(compile.place("program", v5e))
+    assert len({first, *others}) == 5
 
 
 def test_a_mesh_may_split_the_axes_of_a_torus():

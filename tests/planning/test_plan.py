@@ -77,6 +77,12 @@ def test_more_of_an_axis_means_less_memory_and_its_own_exchanges():
         split = estimate(config, CONTENTS, ONE | {axis: 4}, tpu=True)
         assert split.temporary < plain.temporary
         assert {c.axes for c in split.collectives} == {(axis,)}
+    weights = 2 * 8 * (4 * 2048**2 + 3 * 2048 * 8192) + 2 * 2 * 2048 * 128  # bytes in bfloat16
+    for axis in ("fsdp", "context"):
+        gathered = estimate(config, CONTENTS, ONE | {axis: 4}, tpu=True).collectives[0]
+        assert gathered.bytes == pytest.approx(2 * weights * 3 / 4)  # forward and backward
+    narrow = estimate(config, CONTENTS, ONE | {"fsdp": 256}, tpu=True).collectives[0]
+    assert (narrow.kind, narrow.overlaps) == ("all-reduce", False)  # of 8 rows, which fill no tile
     two = estimate(replace(config, accumulation=2), CONTENTS, ONE | {"fsdp": 4}, tpu=True)
     whole = estimate(config, CONTENTS, ONE | {"fsdp": 4}, tpu=True)
     assert two.temporary < whole.temporary

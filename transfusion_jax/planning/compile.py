@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,19 @@ def compile_step(config: Config, devices: Any) -> Compiled:
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = step_program(task, config, mesh).lower(abstract_state(task, config, mesh), batch, flags)
-        about = f"{libtpu.VERSION} {devices} {os.environ.get('LIBTPU_INIT_ARGS')} {lowered.as_text()}"
-        kept = cache_folder() / "planned" / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json.gz"
+        kept = place(lowered.as_text(), devices)
         if not kept.exists():
             _keep(kept, _compile(lowered, begin))
     found = json.loads(gzip.decompress(kept.read_bytes()))
     text = found.pop("text")
     return Compiled(**found, counts=count(parse(text), dict(mesh.shape)) if text else Counts())
+
+
+def place(program: str, devices: Sequence[Any]) -> Path:
+    """Where a program is kept once it is compiled for these devices, whose names alone do not say of which chip."""
+    flags = os.environ.get("LIBTPU_INIT_ARGS")
+    about = f"{libtpu.VERSION} {flags} {devices[0].device_kind} {[str(device) for device in devices]} {program}"
+    return cache_folder() / "planned" / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json.gz"
 
 
 def _compile(lowered: jax.stages.Lowered, begin: float) -> dict[str, Any]:

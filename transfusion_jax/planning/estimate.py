@@ -124,27 +124,28 @@ def _update(config: Config, s: _Share) -> Work:
 
 
 def _collectives(config: Config, s: _Share, mesh: dict[str, int], tpu: bool) -> list[Collective]:
+    """Weights gathered, gradients added up, and what `tensor` and `context` exchange in each pass over a layer."""
     model, parts = config.model, config.accumulation
     whole = s.item * (model.layers * s.layer + 2 * model.width * model.padded_vocabulary / mesh["tensor"])
     activations = s.item * s.elements * s.width
-    passes = 3 if model.remat == "full" else 2
+    passes = (3 if model.remat == "full" else 2) * model.layers * parts
     sharded = ("fsdp", "context")
     split = math.prod(mesh[axis] for axis in sharded)
     narrow = tpu and s.width / split < TILE
-    exchanges = [
-        ("all-reduce" if narrow else "all-gather", sharded, not narrow, parts * GATHERS[model.remat], whole),
-        ("all-reduce", sharded, False, parts, whole),
-        ("all-reduce", ("data",), False, parts, whole / split),
-        ("all-reduce", ("tensor",), False, 2 * passes * model.layers * parts, activations),
-        ("all-gather", ("context",), False, passes * model.layers * parts, 2 * activations / mesh["tensor"]),
+    weights = ("all-reduce", whole) if narrow else ("all-gather", whole / split)
+    exchanges = [  # kind and bytes of the operand, axes, whether it overlaps, times
+        (*weights, sharded, not narrow, parts * GATHERS[model.remat]),
+        ("all-reduce", whole, sharded, False, parts),
+        ("all-reduce", whole / split, ("data",), False, parts),
+        ("all-reduce", activations, ("tensor",), False, 2 * passes),
+        ("all-gather", 2 * activations / mesh["tensor"], ("context",), False, passes),
     ]
     found = []
-    for kind, axes, overlaps, times, size in exchanges:
-        axes = tuple(axis for axis in axes if mesh[axis] > 1)
+    for kind, size, along, overlaps, times in exchanges:
+        axes = tuple(axis for axis in along if mesh[axis] > 1)
         members = math.prod(mesh[axis] for axis in axes)
         if members > 1:
-            operand = size / members if axes != ("context",) and kind == "all-gather" else size
-            sent = times * operand * COLLECTIVES[kind](members)
+            sent = times * size * COLLECTIVES[kind](members)
             found.append(Collective(kind, axes, members, "bf16", overlaps, round(times), sent))
     return found
 
