@@ -137,7 +137,7 @@ def test_one_of_many_has_another_config(tmp_path, drill):
 
 def test_a_corrupt_prepared_shard(tmp_path, digits_folder, drill):
     """One of the processes meets the damage first; the other must not wait for it."""
-    options = TWO | {"data.sources": f"{{'digits': {{'path': '{digits_folder}'}}}}"}
+    options = TWO | {"data.sources": f"{{'digits': {{'path': '{digits_folder}'}}}}", "data.max_images": 16}
     shard = digits_folder / "pixels-00000.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 4) + whole[len(whole) * 3 // 4 :])

@@ -78,7 +78,7 @@ def test_auto_takes_it_on_a_tpu_unless_queries_are_few():
 
 @pytest.mark.parametrize(("remat", "kernels"), [("none", 2), ("dots", 2), ("full", 3)])
 def test_the_trunk_on_a_mesh_of_tpus_runs_it_forward_and_backward_and_again_if_all_is_recomputed(remat, kernels):
-    mesh = tpu_mesh(KINDS[0], data=2, fsdp=2, tensor=2)
+    mesh = tpu_mesh(KINDS[0], data=2, fsdp=2, context=1, tensor=2)
     model = Model(tiny_config(model__remat=remat, data__context_length=256).model)
     whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(("data", "fsdp")))
     params = jax.tree.map(lambda p: p.update(sharding=whole), model.abstract_params())
