@@ -1,8 +1,8 @@
 """A step by formulas: its work, its exchanges and its memory on one chip, without a compiler.
 
-It follows what XLA makes of the step on TPU, as the plans that benchmarks/plans.py compiles show it: weights are gathered
-in bfloat16 beside products, gradients are reduced in bfloat16, and what is saved for the backward pass depends on
-the policy of rematerialisation. How far it is off is written there, too.
+It follows what XLA makes of the step on TPU, as the plans that benchmarks/plans.py compiles show it: weights are
+gathered in bfloat16 beside products, gradients are reduced in bfloat16, and what is saved for the backward pass
+depends on the policy of rematerialisation. How far it is off is written there, too.
 """
 
 from __future__ import annotations
