@@ -2,7 +2,7 @@
 
     python benchmarks/plans.py --output docs/plans.md
 
-Each plan takes libtpu one to three minutes on two cores. Those that are done are kept in a folder (--keep), so that
+Each plan takes libtpu about a minute on two cores. Those that are done are kept in a folder (--keep), so that
 a run that was cut off goes on.
 """
 

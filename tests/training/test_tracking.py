@@ -4,9 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-import wandb
 from helpers import tiny_config, tiny_run
 from transfusion_jax.config import ConfigError
 from transfusion_jax.training import tracking
