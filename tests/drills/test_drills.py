@@ -197,10 +197,10 @@ def truncate(path):
 
 def test_damaged_checkpoints(tmp_path, undisturbed, drill):
     training = Training(tmp_path)
-    for fault, damage, mark in [
-        ("a flipped bit in the newest checkpoint", flip, "wrong checksum"),
-        ("a truncated file in the newest checkpoint", truncate, "is damaged"),
-        ("a missing file in the newest checkpoint", Path.unlink, "is damaged"),
+    for fault, damage in [
+        ("a flipped bit in the newest checkpoint", flip),
+        ("a truncated file in the newest checkpoint", truncate),
+        ("a missing file in the newest checkpoint", Path.unlink),
     ]:
         training.wait_for("step 11/")
         time.sleep(0.2)
@@ -209,7 +209,7 @@ def test_damaged_checkpoints(tmp_path, undisturbed, drill):
         damage(largest_file(tmp_path / f"checkpoints/{newest}"))
         training = Training(tmp_path)
         training.wait_for("first step after")
-        assert mark in training.text
+        assert f"checkpoint {newest} is damaged" in training.text
         assert training.resumed_from == newest - SAVE_EVERY
         assert list((tmp_path / "aside").glob(f"{newest}-*"))
         drill(fault, f"moved aside; resumed from {training.resumed_from}", done - training.resumed_from, "yes")

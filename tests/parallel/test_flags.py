@@ -45,6 +45,18 @@ def test_each_platform_has_its_own_and_the_cpus(platform):
     assert (flags.LIBTPU in environment) == (platform == "tpu")
 
 
+def test_devices_that_compute_together_on_a_cpu_have_threads_to_wait_in():
+    def threads(environment):
+        flags.apply("cpu", environment)
+        return environment.get("NPROC")
+
+    assert threads({}) is None  # alone, more threads than cores are of no use
+    assert threads({flags.XLA: "--xla_force_host_platform_device_count=8"}) == "64"
+    assert threads({"JAX_NUM_PROCESSES": "4"}) == "8"
+    assert threads({"JAX_NUM_PROCESSES": "4", "NPROC": "3"}) == "3"
+    assert os.environ["NPROC"] == "64"
+
+
 @pytest.mark.parametrize(
     ("told", "files", "modules", "expected"),
     [

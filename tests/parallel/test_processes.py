@@ -126,3 +126,27 @@ multihost_utils.process_allgather(np.zeros(1))
     assert codes[0] == LOST
     assert re.search("another process is gone|process 2 has ended", outputs[0])
     assert "Traceback" not in outputs[0]
+
+
+@pytest.mark.slow
+def test_once_all_are_reached_one_may_come_late():
+    """Later than the 30 s that Gloo would wait for it in its first collective."""
+    codes, outputs = together(
+        """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from transfusion_jax.config import MeshConfig
+from transfusion_jax.parallel.mesh import make_mesh, reach_all
+mesh = make_mesh(MeshConfig(data=2, context=2, tensor=-1))
+reach_all(mesh)
+p.each(lambda: None)
+if p.index() == 1:
+    time.sleep(33)
+ones = jax.make_array_from_callback((8, 8), NamedSharding(mesh, P("tensor", "data")), lambda i: jnp.ones((8, 8))[i])
+replicated = jax.jit(lambda x: x @ x.T, out_shardings=NamedSharding(mesh, P()))(ones)
+print("sum", float(replicated.sum()))
+""",
+        processes=2,
+    )
+    assert codes == [0, 0], outputs
+    assert all("sum 512.0" in output for output in outputs)

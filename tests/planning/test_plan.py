@@ -109,8 +109,8 @@ def test_a_plan_says_all_of_it_in_json_and_in_lines():
     assert told["topology"]["chips"] == 16
     assert told["run"]["chip_hours"] == pytest.approx(told["run"]["days"] * 24 * 16)
     assert told["checkpoint"]["write_seconds"] == pytest.approx(
-        told["checkpoint"]["bytes"] / 2 / 0.5e9
-    )  # two hosts
+        told["checkpoint"]["bytes"] / 4 / 0.5e9
+    )  # four hosts
     assert 0 < told["mfu"] < 1
     text = report.table(plan)
     for words in ("memory of a chip", "fsdp: all-gather", "MFU, at most", "--config.mesh.fsdp=16", "formulas"):

@@ -7,12 +7,14 @@ from transfusion_jax.planning.topology import CHIPS, SHAPES, parse
 @pytest.mark.parametrize(
     ("text", "name", "chips", "hosts"),
     [
-        ("v5e:16x16", "v5e:16x16", 256, 32),
-        ("v5litepod-256", "v5e:16x16", 256, 32),
+        ("v5e:16x16", "v5e:16x16", 256, 64),
+        ("v5litepod-256", "v5e:16x16", 256, 64),
         ("v5e-8", "v5e:2x4", 8, 1),
-        ("v6e-256", "v6e:16x16", 256, 32),
+        ("v5e:4x4", "v5e:4x4", 16, 4),  # hosts of eight chips are alone
+        ("3xv6e-8", "3xv6e:2x4", 24, 3),
+        ("v6e-256", "v6e:16x16", 256, 64),
         ("v5p-128", "v5p:4x4x4", 64, 16),  # the booking counts TensorCores
-        ("2xv5e:16x16", "2xv5e:16x16", 512, 64),
+        ("2xv5e:16x16", "2xv5e:16x16", 512, 128),
         ("4xv5p-8", "4xv5p:2x2x1", 16, 4),
         ("h100:8x4", "h100:8x4", 32, 4),
         ("b200:8x1", "b200:8x1", 8, 1),

@@ -27,7 +27,7 @@ from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel import flags, processes
 from transfusion_jax.parallel.agreement import agree, code_hash
 from transfusion_jax.parallel.devices import check_backend, describe_devices
-from transfusion_jax.parallel.mesh import check_batch, make_mesh
+from transfusion_jax.parallel.mesh import check_batch, make_mesh, reach_all
 from transfusion_jax.storage import place
 from transfusion_jax.training.access import check_storage
 from transfusion_jax.training.interruption import Interruption, watch_signals
@@ -124,6 +124,7 @@ def _train(
         )
         rows = make_rows(data.train, config, data.codec.special, _say)
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
+        reach_all(mesh)
         task = TransfusionTask(config)  # the workdir is begun only now that config and data have proved to fit
         locked = ExitStack()
         if processes.first():

@@ -10,9 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from transfusion_jax.config import ConfigError, require
-from transfusion_jax.planning.topology import Topology, parse
-
-CHIPS_PER_HOST = 4  # of slices with several hosts
+from transfusion_jax.planning.topology import CHIPS_PER_HOST, Topology, parse
 
 
 @dataclass(frozen=True)

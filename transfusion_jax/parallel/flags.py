@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 XLA, LIBTPU = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
-VARIABLES = (XLA, LIBTPU)
+THREADS = "NPROC"  # of XLA's pool on CPU
+VARIABLES = (XLA, LIBTPU, THREADS)
+THREADS_PER_DEVICE = 8
 GPU_FILES = ("/dev/nvidia0",)
 TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 GPU_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
@@ -80,12 +83,18 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 def apply(platform: str | None = None, environment: MutableMapping[str, str] = os.environ) -> None:
     """Adds the flags of a platform (by default the one that JAX will take) and of the CPU beside it.
 
-    Must come before JAX's first use of a device. Flags that are set already stay as they are.
+    Must come before JAX's first use of a device. What is set already stays as it is.
     """
     for flag in flags_of(platform or expected_platform()):
         words = environment.get(flag.variable, "").split()
         if flag.name not in [word.lstrip("-").partition("=")[0] for word in words]:
             environment[flag.variable] = " ".join([*words, str(flag)])
+    devices = re.search(r"--xla_force_host_platform_device_count=(\d+)", environment.get(XLA, ""))
+    together = "JAX_NUM_PROCESSES" in environment or "SLURM_STEP_NUM_TASKS" in environment
+    if devices or together:
+        # On CPU a collective holds a thread until all devices have come to it. Where two of a program need not
+        # wait for each other, devices may come to them in different orders and hold every thread.
+        environment.setdefault(THREADS, str(THREADS_PER_DEVICE * int(devices[1] if devices else 1)))
 
 
 def flags_of(platform: str) -> tuple[Flag, ...]:

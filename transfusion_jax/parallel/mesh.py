@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import Config, MeshConfig, require
 
@@ -77,3 +79,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 def count_slices(devices: Sequence[Any]) -> int:
     """How many TPU slices the devices belong to; 1 where they are no TPUs."""
     return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0})
+
+
+def reach_all(mesh: Mesh) -> None:
+    """Adds up over every group of devices that axes of the mesh make, and returns when all have answered.
+
+    Connections between processes are made at a group's first collective. Gloo gives up where the processes of a
+    group come to it more than 30 s apart, as they may after compiling a step; so this comes before anything slow.
+
+    Raises:
+        jax.errors.JaxRuntimeError: a process cannot be reached.
+    """
+    axes = [axis for axis in AXES if mesh.shape[axis] > 1]
+    groups = [group for n in range(1, len(axes) + 1) for group in itertools.combinations(axes, n)]
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=P(AXES), out_specs=P(AXES))
+    def sums(one: jax.Array) -> list[jax.Array]:
+        return [jax.lax.psum(one, group) for group in groups]
+
+    ones = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, P(AXES)), lambda _: np.ones(1, np.float32)
+    )
+    jax.block_until_ready(sums(ones))

@@ -19,6 +19,7 @@ from transfusion_jax.config import ConfigError, nearest, require
 from transfusion_jax.flops import PUBLISHED_PEAK
 
 GIB = 2**30
+CHIPS_PER_HOST = 4  # of TPU slices with several hosts, of every kind
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Chip:
     bandwidth: float  # of that memory, bytes/s
     link: float  # bytes/s in one direction: TPU, of one link to a neighbour; GPU, to the others of its node
     network: float  # bytes/s in one direction beyond that: TPU, between slices; GPU, between nodes
-    host: int  # chips of one host
+    host: int  # chips of the largest host
     wraps: int = 0  # TPU: the extent from which on a torus closes; 0: no torus
     cores: int = 1  # TensorCores that a booking name counts for one chip
 
@@ -89,7 +90,10 @@ class Topology:
     @property
     def hosts(self) -> int:
         """Machines that the chips stand in."""
-        return max(1, self.chips // (self.chip.host if self.chip.is_tpu else self.shape[0]))
+        if not self.chip.is_tpu:
+            return max(1, self.chips // self.shape[0])
+        of_slice = math.prod(self.shape)
+        return self.slices * (1 if of_slice <= self.chip.host else of_slice // CHIPS_PER_HOST)
 
     @property
     def name(self) -> str:
