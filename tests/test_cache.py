@@ -109,3 +109,11 @@ def test_accelerators_programs_are_kept_unless_the_user_says_where(backend, name
         assert jax.config.jax_compilation_cache_dir == expected
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_many_processes_on_cpu_keep_no_programs(monkeypatch):
+    kept = []
+    monkeypatch.setattr(cache, "count", lambda: 2)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: kept.append((name, value)))
+    cache.keep_programs()
+    assert kept == [("jax_enable_compilation_cache", False)]

@@ -52,8 +52,7 @@ def test_devices_that_compute_together_on_a_cpu_have_threads_to_wait_in():
 
     assert threads({}) is None  # alone, more threads than cores are of no use
     assert threads({flags.XLA: "--xla_force_host_platform_device_count=8"}) == "64"
-    assert threads({"JAX_NUM_PROCESSES": "4"}) == "8"
-    assert threads({"JAX_NUM_PROCESSES": "4", "NPROC": "3"}) == "3"
+    assert threads({flags.XLA: "--xla_force_host_platform_device_count=8", "NPROC": "3"}) == "3"
     assert os.environ["NPROC"] == "64"
 
 

@@ -90,11 +90,8 @@ def apply(platform: str | None = None, environment: MutableMapping[str, str] = o
         if flag.name not in [word.lstrip("-").partition("=")[0] for word in words]:
             environment[flag.variable] = " ".join([*words, str(flag)])
     devices = re.search(r"--xla_force_host_platform_device_count=(\d+)", environment.get(XLA, ""))
-    together = "JAX_NUM_PROCESSES" in environment or "SLURM_STEP_NUM_TASKS" in environment
-    if devices or together:
-        # On CPU a collective holds a thread until all devices have come to it. Where two of a program need not
-        # wait for each other, devices may come to them in different orders and hold every thread.
-        environment.setdefault(THREADS, str(THREADS_PER_DEVICE * int(devices[1] if devices else 1)))
+    if devices:  # on CPU a collective holds a thread until all devices have come to it: docs/decisions.md
+        environment.setdefault(THREADS, str(THREADS_PER_DEVICE * int(devices[1])))
 
 
 def flags_of(platform: str) -> tuple[Flag, ...]:
