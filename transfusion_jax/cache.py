@@ -30,7 +30,7 @@ def program_cache() -> str:
 def keep_programs() -> None:
     """Has JAX keep compiled programs, so that a restart compiles none of them again.
 
-    A folder that the user named to JAX stays, and so does an empty name, which turns JAX's cache off; many processes
+    A folder that the user named to JAX stays, and so does an empty name, which turns it off; many processes
     on CPU have none. Asks for the backend, so that it must come after `processes.connect`.
     """
     if jax.default_backend() == "cpu" and count() > 1:  # a loaded program has lost the order of its collectives
