@@ -2,7 +2,6 @@
 # make test       the tests, without PyTorch
 # make test-all   every test but the drills: slow ones, and parity with Hugging Face, diffusers and PyTorch
 # make drill      real training processes through every fault; puts their table into docs/reliability.md
-# make many       the same for runs of many processes
 # make slurm      jobs in a real Slurm of one node: needs root, and Debian's slurm-wlm and munge
 # make lint       ruff, mypy, shellcheck, hadolint
 # make lock       resolves the locks anew
@@ -19,7 +18,7 @@ SOURCES := pyproject.toml setup.py
 # XLA on CPU frees its memory at every step and takes it anew: large pages spare it the faults.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-all drill many slurm lint lock
+.PHONY: demo test test-all drill slurm lint lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/cpu
@@ -34,13 +33,10 @@ test: $(VENV)/test
 	$(BIN)/pytest $(PARALLEL)
 
 test-all: $(VENV)/parity
-	$(BIN)/pytest $(PARALLEL) -m "not drill and not many and not slurm"
+	$(BIN)/pytest $(PARALLEL) -m "not drill and not slurm"
 
 drill: $(VENV)/test
 	$(BIN)/pytest --numprocesses auto --dist worksteal -m drill tests/drills --drill-table docs/reliability.md
-
-many: $(VENV)/test
-	$(BIN)/pytest --numprocesses auto --dist worksteal -m many tests/drills
 
 slurm: $(VENV)/test
 	$(BIN)/pytest -m slurm tests/launching/test_slurm.py

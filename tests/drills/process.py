@@ -32,15 +32,15 @@ PATIENCE = 300  # seconds for anything to happen
 
 
 class Training:
-    """`transfusion train` on configs/debug.py, in a session of its own; `joined` is its place among many."""
+    """`transfusion train` on configs/debug.py, in a session of its own."""
 
-    def __init__(self, workdir, *flags, program=("-m", "transfusion_jax.cli"), devices=1, joined=(), **changes):
+    def __init__(
+        self, workdir, *flags, program=("-m", "transfusion_jax.cli"), devices=1, environment=(), **changes
+    ):
         fields = EVERYTHING | {name.replace("__", "."): value for name, value in changes.items()}
         overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            **dict(joined),
-        }
+        xla_flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"XLA_FLAGS": xla_flags} | dict(environment)
         command = ["train", "--config", "configs/debug.py", "--workdir", str(workdir), *overrides, *flags]
         self.workdir = Path(workdir)
         self.begun = time.monotonic()
@@ -122,16 +122,21 @@ class Training:
 class Many:
     """The same training in several processes, which begin together; `apart` changes fields of one of them."""
 
-    def __init__(self, workdir, processes, *flags, apart=None, **options):
+    def __init__(self, workdir, processes, *flags, devices=1, apart=None, **options):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
-        place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+        together = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(processes),
+            # Many processes keep no programs: each start compiles, which takes half the time without LLVM's passes.
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        }
         self.all = [
             Training(
                 workdir,
                 *flags,
-                joined=place | {"JAX_PROCESS_ID": str(number)},
+                environment=together | {"JAX_PROCESS_ID": str(number)},
                 **options | (apart or {}).get(number, {}),
             )
             for number in range(processes)

@@ -17,10 +17,11 @@ from drills.process import (
 )
 from transfusion_jax.errors import INTERRUPTED, LostProcess
 
-pytestmark = pytest.mark.many
+pytestmark = pytest.mark.drill
 
 TWO = dict(devices=2, mesh__data=1, mesh__fsdp=2, mesh__context=2)  # two processes of two devices
 FOUR = dict(devices=2, mesh__data=2, mesh__context=2, mesh__tensor=2)
+NO_EVALUATION = dict(loop__evaluate_every=0)
 LOST = LostProcess.exit_code
 KILLED = -signal.SIGKILL
 ABORTED = -signal.SIGABRT  # by JAX, where the first process is gone
@@ -34,6 +35,13 @@ def undisturbed(tmp_path_factory):
     assert many.end() == [0, 0], many.text
     assert "Traceback" not in many.text
     return records(workdir)
+
+
+def without_evaluation(records):
+    return {
+        step: {name: value for name, value in record.items() if not name.startswith("held_out")}
+        for step, record in records.items()
+    }
 
 
 def resume(workdir, done, until="first step after", processes=2, **options):
@@ -82,20 +90,21 @@ def test_a_signal_while_many_evaluate(tmp_path, undisturbed, drill):
 
 
 def test_kills_of_one_of_many(tmp_path, undisturbed, drill):
-    many = Many(tmp_path, 2, **TWO)
+    options = TWO | NO_EVALUATION
+    many = Many(tmp_path, 2, **options)
     many[0].wait_for("step  6/")
     many[1].signal(signal.SIGKILL)
     assert many.end() == [LOST, KILLED], many.text
     assert "another process is gone" in many[0].lines[-1]
     assert "Traceback" not in many.text
-    many, lost = resume(tmp_path, newest_step(tmp_path))
+    many, lost = resume(tmp_path, newest_step(tmp_path), **options)
     drill("two processes: kill -9 of one in a step", f"the other ended, exit {LOST}; resumed", lost, "yes")
 
     many[0].wait_for_file("checkpoints/12.orbax-checkpoint-tmp")
     many[1].signal(signal.SIGKILL)
     codes = many.end()  # one that waits for the other's part of the save is aborted after 100 s
     assert codes[0] in (LOST, ABORTED), many.text
-    many, lost = resume(tmp_path, newest_step(tmp_path))
+    many, lost = resume(tmp_path, newest_step(tmp_path), **options)
     assert not (tmp_path / "checkpoints/12.orbax-checkpoint-tmp").exists()
     drill("two processes: kill -9 of one in a save", f"the other ended, exit {LOST} or 134; resumed", lost, "yes")
 
@@ -103,15 +112,15 @@ def test_kills_of_one_of_many(tmp_path, undisturbed, drill):
     many[0].signal(signal.SIGKILL)
     codes = many.end()
     assert codes[1] in (LOST, ABORTED), many.text
-    many, lost = resume(tmp_path, newest_step(tmp_path))
+    many, lost = resume(tmp_path, newest_step(tmp_path), **options)
     drill("two processes: kill -9 of the first", f"the other ended, exit {LOST} or 134; resumed", lost, "yes")
 
     assert many.end() == [0, 0], many.text
-    assert records(tmp_path) == undisturbed
+    assert records(tmp_path) == without_evaluation(undisturbed)
 
 
 def test_one_of_many_hangs(tmp_path, undisturbed, drill):
-    options = TWO | dict(loop__hang_after=60)
+    options = TWO | NO_EVALUATION | dict(loop__hang_after=60)
     many = Many(tmp_path, 2, **options)
     many[0].wait_for("step  6/")
     many[1].signal(signal.SIGSTOP)
@@ -122,7 +131,7 @@ def test_one_of_many_hangs(tmp_path, undisturbed, drill):
     many[1].end()
     many, lost = resume(tmp_path, newest_step(tmp_path), **options)
     assert many.end() == [0, 0], many.text
-    assert records(tmp_path) == undisturbed
+    assert records(tmp_path) == without_evaluation(undisturbed)
     drill("two processes: one hangs", f"the watchdog showed stacks, exit {LOST}; resumed", lost, "yes")
 
 
@@ -137,7 +146,11 @@ def test_one_of_many_has_another_config(tmp_path, drill):
 
 def test_a_corrupt_prepared_shard(tmp_path, digits_folder, drill):
     """One of the processes meets the damage first; the other must not wait for it."""
-    options = TWO | {"data.sources": f"{{'digits': {{'path': '{digits_folder}'}}}}", "data.max_images": 16}
+    options = (
+        TWO
+        | NO_EVALUATION
+        | {"data.sources": f"{{'digits': {{'path': '{digits_folder}'}}}}", "data.max_images": 16}
+    )
     shard = digits_folder / "pixels-00000.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 4) + whole[len(whole) * 3 // 4 :])
@@ -156,11 +169,11 @@ def test_a_corrupt_prepared_shard(tmp_path, digits_folder, drill):
 
 def test_moving(tmp_path, drill):
     """From four processes to two, to one, and to four again, with other meshes: the same rows and noise."""
-    finish(tmp_path / "alone")
+    finish(tmp_path / "alone", **NO_EVALUATION)
     expected = records(tmp_path / "alone")
     moved = tmp_path / "moved"
     for step, processes, options in [(5, 4, FOUR), (11, 2, TWO), (17, 1, {}), (STEPS, 4, FOUR)]:
-        many = Many(moved, processes, **options)
+        many = Many(moved, processes, **options | NO_EVALUATION)
         many[0].wait_for(f"step {step:>2}/")
         if step < STEPS:
             many[processes - 1].signal(signal.SIGTERM)
