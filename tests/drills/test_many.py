@@ -130,6 +130,7 @@ def test_one_of_many_hangs(tmp_path, undisturbed, drill):
     many[1].signal(signal.SIGKILL)
     many[1].end()
     many, lost = resume(tmp_path, newest_step(tmp_path), **options)
+    assert "the one before ended by a hang: nothing went on for 60 s" in many[0].text
     assert many.end() == [0, 0], many.text
     assert records(tmp_path) == without_evaluation(undisturbed)
     drill("two processes: one hangs", f"the watchdog showed stacks, exit {LOST}; resumed", lost, "yes")

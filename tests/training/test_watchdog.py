@@ -11,6 +11,7 @@ from transfusion_jax.training.watchdog import watchdog
 def stuck():
     {hang}
 with watchdog({patience}) as beat:
+    beat.last_words = lambda reason: (print("last words:", reason, flush=True), time.sleep(100))
     for _ in range(5):
         time.sleep(0.5)
         beat()
@@ -38,6 +39,7 @@ def test_a_process_in_which_nothing_goes_on_ends_with_its_stacks(hang, code):
     assert found == code, error
     assert "in stuck" in error
     assert code == 1 or "nothing went on for 2 s" in error
+    assert code == 1 or "last words: a hang: nothing went on for 2 s" in out
 
 
 def test_none_is_no_watchdog():

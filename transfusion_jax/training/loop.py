@@ -111,6 +111,7 @@ def train(
         timer = Timer(first, peak * mesh.size, mesh.size)
         watch = Watch(workdir, first, config.steps, timer, watching, say)
         tracking = open_tracker(watching.wandb, workdir, config, say)
+        beat.last_words = watch.leave
         with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker) as writer:
             run = _Run(
                 config, mesh, checkpoints, writer, interruption, hooks, timer, watch, say, beat, state, next_row

@@ -95,9 +95,9 @@ class Watch:
         self._write(doing=DOING["compile"])
         return self
 
-    def leave(self) -> None:
-        """A signal ends the process now."""
-        self._write(doing="ended", ended=goodput.SIGNAL)
+    def leave(self, reason: str = goodput.SIGNAL) -> None:
+        """A signal, or what the reason says, ends the process now."""
+        self._write(doing="ended", ended=reason)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -8,38 +8,52 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from transfusion_jax.errors import LostProcess
 from transfusion_jax.parallel import processes
 
 STDERR = 2  # its descriptor: whatever became of sys.stderr
+LAST_WORDS = 5.0  # seconds for them at most
 LOOKS = 20  # in the time that nothing may go on
 
 
+@dataclass
+class Beat:
+    """To be called whenever something has gone on."""
+
+    last_words: Callable[[str], None] | None = None  # is told why the process ends; a few seconds are given to it
+    last: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> None:
+        self.last = time.monotonic()
+
+
 @contextmanager
-def watchdog(patience: float) -> Iterator[Callable[[], None]]:
-    """A function to call whenever something has gone on; the process ends with code 76 where that fails to come.
+def watchdog(patience: float) -> Iterator[Beat]:
+    """Yields what must be called; the process ends with code 76 where that fails to come.
 
     Args:
         patience: seconds; 0 for no watchdog.
     """
+    beat = Beat()
     if not patience:
-        yield lambda: None
+        yield beat
         return
     ended = threading.Event()
-    last = [time.monotonic()]
-
-    def beat() -> None:
-        last[0] = time.monotonic()
 
     def watch() -> None:
         while not ended.wait(patience / LOOKS):
             # Native code that hangs with Python's lock held stops this thread, too: then faulthandler's ends all.
             faulthandler.dump_traceback_later(2 * patience, exit=True, file=STDERR)
-            if time.monotonic() - last[0] > patience:
+            if time.monotonic() - beat.last > patience:
                 faulthandler.dump_traceback(STDERR)
-                reason = f"nothing went on for {patience:g} s (loop.hang_after); the stacks above say where it hung"
-                os.write(STDERR, f"transfusion: {reason}\n".encode())
+                reason = f"a hang: nothing went on for {patience:g} s (loop.hang_after)"
+                os.write(STDERR, f"transfusion: {reason}; the stacks above say where it hung\n".encode())
+                if beat.last_words:  # beside this thread: storage may be what hangs
+                    speaker = threading.Thread(target=beat.last_words, args=(reason,), daemon=True)
+                    speaker.start()
+                    speaker.join(min(patience, LAST_WORDS))
                 processes.leave(LostProcess.exit_code, reason)
         faulthandler.cancel_dump_traceback_later()
 
