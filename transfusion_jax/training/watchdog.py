@@ -26,6 +26,7 @@ class Beat:
     last: float = field(default_factory=time.monotonic)
 
     def __call__(self) -> None:
+        """Something has gone on."""
         self.last = time.monotonic()
 
 
