@@ -51,9 +51,11 @@ def test_devices_that_compute_together_on_a_cpu_have_threads_to_wait_in():
         return environment.get("NPROC")
 
     assert threads({}) is None  # alone, more threads than cores are of no use
+    assert threads({flags.XLA: "--xla_force_host_platform_device_count=1"}) is None
     assert threads({flags.XLA: "--xla_force_host_platform_device_count=8"}) == "64"
     assert threads({flags.XLA: "--xla_force_host_platform_device_count=8", "NPROC": "3"}) == "3"
     assert os.environ["NPROC"] == "64"
+    assert "NPROC" not in flags.in_force()  # or hosts that set it differently would be refused
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 XLA, LIBTPU = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
-THREADS = "NPROC"  # of XLA's pool on CPU
-VARIABLES = (XLA, LIBTPU, THREADS)
+VARIABLES = (XLA, LIBTPU)
+THREADS = "NPROC"  # of XLA's pool on CPU; changes no result, so that processes may differ in it
 THREADS_PER_DEVICE = 8
 GPU_FILES = ("/dev/nvidia0",)
 TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
@@ -90,7 +90,9 @@ def apply(platform: str | None = None, environment: MutableMapping[str, str] = o
         if flag.name not in [word.lstrip("-").partition("=")[0] for word in words]:
             environment[flag.variable] = " ".join([*words, str(flag)])
     devices = re.search(r"--xla_force_host_platform_device_count=(\d+)", environment.get(XLA, ""))
-    if devices:  # on CPU a collective holds a thread until all devices have come to it: docs/decisions.md
+    if (
+        devices and int(devices[1]) > 1
+    ):  # on CPU a collective holds a thread until all devices have come to it: docs/decisions.md
         environment.setdefault(THREADS, str(THREADS_PER_DEVICE * int(devices[1])))
 
 

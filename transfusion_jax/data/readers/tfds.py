@@ -48,7 +48,12 @@ def _source(path: str, options: ReadOptions) -> tuple[Sequence[Any], str | None,
         return builder.as_data_source(match["split"], decoders=decoders), image, text
     except ConfigError:
         raise
-    except (ValueError, NotImplementedError, AssertionError, OSError) as error:
+    except (
+        ValueError,
+        NotImplementedError,
+        AssertionError,
+        OSError,
+    ) as error:  # no such set, split, format
         reason = str(error).partition("\n")[0][:300]
         raise ConfigError(
             f"{path} cannot be read ({reason}): prepare it with `tfds build NAME --file_format=array_record`, "
