@@ -106,3 +106,12 @@ def products(jaxpr):
         )
         total += inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
     return total
+
+
+def test_untied_weights_cost_an_element_nothing_more():
+    shared, untied = (
+        flops.count_parameters(tiny_config(model__modality_weights=w).model) for w in ("shared", "untied")
+    )
+    layers = shared.trunk - tiny_config().model.width  # all but the final norm
+    assert (untied.trunk, untied.patch_trunk, untied.paper) == (shared.trunk, layers, shared.paper)
+    assert untied.total == shared.total + layers

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.model.patch_coder import TIMESTEP_FEATURES
 from transfusion_jax.model.transfusion import Model
+from transfusion_jax.model.trunk import PATCHES
 
 FORWARD_AND_BACKWARD = 3  # the backward pass costs two forward passes
 
@@ -37,7 +38,8 @@ PUBLISHED_PEAK = {
 class Parameters:
     """Parameters by part."""
 
-    trunk: int
+    trunk: int  # what one element goes through
+    patch_trunk: int  # with untied modality weights: what patches go through in its place
     embedding: int  # rows that are in use: tokenizer and special tokens
     text_head: int
     patch_coder: int
@@ -51,7 +53,7 @@ class Parameters:
     @property
     def total(self) -> int:
         """Everything that is allocated."""
-        return self.paper + self.patch_coder + self.padding
+        return self.paper + self.patch_trunk + self.patch_coder + self.padding
 
 
 def count_parameters(config: ModelConfig) -> Parameters:
@@ -62,8 +64,10 @@ def count_parameters(config: ModelConfig) -> Parameters:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
     in_use = config.vocabulary * config.width
+    patch_trunk = size(params["trunk"]["layers"].get(PATCHES, {}))
     return Parameters(
-        trunk=size(params["trunk"]),
+        trunk=size(params["trunk"]) - patch_trunk,
+        patch_trunk=patch_trunk,
         embedding=in_use,
         text_head=in_use,
         patch_coder=size(params["patch_coder"]),

@@ -112,3 +112,22 @@ def test_a_pattern_that_fits_no_leaf_is_an_error(saved):
 def test_a_mapping_that_cannot_be_read_is_an_error(entry, message):
     with pytest.raises(ConfigError, match=message):
         parse_mapping([entry])
+
+
+def test_weights_of_patches_begin_as_those_of_text(saved):
+    untied = tiny_config(model__modality_weights="untied")
+    with pytest.raises(CheckpointError, match=r"trunk/layers/patches/mlp/gate: absent -> .*: fresh or text"):
+        into(saved, untied)
+    old, fresh, params, notes = into(
+        saved, untied, "trunk/layers/patches/mlp/*=fresh", "trunk/layers/patches/*=text"
+    )
+    patches, text = params["trunk"]["layers"]["patches"], old["trunk"]["layers"]
+    for part in ("attention", "attention_norm"):
+        jax.tree.map(np.testing.assert_array_equal, patches[part], text[part])
+    jax.tree.map(np.testing.assert_array_equal, patches["mlp"], fresh["trunk"]["layers"]["patches"]["mlp"])
+    assert "trunk/layers/patches/attention/query: absent -> float32[2, 16, 16], text" in notes
+
+
+def test_only_weights_with_a_twin_begin_as_those_of_text(saved):
+    with pytest.raises(CheckpointError, match="fresh"):
+        into(saved, tiny_config(model__layers=3), "trunk/*=text")

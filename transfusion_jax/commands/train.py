@@ -75,7 +75,7 @@ def add_parser(commands: Any) -> None:
         "--init-map",
         metavar="PATTERN=ACTION",
         action="append",
-        help="of --init-from: leaves whose shapes differ grow, start fresh, or drop",
+        help="of --init-from: leaves that differ grow, start fresh or as those of text, or drop",
     )
     starts.add_argument("--skip-rows", metavar="A:B", help="of --rewind-to: leave rows A to B-1 of the stream out")
     starts.add_argument("--accept-changes", metavar="FIELD,...", help="fields of the recipe that may change here")
@@ -211,6 +211,7 @@ def _print_summary(config: Config, as_json: bool) -> None:
     summary = {
         "parameters": {
             "trunk": parameters.trunk,
+            "patch_trunk": parameters.patch_trunk,
             "embedding": parameters.embedding,
             "text_head": parameters.text_head,
             "paper_count": parameters.paper,
@@ -231,6 +232,7 @@ def _print_summary(config: Config, as_json: bool) -> None:
     print(f"""
 parameters
   trunk                 {parameters.trunk / 1e6:10,.1f}M
+  trunk for patches     {parameters.patch_trunk / 1e6:10,.1f}M
   token embeddings      {parameters.embedding / 1e6:10,.1f}M  ({config.model.vocabulary:,} entries)
   text head             {parameters.text_head / 1e6:10,.1f}M
   as the paper counts   {parameters.paper / 1e6:10,.1f}M

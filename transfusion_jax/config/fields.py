@@ -35,6 +35,7 @@ class ModelConfig:
     latent_shape: tuple[int, int, int]  # height, width, channels of an image after the autoencoder
     patch_size: int  # k: a patch is k×k latent pixels
     patch_coder: str = "linear"
+    modality_weights: str = "shared"  # or "untied": a layer's norms, projections and SwiGLU once more for patches
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
     init_std: float = 0.02  # of every matrix; small widths learn faster with about 1/√width
@@ -53,6 +54,7 @@ class ModelConfig:
             f"model.patch_size {self.patch_size} must divide the latent's {height}×{width}",
         )
         one_of("model.patch_coder", self.patch_coder, ("linear",))
+        one_of("model.modality_weights", self.modality_weights, ("shared", "untied"))
         one_of("model.attention", self.attention, ("auto", "tpu", "gpu", "blocked", "reference"))
         one_of("model.remat", self.remat, ("none", "full", "dots"))
         one_of("model.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
@@ -197,9 +199,11 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # on matrices only
     gradient_clip: float = 1.0  # largest global norm; 0 turns clipping off
     ema_decay: float = 0.0  # 0 keeps no average of the weights
+    frozen: str = "none"  # or "text": all weights stay but those of patches alone, which modality_weights unties
 
     def __post_init__(self) -> None:
         positive(self, "optimizer.", "learning_rate", "epsilon")
+        one_of("optimizer.frozen", self.frozen, ("none", "text"))
         one_of("optimizer.first_moment", self.first_moment, ("float32", "bfloat16"))
         require(self.warmup_steps >= 0, "optimizer.warmup_steps must not be negative")
         require(
@@ -323,6 +327,10 @@ class Config:
         require(
             self.sampling.steps <= self.diffusion.timesteps,
             f"sampling.steps {self.sampling.steps} must not exceed diffusion.timesteps {self.diffusion.timesteps}",
+        )
+        require(
+            self.optimizer.frozen == "none" or self.model.modality_weights == "untied",
+            "optimizer.frozen='text' needs model.modality_weights='untied': patches have no weights of their own",
         )
         smallest = self.model.patches + 3  # BOS BOI … EOI
         require(

@@ -16,7 +16,7 @@ from transfusion_jax.data.load import Codec
 from transfusion_jax.diffusion import sampler
 from transfusion_jax.diffusion.sampler import Bounds
 from transfusion_jax.generation.prompt import image_rows
-from transfusion_jax.model.transfusion import Params, gather_patches
+from transfusion_jax.model.transfusion import Params, find_patches, gather_patches
 from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.training.transfusion import TransfusionTask
 
@@ -94,6 +94,7 @@ def predict_noise(
     """The model's ε `[B, N, h, w, c]` for noised latents in their rows."""
     model = task.model
     x, skips = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, latents, timesteps)
-    hidden, _ = model.trunk(params, x, rows.spans, rows.positions)
+    places = find_patches(rows.image_slot, latents.shape[1], task.config.model.patches)
+    hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
     patches = gather_patches(hidden, rows.image_slot, latents.shape[1], task.config.model.patches)
     return model.denoise(params, patches, timesteps, skips)

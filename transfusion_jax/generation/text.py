@@ -15,7 +15,7 @@ from transfusion_jax.data.batch import Batch
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.data.load import Codec
 from transfusion_jax.generation.prompt import text_rows
-from transfusion_jax.model.transfusion import Params
+from transfusion_jax.model.transfusion import Params, find_patches
 from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.training.transfusion import TransfusionTask
 
@@ -65,7 +65,8 @@ def _write(
     def one(carry: tuple, index: jax.Array) -> tuple[tuple, jax.Array]:
         tokens, ended = carry
         x, _ = model.embed(params, tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
-        hidden, _ = model.trunk(params, x, rows.spans, rows.positions)
+        places = find_patches(rows.image_slot, rows.latents.shape[1], task.config.model.patches)
+        hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
         logits = model.text_logits(params, hidden[sample, lengths + index - 1])
         chosen = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), -1).astype(tokens.dtype)
         chosen = jnp.where(ended, eos, chosen)

@@ -20,7 +20,7 @@ from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.model.patch_coder import PATCH_CODERS
 from transfusion_jax.model.spans import Array, Spans
-from transfusion_jax.model.trunk import Cache, Trunk, compute_dtype, dot, normal
+from transfusion_jax.model.trunk import Cache, Trunk, compute_dtype, dot, normal, take_elements
 from transfusion_jax.parallel.sharding import split
 
 Params = dict[str, Any]
@@ -62,10 +62,16 @@ class Model:
         return self._bind(params).embed(tokens, image_slot, patch_index, latents, timesteps)
 
     def trunk(
-        self, params: Params, x: jax.Array, spans: Spans, positions: jax.Array, cache: Cache | None = None
+        self,
+        params: Params,
+        x: jax.Array,
+        spans: Spans,
+        positions: jax.Array,
+        cache: Cache | None = None,
+        patch_places: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states `[B, T, width]`, and the cache grown by these elements; see `Trunk`."""
-        return self._bind(params).trunk(x, spans, positions, cache)
+        return self._bind(params).trunk(x, spans, positions, cache, patch_places)
 
     def text_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits `[…, padded_vocabulary]` in float32 from `[…, width]`; −∞ for entries that are padding."""
@@ -127,18 +133,28 @@ class Transfusion(nnx.Module):
         return jnp.where(entry < self.config.vocabulary + SPECIAL_TOKENS, logits, -jnp.inf)
 
 
+def find_patches(image_slot: Array, images: int, patches: int) -> jax.Array:
+    """Where each image's patches stand, `[B, images · patches]`; T, which is no place, for an absent image's.
+
+    Args:
+        image_slot: `[B, T]`; an image's patches are contiguous and in order.
+        images: N.
+        patches: elements per image.
+    """
+    here = jnp.asarray(image_slot)[:, None, :] == jnp.arange(images)[:, None]  # [B, N, T]
+    first = jnp.argmax(here, axis=-1)[..., None]
+    places = jnp.where(jnp.any(here, -1)[..., None], first + jnp.arange(patches), image_slot.shape[1])
+    return places.reshape(len(image_slot), -1)
+
+
 def gather_patches(hidden: jax.Array, image_slot: Array, images: int, patches: int) -> jax.Array:
     """Hidden states of each image's patches, `[B, N, patches, width]`; those of an absent image mean nothing.
 
     Args:
         hidden: `[B, T, width]`.
-        image_slot: `[B, T]`; an image's patches are contiguous and in order.
-        images: N.
-        patches: elements per image.
+        image_slot, images, patches: see `find_patches`.
     """
-    first = jnp.argmax(image_slot[:, None, :] == jnp.arange(images)[:, None], axis=-1)  # [B, N]
-    index = jnp.minimum(first[..., None] + jnp.arange(patches), hidden.shape[1] - 1).reshape(len(hidden), -1)
-    gathered = jnp.take_along_axis(split(hidden, "batch"), index[..., None], axis=1)
+    gathered = take_elements(hidden, find_patches(image_slot, images, patches))
     return gathered.reshape(len(hidden), images, patches, -1)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from transfusion_jax.kernels.target import platform
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import is_split, split
+
+PATCHES = "patches"  # the part of a layer's parameters that patches alone go through, where they are untied
 
 REMAT_POLICIES = {
     "none": None,
@@ -52,7 +55,12 @@ class Trunk(nnx.Module):
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
 
     def __call__(
-        self, x: jax.Array, spans: Spans, positions: jax.Array, cache: Cache | None = None
+        self,
+        x: jax.Array,
+        spans: Spans,
+        positions: jax.Array,
+        cache: Cache | None = None,
+        patch_places: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states after the final norm, and the cache with these elements added.
 
@@ -61,13 +69,22 @@ class Trunk(nnx.Module):
             spans: `[B, S]`, in key positions; S is T, or the size of the cache.
             positions: `[B, T]`, each element's place in its document.
             cache: earlier elements' keys and values; `x` continues them.
+            patch_places: `[B, M]`, where the patches stand among the T elements, T where there is none; only untied
+                modality weights ask for it.
+
+        Raises:
+            ValueError: the weights are untied, and patch_places is missing.
         """
+        untied = self.config.modality_weights == "untied"
+        if untied and patch_places is None:
+            raise ValueError("untied modality weights need to know which elements are patches: give patch_places")
+        places = patch_places if untied else None
         structure, stacked = nnx.split(self.layers)
         rotation = rotary(positions, self.config.head_dim, self.config.rope_theta)
 
         def body(x: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
             params, past = scanned
-            x, present = nnx.merge(structure, params)(x, spans, rotation, past)
+            x, present = nnx.merge(structure, params)(x, spans, rotation, past, places)
             return split(x, "batch", "elements"), present
 
         policy = REMAT_POLICIES[self.config.remat]
@@ -84,8 +101,8 @@ class Trunk(nnx.Module):
         return split(self.final_norm(x), "batch", "elements"), cache
 
 
-class Layer(nnx.Module):
-    """One transformer block."""
+class Block(nnx.Module):
+    """The weights of one transformer block."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         attention_key, mlp_key = jax.random.split(key)
@@ -94,17 +111,45 @@ class Layer(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = MLP(config, key=mlp_key)
 
+
+class Layer(Block):
+    """One transformer block; with untied modality weights, another block's weights stand beside it for patches.
+
+    Only what mixes elements, attention itself, is common to both (arXiv 2411.04996).
+    """
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        super().__init__(config, key=key)
+        self.config = config
+        if config.modality_weights == "untied":
+            setattr(self, PATCHES, Block(config, key=jax.random.fold_in(key, 1)))
+
     def __call__(
-        self, x: jax.Array, spans: Spans, rotation: tuple[jax.Array, jax.Array], past: Cache | None
+        self,
+        x: jax.Array,
+        spans: Spans,
+        rotation: tuple[jax.Array, jax.Array],
+        past: Cache | None,
+        patch_places: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """`[B, T, width]` to the same, and this layer's cached keys and values."""
-        mixed, present = self.attention(self.attention_norm(x), spans, rotation, past)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), present
+
+        def each(function: Callable[[Block, jax.Array], Any], x: jax.Array) -> Any:
+            """Of every element, by its own weights; those of text run on all."""
+            result = function(self, x)
+            if patch_places is None:
+                return result
+            patches = function(getattr(self, PATCHES), take_elements(x, patch_places))
+            return jax.tree.map(lambda all_, some: put_elements(all_, some, patch_places), result, patches)
+
+        q, k, v = each(lambda block, x: block.attention.project(block.attention_norm(x)), x)
+        mixed, present = attend(self.config, rotate(q, rotation), rotate(k, rotation), v, spans, past)
+        x = x + each(lambda block, mixed: dot(mixed, block.attention.output), mixed)
+        return x + each(lambda block, x: block.mlp(block.mlp_norm(x)), x), present
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with rotary embeddings; weights are `[in, out]` matrices."""
+    """The weights of multi-head attention; they are `[in, out]` matrices."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         self.config = config
@@ -115,26 +160,42 @@ class Attention(nnx.Module):
         self.value = nnx.Param(normal(v, (width, width), config))
         self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
 
-    def __call__(
-        self, x: jax.Array, spans: Spans, rotation: tuple[jax.Array, jax.Array], past: Cache | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """`[B, T, width]` to the same, and the cached keys and values with these elements' written in."""
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values `[B, T, heads, head_dim]` of `[B, T, width]`, not yet rotated."""
         config = self.config
 
         def heads(weight: nnx.Param) -> jax.Array:
             each = dot(x, weight).reshape(*x.shape[:-1], config.heads, config.head_dim)
             return split(each, "batch", "elements", "heads")
 
-        q, k, v = rotate(heads(self.query), rotation), rotate(heads(self.key), rotation), heads(self.value)
-        offset: int | jax.Array = 0
-        present = None
-        if past is not None:
-            offset = past.length
-            k = jax.lax.dynamic_update_slice_in_dim(past.keys, k, offset, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(past.values, v, offset, axis=1)
-            present = k, v
-        mixed = attention(q, k, v, spans, offset, config.attention)
-        return dot(mixed.reshape(x.shape), self.output), present
+        return heads(self.query), heads(self.key), heads(self.value)
+
+
+def attend(
+    config: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, past: Cache | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """What attention gives each element, `[B, T, width]`, and the cached keys and values with these written in."""
+    offset: int | jax.Array = 0
+    present = None
+    if past is not None:
+        offset = past.length
+        k = jax.lax.dynamic_update_slice_in_dim(past.keys, k, offset, axis=1)
+        v = jax.lax.dynamic_update_slice_in_dim(past.values, v, offset, axis=1)
+        present = k, v
+    mixed = attention(q, k, v, spans, offset, config.attention)
+    return mixed.reshape(*mixed.shape[:2], config.width), present
+
+
+def take_elements(x: jax.Array, places: jax.Array) -> jax.Array:
+    """The elements `[B, M, …]` of `[B, T, …]` that stand at places `[B, M]`; a place of T or more means nothing."""
+    index = jnp.minimum(places, x.shape[1] - 1).reshape(*places.shape, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(split(x, "batch"), index, axis=1)
+
+
+def put_elements(x: jax.Array, elements: jax.Array, places: jax.Array) -> jax.Array:
+    """`[B, T, …]` with elements `[B, M, …]` put at places `[B, M]`; those at T or beyond are dropped."""
+    row = jnp.arange(len(x))[:, None]
+    return x.at[row, places].set(elements.astype(x.dtype), mode="drop")
 
 
 class MLP(nnx.Module):

@@ -37,6 +37,8 @@ def by_formula(config: Config, contents: Contents, tpu: bool) -> Operations:
     length = data.context_length
     held = (contents.elements, contents.text_losses, contents.images, contents.span_area)
     room = (length, data.text_capacity, data.max_images, contents.span_area)
+    if model.modality_weights == "untied":  # text's weights run on every element, those of patches on all images
+        room = (length + data.max_images * model.patches, *room[1:])
     in_model = float(step_flops(model, *(rows * n for n in held)))
     in_room = float(step_flops(model, *(rows * n for n in room)))
     head = 2.0 * model.width * model.padded_vocabulary * data.text_capacity * rows

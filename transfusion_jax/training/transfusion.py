@@ -17,7 +17,8 @@ from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion import objective
 from transfusion_jax.diffusion.schedule import Schedule, cosine
-from transfusion_jax.model.transfusion import Model, Params, gather_patches
+from transfusion_jax.model.transfusion import Model, Params, find_patches, gather_patches
+from transfusion_jax.model.trunk import PATCHES
 from transfusion_jax.training.task import Metrics, accumulated_gradients
 
 NOISE_BINS = 4  # the timesteps in equal parts, from the cleanest
@@ -66,9 +67,10 @@ class TransfusionTask:
         )
 
     def label(self, path: tuple) -> str:
-        """Every parameter is trained."""
-        del path
-        return "adamw"
+        """Every parameter is trained, or those of patches alone."""
+        names = {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}
+        frozen = self.config.optimizer.frozen == "text" and not names & {PATCHES, "patch_coder"}
+        return "frozen" if frozen else "adamw"
 
     def loss(self, params: Params, batch: Batch, key: jax.Array, totals: Totals) -> tuple[jax.Array, Metrics]:
         """The loss of some rows of a batch whose totals are given, and its parts for the log."""
@@ -89,7 +91,8 @@ class TransfusionTask:
         keys = objective.image_keys(key, batch.row, images)
         noised, noise, timesteps = objective.corrupt(keys, batch.latents, batch.timestep_limit, self.schedule)
         x, skips = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
-        hidden, _ = model.trunk(params, x, batch.spans, batch.positions)
+        places = find_patches(batch.image_slot, images, config.patches)
+        hidden, _ = model.trunk(params, x, batch.spans, batch.positions, patch_places=places)
         token_loss, weight = self._text_loss(params, hidden, batch)
         patches = gather_patches(hidden, batch.image_slot, images, config.patches)
         predicted = model.denoise(params, patches, timesteps, skips)

@@ -7,21 +7,28 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, one_of, require
 from transfusion_jax.errors import CheckpointError
+from transfusion_jax.model.trunk import PATCHES
 from transfusion_jax.parallel.sharding import axis_names, replicated, to_host
 from transfusion_jax.training.checkpoint import PARTS, Checkpoints
 from transfusion_jax.training.leaves import leaf_names, leaf_shapes, shape_text
 
-ACTIONS = ("grow", "fresh", "drop")
+ACTIONS = ("grow", "fresh", "drop", "text")
 Mapping = Sequence[tuple[str, str]]  # (pattern of leaf names, action): the first that fits decides
 
 
+def text_twin(name: str) -> str:
+    """The weight of text that a weight of patches alone stands beside, by their leaves' names."""
+    return name.replace(f"/{PATCHES}/", "/")
+
+
 def parse_mapping(entries: Sequence[str]) -> Mapping:
-    """`PATTERN=grow|fresh|drop` as pairs.
+    """`PATTERN=grow|fresh|drop|text` as pairs.
 
     Raises:
         ConfigError: it is not of this form.
@@ -40,7 +47,8 @@ def transplant(
 
     A leaf that is the same in both is taken. Of the others the mapping says what becomes of them: `grow` puts the
     old values into the corner of the new ones (tokens keep their meaning where the vocabulary grew), `fresh` keeps
-    the new initialisation, and `drop` leaves an old leaf out.
+    the new initialisation, `drop` leaves an old leaf out, and `text` begins a weight of patches alone as the old
+    one of text (the start of LMFusion, arXiv 2412.15188).
 
     Args:
         checkpoints: where the weights are.
@@ -84,11 +92,11 @@ def transplant(
 
     wanted: dict[str, Any] = {}
     for name, action in actions.items():
-        if action in ("take", "grow"):
-            leaf = leaves[name][1]
-            abstract = jax.ShapeDtypeStruct(old[name][1], leaf.dtype, sharding=leaf.sharding)
+        if action in ("take", "grow", "text"):
+            leaf, source = leaves[name][1], text_twin(name) if action == "text" else name
+            abstract = jax.ShapeDtypeStruct(old[source][1], leaf.dtype, sharding=leaf.sharding)
             whole = jax.ShapeDtypeStruct(abstract.shape, abstract.dtype, sharding=replicated(leaf.sharding))
-            _put(wanted, name, abstract if action == "take" else whole)
+            _put(wanted, source, whole if action == "grow" else abstract)
     loaded = checkpoints.weights(step, which, wanted) if wanted else {}
     taken = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
     result = []
@@ -96,6 +104,8 @@ def transplant(
         if actions[name] == "grow":
             grown = _grow(name, path, np.asarray(taken[name]), np.array(to_host(leaf)), old_model, model)
             result.append(jax.device_put(grown, leaf.sharding))
+        elif actions[name] == "text":
+            result.append(jnp.copy(taken[text_twin(name)]))
         else:
             result.append(taken.get(name, leaf))
     notes = [f"{change}, {actions[name]}" for name, change in changes.items()]
@@ -104,10 +114,16 @@ def transplant(
 
 def _check(actions: dict[str, str], changes: dict[str, str], old: dict[str, list], new: dict[str, list]) -> None:
     """Every leaf that is not simply taken needs an action that is possible for it."""
-    possible = {
-        name: ("drop",) if name not in new else ("fresh",) if name not in old else ("grow", "fresh")
-        for name in changes
-    }
+
+    def choices(name: str) -> tuple[str, ...]:
+        if name in new and name in old:
+            return "grow", "fresh"
+        if name in old:
+            return ("drop",)
+        same = old.get(text_twin(name)) == new[name]
+        return ("fresh", "text") if same else ("fresh",)
+
+    possible = {name: choices(name) for name in changes}
     wrong = [name for name in changes if actions[name] not in possible[name]]
     if wrong:
         raise CheckpointError(
