@@ -1,4 +1,7 @@
-"""The trunk: a Llama transformer (pre-RMSNorm, SwiGLU, rotary embeddings), its layers stacked and scanned."""
+"""The trunk: a Llama transformer (RMSNorm, SwiGLU, rotary embeddings), its layers stacked and scanned.
+
+Two switches make it Chameleon's (arXiv 2405.09818, section 2.3): `model.query_key_norm` and `model.norm="post"`.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +92,7 @@ class Layer(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         attention_key, mlp_key = jax.random.split(key)
+        self.config = config
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
         self.attention = Attention(config, key=attention_key)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
@@ -98,6 +102,10 @@ class Layer(nnx.Module):
         self, x: jax.Array, spans: Spans, rotation: tuple[jax.Array, jax.Array], past: Cache | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """`[B, T, width]` to the same, and this layer's cached keys and values."""
+        if self.config.norm == "post":  # after each, inside the residual: Swin's order (arXiv 2111.09883)
+            mixed, present = self.attention(x, spans, rotation, past)
+            x = x + self.attention_norm(mixed)
+            return x + self.mlp_norm(self.mlp(x)), present
         mixed, present = self.attention(self.attention_norm(x), spans, rotation, past)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), present
@@ -114,6 +122,9 @@ class Attention(nnx.Module):
         self.key = nnx.Param(normal(k, (width, width), config))
         self.value = nnx.Param(normal(v, (width, width), config))
         self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
+        if config.query_key_norm:
+            self.query_norm = HeadNorm(config)
+            self.key_norm = HeadNorm(config)
 
     def __call__(
         self, x: jax.Array, spans: Spans, rotation: tuple[jax.Array, jax.Array], past: Cache | None
@@ -125,7 +136,10 @@ class Attention(nnx.Module):
             each = dot(x, weight).reshape(*x.shape[:-1], config.heads, config.head_dim)
             return split(each, "batch", "elements", "heads")
 
-        q, k, v = rotate(heads(self.query), rotation), rotate(heads(self.key), rotation), heads(self.value)
+        q, k, v = heads(self.query), heads(self.key), heads(self.value)
+        if config.query_key_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = rotate(q, rotation), rotate(k, rotation)
         offset: int | jax.Array = 0
         present = None
         if past is not None:
@@ -150,6 +164,25 @@ class MLP(nnx.Module):
         """`[…, width]` to the same."""
         gate, up = (split(dot(x, weight), "batch", "elements", "mlp") for weight in (self.gate, self.up))
         return dot(jax.nn.silu(gate) * up, self.down)
+
+
+class HeadNorm(nnx.Module):
+    """LayerNorm over the channels of each head, with a scale and a bias of its own for every head.
+
+    As Chameleon's weights have it. Computed in float32.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.epsilon = config.norm_epsilon
+        self.head_scale = nnx.Param(jnp.ones((config.heads, config.head_dim)))
+        self.head_bias = nnx.Param(jnp.zeros((config.heads, config.head_dim)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[…, heads, head_dim]` to the same."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, -1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + self.epsilon)
+        return (centred * inverse).astype(x.dtype) * self.head_scale[...] + self.head_bias[...]
 
 
 class RMSNorm(nnx.Module):
