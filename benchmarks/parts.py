@@ -96,7 +96,9 @@ def text_head(config: Config) -> Callable[[], None]:
 
     @jax.jit
     def gradients(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.grad(lambda h, w: jnp.sum(cross_entropy(h, w, targets, model.vocabulary)), (0, 1))(hidden, head)
+        return jax.grad(lambda h, w: jnp.sum(cross_entropy(h, w, targets, model.vocabulary)[0]), (0, 1))(
+            hidden, head
+        )
 
     def run() -> None:
         jax.block_until_ready(gradients(hidden, head))

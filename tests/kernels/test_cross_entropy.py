@@ -13,6 +13,7 @@ from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.parallel.mesh import make_mesh
 
 ROWS, LENGTH, WIDTH, ENTRIES, PADDED = 4, 50, 8, 37, 48
+Z_LOSS = 0.1
 
 
 @pytest.mark.parametrize("chunk", [7, 25, 64])
@@ -50,12 +51,14 @@ def both(dtype):
 
 
 def ours(hidden, head, targets, weight):
-    return jnp.sum(cross_entropy(hidden, head, targets, ENTRIES) * weight)
+    losses, log_total = cross_entropy(hidden, head, targets, ENTRIES)
+    return jnp.sum((losses + Z_LOSS * jnp.square(log_total)) * weight)
 
 
 def theirs(hidden, head, targets, weight):
     logits = (hidden @ head)[..., :ENTRIES]
-    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weight)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return jnp.sum((losses + Z_LOSS * jnp.square(jax.nn.logsumexp(logits, -1))) * weight)
 
 
 def arrays(dtype):

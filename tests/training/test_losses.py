@@ -169,7 +169,7 @@ def loss_with_noise(config, batch, noised, noise):
 
     def loss(params):
         replaced = dataclasses.replace(batch, latents=noised, timestep_limit=np.zeros_like(batch.timestep_limit))
-        token_loss, weight, _, timesteps = task.element_losses(params, replaced, KEY)  # t = 0 adds no noise
+        (token_loss, _, weight), _, timesteps = task.element_losses(params, replaced, KEY)  # t = 0 adds no noise
         x, skips = task.model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
         hidden, _ = task.model.trunk(params, x, batch.spans, batch.positions)
         patches = gather_patches(hidden, batch.image_slot, batch.latents.shape[1], config.model.patches)

@@ -39,6 +39,8 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
     init_std: float = 0.02  # of every matrix; small widths learn faster with about 1/√width
+    query_key_norm: bool = False  # a LayerNorm on each head's queries and keys (Chameleon, arXiv 2405.09818)
+    norm: str = "pre"  # norms before attention and MLP, or "post": after each, inside the residual (Swin's order)
     attention: str = execution("auto")  # "auto", "tpu", "gpu", "blocked" or "reference"
     remat: str = execution("none")  # what is computed again: "none", "full", or "dots" (all but products)
     compute_dtype: str = execution("auto")  # "auto": bfloat16 on accelerators, float32 on CPU
@@ -55,6 +57,7 @@ class ModelConfig:
         )
         one_of("model.patch_coder", self.patch_coder, ("linear",))
         one_of("model.modality_weights", self.modality_weights, ("shared", "untied"))
+        one_of("model.norm", self.norm, ("pre", "post"))
         one_of("model.attention", self.attention, ("auto", "tpu", "gpu", "blocked", "reference"))
         one_of("model.remat", self.remat, ("none", "full", "dots"))
         one_of("model.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
@@ -308,6 +311,7 @@ class Config:
     data: DataConfig
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     image_loss_weight: float = 5.0  # λ
+    z_loss: float = 0.0  # weight of log² of the softmax's denominator; Chameleon's is 1e-5
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -320,6 +324,7 @@ class Config:
         positive(self, "", "steps", "batch_rows", "accumulation")
         require(self.seed >= 0, "seed must not be negative")
         require(self.image_loss_weight >= 0, "image_loss_weight must not be negative")
+        require(0 <= self.z_loss < math.inf, f"z_loss must not be negative, not {self.z_loss}")
         require(
             self.batch_rows % self.accumulation == 0,
             f"accumulation {self.accumulation} must divide batch_rows {self.batch_rows}",

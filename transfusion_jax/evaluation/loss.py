@@ -40,10 +40,8 @@ def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> di
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(task: TransfusionTask, params: Params, batch: Batch, key: jax.Array) -> tuple:
-    token_loss, token_weight, image_loss, _ = task.element_losses(
-        params, jax.tree.map(lambda x: split(x, "batch"), batch), key
-    )
-    return token_loss, token_weight, image_loss
+    tokens, image_loss, _ = task.element_losses(params, jax.tree.map(lambda x: split(x, "batch"), batch), key)
+    return tokens.loss, tokens.weight, image_loss
 
 
 def _bytes(targets: np.ndarray, codec: Codec) -> int:

@@ -12,8 +12,12 @@ from jax.sharding import PartitionSpec as P
 CHUNK = 256  # elements of each row whose logits are held at a time
 
 
-def cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array, entries: int) -> jax.Array:
-    """−log softmax(hidden · head) at the targets. Logits are float32, and computed again in the backward pass.
+def cross_entropy(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, entries: int
+) -> tuple[jax.Array, jax.Array]:
+    """−log softmax(hidden · head) at the targets, and the log of the softmax's denominator.
+
+    Logits are float32, and computed again in the backward pass.
 
     On a mesh each device takes some of the elements, and all of the head: its gradient is summed once.
 
@@ -24,22 +28,25 @@ def cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array, entrie
         entries: the vocabulary; what stands behind it in `head` is padding and never likely.
 
     Returns:
-        `[B, T]` float32.
+        Both `[B, T]` float32.
     """
     function = functools.partial(_losses, entries)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function(hidden, head, targets)
     elements = P(("data", "fsdp"), ("context", "tensor"))
-    sharded = jax.shard_map(function, in_specs=(elements, P(), elements), out_specs=elements, check_vma=False)
+    sharded = jax.shard_map(
+        function, in_specs=(elements, P(), elements), out_specs=(elements, elements), check_vma=False
+    )
     length = hidden.shape[1]
     parts = mesh.shape["context"] * mesh.shape["tensor"]
     hidden, targets = (_pad(x, parts) for x in (hidden, targets))
-    return sharded(hidden, head, targets)[:, :length]
+    losses, log_total = sharded(hidden, head, targets)
+    return losses[:, :length], log_total[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _losses(entries: int, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+def _losses(entries: int, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _forward(entries, hidden, head, targets)[0]
 
 
@@ -51,21 +58,23 @@ def _forward(entries, hidden, head, targets):  # type: ignore[no-untyped-def]
         return log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0], log_total
 
     losses, log_total = jax.lax.map(chunk, (_chunks(hidden), _chunks(targets)))
-    return _join(losses, hidden), (hidden, head, targets, log_total)
+    return (_join(losses, hidden), _join(log_total, hidden)), (hidden, head, targets, log_total)
 
 
-def _backward(entries, residuals, d_losses):  # type: ignore[no-untyped-def]
+def _backward(entries, residuals, cotangents):  # type: ignore[no-untyped-def]
     hidden, head, targets, log_total = residuals
+    d_losses, d_log_total = cotangents
 
     def chunk(d_head: jax.Array, args: tuple) -> tuple[jax.Array, jax.Array]:
-        hidden, targets, log_total, d_losses = args
+        hidden, targets, log_total, d_losses, d_log_total = args
         likelihood = jnp.exp(_logits(hidden, head, entries) - log_total[..., None])
         right = jnp.arange(head.shape[1]) == targets[..., None]
-        d_logits = ((likelihood - right) * d_losses[..., None]).astype(hidden.dtype)
+        d_logits = (likelihood - right) * d_losses[..., None] + likelihood * d_log_total[..., None]
+        d_logits = d_logits.astype(hidden.dtype)
         d_head += _product(_matrix(hidden).T, _matrix(d_logits))
         return d_head, _product(_matrix(d_logits), head.T).reshape(hidden.shape)
 
-    chunks = (_chunks(hidden), _chunks(targets), log_total, _chunks(d_losses))
+    chunks = (_chunks(hidden), _chunks(targets), log_total, _chunks(d_losses), _chunks(d_log_total))
     d_head, d_hidden = jax.lax.scan(chunk, jnp.zeros(head.shape, jnp.float32), chunks)
     return _join(d_hidden, hidden).astype(hidden.dtype), d_head.astype(head.dtype), None
 

@@ -77,8 +77,11 @@ class Model:
         """Logits `[…, padded_vocabulary]` in float32 from `[…, width]`; −∞ for entries that are padding."""
         return self._bind(params).text_logits(hidden)
 
-    def text_losses(self, params: Params, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        """Cross-entropy `[B, T]` of the logits of `[B, T, width]` at the targets `[B, T]`; no logits are held."""
+    def text_losses(self, params: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cross-entropy `[B, T]` of the logits of `[B, T, width]` at the targets `[B, T]`, and log Z `[B, T]`.
+
+        No logits are held. Z is the softmax's denominator.
+        """
         head = self._bind(params).text_head[...]
         return cross_entropy(hidden, head, targets, self.config.vocabulary + SPECIAL_TOKENS)
 

@@ -1,4 +1,7 @@
-"""The trunk: a Llama transformer (pre-RMSNorm, SwiGLU, rotary embeddings), its layers stacked and scanned."""
+"""The trunk: a Llama transformer (RMSNorm, SwiGLU, rotary embeddings), its layers stacked and scanned.
+
+Two switches make it Chameleon's (arXiv 2405.09818, section 2.3): `model.query_key_norm` and `model.norm="post"`.
+"""
 
 from __future__ import annotations
 
@@ -102,14 +105,31 @@ class Trunk(nnx.Module):
 
 
 class Block(nnx.Module):
-    """The weights of one transformer block."""
+    """The weights of one transformer block, each norm before its part, or after it and inside the residual.
+
+    The latter is Swin's order (arXiv 2111.09883), which Chameleon takes.
+    """
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
+        self.config = config
         attention_key, mlp_key = jax.random.split(key)
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
         self.attention = Attention(config, key=attention_key)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = MLP(config, key=mlp_key)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of `[B, T, width]`; see `Attention.project`."""
+        return self.attention.project(self.attention_norm(x) if self.config.norm == "pre" else x)
+
+    def attended(self, mixed: jax.Array) -> jax.Array:
+        """What attention adds to the residual, from what it gave `[B, T, width]`."""
+        result = dot(mixed, self.attention.output)
+        return self.attention_norm(result) if self.config.norm == "post" else result
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        """What the SwiGLU adds to the residual."""
+        return self.mlp(self.mlp_norm(x)) if self.config.norm == "pre" else self.mlp_norm(self.mlp(x))
 
 
 class Layer(Block):
@@ -120,7 +140,6 @@ class Layer(Block):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         super().__init__(config, key=key)
-        self.config = config
         if config.modality_weights == "untied":
             setattr(self, PATCHES, Block(config, key=jax.random.fold_in(key, 1)))
 
@@ -142,10 +161,10 @@ class Layer(Block):
             patches = function(getattr(self, PATCHES), take_elements(x, patch_places))
             return jax.tree.map(lambda all_, some: put_elements(all_, some, patch_places), result, patches)
 
-        q, k, v = each(lambda block, x: block.attention.project(block.attention_norm(x)), x)
+        q, k, v = each(Block.project, x)
         mixed, present = attend(self.config, rotate(q, rotation), rotate(k, rotation), v, spans, past)
-        x = x + each(lambda block, mixed: dot(mixed, block.attention.output), mixed)
-        return x + each(lambda block, x: block.mlp(block.mlp_norm(x)), x), present
+        x = x + each(Block.attended, mixed)
+        return x + each(Block.feed_forward, x), present
 
 
 class Attention(nnx.Module):
@@ -159,6 +178,9 @@ class Attention(nnx.Module):
         self.key = nnx.Param(normal(k, (width, width), config))
         self.value = nnx.Param(normal(v, (width, width), config))
         self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
+        if config.query_key_norm:
+            self.query_norm = HeadNorm(config)
+            self.key_norm = HeadNorm(config)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values `[B, T, heads, head_dim]` of `[B, T, width]`, not yet rotated."""
@@ -168,7 +190,8 @@ class Attention(nnx.Module):
             each = dot(x, weight).reshape(*x.shape[:-1], config.heads, config.head_dim)
             return split(each, "batch", "elements", "heads")
 
-        return heads(self.query), heads(self.key), heads(self.value)
+        q, k, v = heads(self.query), heads(self.key), heads(self.value)
+        return (self.query_norm(q), self.key_norm(k), v) if config.query_key_norm else (q, k, v)
 
 
 def attend(
@@ -211,6 +234,25 @@ class MLP(nnx.Module):
         """`[…, width]` to the same."""
         gate, up = (split(dot(x, weight), "batch", "elements", "mlp") for weight in (self.gate, self.up))
         return dot(jax.nn.silu(gate) * up, self.down)
+
+
+class HeadNorm(nnx.Module):
+    """LayerNorm over the channels of each head, with a scale and a bias of its own for every head.
+
+    As Chameleon's weights have it. Computed in float32.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.epsilon = config.norm_epsilon
+        self.head_scale = nnx.Param(jnp.ones((config.heads, config.head_dim)))
+        self.head_bias = nnx.Param(jnp.zeros((config.heads, config.head_dim)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[…, heads, head_dim]` to the same."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, -1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + self.epsilon)
+        return (centred * inverse).astype(x.dtype) * self.head_scale[...] + self.head_bias[...]
 
 
 class RMSNorm(nnx.Module):

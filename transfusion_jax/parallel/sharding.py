@@ -21,6 +21,8 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "embedding": ("vocabulary", "width"),
     "text_head": ("width", "vocabulary"),
     "scale": ("norm",),
+    "head_scale": ("heads", "norm"),
+    "head_bias": ("heads", "norm"),
     "query": ("width", "heads"),
     "key": ("width", "heads"),
     "value": ("width", "heads"),

@@ -50,5 +50,5 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], 
 
 
 def is_matrix(path: tuple, rank: int) -> bool:
-    """Whether a parameter has two axes besides that of the layers: those decay."""
-    return len([name for name in axis_names(path, rank) if name != STACKED]) >= 2
+    """Whether a parameter has two axes besides that of the layers and is no norm's: those decay."""
+    return len([name for name in axis_names(path, rank) if name not in (STACKED, "norm")]) >= 2

@@ -20,6 +20,7 @@ from transfusion_jax.diffusion.schedule import Schedule, cosine
 from transfusion_jax.model.transfusion import Model, Params, find_patches, gather_patches
 from transfusion_jax.model.trunk import PATCHES
 from transfusion_jax.training.task import Metrics, accumulated_gradients
+from transfusion_jax.training.token_loss import TokenLosses, token_losses
 
 NOISE_BINS = 4  # the timesteps in equal parts, from the cleanest
 
@@ -74,18 +75,22 @@ class TransfusionTask:
 
     def loss(self, params: Params, batch: Batch, key: jax.Array, totals: Totals) -> tuple[jax.Array, Metrics]:
         """The loss of some rows of a batch whose totals are given, and its parts for the log."""
-        token_loss, token_weight, image_loss, timesteps = self.element_losses(params, batch, key)
+        (token_loss, log_total, token_weight), image_loss, timesteps = self.element_losses(params, batch, key)
         text = jnp.sum(token_loss * token_weight, axis=1) / totals.tokens
         image = jnp.sum(image_loss * batch.image_weight, axis=1) / totals.images
         row_loss = text + self.config.image_loss_weight * image
-        value = jnp.sum(row_loss)
         sums, counts = self._parts(batch, token_loss, token_weight, image_loss, timesteps)
+        if self.config.z_loss:
+            squares = jnp.square(log_total) * token_weight
+            row_loss = row_loss + self.config.z_loss * jnp.sum(squares, axis=1) / totals.tokens
+            sums["loss_z"] = jnp.sum(squares), jnp.sum(token_weight)
+        value = jnp.sum(row_loss)
         return value, Metrics(value, sums, counts, batch.row, row_loss)
 
     def element_losses(
         self, params: Params, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Each token's cross-entropy and weight `[B, T]`, each image's squared error and timestep `[B, N]`."""
+    ) -> tuple[TokenLosses, jax.Array, jax.Array]:
+        """Each token's losses and weight `[B, T]`, each image's squared error and timestep `[B, N]`."""
         model, config = self.model, self.config.model
         images = batch.latents.shape[1]
         keys = objective.image_keys(key, batch.row, images)
@@ -93,11 +98,11 @@ class TransfusionTask:
         x, skips = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
         places = find_patches(batch.image_slot, images, config.patches)
         hidden, _ = model.trunk(params, x, batch.spans, batch.positions, patch_places=places)
-        token_loss, weight = self._text_loss(params, hidden, batch)
+        tokens = token_losses(model, params, hidden, batch, self.config.data.text_capacity)
         patches = gather_patches(hidden, batch.image_slot, images, config.patches)
         predicted = model.denoise(params, patches, timesteps, skips)
         image_loss = jnp.mean(jnp.square(predicted - noise), axis=(2, 3, 4))
-        return token_loss, weight, image_loss, timesteps
+        return tokens, image_loss, timesteps
 
     def flops(self, counts: dict[str, float]) -> float:
         """Exact operations of the step that reported these counts."""
@@ -105,22 +110,6 @@ class TransfusionTask:
         return float(
             flops.step_flops(self.config.model, c["elements"], c["text_losses"], c["images"], c["span_area"])
         )
-
-    def _text_loss(self, params: Params, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Cross-entropy on the elements that bear a loss: the head runs on `max_text` of each row at most."""
-        capacity = min(self.config.data.text_capacity, hidden.shape[1])
-        if capacity == hidden.shape[1]:
-            chosen, targets, weight = hidden, batch.targets, batch.token_weight
-        else:
-            order = jnp.argsort(batch.token_weight <= 0, axis=1, stable=True)[:, :capacity]
-            chosen = jnp.take_along_axis(hidden, order[..., None], axis=1)
-            targets, weight = (jnp.take_along_axis(x, order, 1) for x in (batch.targets, batch.token_weight))
-        losses = self.model.text_losses(params, chosen, targets)
-        if capacity == hidden.shape[1]:
-            return losses, weight
-        row = jnp.arange(len(hidden))[:, None]
-        zeros = jnp.zeros(batch.tokens.shape)
-        return zeros.at[row, order].set(losses), zeros.at[row, order].set(weight)
 
     def _parts(
         self,
