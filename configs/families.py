@@ -1,0 +1,79 @@
+"""Transfusion and Chameleon on the same captioned shapes, small enough for two CPU cores.
+
+    transfusion train --config configs/families.py:linear --workdir runs/families/linear
+
+The argument is `linear` or `unet` (Transfusion with that patch coder) or `chameleon`, which may be followed by
+`,match=images`: Chameleon then trains until it has seen as many images, instead of as many elements. An image takes
+16 elements of Transfusion's and 64 of Chameleon's, the ratio that the paper has (256 and 1,024).
+docs/families.md has the commands that make the data and both autoencoders, and what came out.
+"""
+
+from ml_collections import ConfigDict
+
+COMMON = dict(
+    name="families",
+    seed=0,
+    steps=3000,
+    batch_rows=8,
+    model=dict(
+        width=128,
+        init_std=0.08,
+        layers=4,
+        heads=2,
+        mlp_width=384,
+        vocabulary=410,
+        latent_shape=(8, 8, 8),
+        patch_size=2,
+    ),
+    data=dict(
+        sources=dict(shapes=dict(path="data/shapes32")),
+        encoding="kl-f4c8",
+        context_length=320,
+        max_images=12,
+        image_first=0.2,
+        caption_dropout=0.1,
+    ),
+    diffusion=dict(image_first_limit=500),
+    optimizer=dict(
+        learning_rate=2e-3,
+        final_learning_rate=2e-5,
+        warmup_steps=100,
+        ema_decay=0.998,
+    ),
+    evaluation=dict(rows=64),
+    sampling=dict(steps=50, guidance=3.0),
+    loop=dict(log_every=50, save_every=500, evaluate_every=500),
+)
+FAMILIES = {
+    "linear": {},
+    "unet": {"model.patch_coder": "unet", "model.unet_channels": (32, 64)},
+    "chameleon": {
+        "model.images": "codes",
+        "model.codebook": 512,
+        "model.latent_shape": (8, 8, 4),
+        "model.patch_size": 1,
+        "model.image_attention": "causal",
+        "model.query_key_norm": True,
+        "model.norm": "post",
+        "z_loss": 1e-5,
+        "data.encoding": "vq-f4",
+        "data.max_images": 4,
+        "optimizer.learning_rate": 1e-3,
+    },
+}
+ELEMENTS_PER_IMAGE = {"latents": 16 + 2, "codes": 64 + 2}  # with BOI and EOI
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of a family."""
+    family, *options = (arg or "linear").split(",")
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}: one of {', '.join(FAMILIES)}")
+    config = ConfigDict(COMMON)
+    config.name = f"families-{family}"
+    config.update_from_flattened_dict(FAMILIES[family])
+    for option in options:
+        if option != "match=images" or family != "chameleon":
+            raise ValueError(f"unknown option {option!r} of {family}: only chameleon takes match=images")
+        config.steps = config.steps * ELEMENTS_PER_IMAGE["codes"] // ELEMENTS_PER_IMAGE["latents"]
+    return config
