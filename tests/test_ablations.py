@@ -62,5 +62,7 @@ def test_every_row_takes_a_step(config):
     state = new_state(task, config)
     after, report = jax.jit(lambda s, b: train_step(task, config, s, b))(state, stack([rows[0], rows[1]]))
     assert np.isfinite(report.values["loss"])
-    moved = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state.params, after.params)), strict=True)]
+    moved = [
+        not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state.params, after.params)), strict=True)
+    ]
     assert np.mean(moved) > 0.8

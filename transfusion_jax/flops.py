@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.model.patch_coder import TIMESTEP_FEATURES
-from transfusion_jax.model.transfusion import Model
+from transfusion_jax.model.transfusion import PATCH_CODERS, Model
 from transfusion_jax.model.trunk import PATCHES
 
 FORWARD_AND_BACKWARD = 3  # the backward pass costs two forward passes
@@ -96,9 +95,14 @@ def step_flops(config: ModelConfig, elements: Any, text_losses: Any, images: Any
     trunk = 2.0 * config.layers * per_layer * elements
     attention = 4.0 * config.layers * config.width * span_area
     head = 2.0 * config.width * config.padded_vocabulary * text_losses
-    patches = 2.0 * 2 * config.patch_channels * config.width * config.patches * images
-    timesteps = 2.0 * (TIMESTEP_FEATURES + config.width) * config.width * images
-    return FORWARD_AND_BACKWARD * (trunk + attention + head + patches + timesteps)
+    coder = coder_flops(config) * images
+    return FORWARD_AND_BACKWARD * (trunk + attention + head + coder)
+
+
+def coder_flops(config: ModelConfig) -> float:
+    """Operations of the patch coder on one image, embedded and denoised, forward."""
+    flops: float = PATCH_CODERS[config.patch_coder].flops(config)
+    return flops
 
 
 def peak_flops(device: Any) -> tuple[float, str]:

@@ -43,7 +43,7 @@ def test_losses_gradient_norms_and_updated_parameters_equal_pytorchs(monkeypatch
     noise = random.normal(size=batch.latents.shape).astype(np.float32)
     timesteps = np.array([[1, 300], [700, 1000]])
 
-    def corrupt(keys, clean, limit, schedule):
+    def corrupt(keys, clean, limit, schedule, objective):
         return schedule.add_noise(clean, noise, timesteps), noise, timesteps
 
     monkeypatch.setattr(objective, "corrupt", corrupt)

@@ -34,7 +34,10 @@ class ModelConfig:
     vocabulary: int  # entries of the tokenizer; the special tokens and the padding come on top
     latent_shape: tuple[int, int, int]  # height, width, channels of an image after the autoencoder
     patch_size: int  # k: a patch is k×k latent pixels
-    patch_coder: str = "linear"
+    patch_coder: str = "linear"  # "linear", "none" (the same map of 1×1 patches), or "unet"
+    unet_channels: tuple[int, ...] = ()  # of the U-Net, level by level from the latents' size; (): the paper's size
+    unet_blocks: int = 2  # of the U-Net, in each level of its way down; one more on its way up
+    image_attention: str = "bidirectional"  # of an image's patches among themselves, or "causal"
     modality_weights: str = "shared"  # or "untied": a layer's norms, projections and SwiGLU once more for patches
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
@@ -55,12 +58,34 @@ class ModelConfig:
             height % self.patch_size == 0 and width % self.patch_size == 0,
             f"model.patch_size {self.patch_size} must divide the latent's {height}×{width}",
         )
-        one_of("model.patch_coder", self.patch_coder, ("linear",))
+        one_of("model.patch_coder", self.patch_coder, ("linear", "none", "unet"))
+        one_of("model.image_attention", self.image_attention, ("bidirectional", "causal"))
         one_of("model.modality_weights", self.modality_weights, ("shared", "untied"))
         one_of("model.norm", self.norm, ("pre", "post"))
+        self._check_coder()
         one_of("model.attention", self.attention, ("auto", "tpu", "gpu", "blocked", "reference"))
         one_of("model.remat", self.remat, ("none", "full", "dots"))
         one_of("model.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
+
+    def _check_coder(self) -> None:
+        k, channels = self.patch_size, self.unet_channels
+        require(
+            self.patch_coder != "none" or k == 1,
+            f"model.patch_coder none takes 1×1 patches: set model.patch_size to 1, not {k}, or take linear",
+        )
+        if self.patch_coder != "unet":
+            require(not channels, "model.unet_channels goes with model.patch_coder unet alone")
+            require(self.unet_blocks == 2, "model.unet_blocks goes with model.patch_coder unet alone")
+            return
+        positive(self, "model.", "unet_blocks")
+        levels = k.bit_length()
+        require(
+            k in (1, 2, 4, 8), f"model.patch_coder unet halves the image: model.patch_size 1, 2, 4 or 8, not {k}"
+        )
+        require(
+            len(channels) in (0, levels) and all(c > 0 for c in channels),
+            f"model.unet_channels takes {levels} positive numbers with model.patch_size {k}, not {list(channels)}",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -131,11 +156,12 @@ class DataConfig:
     max_text: int = 0  # text elements with a loss per row, a static shape; 0: context_length
     image_first: float = 0.2  # share of image-caption pairs whose image comes first (paper, section 4.1)
     caption_dropout: float = 0.1  # share of caption-first pairs that lose their caption, for guidance
+    clean_context: float = 0.0  # share of images with text after them that are shown clean and bear no loss
     workers: int = execution(0)  # loader processes; 0 reads in threads of this one
 
     def __post_init__(self) -> None:
         positive(self, "data.", "context_length", "max_images")
-        for name in ("image_first", "caption_dropout"):
+        for name in ("image_first", "caption_dropout", "clean_context"):
             require(0 <= getattr(self, name) <= 1, f"data.{name} must be between 0 and 1")
         require(0 <= self.max_text <= self.context_length, "data.max_text must lie between 0 and context_length")
         require(self.workers >= 0, "data.workers must not be negative")
@@ -178,14 +204,35 @@ class DiffusionConfig:
     """The noise (paper, section 2.2): cosine schedule, ε objective."""
 
     timesteps: int = 1000
+    objective: str = "epsilon"  # what is predicted: "epsilon", "v", "x" (the clean image), or "flow" (ε − x₀)
+    schedule: str = "auto"  # "cosine", "linear" or "auto": cosine, and the straight line of rectified flow
     image_first_limit: int = 1000  # highest t for an image that precedes its caption; the paper's switch is 500
 
     def __post_init__(self) -> None:
         positive(self, "diffusion.", "timesteps")
+        one_of("diffusion.objective", self.objective, ("epsilon", "v", "x", "flow"))
+        one_of("diffusion.schedule", self.schedule, ("auto", "cosine", "linear"))
+        require(
+            self.objective != "flow" or self.schedule == "auto",
+            f"diffusion.objective flow has a straight line of its own: leave diffusion.schedule at auto, not "
+            f"{self.schedule}",
+        )
+        require(
+            self.schedule != "linear" or self.timesteps > 20,
+            f"diffusion.schedule linear takes more than 20 timesteps, not {self.timesteps}: its noise would be "
+            "more than the image holds",
+        )
         require(
             1 <= self.image_first_limit <= self.timesteps,
             f"diffusion.image_first_limit must lie between 1 and timesteps ({self.timesteps})",
         )
+
+    @property
+    def resolved_schedule(self) -> str:
+        """`schedule` with its default resolved: an entry of `diffusion.schedule.SCHEDULES`."""
+        if self.schedule != "auto":
+            return self.schedule
+        return "straight" if self.objective == "flow" else "cosine"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.tokenizer import SpecialTokens
 
 
+CONTEXT = 1  # tells the draws of clean images from the others of a row
+
+
 @dataclass(frozen=True)
 class Piece:
     """A stretch of elements of one document, placed in a row."""
@@ -38,23 +41,24 @@ class Layout:
 def assemble(row: int, pieces: Iterable[Piece], config: Config, special: SpecialTokens) -> Batch:
     """One row: a `Batch` whose arrays lack the leading B.
 
-    Which caption comes first and which is dropped is drawn from (seed, row) alone.
+    Which caption comes first, which is dropped and which image is shown clean is drawn from (seed, row) alone.
 
     Args:
         row: the row's number in the stream.
         pieces: what stands in it, in order; no longer together than the context.
-        config: names the context length, the caps, the order and the dropout.
+        config: names the context length, the caps, the order, the dropout and the share of clean images.
         special: the special tokens.
     """
     random = np.random.default_rng([config.seed, row])
+    of_context = np.random.default_rng([config.seed, row, CONTEXT])  # so that orders stay what they are without
     result = empty_row(row, config.data.context_length, config.data.max_images, config, special)
     at = slot = 0
     for piece in pieces:
         document, dropped = arrange(piece.document, config, random)
-        layout = lay_out(document, config.model.patches, special)
+        layout = lay_out(document, config.model.patches, special, config.model.image_attention == "causal")
         if dropped:
             layout = replace(layout, weight=np.zeros_like(layout.weight))
-        place(result, at, slot, layout, piece, document, config)
+        place(result, at, slot, layout, piece, clean(document, config, of_context), config)
         at += piece.length
         slot += document.images
     return result
@@ -98,11 +102,28 @@ def arrange(document: Document, config: Config, random: np.random.Generator) -> 
     return Document((image,) if dropped else (text, image)), bool(dropped)
 
 
-def lay_out(document: Document, patches: int, special: SpecialTokens) -> Layout:
+def clean(document: Document, config: Config, random: np.random.Generator) -> Document:
+    """The document with some of the images that text follows shown clean (t = 0): those bear no image loss.
+
+    In training the text after an image sees it noised, in use it sees it clean; this closes the gap for the text at
+    the cost of some images' losses.
+    """
+    if not config.data.clean_context or not document.images:
+        return document
+    segments, drawn = list(document.segments), random.random(len(document.segments))
+    last = max((i for i, segment in enumerate(segments) if isinstance(segment, Text)), default=-1)
+    for i, segment in enumerate(segments[: last + 1]):
+        if isinstance(segment, Image) and drawn[i] < config.data.clean_context:
+            segments[i] = replace(segment, loss=False)
+    return Document(tuple(segments))
+
+
+def lay_out(document: Document, patches: int, special: SpecialTokens, causal: bool = False) -> Layout:
     """A whole document as elements: `BOS text … BOI patches EOI …`, with EOS as the last target.
 
     Every text element predicts the element after it, but for BOI, whose successor is a patch (paper, footnote 8),
-    and but for what belongs to a segment that bears no loss. EOS belongs to the last segment.
+    and but for what belongs to a segment that bears no loss. EOS belongs to the last segment. A patch attends to all
+    of its image, or, where images are causal, to what stands before it alone.
     """
     tokens, image = [np.array([special.bos])], [np.array([TEXT])]
     learnt = []  # of each element after BOS, and of EOS
@@ -127,7 +148,7 @@ def lay_out(document: Document, patches: int, special: SpecialTokens) -> Layout:
         weight=(~is_patch & (token != special.boi) & np.concatenate(learnt)).astype(np.float32),
         image=which,
         patch=patch,
-        span_end=np.where(is_patch, index + patches - patch, index + 1),
+        span_end=np.where(is_patch & (not causal), index + patches - patch, index + 1),
     )
 
 

@@ -1,11 +1,29 @@
-"""What the model learns of an image: to predict the noise in it (paper, section 2.2)."""
+"""What the model learns of a noised image: to predict the noise in it (paper, section 2.2), or another target.
+
+| objective | target | |
+|---|---|---|
+| epsilon | ε | arXiv 2006.11239 |
+| v | signal_t ε − noise_t x_0 | arXiv 2202.00512 |
+| x | x_0 | |
+| flow | ε − x_0, on the straight line | arXiv 2209.03003 |
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from transfusion_jax.diffusion.schedule import Schedule
+from transfusion_jax.diffusion.schedule import Path
+
+Target = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+TARGETS: dict[str, Target] = {  # of (clean, noise, the clean image's weight at t, the noise's)
+    "epsilon": lambda clean, noise, signal, sigma: noise,
+    "v": lambda clean, noise, signal, sigma: signal * noise - sigma * clean,
+    "x": lambda clean, noise, signal, sigma: clean,
+    "flow": lambda clean, noise, signal, sigma: noise - clean,
+}
 
 
 def image_keys(key: jax.Array, rows: jax.Array, images: int) -> jax.Array:
@@ -17,7 +35,7 @@ def image_keys(key: jax.Array, rows: jax.Array, images: int) -> jax.Array:
 
 
 def corrupt(
-    keys: jax.Array, latents: jax.Array, timestep_limit: jax.Array, schedule: Schedule
+    keys: jax.Array, latents: jax.Array, timestep_limit: jax.Array, schedule: Path, objective: str = "epsilon"
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Noises each image at a timestep of its own.
 
@@ -26,9 +44,10 @@ def corrupt(
         latents: `[B, N, h, w, c]`, clean and normalised.
         timestep_limit: `[B, N]`; t is uniform over 1 … limit, and a limit of 0 leaves the image clean.
         schedule: the noise schedule.
+        objective: an entry of `TARGETS`.
 
     Returns:
-        The noised latents, the noise (the target) and the timesteps `[B, N]`.
+        The noised latents, the target (of their shape) and the timesteps `[B, N]`.
     """
 
     def draw(key: jax.Array, limit: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -37,4 +56,5 @@ def corrupt(
         return t, jax.random.normal(for_noise, latents.shape[2:])
 
     timesteps, noise = jax.vmap(jax.vmap(draw))(keys, timestep_limit)
-    return schedule.add_noise(latents, noise, timesteps), noise, timesteps
+    target = TARGETS[objective](latents, noise, *schedule.weights(timesteps))
+    return schedule.add_noise(latents, noise, timesteps), target, timesteps

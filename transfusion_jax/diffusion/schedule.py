@@ -1,54 +1,111 @@
-"""The cosine noise schedule (Nichol and Dhariwal, arXiv 2102.09672) and its respaced timesteps.
+"""The way from images to noise: noise schedules, and the timesteps that a sampler visits.
 
-Timesteps run from 1 to T: `x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε`, and t = 0 is the clean image (ᾱ_0 = 1). diffusers
-counts from 0, so its timestep is ours minus one.
+Timesteps run from 1 to T, and t = 0 is the clean image: `x_t = signal_t x_0 + noise_t ε`. On a diffusion's schedule
+that is `√ᾱ_t x_0 + √(1 − ᾱ_t) ε`; diffusers counts from 0 there, so its timestep is ours minus one. On the straight
+line of rectified flow it is `(1 − t/T) x_0 + (t/T) ε`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion_jax.config import DiffusionConfig
+
 LARGEST_BETA = 0.999
+FIRST_BETA, LAST_BETA, BETAS = 1e-4, 0.02, 1000  # of DDPM, and for how many timesteps
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """A noise schedule: `alpha_bar[t]` for t in 0 … T, float64."""
+class Path:
+    """How much of the image and how much noise there is at each timestep."""
 
-    alpha_bar: np.ndarray
+    signals: np.ndarray  # [T + 1] float64
+    noises: np.ndarray  # [T + 1] float64
 
     @property
     def timesteps(self) -> int:
         """T, the noisiest timestep."""
-        return len(self.alpha_bar) - 1
+        return len(self.signals) - 1
 
     def signal(self, t: jax.Array) -> jax.Array:
-        """√ᾱ_t, float32, of any shape of t."""
-        return jnp.asarray(np.sqrt(self.alpha_bar), jnp.float32)[t]
+        """The image's weight, float32, for any shape of t."""
+        return jnp.asarray(self.signals, jnp.float32)[t]
 
     def noise(self, t: jax.Array) -> jax.Array:
-        """√(1 − ᾱ_t), float32, of any shape of t."""
-        return jnp.asarray(np.sqrt(1 - self.alpha_bar), jnp.float32)[t]
+        """The noise's weight, float32, for any shape of t."""
+        return jnp.asarray(self.noises, jnp.float32)[t]
+
+    def weights(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The image's and the noise's weight `[…, 1, 1, 1]` for timesteps `[…]`."""
+        return self.signal(t)[..., None, None, None], self.noise(t)[..., None, None, None]
 
     def add_noise(self, clean: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
         """`x_t` for images `[…, h, w, c]` and timesteps `[…]`."""
-        signal, sigma = (f(t)[..., None, None, None] for f in (self.signal, self.noise))
+        signal, sigma = self.weights(t)
         return signal * clean + sigma * noise
 
 
+@dataclass(frozen=True)
+class Schedule(Path):
+    """A diffusion's schedule: `alpha_bar[t]` for t in 0 … T, float64."""
+
+    alpha_bar: np.ndarray
+
+    @cached_property
+    def signals(self) -> np.ndarray:  # type: ignore[override]
+        """√ᾱ."""
+        return np.sqrt(self.alpha_bar)
+
+    @cached_property
+    def noises(self) -> np.ndarray:  # type: ignore[override]
+        """√(1 − ᾱ)."""
+        return np.sqrt(1 - self.alpha_bar)
+
+
+@dataclass(frozen=True)
+class Line(Path):
+    """Rectified flow's straight line from image to noise (arXiv 2209.03003)."""
+
+    signals: np.ndarray
+    noises: np.ndarray
+
+
 def cosine(timesteps: int) -> Schedule:
-    """ᾱ_t = f(t) / f(0) with f(t) = cos²((t/T + 0.008) / 1.008 · π/2), each β clipped at 0.999."""
+    """ᾱ_t = f(t) / f(0) with f(t) = cos²((t/T + 0.008) / 1.008 · π/2), each β clipped at 0.999 (arXiv 2102.09672)."""
 
     def f(t: int) -> float:
         return math.cos((t / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
 
     betas = [min(1 - f(t + 1) / f(t), LARGEST_BETA) for t in range(timesteps)]
     return Schedule(np.cumprod(np.concatenate([[1.0], 1 - np.asarray(betas)])))
+
+
+def linear(timesteps: int) -> Schedule:
+    """β rises evenly from 1e-4 to 0.02 over 1,000 timesteps (arXiv 2006.11239); over T each is 1000/T times as large.
+
+    So ᾱ_T hardly depends on T. With 20 timesteps or fewer the last β would be no less than one: the config refuses.
+    """
+    betas = np.linspace(FIRST_BETA, LAST_BETA, timesteps) * (BETAS / timesteps)
+    return Schedule(np.cumprod(np.concatenate([[1.0], 1 - betas])))
+
+
+def straight(timesteps: int) -> Line:
+    """`(1 − t/T) x_0 + (t/T) ε`."""
+    noises = np.arange(timesteps + 1) / timesteps
+    return Line(1 - noises, noises)
+
+
+SCHEDULES = {"cosine": cosine, "linear": linear, "straight": straight}
+
+
+def make_schedule(config: DiffusionConfig) -> Path:
+    """The schedule that a run trains and samples with."""
+    return SCHEDULES[config.resolved_schedule](config.timesteps)
 
 
 def respace(timesteps: int, steps: int) -> np.ndarray:
@@ -60,6 +117,21 @@ def respace(timesteps: int, steps: int) -> np.ndarray:
     Raises:
         ValueError: `steps` is not between 1 and `timesteps`.
     """
+    check_steps(timesteps, steps)
+    return np.concatenate([np.arange(steps)[::-1] * (timesteps // steps) + 1, [0]])
+
+
+def evenly(timesteps: int, steps: int) -> np.ndarray:
+    """`steps + 1` timesteps from T to 0, as even as whole numbers are: on the straight line the model is sound at T.
+
+    Raises:
+        ValueError: `steps` is not between 1 and `timesteps`.
+    """
+    check_steps(timesteps, steps)
+    return np.round(np.linspace(timesteps, 0, steps + 1)).astype(np.int64)
+
+
+def check_steps(timesteps: int, steps: int) -> None:
+    """Raises ValueError where there are not so many timesteps to visit."""
     if not 1 <= steps <= timesteps:
         raise ValueError(f"sampling takes 1 to {timesteps} steps, not {steps}")
-    return np.concatenate([np.arange(steps)[::-1] * (timesteps // steps) + 1, [0]])

@@ -79,19 +79,20 @@ def _denoise(
 
     def predict(x: jax.Array, t: jax.Array) -> jax.Array:
         both = jnp.concatenate([x, x]) if guided else x
-        noise = predict_noise(task, params, rows, both[:, None], jnp.full((len(both), 1), t))[:, 0]
+        predicted = predict_images(task, params, rows, both[:, None], jnp.full((len(both), 1), t))[:, 0]
         if not guided:
-            return noise
-        conditional, other = jnp.split(noise, 2)
+            return predicted
+        conditional, other = jnp.split(predicted, 2)
         return other + guidance * (conditional - other)
 
-    return sampler.sample(predict, keys, task.config.model.latent_shape, task.schedule, steps, bounds)
+    shape, objective = task.config.model.latent_shape, task.config.diffusion.objective
+    return sampler.sample(predict, keys, shape, task.schedule, steps, bounds, objective)
 
 
-def predict_noise(
+def predict_images(
     task: TransfusionTask, params: Params, rows: Batch, latents: jax.Array, timesteps: jax.Array
 ) -> jax.Array:
-    """The model's ε `[B, N, h, w, c]` for noised latents in their rows."""
+    """The model's prediction `[B, N, h, w, c]` for noised latents in their rows."""
     model = task.model
     x, skips = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, latents, timesteps)
     places = find_patches(rows.image_slot, latents.shape[1], task.config.model.patches)

@@ -1,4 +1,4 @@
-"""Patch coders: latents and a timestep to one vector per patch, and hidden states back to latents."""
+"""The linear patch coder: latents and a timestep to one vector per patch, and hidden states back to latents."""
 
 from __future__ import annotations
 
@@ -59,6 +59,12 @@ class LinearPatchCoder(nnx.Module):
         patches = dot(hidden, self.patch_out) + self.patch_out_bias[...]
         return unpatchify(patches, self.config.patch_size, self.config.latent_shape)
 
+    @staticmethod
+    def flops(config: ModelConfig) -> float:
+        """Operations of one image, both ways, forward."""
+        patches = 2.0 * 2 * config.patch_channels * config.width * config.patches
+        return patches + 2.0 * (TIMESTEP_FEATURES + config.width) * config.width
+
 
 def patchify(latents: jax.Array, size: int) -> jax.Array:
     """`[…, h, w, c]` to `[…, patches, size·size·c]`, left to right and top to bottom."""
@@ -80,6 +86,3 @@ def sinusoids(timesteps: jax.Array, features: int) -> jax.Array:
     frequency = 10_000.0 ** (-jnp.arange(features // 2) / (features // 2))
     angle = timesteps[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-
-
-PATCH_CODERS = {"linear": LinearPatchCoder}

@@ -3,7 +3,7 @@
 x, skips = model.embed(params, tokens, image_slot, patch_index, latents, timesteps)
 hidden, cache = model.trunk(params, x, spans, positions)
 logits = model.text_logits(params, hidden)                      # where text is predicted
-noise = model.denoise(params, patch_hidden, timesteps, skips)   # where images are
+predicted = model.denoise(params, patch_hidden, timesteps, skips)  # where images are
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from flax import nnx
 
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
-from transfusion_jax.model.patch_coder import PATCH_CODERS
+from transfusion_jax.model.patch_coder import LinearPatchCoder
 from transfusion_jax.model.spans import Array, Spans
 from transfusion_jax.model.trunk import Cache, Trunk, compute_dtype, dot, normal, take_elements
+from transfusion_jax.model.unet import UNetPatchCoder
 from transfusion_jax.parallel.sharding import split
 
 Params = dict[str, Any]
+PATCH_CODERS: dict[str, Any] = {"linear": LinearPatchCoder, "none": LinearPatchCoder, "unet": UNetPatchCoder}
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Model:
         return cross_entropy(hidden, head, targets, self.config.vocabulary + SPECIAL_TOKENS)
 
     def denoise(self, params: Params, hidden: jax.Array, timesteps: jax.Array, skips: Any) -> jax.Array:
-        """The predicted noise `[B, N, h, w, c]`, float32, from patches' hidden states `[B, N, patches, width]`."""
+        """The objective's prediction `[B, N, h, w, c]`, float32, from patches' hidden states `[B, N, patches, width]`."""
         return self._bind(params).patch_coder.decode(hidden, timesteps, skips).astype(jnp.float32)
 
     def abstract_params(self) -> Params:

@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import Config, MeshConfig, require
+from transfusion_jax.model.unet import channels
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -40,6 +41,13 @@ def check_batch(mesh: Mesh, config: Config) -> None:
     )
     heads, parts = config.model.heads, mesh.shape["tensor"]
     require(heads % parts == 0, f"model.heads {heads} cannot be split over {parts} devices of mesh.tensor")
+    parts = mesh.shape["fsdp"] * mesh.shape["context"]
+    for width in channels(config.model) if config.model.patch_coder == "unet" else ():
+        require(
+            width % parts == 0 and width % mesh.shape["tensor"] == 0,
+            f"{width} channels of the U-Net cannot be split over {parts} devices of mesh.fsdp and mesh.context, and "
+            f"{mesh.shape['tensor']} of mesh.tensor: change the mesh, or model.unet_channels",
+        )
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

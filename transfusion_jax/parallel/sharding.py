@@ -38,6 +38,23 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "patch_in_bias": ("norm",),
     "patch_out": ("width", "patch"),
     "patch_out_bias": ("patch",),
+    "latents_in": ("window", "window", "patch", "width"),
+    "latents_in_bias": ("norm",),
+    "conv_in": ("window", "window", "inputs", "width"),
+    "conv_in_bias": ("norm",),
+    "conv_out": ("window", "window", "inputs", "width"),
+    "conv_out_bias": ("norm",),
+    "timestep": ("features", "width"),
+    "shortcut": ("inputs", "width"),
+    "resize": ("window", "window", "inputs", "width"),
+    "resize_bias": ("norm",),
+    "to_trunk": ("inputs", "width"),
+    "to_trunk_bias": ("norm",),
+    "from_trunk": ("width", "inputs"),
+    "from_trunk_bias": ("norm",),
+    "latents_out": ("window", "window", "width", "patch"),
+    "latents_out_bias": ("patch",),
+    "bias": ("norm",),
     ".guard.recent": ("recent", "values"),
 }
 STACKED = "layers"  # leaves under this name carry a leading axis of layers
@@ -56,6 +73,8 @@ class Rules:
     norm: Axes = None
     features: Axes = None
     patch: Axes = None
+    window: Axes = None
+    inputs: Axes = None
     layers: Axes = None
     recent: Axes = None
     values: Axes = None

@@ -1,4 +1,4 @@
-"""The Transfusion task: next-token loss on text plus λ times the noise-prediction loss on images.
+"""The Transfusion task: next-token loss on text plus λ times the diffusion loss on images.
 
 `L = L_text + λ · L_image`. Both are sums over the global batch divided by global counts: tokens for the text;
 images, each the mean over its latent elements. Packing, accumulation and sharding never change the value.
@@ -16,7 +16,7 @@ from transfusion_jax import flops
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion import objective
-from transfusion_jax.diffusion.schedule import Schedule, cosine
+from transfusion_jax.diffusion.schedule import Path, make_schedule
 from transfusion_jax.model.transfusion import Model, Params, find_patches, gather_patches
 from transfusion_jax.model.trunk import PATCHES
 from transfusion_jax.training.task import Metrics, accumulated_gradients
@@ -51,9 +51,9 @@ class TransfusionTask:
         return Model(self.config.model)
 
     @cached_property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Path:
         """The noise schedule."""
-        return cosine(self.config.diffusion.timesteps)
+        return make_schedule(self.config.diffusion)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""
@@ -94,14 +94,16 @@ class TransfusionTask:
         model, config = self.model, self.config.model
         images = batch.latents.shape[1]
         keys = objective.image_keys(key, batch.row, images)
-        noised, noise, timesteps = objective.corrupt(keys, batch.latents, batch.timestep_limit, self.schedule)
+        noised, target, timesteps = objective.corrupt(
+            keys, batch.latents, batch.timestep_limit, self.schedule, self.config.diffusion.objective
+        )
         x, skips = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
         places = find_patches(batch.image_slot, images, config.patches)
         hidden, _ = model.trunk(params, x, batch.spans, batch.positions, patch_places=places)
         tokens = token_losses(model, params, hidden, batch, self.config.data.text_capacity)
         patches = gather_patches(hidden, batch.image_slot, images, config.patches)
         predicted = model.denoise(params, patches, timesteps, skips)
-        image_loss = jnp.mean(jnp.square(predicted - noise), axis=(2, 3, 4))
+        image_loss = jnp.mean(jnp.square(predicted - target), axis=(2, 3, 4))
         return tokens, image_loss, timesteps
 
     def flops(self, counts: dict[str, float]) -> float:
