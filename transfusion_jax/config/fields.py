@@ -230,7 +230,6 @@ class DiffusionConfig:
         return "straight" if self.objective == "flow" else "cosine"
 
 
-
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay (paper, section 4.1)."""

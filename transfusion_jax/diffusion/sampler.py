@@ -60,7 +60,7 @@ def euler(noise: np.ndarray, noise_next: np.ndarray) -> Weights:
 
 
 def visits(schedule: Path, steps: int, objective: str) -> tuple[np.ndarray, Weights]:
-    """The timesteps `[steps + 1]` that a sampler stops at, from the noisiest to 0, and the weights `[steps]` between.
+    """The timesteps `[steps + 1]` that a sampler stops at, the last one 0, and the weights `[steps]` between them.
 
     Raises:
         ValueError: there are not so many timesteps.
