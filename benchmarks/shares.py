@@ -35,8 +35,8 @@ What they add to the paper's five sizes, counted from the models' trees by
 """
 NOTE = """
 The paper gives its U-Net 0.27B parameters "across all configurations", and its table 7 other numbers: 106.1 % of
-0.16B are 0.17B, where 0.27B would be 169 %. No U-Net of one size can have all five shares, so ours is held to one of
-them, that of 7B with 2×2 patches, and its own widths are the same beside every trunk; only the two maps between the
+0.16B are 0.17B, where 0.27B would be 169 %. No U-Net of one size can have all five shares, so ours is held to
+one, that of 7B with 2×2 patches, and its own widths are the same beside every trunk; only the two maps between the
 trunk's width and its own grow with the model. Widths and blocks are ours (docs/decisions.md): the paper gives none.
 """
 
