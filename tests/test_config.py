@@ -127,7 +127,7 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
         (dict(model__latent_shape=(0, 4, 2)), "latent_shape"),
         (dict(model__latent_shape=(4, 4, 0)), "latent_shape"),
         (dict(model__latent_shape=(-4, 4, 2)), "latent_shape"),
-        (dict(model__patch_coder="unet"), "model.patch_coder"),
+        (dict(model__patch_coder="conv"), "model.patch_coder"),
         (dict(model__compute_dtype="float16"), "model.compute_dtype"),
         (dict(data__sources__pairs__weight=-1), "weight must not be negative"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Parameters:
         return self.paper + self.patch_trunk + self.patch_coder + self.padding
 
 
+@functools.cache  # a search asks for each of its candidates
 def count_parameters(config: ModelConfig) -> Parameters:
     """Parameters of a model, counted from its own tree; allocates nothing."""
     params = Model(config).abstract_params()

@@ -12,7 +12,6 @@ from transfusion_jax.data.batch import TEXT, Batch
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.tokenizer import SpecialTokens
 
-
 CONTEXT = 1  # tells the draws of clean images from the others of a row
 
 
@@ -122,8 +121,8 @@ def lay_out(document: Document, patches: int, special: SpecialTokens, causal: bo
     """A whole document as elements: `BOS text … BOI patches EOI …`, with EOS as the last target.
 
     Every text element predicts the element after it, but for BOI, whose successor is a patch (paper, footnote 8),
-    and but for what belongs to a segment that bears no loss. EOS belongs to the last segment. A patch attends to all
-    of its image, or, where images are causal, to what stands before it alone.
+    and but for what belongs to a segment that bears no loss. EOS belongs to the last segment. A patch attends to
+    all of its image, or, where images are causal, to itself and what stands before it.
     """
     tokens, image = [np.array([special.bos])], [np.array([TEXT])]
     learnt = []  # of each element after BOS, and of EOS

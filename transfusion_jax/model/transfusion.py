@@ -88,7 +88,7 @@ class Model:
         return cross_entropy(hidden, head, targets, self.config.vocabulary + SPECIAL_TOKENS)
 
     def denoise(self, params: Params, hidden: jax.Array, timesteps: jax.Array, skips: Any) -> jax.Array:
-        """The objective's prediction `[B, N, h, w, c]`, float32, from patches' hidden states `[B, N, patches, width]`."""
+        """The objective's prediction `[B, N, h, w, c]`, float32, from hidden states `[B, N, patches, width]`."""
         return self._bind(params).patch_coder.decode(hidden, timesteps, skips).astype(jnp.float32)
 
     def abstract_params(self) -> Params:
