@@ -41,6 +41,7 @@ class Parameters:
     embedding: int  # rows that are in use: tokenizer and special tokens
     text_head: int
     patch_coder: int
+    image_entries: int  # of embedding and head: codes of images
     padding: int  # rows of embedding and head that only pad the vocabulary, and the special tokens'
 
     @property
@@ -51,7 +52,7 @@ class Parameters:
     @property
     def total(self) -> int:
         """Everything that is allocated."""
-        return self.paper + self.patch_coder + self.padding
+        return self.paper + self.patch_coder + self.image_entries + self.padding
 
 
 def count_parameters(config: ModelConfig) -> Parameters:
@@ -61,13 +62,14 @@ def count_parameters(config: ModelConfig) -> Parameters:
     def size(tree: Any) -> int:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
-    in_use = config.vocabulary * config.width
+    in_use, codes = config.vocabulary * config.width, config.codebook * config.width
     return Parameters(
         trunk=size(params["trunk"]),
         embedding=in_use,
         text_head=in_use,
-        patch_coder=size(params["patch_coder"]),
-        padding=size([params["embedding"], params["text_head"]]) - 2 * in_use,
+        patch_coder=size(params.get("patch_coder", {})),
+        image_entries=2 * codes,
+        padding=size([params["embedding"], params["text_head"]]) - 2 * (in_use + codes),
     )
 
 
@@ -82,7 +84,7 @@ def step_flops(config: ModelConfig, elements: Any, text_losses: Any, images: Any
     Args:
         config: the model.
         elements: text tokens and patches, padding left out.
-        text_losses: elements whose next token is predicted: the text head runs on these.
+        text_losses: elements whose next token, or code, is predicted: the text head runs on these.
         images: images embedded and denoised.
         span_area: Σ over elements of the keys that each may attend to.
 
@@ -92,6 +94,9 @@ def step_flops(config: ModelConfig, elements: Any, text_losses: Any, images: Any
     trunk = 2.0 * config.layers * per_layer * elements
     attention = 4.0 * config.layers * config.width * span_area
     head = 2.0 * config.width * config.padded_vocabulary * text_losses
+    products = FORWARD_AND_BACKWARD * (trunk + attention + head)
+    if config.images != "latents":
+        return products
     patches = 2.0 * 2 * config.patch_channels * config.width * config.patches * images
     timesteps = 2.0 * (TIMESTEP_FEATURES + config.width) * config.width * images
     return FORWARD_AND_BACKWARD * (trunk + attention + head + patches + timesteps)

@@ -66,7 +66,8 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
         codec = checkpoints.manifest(step)["codec"]
     else:
         return None
-    return LatentStatistics.from_dict(codec["latents"]) if codec["encoding"] == config.data.encoding else None
+    same = codec["latents"] and codec["encoding"] == config.data.encoding
+    return LatentStatistics.from_dict(codec["latents"]) if same else None
 
 
 def begin(
