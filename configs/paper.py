@@ -29,7 +29,7 @@ CODES = dict(
     data=dict(encoding="vq-f8c8", max_images=3),  # of 1,026 elements each, in 4,096
 )
 TEXT = dict(model=dict(images="none"))
-OPTIONS = {
+OPTIONS: dict[str, list[dict]] = {
     "2t": [dict(batch_rows=1024, steps=500_000)],
     "chameleon": [STABLE, CODES],
     "llama": [TEXT],
