@@ -12,7 +12,12 @@ from transfusion_jax.config import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOLDEN = Path(__file__).parent / "golden"
-EVERY = ("digits", "debug", *(f"paper:{size}" for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b", "7b,2t")))
+FAMILIES = ("0.76b,llama", "0.76b,chameleon-text", "0.76b,chameleon", "7b,chameleon,match=images")
+EVERY = (
+    "digits",
+    "debug",
+    *(f"paper:{size}" for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b", "7b,2t", *FAMILIES)),
+)
 DEBUG = f"{CONFIGS}/debug.py"
 
 # How a run is executed; every other field is what is trained.
@@ -28,6 +33,7 @@ EXECUTION = {
     "data.workers",
     "sampling.steps",
     "sampling.guidance",
+    "sampling.temperature",
     "evaluation.suites",
     "evaluation.during_training",
     "evaluation.rows",

@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from transfusion_jax.config.checks import ConfigError, nearest, require
-from transfusion_jax.config.fields import SYNTHETIC, Config
+from transfusion_jax.config.fields import SYNTHETIC, SYNTHETIC_TEXT, Config
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> Config:
@@ -49,7 +49,9 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
 def parse(values: Mapping[str, Any]) -> Config:
     """A `Config` from nested plain values, as a config file or `config.json` holds them."""
     if isinstance(data := values.get("data"), Mapping) and data.get("sources") == "synthetic":
-        values = {**values, "data": {**data, "sources": SYNTHETIC}}
+        model = values.get("model")
+        text_only = isinstance(model, Mapping) and model.get("images") == "none"
+        values = {**values, "data": {**data, "sources": SYNTHETIC_TEXT if text_only else SYNTHETIC}}
     config = _parse(Config, values, "")
     assert isinstance(config, Config)
     return config

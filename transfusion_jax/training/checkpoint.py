@@ -84,7 +84,12 @@ class Checkpoints:
         on_first(lambda: folders.clean(self.directory))
 
     def save(
-        self, state: State, next_row: int, metrics: dict[str, float] | None = None, concluded: bool = True
+        self,
+        state: State,
+        next_row: int,
+        metrics: dict[str, float] | None = None,
+        concluded: bool = True,
+        totals: dict[str, float] | None = None,
     ) -> None:
         """Begins to save in the background; a save still under way is awaited first.
 
@@ -93,6 +98,7 @@ class Checkpoints:
             next_row: the first row that has not been trained on.
             metrics: evaluation results of this very step, if there are any; the best has the least "loss".
             concluded: whether what was due at this step, evaluations and drawings, has been done.
+            totals: elements, images and operations of all steps up to this one, where they are known.
 
         Raises:
             StorageError: this save or the one before could not be written.
@@ -108,6 +114,7 @@ class Checkpoints:
             "next_row": next_row,
             "metrics": metrics,
             "concluded": concluded,
+            "totals": totals,
             "leaves": leaf_shapes(tree),
             "checksums": checksums(tree),
         }

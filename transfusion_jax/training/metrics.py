@@ -109,7 +109,7 @@ def progress_line(step: int, steps: int, values: dict[str, float], seconds_per_s
     parts = [
         f"step {step:>{len(str(steps))}}/{steps}",
         f"text {values['loss_text']:.3f}",
-        f"image {values['loss_image']:.3f}",
+        *([f"image {values['loss_image']:.3f}"] if "loss_image" in values else []),
         f"grad {values['grad_norm']:.2f}",
         f"{values['elements_per_second']:,.0f} elements/s",
     ]

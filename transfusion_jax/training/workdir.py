@@ -195,7 +195,7 @@ class Workdir:
             tokens,
             SpecialTokens.of(tokens),
             autoencoder.load(values["autoencoder"]),
-            LatentStatistics.from_dict(values["latents"]),
+            LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
         )
 
 
@@ -224,7 +224,7 @@ def facts_of(new: Config, data: Data) -> dict[str, Any]:
             "encoding": new.data.encoding,
             "autoencoder": data.codec.autoencoder.name,
             "autoencoder_hash": data.codec.autoencoder.hash(),
-            "latents": data.codec.statistics.to_dict(),
+            "latents": data.codec.statistics.to_dict() if data.codec.statistics else None,  # None: codes
         },
     }
 
