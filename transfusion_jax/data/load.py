@@ -139,8 +139,8 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     own = [moments.statistics() for moments in phases if moments]
     statistics = statistics or (own[0] if own else plain_statistics(channels))
     if pictured:
-        about = next(iter(pictured.values())).encoding(encoding)
-        autoencoder = autoencoders.load(about["autoencoder"])
+        first = next(iter(pictured.values()))
+        autoencoder = autoencoders.load_saved(first.folder, first.encoding(encoding)["autoencoder"])
         hashes = {name: one.encoding(encoding)["autoencoder_hash"] for name, one in pictured.items()}
         require(
             set(hashes.values()) == {autoencoder.hash()},

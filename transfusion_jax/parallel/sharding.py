@@ -55,6 +55,9 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "latents_out": ("window", "window", "width", "patch"),
     "latents_out_bias": ("patch",),
     "bias": ("norm",),
+    "kernel": ("window", "window", "inputs", "norm"),
+    "matrix": ("inputs", "norm"),
+    "entries": ("inputs", "norm"),
     ".guard.recent": ("recent", "values"),
 }
 STACKED = "layers"  # leaves under this name carry a leading axis of layers

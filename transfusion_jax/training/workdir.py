@@ -132,6 +132,7 @@ class Workdir:
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
         self.path.mkdir(parents=True, exist_ok=True)
         tokenizer.save(data.codec.tokenizer, self.path)
+        autoencoder.keep(data.codec.autoencoder, self.path)
         self._write_manifest(
             facts_of(new, data)
             | {"skip_rows": union([*kept["skip_rows"], *skip_rows])}
@@ -194,7 +195,7 @@ class Workdir:
         return Codec(
             tokens,
             SpecialTokens.of(tokens),
-            autoencoder.load(values["autoencoder"]),
+            autoencoder.load_saved(self.path, values["autoencoder"]),
             LatentStatistics.from_dict(values["latents"]),
         )
 
