@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from transfusion_jax.autoencoder.architecture import Architecture
@@ -35,14 +36,27 @@ class Network:
     architecture: Architecture
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters."""
-        params: Params = nnx.to_pure_dict(nnx.state(Modules(self.architecture, key=key), nnx.Param))
+        """Fresh float32 parameters: what a kernel or matrix gives has the scale of what it takes.
+
+        All are drawn at once: a program of a draw for each leaf compiles for a minute.
+        """
+        abstract = self.abstract_params()
+        sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)]
+        drawn = iter(jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1].tolist()))
+
+        def leaf(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
+            normal, name = next(drawn).reshape(like.shape), path[-1].key
+            if name in ("scale", "bias"):
+                return jnp.full(like.shape, float(name == "scale"))
+            return normal / math.sqrt(math.prod(like.shape[:-1]) if name != "entries" else like.shape[0])
+
+        params: Params = jax.tree_util.tree_map_with_path(leaf, abstract)
         return params
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes of `init`'s result, allocating nothing."""
-        params: Params = jax.eval_shape(self.init, jax.random.key(0))
-        return params
+        """Shapes and dtypes of the parameters."""
+        params: Params = nnx.to_pure_dict(_structure(self.architecture)[1])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
 
     def encode(self, params: Params, images: jax.Array) -> Encoding:
         """Images `[B, H, W, C]` in [−1, 1], encoded.
@@ -86,44 +100,41 @@ def nearest(vectors: jax.Array, entries: jax.Array) -> jax.Array:
 
 
 class Modules(nnx.Module):
-    """Parameters and structure; used through `Network`, which keeps them apart."""
+    """Parameters and structure; used through `Network`, which keeps them apart and fills them in."""
 
-    def __init__(self, a: Architecture, *, key: jax.Array):
-        encoder, decoder, into, out, entries = jax.random.split(key, 5)
-        self.encoder = Encoder(a, key=encoder)
-        self.decoder = Decoder(a, key=decoder)
+    def __init__(self, a: Architecture):
+        self.encoder = Encoder(a)
+        self.decoder = Decoder(a)
         if a.projections:
-            self.quant_conv = Conv(a.moments * a.encoded_channels, a.moments * a.latent_channels, 1, key=into)
-            self.post_quant_conv = Conv(a.latent_channels, a.encoded_channels, 1, key=out)
+            self.quant_conv = Conv(a.moments * a.encoded_channels, a.moments * a.latent_channels, 1)
+            self.post_quant_conv = Conv(a.latent_channels, a.encoded_channels, 1)
         if a.kind == "vq":
-            self.quantize = Codebook(a, key=entries)
+            self.quantize = Codebook(a)
 
 
 class Codebook(nnx.Module):
     """The entries of a vector quantisation."""
 
-    def __init__(self, a: Architecture, *, key: jax.Array):
-        low, high = -1 / a.codebook, 1 / a.codebook
-        self.entries = nnx.Param(jax.random.uniform(key, (a.codebook, a.latent_channels), minval=low, maxval=high))
+    def __init__(self, a: Architecture):
+        self.entries = nnx.Param(jnp.zeros((a.codebook, a.latent_channels)))
 
 
 class Encoder(nnx.Module):
     """Pixels to what is projected to latents."""
 
-    def __init__(self, a: Architecture, *, key: jax.Array):
-        keys = iter(jax.random.split(key, len(a.widths) + 3))
-        self.conv_in = Conv(a.image_channels, a.widths[0], 3, key=next(keys))
+    def __init__(self, a: Architecture):
+        self.conv_in = Conv(a.image_channels, a.widths[0], 3)
         before = a.widths[0]
         for level, width in enumerate(a.widths):
             last = level == len(a.widths) - 1
             resize = None if last else "downsamplers_0"
-            stage = Stage(a, before, width, a.blocks, level in a.attention, resize, key=next(keys))
+            stage = Stage(a, before, width, a.blocks, level in a.attention, resize)
             setattr(self, f"down_blocks_{level}", stage)
             before = width
         self.levels = len(a.widths)
-        self.mid_block = Middle(a, before, key=next(keys))
+        self.mid_block = Middle(a, before)
         self.conv_norm_out = GroupNorm(a, before)
-        self.conv_out = Conv(before, a.moments * a.encoded_channels, 3, key=next(keys))
+        self.conv_out = Conv(before, a.moments * a.encoded_channels, 3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, H, W, C]` to `[B, h, w, moments · encoded_channels]`."""
@@ -136,20 +147,19 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """The way back to pixels."""
 
-    def __init__(self, a: Architecture, *, key: jax.Array):
-        keys = iter(jax.random.split(key, len(a.widths) + 3))
+    def __init__(self, a: Architecture):
         before = a.widths[-1]
-        self.conv_in = Conv(a.encoded_channels, before, 3, key=next(keys))
-        self.mid_block = Middle(a, before, key=next(keys))
+        self.conv_in = Conv(a.encoded_channels, before, 3)
+        self.mid_block = Middle(a, before)
         self.levels = len(a.widths)
         for place, width in enumerate(reversed(a.widths)):
             level = self.levels - 1 - place
             resize = "upsamplers_0" if level else None
-            stage = Stage(a, before, width, a.blocks + 1, level in a.attention, resize, key=next(keys))
+            stage = Stage(a, before, width, a.blocks + 1, level in a.attention, resize)
             setattr(self, f"up_blocks_{place}", stage)
             before = width
         self.conv_norm_out = GroupNorm(a, before)
-        self.conv_out = Conv(before, a.image_channels, 3, key=next(keys))
+        self.conv_out = Conv(before, a.image_channels, 3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, h, w, encoded_channels]` to `[B, H, W, C]`."""
@@ -162,18 +172,15 @@ class Decoder(nnx.Module):
 class Stage(nnx.Module):
     """The residual blocks of one resolution, and the way to the next one: `resize` names it as diffusers does."""
 
-    def __init__(
-        self, a: Architecture, inputs: int, width: int, blocks: int, attends: bool, resize: str | None, *, key: Any
-    ):
+    def __init__(self, a: Architecture, inputs: int, width: int, blocks: int, attends: bool, resize: str | None):
         self.blocks, self.attends, self.resize = blocks, attends, resize
         for place in range(blocks):
-            first, second = jax.random.split(jax.random.fold_in(key, place))
-            setattr(self, f"resnets_{place}", Residual(a, inputs, width, key=first))
+            setattr(self, f"resnets_{place}", Residual(a, inputs, width))
             if attends:
-                setattr(self, f"attentions_{place}", ImageAttention(a, width, key=second))
+                setattr(self, f"attentions_{place}", ImageAttention(a, width))
             inputs = width
         if resize:
-            setattr(self, resize, Resize(width, resize, key=jax.random.fold_in(key, blocks)))
+            setattr(self, resize, Resize(width, resize))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, y, x, inputs]` to `[B, y', x', width]`."""
@@ -186,13 +193,12 @@ class Stage(nnx.Module):
 class Middle(nnx.Module):
     """Two residual blocks at the smallest resolution, attention between them."""
 
-    def __init__(self, a: Architecture, width: int, *, key: jax.Array):
-        first, second, between = jax.random.split(key, 3)
+    def __init__(self, a: Architecture, width: int):
         self.attends = a.middle_attention
-        self.resnets_0 = Residual(a, width, width, key=first)
-        self.resnets_1 = Residual(a, width, width, key=second)
+        self.resnets_0 = Residual(a, width, width)
+        self.resnets_1 = Residual(a, width, width)
         if self.attends:
-            self.attentions_0 = ImageAttention(a, width, key=between)
+            self.attentions_0 = ImageAttention(a, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, y, x, width]` to the same."""
@@ -203,11 +209,10 @@ class Middle(nnx.Module):
 class Residual(nnx.Module):
     """Norm, SiLU and convolution, twice, beside what comes in."""
 
-    def __init__(self, a: Architecture, inputs: int, width: int, *, key: jax.Array):
-        first, second, short = jax.random.split(key, 3)
-        self.norm1, self.conv1 = GroupNorm(a, inputs), Conv(inputs, width, 3, key=first)
-        self.norm2, self.conv2 = GroupNorm(a, width), Conv(width, width, 3, key=second)
-        self.conv_shortcut = Conv(inputs, width, 1, key=short) if inputs != width else None
+    def __init__(self, a: Architecture, inputs: int, width: int):
+        self.norm1, self.conv1 = GroupNorm(a, inputs), Conv(inputs, width, 3)
+        self.norm2, self.conv2 = GroupNorm(a, width), Conv(width, width, 3)
+        self.conv_shortcut = Conv(inputs, width, 1) if inputs != width else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, y, x, inputs]` to `[B, y, x, width]`."""
@@ -219,11 +224,10 @@ class Residual(nnx.Module):
 class ImageAttention(nnx.Module):
     """Self-attention of every place to every place, with one head."""
 
-    def __init__(self, a: Architecture, width: int, *, key: jax.Array):
-        q, k, v, o = jax.random.split(key, 4)
+    def __init__(self, a: Architecture, width: int):
         self.group_norm = GroupNorm(a, width)
-        self.to_q, self.to_k = Linear(width, key=q), Linear(width, key=k)
-        self.to_v, self.to_out_0 = Linear(width, key=v), Linear(width, key=o)
+        self.to_q, self.to_k = Linear(width), Linear(width)
+        self.to_v, self.to_out_0 = Linear(width), Linear(width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, y, x, width]` to the same."""
@@ -235,9 +239,9 @@ class ImageAttention(nnx.Module):
 class Resize(nnx.Module):
     """To half the size by a convolution of stride 2, or to twice the size by repetition and a convolution."""
 
-    def __init__(self, width: int, name: str, *, key: jax.Array):
+    def __init__(self, width: int, name: str):
         self.down = name.startswith("down")
-        self.conv = Conv(width, width, 3, key=key)
+        self.conv = Conv(width, width, 3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, y, x, width]` to `[B, y', x', width]`."""
@@ -249,9 +253,9 @@ class Resize(nnx.Module):
 class Conv(nnx.Module):
     """A convolution whose kernel has one size both ways."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, key: jax.Array):
+    def __init__(self, inputs: int, outputs: int, size: int):
         self.size = size
-        self.kernel = nnx.Param(jax.random.normal(key, (size, size, inputs, outputs)) / math.sqrt(size**2 * inputs))
+        self.kernel = nnx.Param(jnp.zeros((size, size, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x: jax.Array, stride: int = 1, padding: tuple[int, int] | None = None) -> jax.Array:
@@ -266,8 +270,8 @@ class Conv(nnx.Module):
 class Linear(nnx.Module):
     """A linear map of channels, with a bias."""
 
-    def __init__(self, width: int, *, key: jax.Array):
-        self.matrix = nnx.Param(jax.random.normal(key, (width, width)) / math.sqrt(width))
+    def __init__(self, width: int):
+        self.matrix = nnx.Param(jnp.zeros((width, width)))
         self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -294,4 +298,4 @@ class GroupNorm(nnx.Module):
 
 @functools.cache
 def _structure(architecture: Architecture) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: Modules(architecture, key=jax.random.key(0))))
+    return nnx.split(nnx.eval_shape(lambda: Modules(architecture)))
