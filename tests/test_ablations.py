@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from transfusion_jax.training.tasks import make_task
 
 from transfusion_jax import config as configs
 from transfusion_jax.data.batch import stack
@@ -14,7 +15,6 @@ from transfusion_jax.data.load import load
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.training.state import new_state
 from transfusion_jax.training.step import train_step
-from transfusion_jax.training.tasks import make_task
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/ablations.md").read_text()

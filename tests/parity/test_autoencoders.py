@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from transfusion_jax.autoencoder import importing, trained
-from transfusion_jax.autoencoder.architecture import Architecture
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config import ConfigError
+from transfusion_jax.config.architecture import Architecture
 
 pytestmark = pytest.mark.parity
 

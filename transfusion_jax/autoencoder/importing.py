@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as tensors
 
 from transfusion_jax.autoencoder import names
-from transfusion_jax.autoencoder.architecture import Architecture
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.autoencoder.trained import Trained, check_name, flat, nested
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.config.architecture import Architecture
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREFIX = "first_stage_model."
@@ -39,7 +39,7 @@ def read(path: Path, name: str) -> Trained:
     weights = path / WEIGHTS if path.is_dir() else path
     require(weights.is_file(), f"{weights} is not there: name a diffusers folder with {WEIGHTS}, or a checkpoint")
     config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
-    found = {key.removeprefix(PREFIX): value for key, value in _tensors(weights)}
+    found = {key.removeprefix(PREFIX): value for key, value in read_tensors(weights)}
     found = {key: value for key, value in found.items() if key.startswith(OWN)}
     require(bool(found), f"{weights} holds no autoencoder: no tensor is named encoder.… or {PREFIX}encoder.…")
     if any(key.startswith("encoder.down.") for key in found):
@@ -144,7 +144,7 @@ def _check(params: Tensors, architecture: Architecture, path: Path) -> None:
         )
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Each tensor in float32, one after the other."""
     if path.suffix == ".safetensors":
         yield from _safetensors(path)

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transfusion_jax.autoencoder.architecture import Architecture
 from transfusion_jax.autoencoder.interface import Encoding
+from transfusion_jax.config.architecture import Architecture
 
 Params = dict[str, Any]
 EPSILON = 1e-6  # of the norms
@@ -36,22 +36,8 @@ class Network:
     architecture: Architecture
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters: what a kernel or matrix gives has the scale of what it takes.
-
-        All are drawn at once: a program of a draw for each leaf compiles for a minute.
-        """
-        abstract = self.abstract_params()
-        sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)]
-        drawn = iter(jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1].tolist()))
-
-        def leaf(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
-            normal, name = next(drawn).reshape(like.shape), path[-1].key
-            if name in ("scale", "bias"):
-                return jnp.full(like.shape, float(name == "scale"))
-            return normal / math.sqrt(math.prod(like.shape[:-1]) if name != "entries" else like.shape[0])
-
-        params: Params = jax.tree_util.tree_map_with_path(leaf, abstract)
-        return params
+        """Fresh float32 parameters."""
+        return fill(self.abstract_params(), key)
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters."""
@@ -99,6 +85,24 @@ def nearest(vectors: jax.Array, entries: jax.Array) -> jax.Array:
     return jnp.argmin(distance, -1).astype(jnp.int32).reshape(vectors.shape[:-1])
 
 
+def fill(abstract: Params, key: jax.Array) -> Params:
+    """Parameters of these shapes: what a kernel or matrix gives has the scale of what it takes.
+
+    All are drawn at once: a program of a draw for each leaf compiles for a minute.
+    """
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)]
+    drawn = iter(jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1].tolist()))
+
+    def leaf(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
+        normal, name = next(drawn).reshape(like.shape), path[-1].key
+        if name in ("scale", "bias"):
+            return jnp.full(like.shape, float(name == "scale"))
+        return normal / math.sqrt(math.prod(like.shape[:-1]) if name != "entries" else like.shape[0])
+
+    params: Params = jax.tree_util.tree_map_with_path(leaf, abstract)
+    return params
+
+
 class Modules(nnx.Module):
     """Parameters and structure; used through `Network`, which keeps them apart and fills them in."""
 
@@ -133,7 +137,7 @@ class Encoder(nnx.Module):
             before = width
         self.levels = len(a.widths)
         self.mid_block = Middle(a, before)
-        self.conv_norm_out = GroupNorm(a, before)
+        self.conv_norm_out = GroupNorm(a.groups, before)
         self.conv_out = Conv(before, a.moments * a.encoded_channels, 3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -158,7 +162,7 @@ class Decoder(nnx.Module):
             stage = Stage(a, before, width, a.blocks + 1, level in a.attention, resize)
             setattr(self, f"up_blocks_{place}", stage)
             before = width
-        self.conv_norm_out = GroupNorm(a, before)
+        self.conv_norm_out = GroupNorm(a.groups, before)
         self.conv_out = Conv(before, a.image_channels, 3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -210,8 +214,8 @@ class Residual(nnx.Module):
     """Norm, SiLU and convolution, twice, beside what comes in."""
 
     def __init__(self, a: Architecture, inputs: int, width: int):
-        self.norm1, self.conv1 = GroupNorm(a, inputs), Conv(inputs, width, 3)
-        self.norm2, self.conv2 = GroupNorm(a, width), Conv(width, width, 3)
+        self.norm1, self.conv1 = GroupNorm(a.groups, inputs), Conv(inputs, width, 3)
+        self.norm2, self.conv2 = GroupNorm(a.groups, width), Conv(width, width, 3)
         self.conv_shortcut = Conv(inputs, width, 1) if inputs != width else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -225,7 +229,7 @@ class ImageAttention(nnx.Module):
     """Self-attention of every place to every place, with one head."""
 
     def __init__(self, a: Architecture, width: int):
-        self.group_norm = GroupNorm(a, width)
+        self.group_norm = GroupNorm(a.groups, width)
         self.to_q, self.to_k = Linear(width), Linear(width)
         self.to_v, self.to_out_0 = Linear(width), Linear(width)
 
@@ -282,8 +286,8 @@ class Linear(nnx.Module):
 class GroupNorm(nnx.Module):
     """Group norm (arXiv 1803.08494)."""
 
-    def __init__(self, a: Architecture, width: int):
-        self.groups = a.groups
+    def __init__(self, groups: int, width: int):
+        self.groups = groups
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
 

@@ -17,11 +17,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
-from transfusion_jax.autoencoder.architecture import Architecture
 from transfusion_jax.autoencoder.dct import from_name
 from transfusion_jax.autoencoder.interface import Array, Encoding
 from transfusion_jax.autoencoder.network import Network, Params
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.storage import Place
 from transfusion_jax.training.files import write_whole
 

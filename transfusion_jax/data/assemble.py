@@ -12,7 +12,6 @@ from transfusion_jax.data.batch import TEXT, Batch
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.tokenizer import SpecialTokens
 
-
 CONTEXT = 1  # tells the draws of clean images from the others of a row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from transfusion_jax.data.prepared import Prepared, PreparedDocuments
 from transfusion_jax.data.statistics import LatentStatistics, Moments
 from transfusion_jax.data.synthetic import SyntheticDocuments
 from transfusion_jax.data.tokenizer import ByteTokenizer, Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.storage import Place
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,26 @@ class Data:
     train: Corpus
     held_out: Corpus
     codec: Codec
+
+    def keep(self, folder: Place) -> None:
+        """Puts what reads a run's texts and images back into its directory."""
+        tokenizers.save(self.codec.tokenizer, folder)
+        autoencoders.keep(self.codec.autoencoder, folder)
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        """What a manifest says of the data: its hash, and how it was coded."""
+        codec = self.codec
+        return {
+            "data_hash": self.train.hash,
+            "codec": {
+                "tokenizer": codec.tokenizer.name,
+                "tokenizer_hash": tokenizers.hash_of(codec.tokenizer),
+                "encoding": config.data.encoding,
+                "autoencoder": codec.autoencoder.name,
+                "autoencoder_hash": codec.autoencoder.hash(),
+                "latents": codec.statistics.to_dict(),
+            },
+        }
 
 
 def require_sources(config: Config) -> None:

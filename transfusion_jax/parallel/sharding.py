@@ -61,6 +61,7 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     ".guard.recent": ("recent", "values"),
 }
 STACKED = "layers"  # leaves under this name carry a leading axis of layers
+FROM_FILE, WHOLE = "perceptual", "norm"  # leaves under the first keep a file's names, and are split nowhere
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def axis_names(path: tuple, rank: int) -> tuple[str, ...]:
         return ()
     keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     name = keys[-1] if keys else jax.tree_util.keystr(path)
+    if FROM_FILE in keys:
+        return (WHOLE,) * rank
     if name not in PARAMETER_AXES:
         raise KeyError(f"no axes for {jax.tree_util.keystr(path)}: add {name!r} to PARAMETER_AXES")
     names = ((STACKED,) if STACKED in keys else ()) + PARAMETER_AXES[name]
