@@ -1,24 +1,47 @@
 """Image autoencoders behind one interface."""
 
+from transfusion_jax.autoencoder import trained
 from transfusion_jax.autoencoder.dct import CosineBlocks, from_name
 from transfusion_jax.autoencoder.grey import Grey
 from transfusion_jax.autoencoder.grey import from_name as grey_from_name
 from transfusion_jax.autoencoder.identity import Identity
 from transfusion_jax.autoencoder.interface import Autoencoder, Encoding
+from transfusion_jax.autoencoder.trained import Trained
 from transfusion_jax.config import ConfigError
+from transfusion_jax.storage import Place, place
 
-__all__ = ["Autoencoder", "CosineBlocks", "Encoding", "Grey", "Identity", "load"]
+__all__ = ["Autoencoder", "CosineBlocks", "Encoding", "Grey", "Identity", "Trained", "keep", "load", "load_saved"]
 
 
 def load(name: str) -> Autoencoder:
-    """The autoencoder of a name: `identity`, `dct-fBcC` such as `dct-f8c8`, or `grey-fBkK` such as `grey-f8k512`.
+    """The autoencoder `identity`, `dct-fBcC` such as `dct-f8c8`, `grey-fBkK`, or that of a folder with weights.
 
     Raises:
-        ConfigError: there is none of that name in this version.
+        ConfigError: there is none.
     """
-    found = Identity() if name == "identity" else from_name(name) or grey_from_name(name)
-    if found is None:
-        raise ConfigError(
-            f"autoencoder {name!r} is not available in this version: use identity, dct-f8c8 or grey-f8k512"
-        )
-    return found
+    found = without_weights(name)
+    if found is not None:
+        return found
+    if not (place(name) / trained.ABOUT).is_file():
+        raise ConfigError(f"autoencoder {name!r}: give a folder with {trained.ABOUT}, or a name such as dct-f8c8")
+    return trained.open_folder(place(name))
+
+
+def without_weights(name: str) -> Autoencoder | None:
+    """The autoencoder that is known by its name alone."""
+    return Identity() if name == "identity" else from_name(name) or grey_from_name(name)
+
+
+def keep(autoencoder: Autoencoder, folder: Place) -> None:
+    """Writes the autoencoder into prepared data or a workdir, if it has weights; `load_saved` reads it back."""
+    if isinstance(autoencoder, Trained):
+        trained.save(_kept(folder, autoencoder.name), autoencoder)
+
+
+def load_saved(folder: Place, name: str) -> Autoencoder:
+    """The autoencoder that `keep` left in a folder."""
+    return without_weights(name) or trained.open_folder(_kept(folder, name))
+
+
+def _kept(folder: Place, name: str) -> Place:
+    return folder / f"autoencoder-{name}"

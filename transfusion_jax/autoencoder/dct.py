@@ -29,6 +29,7 @@ class CosineBlocks:
     block: int
     channels: int
     bounds: tuple[float, float] | None = None
+    codebook: int = 0
 
     @property
     def name(self) -> str:

@@ -29,6 +29,11 @@ class Grey:
         """`grey-f8k512`: the block's side and the levels."""
         return f"grey-f{self.block}k{self.levels}"
 
+    @property
+    def codebook(self) -> int:
+        """The levels."""
+        return self.levels
+
     def encode(self, images: Array) -> Encoding:
         """Codes `[B, h, w]` int32 of images `[B, H, W, 3 or 1]`."""
         b, height, width, channels = images.shape

@@ -15,6 +15,7 @@ class Identity:
 
     name: str = "identity"
     bounds: tuple[float, float] | None = (-1.0, 1.0)
+    codebook: int = 0
 
     def encode(self, images: Array) -> Encoding:
         """The images themselves as an exact mean."""

@@ -30,12 +30,17 @@ class Autoencoder(Protocol):
         ...
 
     @property
+    def codebook(self) -> int:
+        """How many codes there are; 0 where it gives latents."""
+        ...
+
+    @property
     def bounds(self) -> tuple[float, float] | None:
         """Values that latents are limited to, before normalisation; None: they are not."""
         ...
 
     def encode(self, images: Array) -> Encoding:
-        """Latents or codes of images."""
+        """Latents or codes of images; compiled by itself."""
         ...
 
     def decode(self, latents: Array) -> Array:

@@ -61,7 +61,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--held-out", type=float, default=0.01, help="share kept from training (0.01)")
     parser.add_argument("--limit", type=int, default=0, help="records of each input shard: to try things out")
     encoding = parser.add_argument_group("encoding", "Pixels are always stored; encodings can be added later.")
-    encoding.add_argument("--encode", metavar="AUTOENCODER", help="also store latents, such as dct-f8c8's")
+    encoding.add_argument(
+        "--encode", metavar="AUTOENCODER", help="also store latents: dct-f8c8, or a trained one's folder"
+    )
     encoding.add_argument("--log-variances", action="store_true", help="of --encode: store them beside the means")
     reading = parser.add_argument_group("reading")
     reading.add_argument("--format", choices=sorted(FORMATS), help="what the inputs are (default: by their names)")
@@ -116,6 +118,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     )
     require(bool(arguments.encode) or not arguments.log_variances, "--log-variances goes with --encode")
     coder = autoencoders.load(arguments.encode) if arguments.encode else None
+    if coder:
+        side, _, channels = coder.image_shape((1, 1, job.channels))
+        require(
+            options.image_size % side == 0 and channels == job.channels,
+            f"autoencoder {coder.name!r} takes sides that are multiples of {side} and {channels} channels: "
+            f"change --image-size {options.image_size} or --channels {job.channels}",
+        )
     place, hosts = _place(arguments.shard)
     if arguments.dry_run:
         _show(job, arguments.json)
@@ -123,6 +132,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     say = _say_aside if arguments.json else _say
     own = range(place, len(job.shards), hosts)
     prepare.begin(job, tokenizer, output)
+    if coder:
+        autoencoders.keep(coder, output)
     say(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
     progress = _Line(say)
     try:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import jax
 
-from transfusion_jax import STARTED, flops
 from transfusion_jax import config as configs
-from transfusion_jax.cache import keep_programs
+from transfusion_jax import flops
+from transfusion_jax.commands.running import EPILOG, add_running_flags, make_ready, say, watching_of
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.documents import Text
@@ -26,38 +24,21 @@ from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel import flags, processes
 from transfusion_jax.parallel.agreement import agree, code_hash
-from transfusion_jax.parallel.devices import check_backend, describe_devices
-from transfusion_jax.parallel.mesh import check_batch, make_mesh, reach_all
-from transfusion_jax.storage import place
-from transfusion_jax.training.access import check_storage
+from transfusion_jax.parallel.mesh import reach_all
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
-from transfusion_jax.training.profile import parse_steps
 from transfusion_jax.training.starts import Start, begin, kept_statistics, source_config
 from transfusion_jax.training.tasks import ModelTask, make_task
-from transfusion_jax.training.tracking import parse_tracked
 from transfusion_jax.training.transplant import parse_mapping
 from transfusion_jax.training.watch import Watching
 from transfusion_jax.training.workdir import Workdir, facts_of
-
-EPILOG = "Overrides: --config.a.b=value sets a field of the config, such as --config.optimizer.learning_rate=1e-4."
 
 
 def add_parser(commands: Any) -> None:
     """Declares the command."""
     parser = commands.add_parser("train", help="train or resume in a workdir", description=__doc__, epilog=EPILOG)
-    parser.add_argument(
-        "--config", metavar="FILE[:arg]", help="a config file; without it, that of the run begun with"
-    )
-    parser.add_argument("--workdir", type=place, help="where the run is kept; the same one resumes it")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and its size, and stop")
-    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
-    parser.add_argument(
-        "--profile", metavar="A:B", help="trace steps A to B-1 for XProf, into the workdir's profile"
-    )
-    parser.add_argument("--wandb", metavar="PROJECT[/RUN]", help="log to Weights & Biases, too")
-    parser.add_argument("--allow-cpu", action="store_true", help="compute on the CPU beside an unused accelerator")
+    add_running_flags(parser)
     starts = parser.add_argument_group(
         "how to begin", "By default a new workdir begins from nothing, and one with a run in it resumes."
     )
@@ -93,12 +74,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if arguments.workdir is None:
         raise ConfigError("train needs --workdir DIR, where the run is kept (or --dry-run to look only)")
-    watching = Watching(
-        STARTED,
-        parse_steps(arguments.profile, config.steps) if arguments.profile else None,
-        parse_tracked(arguments.wandb) if arguments.wandb else None,
-    )
-    with watch_signals(_say) as interruption:
+    watching = watching_of(arguments, config)
+    with watch_signals(say) as interruption:
         outcome = _train(arguments, start, config, interruption, watching)
     return INTERRUPTED if outcome.interrupted else 0
 
@@ -107,14 +84,7 @@ def _train(
     arguments: argparse.Namespace, start: Start, config: Config, interruption: Interruption, watching: Watching
 ) -> Outcome:
     with interruption.may_leave():
-        processes.connect()
-        check_backend(arguments.allow_cpu)
-        keep_programs()
-        _say(describe_devices())
-        mesh = make_mesh(config.mesh)
-        check_batch(mesh, config)
-        workdir = Workdir(arguments.workdir)
-        processes.each(lambda: check_storage(workdir.path, config))
+        mesh, workdir = make_ready(arguments, config)
         data = data_loading.load(config, kept_statistics(start, workdir, config))
         missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
         require(
@@ -122,21 +92,21 @@ def _train(
             f"nothing of source {', '.join(missing)} is held out to evaluate on: prepare it with a larger "
             "--held-out, name a folder in data.sources.NAME.held_out, or set loop.evaluate_every to 0",
         )
-        rows = make_rows(data.train, config, data.codec.special, _say)
+        rows = make_rows(data.train, config, data.codec.special, say)
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         reach_all(mesh)
         task = make_task(config)  # the workdir is begun only now that config and data have proved to fit
         locked = ExitStack()
         if processes.first():
-            locked.enter_context(workdir.locked(_say))
+            locked.enter_context(workdir.locked(say))
     with locked:
         with interruption.may_leave():
-            begin(start, task, config, data, mesh, workdir, _say)
+            begin(start, task, config, data, mesh, workdir, say)
         rows = replace(rows, skipped=workdir.skip_rows)
         parameters = flops.count_parameters(config.model).total
-        _say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
+        say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
         hooks = _hooks(task, config, data, workdir)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, _say, watching)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching)
 
 
 def _start(arguments: argparse.Namespace) -> Start:
@@ -247,13 +217,3 @@ elements                {elements:11.3e}
 training FLOPs, 6ND     {summary["flops_6nd"]:11.3e}""")
     for variable, words in flags.in_force().items():
         print(f"{variable}\n  " + "\n  ".join(words.split()))
-
-
-def _say(line: str) -> None:
-    """Prints, on the first process; a terminal or a pipe that has gone away does not end the run."""
-    if not processes.first():
-        return
-    try:
-        print(line, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends

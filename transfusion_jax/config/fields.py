@@ -381,23 +381,16 @@ class LoopConfig:
         )
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that a run is made of."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the training loop asks of a config, whatever is trained."""
 
     name: str = field(metadata={"execution": True})
     seed: int
     steps: int
     batch_rows: int  # rows per step, over all devices
-    model: ModelConfig
-    data: DataConfig
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    image_loss_weight: float = 5.0  # λ
-    z_loss: float = 0.0  # weight of log² of the softmax's denominator; Chameleon's is 1e-5
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     accumulation: int = execution(1)  # parts that a batch is computed in, one after the other
     mesh: MeshConfig = field(default_factory=MeshConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -405,12 +398,38 @@ class Config:
     def __post_init__(self) -> None:
         positive(self, "", "steps", "batch_rows", "accumulation")
         require(self.seed >= 0, "seed must not be negative")
-        require(self.image_loss_weight >= 0, "image_loss_weight must not be negative")
-        require(0 <= self.z_loss < math.inf, f"z_loss must not be negative, not {self.z_loss}")
         require(
             self.batch_rows % self.accumulation == 0,
             f"accumulation {self.accumulation} must divide batch_rows {self.batch_rows}",
         )
+
+    @property
+    def workers(self) -> int:
+        """Loader processes."""
+        raise NotImplementedError
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The prepared data that is read."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Run):
+    """Everything that a run of the mixed-modality model is made of."""
+
+    model: ModelConfig
+    data: DataConfig
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    image_loss_weight: float = 5.0  # λ
+    z_loss: float = 0.0  # weight of log² of the softmax's denominator; Chameleon's is 1e-5
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.image_loss_weight >= 0, "image_loss_weight must not be negative")
+        require(0 <= self.z_loss < math.inf, f"z_loss must not be negative, not {self.z_loss}")
         require(
             self.sampling.steps <= self.diffusion.timesteps,
             f"sampling.steps {self.sampling.steps} must not exceed diffusion.timesteps {self.diffusion.timesteps}",
@@ -454,3 +473,14 @@ class Config:
     def elements_per_step(self) -> int:
         """Sequence positions in one optimizer step."""
         return self.batch_rows * self.data.context_length
+
+    @property
+    def workers(self) -> int:
+        """Loader processes."""
+        return self.data.workers
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The prepared data that is read."""
+        names = [name for source in self.data.sources.values() for name in (source.path, source.held_out)]
+        return tuple(name for name in names if name and not name.startswith("synthetic:"))

@@ -13,12 +13,15 @@ import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from transfusion_jax.config.autoencoder import AutoencoderRun
 from transfusion_jax.config.checks import ConfigError, nearest, require
-from transfusion_jax.config.fields import SYNTHETIC, SYNTHETIC_TEXT, Config
+from transfusion_jax.config.fields import SYNTHETIC, SYNTHETIC_TEXT, Config, Run
+
+R = TypeVar("R", bound=Run)
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> Config:
@@ -27,14 +30,19 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: the file, an override, a key or a value is not valid.
     """
+    return as_model(load_run(spec, overrides))
+
+
+def load_run(spec: str, overrides: Iterable[str] = ()) -> Run:
+    """As `load`, for a config of either kind."""
     path, _, argument = spec.partition(":")
     values = _run_config_file(Path(path), argument)
     for entry in overrides:
         _apply_override(values, entry)
-    return parse(values)
+    return parse_run(values)
 
 
-def override(config: Config, overrides: Iterable[str]) -> Config:
+def override(config: R, overrides: Iterable[str]) -> R:
     """The config with `a.b=value` overrides applied.
 
     Raises:
@@ -43,17 +51,39 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     values = to_dict(config)
     for entry in overrides:
         _apply_override(values, entry)
-    return parse(values)
+    result = parse_run(values)
+    assert isinstance(result, type(config))
+    return result
 
 
 def parse(values: Mapping[str, Any]) -> Config:
-    """A `Config` from nested plain values, as a config file or `config.json` holds them."""
+    """A `Config` from nested plain values, as a config file or `config.json` holds them.
+
+    Raises:
+        ConfigError: a key or a value is not valid, or they are of an autoencoder's run.
+    """
+    return as_model(parse_run(values))
+
+
+def as_model(run: Run) -> Config:
+    """The run, where it is of the mixed-modality model.
+
+    Raises:
+        ConfigError: it is of an autoencoder.
+    """
+    require(isinstance(run, Config), f"{run.name!r} is an autoencoder's run: transfusion autoencoder works with it")
+    assert isinstance(run, Config)
+    return run
+
+
+def parse_run(values: Mapping[str, Any]) -> Run:
+    """As `parse`, for a config of either kind: that of an autoencoder has an `architecture`."""
     if isinstance(data := values.get("data"), Mapping) and data.get("sources") == "synthetic":
         model = values.get("model")
         text_only = isinstance(model, Mapping) and model.get("images") == "none"
         values = {**values, "data": {**data, "sources": SYNTHETIC_TEXT if text_only else SYNTHETIC}}
-    config = _parse(Config, values, "")
-    assert isinstance(config, Config)
+    config = _parse(AutoencoderRun if "architecture" in values else Config, values, "")
+    assert isinstance(config, Run)
     return config
 
 
@@ -63,18 +93,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
-def identity(config: Config) -> dict[str, Any]:
+def identity(config: Run) -> dict[str, Any]:
     """The identity fields alone, as `{dotted name: value}`."""
     return dict(_identity(config, ""))
 
 
-def identity_hash(config: Config) -> str:
+def identity_hash(config: Run) -> str:
     """A short hash of the identity fields."""
     text = json.dumps(identity(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def identity_changes(old: Config, new: Config) -> dict[str, str]:
+def identity_changes(old: Run, new: Run) -> dict[str, str]:
     """Each identity field that differs, as `{dotted name: "old -> new"}`."""
     before, after = identity(old), identity(new)
     return {

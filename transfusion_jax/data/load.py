@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from transfusion_jax.data.prepared import Prepared, PreparedDocuments
 from transfusion_jax.data.statistics import LatentStatistics, Moments
 from transfusion_jax.data.synthetic import SyntheticDocuments
 from transfusion_jax.data.tokenizer import ByteTokenizer, Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.storage import Place
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,26 @@ class Data:
     train: Corpus
     held_out: Corpus
     codec: Codec
+
+    def keep(self, folder: Place) -> None:
+        """Puts what reads a run's texts and images back into its directory."""
+        tokenizers.save(self.codec.tokenizer, folder)
+        autoencoders.keep(self.codec.autoencoder, folder)
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        """What a manifest says of the data: its hash, and how it was coded."""
+        codec = self.codec
+        return {
+            "data_hash": self.train.hash,
+            "codec": {
+                "tokenizer": codec.tokenizer.name,
+                "tokenizer_hash": tokenizers.hash_of(codec.tokenizer),
+                "encoding": config.data.encoding,
+                "autoencoder": codec.autoencoder.name,
+                "autoencoder_hash": codec.autoencoder.hash(),
+                "latents": codec.statistics.to_dict() if codec.statistics else None,  # None: codes
+            },
+        }
 
 
 def require_sources(config: Config) -> None:
@@ -144,9 +166,8 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
         )
     channels = config.model.latent_shape[2]
     codes = config.model.images == "codes"
-    autoencoder: Autoencoder = (
-        Grey(8, config.model.codebook) if codes else Identity()
-    )  # of synthetic images, or none
+    # of synthetic images, or none
+    autoencoder: Autoencoder = Grey(8, config.model.codebook) if codes else Identity()
     latent = {} if codes else pictured
     phases = [
         sum((latent[name].moments(encoding) for name in phase.weights if name in latent), Moments.none(channels))
@@ -155,13 +176,18 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     own = [moments.statistics() for moments in phases if moments]
     statistics = None if codes else statistics or (own[0] if own else plain_statistics(channels))
     if pictured:
-        about = next(iter(pictured.values())).encoding(encoding)
-        autoencoder = autoencoders.load(about["autoencoder"])
+        first = next(iter(pictured.values()))
+        autoencoder = autoencoders.load_saved(first.folder, first.encoding(encoding)["autoencoder"])
         hashes = {name: one.encoding(encoding)["autoencoder_hash"] for name, one in pictured.items()}
         require(
             set(hashes.values()) == {autoencoder.hash()},
             f"the images were encoded with other weights than those of {autoencoder.name!r} "
             f"({autoencoder.hash()}): {hashes}",
+        )
+        require(
+            autoencoder.codebook == config.model.codebook,
+            f"autoencoder {autoencoder.name!r} has {autoencoder.codebook} entries, and model.codebook is "
+            f"{config.model.codebook}",
         )
     require(
         statistics is None or bool(np.all(statistics.std > 0)),

@@ -21,13 +21,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transfusion_jax.config import Config, MeshConfig, require
+from transfusion_jax.config import Config, MeshConfig, Run, require
 from transfusion_jax.model.unet import channels
 
 AXES = ("data", "fsdp", "context", "tensor")
 
 
-def check_batch(mesh: Mesh, config: Config) -> None:
+def check_batch(mesh: Mesh, config: Run) -> None:
     """Raises ConfigError where a batch cannot be split evenly over the mesh."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     require(
@@ -35,6 +35,8 @@ def check_batch(mesh: Mesh, config: Config) -> None:
         f"batch_rows {config.batch_rows} in {config.accumulation} part(s) cannot be split over data × fsdp = "
         f"{ways} devices: change batch_rows, accumulation or the mesh",
     )
+    if not isinstance(config, Config):
+        return
     length, parts = config.data.context_length, mesh.shape["context"]
     require(
         length % parts == 0, f"data.context_length {length} cannot be split over {parts} devices of mesh.context"

@@ -55,9 +55,13 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "latents_out": ("window", "window", "width", "patch"),
     "latents_out_bias": ("patch",),
     "bias": ("norm",),
+    "kernel": ("window", "window", "inputs", "norm"),
+    "matrix": ("inputs", "norm"),
+    "entries": ("inputs", "norm"),
     ".guard.recent": ("recent", "values"),
 }
 STACKED = "layers"  # leaves under this name carry a leading axis of layers
+FROM_FILE, WHOLE = "perceptual", "norm"  # leaves under the first keep a file's names, and are split nowhere
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def axis_names(path: tuple, rank: int) -> tuple[str, ...]:
         return ()
     keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     name = keys[-1] if keys else jax.tree_util.keystr(path)
+    if FROM_FILE in keys:
+        return (WHOLE,) * rank
     if name not in PARAMETER_AXES:
         raise KeyError(f"no axes for {jax.tree_util.keystr(path)}: add {name!r} to PARAMETER_AXES")
     names = ((STACKED,) if STACKED in keys else ()) + PARAMETER_AXES[name]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from transfusion_jax.bucket import BucketPath
-from transfusion_jax.config import Config
+from transfusion_jax.config import Run
 from transfusion_jax.data.prepared import Prepared
 from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.storage import Place, place
@@ -19,7 +19,7 @@ from transfusion_jax.training.lease import asked, open_store
 WITHIN = 25.0  # seconds for all of it
 
 
-def check_storage(workdir: Place, config: Config) -> None:
+def check_storage(workdir: Place, config: Run) -> None:
     """Returns once the workdir has been written to and the manifest of every prepared source has been read.
 
     Nothing stays in the workdir, and a local one that is not there is not made.
@@ -27,8 +27,7 @@ def check_storage(workdir: Place, config: Config) -> None:
     Raises:
         UserError: what cannot be written or read, and why, within half a minute.
     """
-    sources = [name for source in config.data.sources.values() for name in (source.path, source.held_out) if name]
-    prepared = [place(name) for name in sources if not name.startswith("synthetic:")]
+    prepared = [place(name) for name in config.folders]
     checks: list[tuple[Place, Callable[[], object]]] = [(workdir, lambda: _write(workdir))]
     checks += [(folder, lambda folder=folder: Prepared.open(folder)) for folder in prepared]  # type: ignore[misc]
     _all_within(WITHIN, checks)

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import Config, Run
+from transfusion_jax.data.images import ImageRows
 from transfusion_jax.data.stream import Rows, batches
 from transfusion_jax.errors import CheckpointError, TrainingHalted, some
 from transfusion_jax.flops import peak_flops
@@ -61,8 +62,8 @@ class Outcome:
 
 def train(
     task: Task,
-    config: Config,
-    rows: Rows,
+    config: Run,
+    rows: Rows | ImageRows,
     mesh: Mesh,
     workdir: Workdir,
     interruption: Interruption,
@@ -107,7 +108,7 @@ def train(
             return Outcome(first)
         sharding = batch_sharding(mesh)
         local = local_rows(sharding, config.batch_rows)
-        stream = batches(rows, next_row, config.batch_rows, local, config.data.workers, say)
+        stream = batches(rows, next_row, config.batch_rows, local, config.workers, say)
         totals = checkpoints.manifest(first).get("totals") or None if first else {}
         timer = Timer(first, peak * mesh.size, mesh.size, totals)
         watch = Watch(workdir, first, config.steps, timer, watching, say)
@@ -136,7 +137,7 @@ def train(
                     until_first_step.close()
                 run.next_row = rows.after(run.next_row, config.batch_rows)
                 outcome = run.after_step(step, report, task)
-                if step >= first + measured.AFTER and run.record and not compared:
+                if isinstance(config, Config) and step >= first + measured.AFTER and run.record and not compared:
                     compared = True
                     used = step_function.bytes_used(run.state, batch)
                     speed = run.timer.seconds_per_step
@@ -153,7 +154,7 @@ def train(
 
 
 def start(
-    task: Task, config: Config, mesh: Mesh, checkpoints: Checkpoints, workdir: Workdir, say: Callable[[str], None]
+    task: Task, config: Run, mesh: Mesh, checkpoints: Checkpoints, workdir: Workdir, say: Callable[[str], None]
 ) -> tuple[State, int, bool]:
     """The state to go on from, the next row to read, and whether what was due at its step has been done.
 
@@ -220,7 +221,7 @@ def to_global(batch: Any, sharding: NamedSharding) -> Any:
 class _Run:
     """A run while it trains: what stays, and below it what each step changes."""
 
-    config: Config
+    config: Run
     mesh: Mesh
     checkpoints: Checkpoints
     writer: Writer

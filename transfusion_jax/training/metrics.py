@@ -16,6 +16,13 @@ from transfusion_jax.training.tensorboard import Events
 from transfusion_jax.training.tracking import Tracker
 from transfusion_jax.training.workdir import Workdir
 
+SHOWN = {
+    "loss_text": "text",
+    "loss_image": "image",
+    "loss_l1": "L1",
+    "psnr": "PSNR",
+}  # on the screen, where reported
+
 
 class Writer:
     """Writes records and images of one run; opened by `open_writer`.
@@ -108,8 +115,7 @@ def progress_line(step: int, steps: int, values: dict[str, float], seconds_per_s
     left = (steps - step) * seconds_per_step
     parts = [
         f"step {step:>{len(str(steps))}}/{steps}",
-        f"text {values['loss_text']:.3f}",
-        *([f"image {values['loss_image']:.3f}"] if "loss_image" in values else []),
+        *(f"{word} {values[name]:.3f}" for name, word in SHOWN.items() if name in values),
         f"grad {values['grad_norm']:.2f}",
         f"{values['elements_per_second']:,.0f} elements/s",
     ]

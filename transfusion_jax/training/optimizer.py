@@ -16,11 +16,11 @@ from transfusion_jax.parallel.sharding import STACKED, axis_names
 def make_optimizer(
     config: OptimizerConfig, label: Callable[[tuple], str], params: Any
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, then for each label its update.
+    """For each label its update, clipped by the norm over its own gradients.
 
     Args:
         config: the settings.
-        label: names each parameter's optimizer by tree path: "adamw" or "frozen".
+        label: names each parameter's optimizer by path: "adamw", "discriminator" (the same, apart) or "frozen".
         params: the parameters, or their shapes.
     """
     decayed = jax.tree_util.tree_map_with_path(lambda path, p: is_matrix(path, p.ndim), params)
@@ -29,10 +29,12 @@ def make_optimizer(
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
     clip = optax.clip_by_global_norm(config.gradient_clip) if config.gradient_clip else optax.identity()
+    clipped = optax.chain(clip, adamw)
     labels = jax.tree_util.tree_map_with_path(lambda path, _: label(path), params)
     if set(jax.tree.leaves(labels)) == {"adamw"}:
-        return optax.chain(clip, adamw)
-    return optax.chain(clip, optax.partition({"adamw": adamw, "frozen": optax.set_to_zero()}, labels))
+        return clipped
+    each = {"adamw": clipped, "discriminator": clipped, "frozen": optax.set_to_zero()}
+    return optax.partition(each, labels)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from transfusion_jax import config as configs
-from transfusion_jax.config import Config, require
-from transfusion_jax.data.load import Data
+from transfusion_jax.config import Config, Run, require
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.parallel.processes import each, on_first
@@ -71,7 +70,7 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
 
 
 def begin(
-    start: Start, task: Task, config: Config, data: Data, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
 ) -> None:
     """Brings the workdir to where training goes on.
 
@@ -126,7 +125,7 @@ def find_checkpoint(spec: str) -> tuple[Checkpoints, int]:
 
 
 def _initialise(
-    start: Start, task: Task, config: Config, data: Data, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
 ) -> None:
     """Step 0 with the weights of another run; optimizer, schedule and stream are fresh."""
     assert start.init_from is not None
@@ -138,7 +137,9 @@ def _initialise(
         weights == "raw" or has_average, f"{start.init_from} keeps no average of its weights: use --weights raw"
     )
     state = create_state(task, config, mesh)
-    params, notes = transplant(checkpoints, step, weights, state.params, config.model, start.mapping)
+    params, notes = transplant(
+        checkpoints, step, weights, state.params, configs.as_model(config).model, start.mapping
+    )
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     say(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
     state = replace(state, params=params, ema=ema)
@@ -148,14 +149,14 @@ def _initialise(
 
 
 def _fork(
-    start: Start, task: Task, config: Config, data: Data, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
 ) -> None:
     """The whole state of another run, its place in the stream, and its metrics so far."""
     assert start.fork_from is not None
     checkpoints, step = find_checkpoint(start.fork_from)
     manifest = checkpoints.manifest(step)
     changes = accepted_changes(
-        configs.parse(manifest["config"]),
+        configs.parse_run(manifest["config"]),
         manifest,
         config,
         facts_of(config, data),
@@ -178,7 +179,7 @@ def _fork(
 
 
 def _save_first(
-    state: State, place: Manifest, config: Config, data: Data, workdir: Workdir, event: dict[str, Any]
+    state: State, place: Manifest, config: Run, data: Any, workdir: Workdir, event: dict[str, Any]
 ) -> None:
     """Saves what a run goes on from, at the place that a manifest says."""
     skip_rows = place["skip_rows"]
@@ -201,8 +202,8 @@ def _check_newest(checkpoints: Checkpoints, abstract: State) -> None:
 def _rewind(
     start: Start,
     abstract: State,
-    config: Config,
-    data: Data,
+    config: Run,
+    data: Any,
     workdir: Workdir,
     changes: dict[str, str],
     say: Callable[[str], None],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import Run
 from transfusion_jax.parallel.sharding import state_shardings
 from transfusion_jax.training.guard import Guard, new_guard
 from transfusion_jax.training.optimizer import make_optimizer
@@ -29,26 +29,26 @@ class State:
     guard: Guard
 
 
-def optimizer_of(task: Task, config: Config) -> optax.GradientTransformation:
+def optimizer_of(task: Task, config: Run) -> optax.GradientTransformation:
     """The optimizer of a run."""
     return make_optimizer(config.optimizer, task.label, jax.eval_shape(task.init, jax.random.key(0)))
 
 
-def new_state(task: Task, config: Config) -> State:
+def new_state(task: Task, config: Run) -> State:
     """The state before the first step; a function of the config's seed alone."""
     params = task.init(jax.random.key(config.seed))
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     return State(jnp.int32(0), params, optimizer_of(task, config).init(params), ema, new_guard(config.guard))
 
 
-def abstract_state(task: Task, config: Config, mesh: Mesh) -> State:
+def abstract_state(task: Task, config: Run, mesh: Mesh) -> State:
     """Shapes, dtypes and shardings of the state, allocating nothing."""
     shapes = jax.eval_shape(lambda: new_state(task, config))
     shardings = state_shardings(shapes, mesh)
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
 
 
-def create_state(task: Task, config: Config, mesh: Mesh) -> State:
+def create_state(task: Task, config: Run, mesh: Mesh) -> State:
     """The state before the first step, made on its devices in one program."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh))
     with jax.set_mesh(mesh):

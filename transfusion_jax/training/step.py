@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import Run
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.training.guard import FINE, halted, judge
 from transfusion_jax.training.optimizer import learning_rate
@@ -62,7 +62,7 @@ class Step:
         return float(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
 
 
-def make_step(task: Task, config: Config, mesh: Mesh) -> Step:
+def make_step(task: Task, config: Run, mesh: Mesh) -> Step:
     """The step of a run."""
 
     @functools.cache
@@ -72,7 +72,7 @@ def make_step(task: Task, config: Config, mesh: Mesh) -> Step:
     return Step(step_program(task, config, mesh), flags, mesh)
 
 
-def step_program(task: Task, config: Config, mesh: Mesh) -> Any:
+def step_program(task: Task, config: Run, mesh: Mesh) -> Any:
     """The jitted `(state, batch, flags) → (state, report)`, `flags` being a bool for each device of the mesh."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh))
 
@@ -92,7 +92,7 @@ def _every_device(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(mesh.axis_names))
 
 
-def train_step(task: Task, config: Config, state: State, batch: Any) -> tuple[State, Report]:
+def train_step(task: Task, config: Run, state: State, batch: Any) -> tuple[State, Report]:
     """The step as a pure function.
 
     A bad step (see `guard`) changes nothing but the step's number. Once the guard has halted the run, not even

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax import config as configs
-from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.config import ConfigError, Run, require
 from transfusion_jax.errors import UserError
 from transfusion_jax.parallel.processes import first
 from transfusion_jax.training.files import write_whole
@@ -62,7 +62,7 @@ def parse_tracked(text: str) -> tuple[str, str | None]:
 
 @contextmanager
 def open_tracker(
-    tracked: tuple[str, str | None] | None, workdir: Workdir, config: Config, say: Callable[[str], None]
+    tracked: tuple[str, str | None] | None, workdir: Workdir, config: Run, say: Callable[[str], None]
 ) -> Iterator[Tracker | None]:
     """The run that belongs to a workdir, begun or gone on with, on the first process; None where none is asked for.
 

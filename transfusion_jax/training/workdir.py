@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import jax
+
 from transfusion_jax import autoencoder, config
+from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.bucket import BucketPath
-from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.config import AutoencoderRun, Config, ConfigError, Run, require
 from transfusion_jax.data import tokenizer
-from transfusion_jax.data.load import Codec, Data
+from transfusion_jax.data.load import Codec
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.flops import count_parameters
@@ -108,12 +112,12 @@ class Workdir:
                 ) from error
             yield
 
-    def check(self, new: Config, data: Data, accepted: Collection[str]) -> dict[str, str]:
+    def check(self, new: Run, data: Any, accepted: Collection[str]) -> dict[str, str]:
         """The accepted changes since the run was here last; see `accepted_changes`."""
-        return accepted_changes(self.config(), self.manifest(), new, facts_of(new, data), accepted, str(self.path))
+        return accepted_changes(self.run(), self.manifest(), new, facts_of(new, data), accepted, str(self.path))
 
     def begin(
-        self, new: Config, data: Data, event: str, skip_rows: Sequence[tuple[int, int]] = (), **details: Any
+        self, new: Run, data: Any, event: str, skip_rows: Sequence[tuple[int, int]] = (), **details: Any
     ) -> None:
         """Writes config and manifest: of a new run, or of this one as it goes on.
 
@@ -127,11 +131,11 @@ class Workdir:
         on_first(lambda: self._begin(new, data, event, skip_rows, details))
 
     def _begin(
-        self, new: Config, data: Data, event: str, skip_rows: Sequence[tuple[int, int]], details: dict[str, Any]
+        self, new: Run, data: Any, event: str, skip_rows: Sequence[tuple[int, int]], details: dict[str, Any]
     ) -> None:
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
         self.path.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(data.codec.tokenizer, self.path)
+        data.keep(self.path)
         self._write_manifest(
             facts_of(new, data)
             | {"skip_rows": union([*kept["skip_rows"], *skip_rows])}
@@ -153,11 +157,19 @@ class Workdir:
         """The run's config.
 
         Raises:
+            ConfigError: there is no run here, or that of an autoencoder.
+        """
+        return config.as_model(self.run())
+
+    def run(self) -> Run:
+        """The config of a run of either kind.
+
+        Raises:
             ConfigError: there is no run here.
         """
         if not self.exists():
             raise ConfigError(f"no run in {self.path}: start one with transfusion train --workdir {self.path}")
-        return config.parse(json.loads((self.path / "config.json").read_text()))
+        return config.parse_run(json.loads((self.path / "config.json").read_text()))
 
     def manifest(self) -> dict[str, Any]:
         """The run's manifest."""
@@ -177,7 +189,7 @@ class Workdir:
         """What each of the run's checkpoints says of the run."""
         manifest = self.manifest()
         del manifest["history"]
-        return manifest | {"config": config.to_dict(self.config())}
+        return manifest | {"config": config.to_dict(self.run())}
 
     @property
     def skip_rows(self) -> tuple[tuple[int, int], ...]:
@@ -194,7 +206,7 @@ class Workdir:
         return Codec(
             tokens,
             SpecialTokens.of(tokens),
-            autoencoder.load(values["autoencoder"]),
+            autoencoder.load_saved(self.path, values["autoencoder"]),
             LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
         )
 
@@ -210,26 +222,26 @@ def union(stretches: Sequence[Sequence[int]]) -> list[list[int]]:
     return merged
 
 
-def facts_of(new: Config, data: Data) -> dict[str, Any]:
-    """What a manifest says of a run, its history apart."""
+def facts_of(new: Run, data: Any) -> dict[str, Any]:
+    """What a manifest says of a run, its history apart; `data` is what it trains on, such as `Data`."""
     return {
         "versions": {package: version(package) for package in PACKAGES},
         "flags": flags.in_force(),
         "identity_hash": config.identity_hash(new),
-        "data_hash": data.train.hash,
-        "parameters": count_parameters(new.model).total,
-        "codec": {
-            "tokenizer": data.codec.tokenizer.name,
-            "tokenizer_hash": tokenizer.hash_of(data.codec.tokenizer),
-            "encoding": new.data.encoding,
-            "autoencoder": data.codec.autoencoder.name,
-            "autoencoder_hash": data.codec.autoencoder.hash(),
-            "latents": data.codec.statistics.to_dict() if data.codec.statistics else None,  # None: codes
-        },
+        "parameters": parameters_of(new),
+        **data.facts(new),
     }
 
 
-def check_names(new: Config, accepted: Collection[str]) -> None:
+def parameters_of(run: Run) -> int:
+    """Of the network that a run trains."""
+    if isinstance(run, Config):
+        return count_parameters(run.model).total
+    assert isinstance(run, AutoencoderRun)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Network(run.architecture).abstract_params()))
+
+
+def check_names(new: Run, accepted: Collection[str]) -> None:
     """Raises ConfigError where a name that is accepted is no field of the recipe."""
     fields = {*config.identity(new), *FACTS}
     for name in accepted:
@@ -237,7 +249,7 @@ def check_names(new: Config, accepted: Collection[str]) -> None:
 
 
 def accepted_changes(
-    old: Config, old_facts: dict[str, Any], new: Config, facts: dict[str, Any], accepted: Collection[str], run: str
+    old: Run, old_facts: dict[str, Any], new: Run, facts: dict[str, Any], accepted: Collection[str], run: str
 ) -> dict[str, str]:
     """The changes of recipe between two runs, `{field: "old -> new"}`, all of them accepted.
 

@@ -49,7 +49,7 @@ class Encoders:
         self._pool = ThreadPoolExecutor(len(devices))
         self._futures: list[Future[int]] = []
         self._begun = 0.0
-        self._encode = jax.jit(autoencoder.encode)
+        self._encode = autoencoder.encode
 
     def submit(self, shard: int) -> None:
         """Encodes a shard whose pixels are there, unless it is encoded already."""

@@ -1,0 +1,180 @@
+"""An autoencoder with weights, kept in a folder: `autoencoder.json` and `weights.safetensors`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as tensors
+
+from transfusion_jax.autoencoder.dct import from_name
+from transfusion_jax.autoencoder.interface import Array, Encoding
+from transfusion_jax.autoencoder.network import Network, Params
+from transfusion_jax.config import ConfigError, require
+from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.storage import Place
+from transfusion_jax.training.files import write_whole
+
+ABOUT, WEIGHTS = "autoencoder.json", "weights.safetensors"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+DECODED = 16  # images decoded at a time: activations of larger ones take gigabytes
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """An autoencoder of a folder; see `Autoencoder`."""
+
+    name: str
+    architecture: Architecture
+    params: Params
+    origin: str = ""  # where the weights came from, for people
+
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def codebook(self) -> int:
+        """Entries of the codebook; 0 where it gives latents."""
+        return self.architecture.codebook
+
+    def encode(self, images: Array) -> Encoding:
+        """Latents or codes of images `[B, H, W, C]`."""
+        return _encode(self.architecture, self._here, jnp.asarray(images))
+
+    def decode(self, latents: Array) -> Array:
+        """Images `[B, H, W, C]`, limited to [−1, 1], of latents `[B, h, w, c]` or codes `[B, h, w]`."""
+        parts = [latents[i : i + DECODED] for i in range(0, len(latents), DECODED)]
+        return np.concatenate([np.asarray(_decode(self.architecture, self._here, part)) for part in parts])
+
+    def image_shape(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """So many times the side, in the architecture's channels."""
+        factor = self.architecture.factor
+        return latent_shape[0] * factor, latent_shape[1] * factor, self.architecture.image_channels
+
+    def hash(self) -> str:
+        """Of architecture and weights, whatever file they were read from."""
+        return self._hash
+
+    @property
+    def _here(self) -> Params:
+        """The parameters on the device that JAX computes on in this thread."""
+        device = jax.config.jax_default_device or jax.local_devices()[0]
+        if device not in self._placed:
+            self._placed[device] = jax.device_put(self.params, device)
+        return self._placed[device]
+
+    @cached_property
+    def _placed(self) -> dict[Any, Params]:
+        return {}
+
+    @cached_property
+    def _hash(self) -> str:
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.architecture), sort_keys=True).encode())
+        for name, value in flat(self.params).items():
+            digest.update(f"{name}{value.shape}".encode() + np.asarray(value, np.float32).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(architecture: Architecture, params: Params, images: jax.Array) -> Encoding:
+    found = Network(architecture).encode(params, images)
+    return found if architecture.kind == "kl" else Encoding(codes=found.codes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(architecture: Architecture, params: Params, latents: jax.Array) -> jax.Array:
+    network = Network(architecture)
+    if jnp.issubdtype(latents.dtype, jnp.integer):
+        latents = network.lookup(params, latents)
+    return jnp.clip(network.decode(params, latents), -1, 1)
+
+
+def save(folder: Place, autoencoder: Trained) -> None:
+    """Writes the folder; a folder that holds the same autoencoder is left as it is.
+
+    Raises:
+        ConfigError: the name is no word, or the folder holds another autoencoder.
+    """
+    check_name(autoencoder.name)
+    about = {
+        "name": autoencoder.name,
+        "hash": autoencoder.hash(),
+        "architecture": dataclasses.asdict(autoencoder.architecture),
+        "origin": autoencoder.origin,
+    }
+    if (folder / ABOUT).exists():
+        there = json.loads((folder / ABOUT).read_text())["hash"]
+        require(there == about["hash"], f"{folder} holds another autoencoder ({there}): choose another folder")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(tensors.save(flat(autoencoder.params)))
+    write_whole(folder / ABOUT, json.dumps(about, indent=2) + "\n")  # last: the folder is whole once this is there
+
+
+def open_folder(folder: Place) -> Trained:
+    """The autoencoder of a folder that `save` wrote.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    if not (folder / ABOUT).is_file():
+        raise ConfigError(
+            f"{folder} holds no autoencoder: transfusion autoencoder train, then export, or transfusion convert"
+        )
+    about = json.loads((folder / ABOUT).read_text())
+    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in about["architecture"].items()}
+    architecture = Architecture(**lists)
+    try:
+        found = tensors.load((folder / WEIGHTS).read_bytes())
+    except SafetensorError as error:
+        raise ConfigError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    wanted = flat(Network(architecture).abstract_params())
+    shapes = {name: value.shape for name, value in found.items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        here, asked = shapes.get(name, "absent"), wanted[name].shape if name in wanted else "absent"
+        require(here == asked, f"{folder / WEIGHTS}: {name} is {here}, and the architecture's is {asked}")
+    trained = Trained(about["name"], architecture, nested(found), about["origin"])
+    require(trained.hash() == about["hash"], f"{folder / WEIGHTS} is damaged: its hash is not the one in {ABOUT}")
+    return trained
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError where a name cannot stand in a file's name, or is one of another kind."""
+    require(bool(NAME.fullmatch(name)), f"an autoencoder's name is a word such as kl-f8c8, not {name!r}")
+    require(
+        name not in ("identity", "pixels") and from_name(name) is None,
+        f"{name!r} is taken: choose another name for the autoencoder",
+    )
+
+
+def flat(params: Params) -> dict[str, Any]:
+    """Leaves by name, `encoder/conv_in/kernel`, in alphabetical order."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {name: _on_host(named[name]) for name in sorted(named)}
+
+
+def nested(leaves: dict[str, Any]) -> Params:
+    """The inverse of `flat`."""
+    params: Params = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        tree = params
+        for parent in parents:
+            tree = tree.setdefault(parent, {})
+        tree[last] = leaf
+    return params
+
+
+def _on_host(leaf: Any) -> Any:
+    """In C's order, whatever view it is: safetensors writes the memory as it lies."""
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else np.ascontiguousarray(leaf)

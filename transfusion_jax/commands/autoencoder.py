@@ -1,0 +1,165 @@
+"""`transfusion autoencoder`: trains an image autoencoder, shows what it does, exports it for `prepare --encode`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import ExitStack
+from typing import Any
+
+from transfusion_jax import config as configs
+from transfusion_jax.autoencoder import Trained, trained
+from transfusion_jax.autoencoder.network import Network, Params
+from transfusion_jax.commands.reading import add_reading_flags
+from transfusion_jax.commands.running import EPILOG, add_running_flags, make_ready, say, watching_of
+from transfusion_jax.config import AutoencoderRun, ConfigError, Run, require
+from transfusion_jax.data.images import ImageData, ImageRows, load_images
+from transfusion_jax.errors import INTERRUPTED
+from transfusion_jax.evaluation.reconstruction import measure, reconstruct, sheet, spread
+from transfusion_jax.generation.picture import write_png
+from transfusion_jax.parallel import processes
+from transfusion_jax.parallel.agreement import agree, code_hash
+from transfusion_jax.parallel.mesh import reach_all
+from transfusion_jax.storage import place
+from transfusion_jax.training.autoencoder import AutoencoderTask
+from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.interruption import Interruption, watch_signals
+from transfusion_jax.training.loop import Hook, Outcome, train
+from transfusion_jax.training.metrics import Writer
+from transfusion_jax.training.starts import Start, begin
+from transfusion_jax.training.watch import Watching
+from transfusion_jax.training.workdir import Workdir, facts_of, parameters_of
+
+
+def add_parser(commands: Any) -> None:
+    """Declares the command and what it can do."""
+    parser = commands.add_parser("autoencoder", help="train or export an image autoencoder", description=__doc__)
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    training = actions.add_parser("train", help="train or resume in a workdir", epilog=EPILOG)
+    add_running_flags(training)
+    training.add_argument("--accept-changes", metavar="FIELD,...", help="fields of the recipe that may change here")
+    training.set_defaults(run=run, takes_overrides=True)
+    showing = actions.add_parser("reconstruct", help="draw held-out images above their reconstructions")
+    add_reading_flags(showing)
+    showing.add_argument("--output", type=place, required=True, help="PNG to write")
+    showing.set_defaults(run=_reconstruct, takes_overrides=False)
+    exporting = actions.add_parser("export", help="write a folder for prepare --encode")
+    add_reading_flags(exporting)
+    exporting.add_argument("--name", required=True, help="what data.encoding will call it, such as kl-f8c8")
+    exporting.add_argument("--output", type=place, required=True, help="the folder to write")
+    exporting.set_defaults(run=_export, takes_overrides=False)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Trains, and returns the exit code."""
+    require(not arguments.json or arguments.dry_run, "--json goes with --dry-run")
+    config = _config(arguments, overrides)
+    if arguments.dry_run:
+        summary = {"config": configs.to_dict(config), "parameters": parameters_of(config)}
+        print(json.dumps(summary, indent=2))
+        return 0
+    if arguments.workdir is None:
+        raise ConfigError("autoencoder train needs --workdir DIR (or --dry-run to look only)")
+    with watch_signals(say) as interruption:
+        outcome = _train(arguments, config, interruption, watching_of(arguments, config))
+    return INTERRUPTED if outcome.interrupted else 0
+
+
+def _config(arguments: argparse.Namespace, overrides: list[str]) -> AutoencoderRun:
+    if arguments.config:
+        return _as_autoencoder(configs.load_run(arguments.config, overrides))
+    require(arguments.workdir is not None, "needs --config FILE[:arg], such as configs/autoencoder.py:kl,small")
+    return configs.override(_as_autoencoder(Workdir(arguments.workdir).run()), overrides)
+
+
+def _as_autoencoder(config: Run) -> AutoencoderRun:
+    if not isinstance(config, AutoencoderRun):
+        raise ConfigError(f"{config.name!r} is no autoencoder's config: it has no architecture; transfusion train")
+    return config
+
+
+def _train(
+    arguments: argparse.Namespace, config: AutoencoderRun, interruption: Interruption, watching: Watching
+) -> Outcome:
+    with interruption.may_leave():
+        mesh, workdir = make_ready(arguments, config)
+        data = load_images(config)
+        require(
+            not config.loop.evaluate_every or len(data.held_out) > 0,
+            "no images are held out to evaluate on: prepare them with --held-out, or set loop.evaluate_every to 0",
+        )
+        task = AutoencoderTask(config)
+        processes.each(lambda: task.perceptual)  # files that are missing are found before the workdir is begun
+        agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
+        reach_all(mesh)
+        locked = ExitStack()
+        if processes.first():
+            locked.enter_context(workdir.locked(say))
+    accepted = tuple((arguments.accept_changes or "").replace(",", " ").split())
+    with locked:
+        with interruption.may_leave():
+            begin(Start(accept_changes=accepted), task, config, data, mesh, workdir, say)
+        say(f"{config.name}: {parameters_of(config) / 1e6:.2f}M parameters, {config.batch_rows} images per step")
+        rows = ImageRows(data.train, config.seed, config.data.flip)
+        hooks = _hooks(task, config, data, workdir)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching)
+
+
+def _hooks(task: AutoencoderTask, config: AutoencoderRun, data: ImageData, workdir: Workdir) -> tuple[Hook, ...]:
+    def shown(params: Any) -> tuple[Any, Any, Any]:
+        images = spread(data.held_out, config.held_out_images)
+        return images, *reconstruct(task.network, params["network"], images)
+
+    def evaluate(step: int, params: Any, writer: Writer) -> dict[str, float]:
+        del step, writer
+        return {f"held_out/{name}": value for name, value in measure(task.network, *shown(params)).items()}
+
+    def sample(step: int, params: Any, writer: Writer) -> dict[str, float]:
+        images, drawn, _ = shown(params)
+        writer.image(step, "reconstructions", sheet(images, drawn))
+        if processes.first():
+            write_png(workdir.samples / f"{step:08d}.png", sheet(images, drawn))
+        return {}
+
+    return Hook(config.loop.evaluate_every, evaluate), Hook(config.loop.sample_every, sample)
+
+
+def _read(arguments: argparse.Namespace) -> tuple[AutoencoderRun, Params, str]:
+    """A run's config and network, and which step and weights were chosen, which is also said."""
+    workdir = Workdir(arguments.workdir)
+    config = _as_autoencoder(workdir.run())
+    weights = arguments.weights or ("ema" if config.optimizer.ema_decay else "raw")
+    require(
+        weights == "raw" or config.optimizer.ema_decay > 0,
+        "this run kept no average of its weights (optimizer.ema_decay is 0): use --weights raw",
+    )
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        step = checkpoints.find(arguments.step)
+        abstract = to_devices({"network": Network(config.architecture).abstract_params()})
+        params = checkpoints.weights(step, weights, abstract)["network"]
+    which = f"step {step} of {config.steps}, {weights} weights"
+    print(f"{workdir.path}: {which}")
+    return config, params, which
+
+
+def _reconstruct(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    require(arguments.output.suffix.lower() == ".png", "--output must be a FILE.png")
+    config, params, _ = _read(arguments)
+    network, held_out = Network(config.architecture), load_images(config).held_out
+    require(len(held_out) > 0, "this run's data holds out no images")
+    images = spread(held_out, config.held_out_images)
+    drawn, codes = reconstruct(network, params, images)
+    for name, value in measure(network, images, drawn, codes).items():
+        print(f"  {name:<12}  {value:8.4f}")
+    write_png(arguments.output, sheet(images, drawn))
+    print(f"{min(len(images), 16)} of {len(images)} images above their reconstructions in {arguments.output}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    config, params, which = _read(arguments)
+    trained.save(arguments.output, Trained(arguments.name, config.architecture, params, f"{config.name}, {which}"))
+    print(f"written to {arguments.output}; transfusion prepare … --encode {arguments.output}")
+    return 0

@@ -1,0 +1,81 @@
+"""The config of an autoencoder's training: images in, the paper's losses (appendix A), the loop's common fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.config.checks import positive, require
+from transfusion_jax.config.fields import Run, execution
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Which images are read: the pixels of prepared folders, each image as often as any other."""
+
+    sources: Mapping[str, str] = execution(None)  # names and prepared folders
+    flip: bool = False  # every other image is turned left to right, by (seed, row)
+    workers: int = execution(0)  # loader processes; 0 reads in threads of this one
+
+    def __post_init__(self) -> None:
+        require(bool(self.sources), "data.sources is missing: name a folder that `transfusion prepare` wrote")
+        require(self.workers >= 0, "data.workers must not be negative")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weights of the loss's terms; 0 leaves a term out, with all that it needs."""
+
+    l1: float = 1.0  # mean over pixels
+    lpips: float = 1.0  # perceptual distance by VGG16's features (arXiv 1801.03924)
+    gan: float = 0.5  # of a patch discriminator, hinge loss
+    gan_from: int = 50_000  # the step from which on it weighs
+    identity: float = 0.2  # distance of MoCo-v2's features (arXiv 2003.04297)
+    kl: float = 1e-6  # to the standard normal, mean over latent elements; of kl alone
+    codebook: float = 1.0  # squared distance of entries to vectors; of vq alone
+    commitment: float = 0.25  # β: of vectors to entries, in the codebook's term
+    coverage: float = 0.0  # squared distance of each entry to the vector of the batch that is nearest to it
+    lpips_weights: tuple[str, ...] = execution(())  # files with VGG16's weights and LPIPS's linear ones
+    identity_weights: tuple[str, ...] = execution(())  # a file with ResNet-50's weights
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "lpips", "gan", "identity", "kl", "codebook", "commitment", "coverage", "gan_from"):
+            require(0 <= getattr(self, name) < math.inf, f"losses.{name} must not be negative")
+        for term in ("lpips", "identity"):
+            require(
+                not getattr(self, term) or bool(getattr(self, f"{term}_weights")),
+                f"losses.{term} needs a network's weights: name their files in losses.{term}_weights, or set "
+                f"losses.{term} to 0",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRun(Run):
+    """Everything that an autoencoder's training is made of."""
+
+    architecture: Architecture
+    image_size: int  # pixels of a side
+    data: ImagesConfig
+    losses: Losses = field(default_factory=Losses)
+    held_out_images: int = execution(64)  # that are looked at in every evaluation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "", "image_size", "held_out_images")
+        factor = self.architecture.factor
+        require(
+            self.image_size % factor == 0,
+            f"image_size {self.image_size} must be a multiple of {factor}, which the architecture divides it by",
+        )
+
+    @property
+    def workers(self) -> int:
+        """Loader processes."""
+        return self.data.workers
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The prepared data that is read."""
+        return tuple(self.data.sources.values())
