@@ -1,7 +1,8 @@
 """The task of training an image autoencoder, with the paper's losses (appendix A).
 
-`L = L1 + LPIPS + 0.5 · GAN + 0.2 · identity + 1e-6 · KL`, or with a codebook its own term in place of KL. Each is a mean over an image, then over the global batch. A patch discriminator learns beside it, from the same
-backward pass: what each of the two must not learn from is cut off by `stop_gradient`.
+`L = L1 + LPIPS + 0.5 · GAN + 0.2 · identity + 1e-6 · KL`, or with a codebook its own term in place of KL. Each is
+a mean over an image, then over the global batch. A patch discriminator learns beside it, from the same backward pass:
+what each of the two must not learn from is cut off by `stop_gradient`.
 
 Parameters: `network`, `discriminator` where the GAN weighs, and `perceptual`, which stays as its files have it.
 """
