@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from transfusion_jax.config import Config, Run
-from transfusion_jax.data.images import ImageRows
-from transfusion_jax.data.stream import Rows, batches
+from transfusion_jax.data.stream import AnyRows, batches
 from transfusion_jax.errors import CheckpointError, TrainingHalted, some
 from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel import residence
@@ -63,7 +62,7 @@ class Outcome:
 def train(
     task: Task,
     config: Run,
-    rows: Rows | ImageRows,
+    rows: AnyRows,
     mesh: Mesh,
     workdir: Workdir,
     interruption: Interruption,
