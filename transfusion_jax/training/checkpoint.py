@@ -107,17 +107,26 @@ class Checkpoints:
         step = int(state.step)
         if on_first(lambda: step in self.steps):
             return
+        place = {"next_row": next_row, "metrics": metrics, "concluded": concluded, "totals": totals}
         tree = _as_dict(state)
-        manifest = self._about | {
-            "format": FORMAT,
-            "step": step,
-            "next_row": next_row,
-            "metrics": metrics,
-            "concluded": concluded,
-            "totals": totals,
-            "leaves": leaf_shapes(tree),
-            "checksums": checksums(tree),
-        }
+        self._begin(step, tree, place, checksums(tree))
+
+    def save_weights(self, params: Any) -> None:
+        """Begins to save parameters alone, of NumPy, as step 0 of a run that others begin with.
+
+        Raises:
+            StorageError: they could not be written.
+        """
+        tree = {"params": params}
+        each_leaf = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+        sums = {
+            name: next(iter(checksums([leaf]).values())) for name, leaf in each_leaf
+        }  # one on the device at a time
+        self._begin(0, tree, {"next_row": 0, "metrics": None, "concluded": True, "totals": {}}, sums)
+
+    def _begin(self, step: int, tree: Any, place: dict[str, Any], sums: dict[str, int]) -> None:
+        manifest = self._about | {"format": FORMAT, "step": step, **place}
+        manifest |= {"leaves": leaf_shapes(tree), "checksums": sums}
         with save_errors(step, self.steps):
             self.directory.mkdir(parents=True, exist_ok=True)
             custom = {"manifest": manifest, "digest": _digest(manifest)}
