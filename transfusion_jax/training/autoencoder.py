@@ -1,8 +1,8 @@
 """The task of training an image autoencoder, with the paper's losses (appendix A).
 
-`L = L1 + LPIPS + 0.5 · GAN + 0.2 · identity + 1e-6 · KL`, or for a vector quantisation the codebook's term in place of
-KL. Each is a mean over an image, then over the global batch. A patch discriminator learns beside it, from the same
-backward pass: what each of the two must not learn from is cut off by `stop_gradient`.
+`L = L1 + LPIPS + 0.5 · GAN + 0.2 · identity + 1e-6 · KL`, or for a vector quantisation the codebook's term in place
+of KL. Each is a mean over an image, then over the global batch. A patch discriminator learns beside it, from the
+same backward pass: what each of the two must not learn from is cut off by `stop_gradient`.
 
 Parameters: `network`, `discriminator` where the GAN weighs, and `perceptual`, which stays as its files have it.
 """
@@ -77,7 +77,7 @@ class AutoencoderTask:
         terms["l1"] = jnp.mean(jnp.abs(error), axis=(1, 2, 3))
         for name, distance in (("lpips", perceptual.lpips), ("identity", perceptual.identity)):
             if getattr(weights, name):
-                terms[name] = distance(params["perceptual"][name], drawn, image)
+                terms[name] = distance(jax.lax.stop_gradient(params["perceptual"][name]), drawn, image)
         row_loss = sum(getattr(weights, name) * term for name, term in terms.items())
         if weights.gan:
             terms |= self._adversary(params["discriminator"], image, drawn)
