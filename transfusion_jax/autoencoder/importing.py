@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,10 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             f"{path} is a pickle, which PyTorch reads: pip install torch, or save it as safetensors"
         ) from error
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    require(isinstance(held, Mapping), f"{path} holds no named tensors")
     for key, value in held.get("state_dict", held).items():
         if hasattr(value, "detach"):
             yield key, value.detach().float().numpy()

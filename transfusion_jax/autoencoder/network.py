@@ -96,7 +96,7 @@ def fill(abstract: Params, key: jax.Array) -> Params:
     def leaf(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
         normal, name = next(drawn).reshape(like.shape), path[-1].key
         if name in ("scale", "bias"):
-            return jnp.full(like.shape, float(name == "scale"))
+            return jnp.full(like.shape, float(name == "scale"), like.dtype)  # else weak: the step compiles twice
         return normal / math.sqrt(math.prod(like.shape[:-1]) if name != "entries" else like.shape[0])
 
     params: Params = jax.tree_util.tree_map_with_path(leaf, abstract)

@@ -10,6 +10,8 @@ from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.checks import positive, require
 from transfusion_jax.config.fields import Run, execution
 
+SMALLEST_JUDGED = 24  # pixels of a side that the patch discriminator needs to give one number
+
 
 @dataclass(frozen=True)
 class ImagesConfig:
@@ -80,6 +82,11 @@ class AutoencoderRun(Run):
         require(
             self.image_size % factor == 0,
             f"image_size {self.image_size} must be a multiple of {factor}, which the architecture divides it by",
+        )
+        require(
+            not self.losses.gan or self.image_size >= SMALLEST_JUDGED,
+            f"losses.gan needs images of {SMALLEST_JUDGED} pixels or more, and image_size is {self.image_size}: "
+            "set losses.gan to 0",
         )
 
     @property

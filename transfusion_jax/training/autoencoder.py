@@ -78,7 +78,7 @@ class AutoencoderTask:
         terms |= {"l1": jnp.mean(jnp.abs(error), axis=(1, 2, 3)), "l2": squared}
         for name, distance in (("lpips", perceptual.lpips), ("identity", perceptual.identity)):
             if getattr(weights, name):
-                terms[name] = distance(params["perceptual"][name], drawn, image)
+                terms[name] = distance(jax.lax.stop_gradient(params["perceptual"][name]), drawn, image)
         row_loss = sum(getattr(weights, name) * term for name, term in terms.items())
         if weights.gan:
             terms |= self._adversary(params["discriminator"], image, drawn)
