@@ -43,7 +43,7 @@ SMALL = dict(
         channels=32, multipliers=(1, 2, 2), blocks=1, latent_channels=8, groups=8, middle_attention=False
     ),
     data=dict(sources=dict(shapes="data/shapes32")),
-    losses=dict(lpips=0.0, gan=0.0, identity=0.0, kl=1e-3),
+    losses=dict(l1=0.1, l2=1.0, lpips=0.0, gan=0.0, identity=0.0, kl=1e-3),
     optimizer=dict(
         learning_rate=2e-3,
         final_learning_rate=2e-5,

@@ -33,7 +33,6 @@ COMMON = dict(
         image_first=0.2,
         caption_dropout=0.1,
     ),
-    diffusion=dict(image_first_limit=500),
     optimizer=dict(
         learning_rate=2e-3,
         final_learning_rate=2e-5,
@@ -41,12 +40,12 @@ COMMON = dict(
         ema_decay=0.998,
     ),
     evaluation=dict(rows=64),
-    sampling=dict(steps=50, guidance=3.0),
+    sampling=dict(guidance=3.0),
     loop=dict(log_every=50, save_every=500, evaluate_every=500),
 )
 FAMILIES = {
-    "linear": {},
-    "unet": {"model.patch_coder": "unet", "model.unet_channels": (32, 64)},
+    "linear": {"sampling.steps": 50},
+    "unet": {"sampling.steps": 50, "model.patch_coder": "unet", "model.unet_channels": (32, 64)},
     "chameleon": {
         "model.images": "codes",
         "model.codebook": 512,

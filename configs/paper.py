@@ -3,7 +3,15 @@
     transfusion train --config configs/paper.py:7b --dry-run
 
 The argument is a size, then options after commas:
-    2t      the large run of section 4.4: 4M elements per step, 500,000 steps
+    2t              the large run of section 4.4: 4M elements per step, 500,000 steps
+    chameleon       the baseline of section 4.1: images are codes of a vector-quantised autoencoder, predicted like
+                    text; query-key norm, post-norm, z-loss, learning rate 1e-4
+    match=images    with chameleon: as many images seen as Transfusion sees, where the default matches elements. An
+                    image takes 1,024 + 2 elements, not 256 + 2, so training goes on 1,026 / 258 times as long
+    llama           text alone, the text half of the batch: 1M tokens per step (table 4)
+    chameleon-text  the same with Chameleon's modifications for stability (table 4)
+
+    Of the last three kinds one at most. Those of text alone need sources without images.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +23,20 @@ SIZES = {  # table 2; the SwiGLU width follows Llama's rule, 8/3 of the width ro
     "1.4b": dict(layers=24, width=2048, heads=16, mlp_width=5632),
     "7b": dict(layers=32, width=4096, heads=32, mlp_width=11008),
 }
-OPTIONS = {"2t": dict(batch_rows=1024, steps=500_000)}
+STABLE = dict(model=dict(query_key_norm=True, norm="post"), z_loss=1e-5, optimizer=dict(learning_rate=1e-4))
+CODES = dict(
+    model=dict(images="codes", codebook=16_384, patch_size=1, image_attention="causal"),
+    data=dict(encoding="vq-f8c8", max_images=3),  # of 1,026 elements each, in 4,096
+)
+TEXT = dict(model=dict(images="none"))
+OPTIONS: dict[str, list[dict]] = {
+    "2t": [dict(batch_rows=1024, steps=500_000)],
+    "chameleon": [STABLE, CODES],
+    "llama": [TEXT],
+    "chameleon-text": [STABLE, TEXT],
+    "match=images": [],
+}
+FAMILIES = ("chameleon", "llama", "chameleon-text")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -62,5 +83,14 @@ def get_config(arg: str = "") -> ConfigDict:
     for option in options:
         if option not in OPTIONS:
             raise ValueError(f"unknown option {option!r}: one of {', '.join(OPTIONS)}")
-        config.update(OPTIONS[option])
+        for changes in OPTIONS[option]:
+            config.update(changes)
+    if sum(option in FAMILIES for option in options) > 1:
+        raise ValueError(f"one of {', '.join(FAMILIES)} at most")
+    if config.model.get("images") == "none":
+        config.batch_rows //= 2
+    if "match=images" in options:
+        if "chameleon" not in options:
+            raise ValueError("match=images goes with chameleon")
+        config.steps = round(config.steps * 1026 / 258)
     return config

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder import Grey, Identity
 from transfusion_jax.config import Config
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.batch import Batch, stack
@@ -30,7 +30,7 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.starts import Start, begin
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import make_task
 from transfusion_jax.training.watch import NOTHING_MORE, Watching
 from transfusion_jax.training.workdir import Workdir
 
@@ -75,6 +75,24 @@ def tiny_config(**changes: Any) -> Config:
     return configs.parse(values)
 
 
+CODEBOOK = 11
+
+
+def token_config(images: str = "codes", **changes: Any) -> Config:
+    """`tiny_config` of a model of codes, with all that makes it Chameleon, or of text alone (`images="none"`)."""
+    family = dict(
+        model__images=images,
+        model__patch_size=1,
+        model__query_key_norm=True,
+        model__norm="post",
+        z_loss=1e-3,
+        diffusion={},
+    )
+    if images == "codes":
+        family |= dict(model__codebook=CODEBOOK, model__image_attention="causal")
+    return tiny_config(**(family | changes))
+
+
 def random_text(random: np.random.Generator, low: int = 1, high: int = 30) -> Text:
     return Text(random.integers(0, VOCABULARY, random.integers(low, high)).astype(np.int32))
 
@@ -95,9 +113,35 @@ def special() -> SpecialTokens:
     return SpecialTokens.after(VOCABULARY)
 
 
+def code_corpus(seed: int = 0, documents: int = 40) -> Corpus:
+    """The tiny corpus with codes in place of latents."""
+    random = np.random.default_rng(seed)
+
+    def coded(segment: Text | Image) -> Text | Image:
+        if isinstance(segment, Text):
+            return segment
+        return Image(random.integers(0, CODEBOOK, LATENT[:2], np.int32), segment.loss)
+
+    pairs, texts = tiny_corpus(seed, documents).sources
+    coded_pairs = [Document(tuple(coded(s) for s in d.segments)) for d in pairs]
+    return Corpus((Source("pairs", DocumentList(coded_pairs)), texts))
+
+
+def corpus_of(config: Config) -> Corpus:
+    """The tiny corpus as a config's model sees it."""
+    if config.model.images == "none":
+        return Corpus(tiny_corpus().sources[1:])
+    return code_corpus() if config.model.images == "codes" else tiny_corpus()
+
+
+def code_codec() -> Codec:
+    """Letters, and grey levels of pixels as codes."""
+    return Codec(Letters(), special(), Grey(1, CODEBOOK), None)
+
+
 def tiny_batch(config: Config, first_row: int = 0, rows: int | None = None) -> Batch:
     """Consecutive rows of the tiny corpus's stream."""
-    stream = make_rows(tiny_corpus(), config, special())
+    stream = make_rows(corpus_of(config), config, special())
     return stack([stream[first_row + r] for r in range(rows or config.batch_rows)])
 
 
@@ -132,7 +176,7 @@ def tiny_run(
     watching: Watching = NOTHING_MORE,
 ) -> Outcome:
     """Trains in this process, on one device, as `transfusion train` does; what it says is in `path/said`."""
-    workdir, data, task = Workdir(path), tiny_data(), TransfusionTask(config)
+    workdir, data, task = Workdir(path), tiny_data(), make_task(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     said: list[str] = []
     try:

@@ -1,5 +1,6 @@
 """Every row of docs/ablations.md is a config that trains: made small, each takes a step."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from transfusion_jax.training.tasks import make_task
 
 from transfusion_jax import config as configs
 from transfusion_jax.data.batch import stack
@@ -15,6 +15,7 @@ from transfusion_jax.data.load import load
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.training.state import new_state
 from transfusion_jax.training.step import train_step
+from transfusion_jax.training.tasks import make_task
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/ablations.md").read_text()
@@ -51,7 +52,7 @@ SMALL = {json.dumps(configs.to_dict(c)): c for rows in commands().values() for c
 
 def test_every_row_of_the_tables_has_its_command():
     assert {number: len(rows) for number, rows in commands().items()} == LINES
-    for row in sum(commands().values(), []):
+    for row in itertools.chain(*commands().values()):
         configs.load(str(ROOT / row[0]), row[1])
 
 

@@ -12,7 +12,12 @@ from transfusion_jax.config import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOLDEN = Path(__file__).parent / "golden"
-EVERY = ("digits", "debug", *(f"paper:{size}" for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b", "7b,2t")))
+FAMILIES = ("0.76b,llama", "0.76b,chameleon-text", "0.76b,chameleon", "7b,chameleon,match=images")
+EVERY = (
+    "digits",
+    "debug",
+    *(f"paper:{size}" for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b", "7b,2t", *FAMILIES)),
+)
 DEBUG = f"{CONFIGS}/debug.py"
 
 # How a run is executed; every other field is what is trained.
@@ -28,6 +33,7 @@ EXECUTION = {
     "data.workers",
     "sampling.steps",
     "sampling.guidance",
+    "sampling.temperature",
     "evaluation.suites",
     "evaluation.during_training",
     "evaluation.rows",
@@ -127,7 +133,7 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
         (dict(model__latent_shape=(0, 4, 2)), "latent_shape"),
         (dict(model__latent_shape=(4, 4, 0)), "latent_shape"),
         (dict(model__latent_shape=(-4, 4, 2)), "latent_shape"),
-        (dict(model__patch_coder="unet"), "model.patch_coder"),
+        (dict(model__patch_coder="conv"), "model.patch_coder"),
         (dict(model__compute_dtype="float16"), "model.compute_dtype"),
         (dict(data__sources__pairs__weight=-1), "weight must not be negative"),
         (

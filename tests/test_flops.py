@@ -30,6 +30,17 @@ def test_the_papers_sizes_have_the_papers_parameters(size, millions, coder_perce
     assert round(100 * counted.patch_coder / counted.paper, 1) == coder_percent
 
 
+def test_the_unet_has_the_papers_share_at_7b_and_one_size_everywhere():
+    for size in (1, 2, 4, 8):
+        config = configs.load(f"{PAPER}:7b", ["model.patch_coder=unet", f"model.patch_size={size}"]).model
+        counted = flops.count_parameters(config)
+        assert counted.patch_coder == pytest.approx(0.26e9, rel=0.03)
+        if size == 2:
+            assert round(100 * counted.patch_coder / counted.paper, 1) == 3.8  # table 7
+    small = configs.load(f"{PAPER}:0.16b", ["model.patch_coder=unet"]).model
+    assert flops.count_parameters(small).patch_coder == pytest.approx(0.25e9, rel=0.01)
+
+
 def test_the_parts_of_a_small_model_by_hand():
     counted = flops.count_parameters(tiny_config().model)  # width 16, 2 layers, SwiGLU 24, patches of 2×2×2
     assert counted.trunk == 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
@@ -66,8 +77,19 @@ def test_a_step_counts_by_hand():
     assert flops.step_flops(model, elements=30, text_losses=11, images=0, span_area=100) == 3 * forward
 
 
-def test_the_forward_pass_multiplies_what_is_counted():
-    config = tiny_config(model__attention="reference")
+@pytest.mark.parametrize(
+    "coder",
+    [
+        {},
+        dict(model__patch_coder="none", model__patch_size=1),
+        dict(model__patch_coder="unet", model__unet_channels=(4, 6), model__unet_blocks=1),
+        dict(model__patch_coder="unet", model__unet_channels=(4, 6, 8), model__patch_size=4),
+        dict(model__patch_coder="unet", model__unet_channels=(64,), model__patch_size=1),
+    ],
+    ids=str,
+)
+def test_the_forward_pass_multiplies_what_is_counted(coder):
+    config = tiny_config(model__attention="reference", **coder)
     model, rows, length, images = Model(config.model), 2, 24, 3
     ints = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     times = jax.ShapeDtypeStruct((rows, images), jnp.int32)
@@ -92,13 +114,16 @@ def paper(argument):
 
 
 def products(jaxpr):
-    """Operations of every matrix product in a program, loops unrolled."""
+    """Operations of every matrix product and convolution in a program, loops unrolled."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shared = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
             total += 2 * shared * equation.outvars[0].aval.size
+        if equation.primitive.name == "conv_general_dilated":
+            *window, into, _ = equation.invars[1].aval.shape
+            total += 2 * math.prod(window) * into * equation.outvars[0].aval.size
         inner = sum(
             products(getattr(value, "jaxpr", value))
             for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Parameters:
     embedding: int  # rows that are in use: tokenizer and special tokens
     text_head: int
     patch_coder: int
+    image_entries: int  # of embedding and head: codes of images
     padding: int  # rows of embedding and head that only pad the vocabulary, and the special tokens'
 
     @property
@@ -52,9 +54,10 @@ class Parameters:
     @property
     def total(self) -> int:
         """Everything that is allocated."""
-        return self.paper + self.patch_trunk + self.patch_coder + self.padding
+        return self.paper + self.patch_trunk + self.patch_coder + self.image_entries + self.padding
 
 
+@functools.cache  # a search asks for each of its candidates
 def count_parameters(config: ModelConfig) -> Parameters:
     """Parameters of a model, counted from its own tree; allocates nothing."""
     params = Model(config).abstract_params()
@@ -62,15 +65,16 @@ def count_parameters(config: ModelConfig) -> Parameters:
     def size(tree: Any) -> int:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
-    in_use = config.vocabulary * config.width
+    in_use, codes = config.vocabulary * config.width, config.codebook * config.width
     patch_trunk = size(params["trunk"]["layers"].get(PATCHES, {}))
     return Parameters(
         trunk=size(params["trunk"]) - patch_trunk,
         patch_trunk=patch_trunk,
         embedding=in_use,
         text_head=in_use,
-        patch_coder=size(params["patch_coder"]),
-        padding=size([params["embedding"], params["text_head"]]) - 2 * in_use,
+        patch_coder=size(params.get("patch_coder", {})),
+        image_entries=2 * codes,
+        padding=size([params["embedding"], params["text_head"]]) - 2 * (in_use + codes),
     )
 
 
@@ -85,7 +89,7 @@ def step_flops(config: ModelConfig, elements: Any, text_losses: Any, images: Any
     Args:
         config: the model.
         elements: text tokens and patches, padding left out.
-        text_losses: elements whose next token is predicted: the text head runs on these.
+        text_losses: elements whose next token, or code, is predicted: the text head runs on these.
         images: images embedded and denoised.
         span_area: Σ over elements of the keys that each may attend to.
 
@@ -100,7 +104,9 @@ def step_flops(config: ModelConfig, elements: Any, text_losses: Any, images: Any
 
 
 def coder_flops(config: ModelConfig) -> float:
-    """Operations of the patch coder on one image, embedded and denoised, forward."""
+    """Operations of the patch coder on one image, embedded and denoised, forward; of codes there is none."""
+    if config.images != "latents":
+        return 0.0
     flops: float = PATCH_CODERS[config.patch_coder].flops(config)
     return flops
 

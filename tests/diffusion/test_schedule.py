@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfusion_jax.diffusion.schedule import LARGEST_BETA, cosine, respace
+from transfusion_jax.diffusion.schedule import LARGEST_BETA, cosine, evenly, linear, respace, straight
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,36 @@ def test_respaced_timesteps_fall_evenly_to_zero(steps):
 def test_more_steps_than_timesteps_are_refused(steps):
     with pytest.raises(ValueError, match=f"sampling takes 1 to 1000 steps, not {steps}"):
         respace(1000, steps)
+
+
+@pytest.mark.parametrize("timesteps", [21, 100, 1000])
+def test_the_linear_schedule_ends_alike_for_every_number_of_timesteps(timesteps):
+    alpha_bar = linear(timesteps).alpha_bar
+    assert alpha_bar.shape == (timesteps + 1,)
+    assert alpha_bar[0] == 1
+    assert np.all(np.diff(alpha_bar) < 0)
+    assert 0 < alpha_bar[-1] < 5e-5
+    if timesteps >= 100:
+        assert alpha_bar[timesteps // 2] == pytest.approx(linear(1000).alpha_bar[500], rel=0.1)
+
+
+def test_the_straight_line_goes_from_image_to_noise():
+    line, t = straight(10), jnp.array([0, 3, 10])
+    assert line.timesteps == 10
+    clean, noise = jnp.full((3, 1, 1, 1), 2.0), jnp.full((3, 1, 1, 1), -4.0)
+    np.testing.assert_allclose(line.add_noise(clean, noise, t).ravel(), [2.0, 0.2, -4.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "steps", "expected"),
+    [(1000, 4, [1000, 750, 500, 250, 0]), (10, 3, [10, 7, 3, 0]), (2, 2, [2, 1, 0]), (1000, 1, [1000, 0])],
+)
+def test_evenly_spaced_timesteps_by_hand(timesteps, steps, expected):
+    assert evenly(timesteps, steps).tolist() == expected
+
+
+def test_evenly_spaced_timesteps_always_fall():
+    for steps in range(1, 51):
+        assert np.all(np.diff(evenly(50, steps)) < 0)
+    with pytest.raises(ValueError, match="sampling takes 1 to 50 steps, not 51"):
+        evenly(50, 51)

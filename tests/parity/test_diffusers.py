@@ -1,4 +1,4 @@
-"""The noise schedule and the ancestral sampler against diffusers' `DDPMScheduler`.
+"""Schedules, objectives and samplers against diffusers' `DDPMScheduler` and `FlowMatchEulerDiscreteScheduler`.
 
 diffusers counts timesteps from 0, so its t is ours minus one.
 """
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import scheduling_ddpm
 
-from transfusion_jax.diffusion.sampler import ancestral_step, posterior, sample
-from transfusion_jax.diffusion.schedule import cosine, respace
+from transfusion_jax.diffusion.objective import TARGETS
+from transfusion_jax.diffusion.sampler import ancestral_step, posterior, sample, visits
+from transfusion_jax.diffusion.schedule import cosine, linear, respace, straight
 
 pytestmark = pytest.mark.parity
 
@@ -95,6 +96,87 @@ def test_whole_chain_is_equal(steps, clip, monkeypatch):
     found = sample(predict, keys, SHAPE[1:], SCHEDULE, steps, BOUNDS if clip else None)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=5e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("timesteps", [1000, 500])
+def test_linear_schedule_equals_theirs(timesteps):
+    scale = 1000 / timesteps
+    theirs = DDPMScheduler(timesteps, beta_start=scale * 1e-4, beta_end=scale * 0.02, beta_schedule="linear")
+    found = linear(timesteps).alpha_bar
+    assert found[0] == 1
+    np.testing.assert_allclose(found[1:], theirs.alphas_cumprod, rtol=2e-4)  # theirs is a float32 product
+
+
+@pytest.mark.parametrize("schedule", [cosine(1000), linear(1000)], ids=["cosine", "linear"])
+def test_the_target_of_v_equals_their_velocity(schedule):
+    clean, noise = np.random.default_rng(0).normal(size=(2, 1000, *SHAPE[1:]))
+    t = np.arange(1, 1001)
+    theirs = DDPMScheduler()
+    theirs.alphas_cumprod = torch.tensor(schedule.alpha_bar[1:])
+    expected = theirs.get_velocity(torch.tensor(clean), torch.tensor(noise), torch.tensor(t - 1))
+    found = TARGETS["v"](clean, noise, *schedule.weights(jnp.asarray(t)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+THEIR_NAMES = {"epsilon": "epsilon", "v": "v_prediction", "x": "sample"}
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("objective", THEIR_NAMES)
+@pytest.mark.parametrize("schedule", [cosine(1000), linear(1000)], ids=["cosine", "linear"])
+def test_every_objectives_step_is_equal(schedule, objective, clip):
+    steps = 25
+    theirs = DDPMScheduler(variance_type="fixed_small", clip_sample=clip, prediction_type=THEIR_NAMES[objective])
+    theirs.alphas_cumprod = torch.tensor(schedule.alpha_bar[1:])
+    theirs.set_timesteps(steps)
+    visited, weights = visits(schedule, steps, objective)
+    np.testing.assert_array_equal(visited[:-1], theirs.timesteps + 1)
+    random = np.random.default_rng(0)
+    step = jax.jit(ancestral_step)
+    for number, t in enumerate(visited[:-1].tolist()):
+        x, predicted = random.normal(size=(2, *SHAPE))
+        generator = torch.Generator().manual_seed(t)
+        fresh = torch.randn(SHAPE, generator=generator, dtype=torch.float64).numpy()
+        again = generator.manual_seed(t)
+        expected = theirs.step(torch.tensor(predicted), t - 1, torch.tensor(x), again).prev_sample.numpy()
+        here = jax.tree.map(lambda w, n=number: w[n], weights)
+        with jax.enable_x64(True):
+            exact = step(x, predicted, fresh, here, BOUNDS if clip else None)
+        np.testing.assert_allclose(exact, expected, rtol=1e-10, atol=1e-10, err_msg=f"t = {t}")
+
+
+@pytest.mark.parametrize("steps", [1000, 250, 7])
+def test_a_flow_is_followed_as_they_do(steps):
+    schedule = straight(1000)
+    visited, weights = visits(schedule, steps, "flow")
+    assert (visited[0], visited[-1]) == (1000, 0)
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    theirs.set_timesteps(sigmas=(visited[:-1] / 1000).tolist())
+    np.testing.assert_allclose(theirs.timesteps, visited[:-1], rtol=1e-6)
+    random = np.random.default_rng(0)
+    clean, noise = random.normal(size=(2, *SHAPE)).astype(np.float32)
+    noised = theirs.scale_noise(torch.tensor(clean), theirs.timesteps[steps // 2 :][:1], torch.tensor(noise))
+    found = schedule.add_noise(jnp.asarray(clean), jnp.asarray(noise), jnp.full(len(clean), visited[steps // 2]))
+    np.testing.assert_allclose(found, noised, atol=1e-6)
+
+    step = jax.jit(ancestral_step)
+    for number, t in enumerate(theirs.timesteps):
+        x, predicted = random.normal(size=(2, *SHAPE)).astype(np.float32)
+        expected = theirs.step(torch.tensor(predicted), t, torch.tensor(x)).prev_sample.numpy()
+        here = jax.tree.map(lambda w, n=number: np.float32(w[n]), weights)
+        found = step(x, predicted, np.float32(random.normal(size=SHAPE)), here)  # the noise has no weight
+        np.testing.assert_allclose(found, expected, atol=3e-6, err_msg=f"t = {t}")
+
+
+def test_a_flow_to_a_single_image_ends_there():
+    clean = np.random.default_rng(0).normal(size=SHAPE[1:]).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def predict(x, t):
+        return (x - clean) * 1000 / t
+
+    drawn = sample(predict, keys, SHAPE[1:], straight(1000), 10, objective="flow")
+    np.testing.assert_allclose(drawn, np.broadcast_to(clean, drawn.shape), atol=1e-5)
 
 
 def scheduler(steps, clip=False):

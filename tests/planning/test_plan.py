@@ -5,7 +5,7 @@ import pytest
 
 from helpers import tiny_config
 from transfusion_jax.config import ConfigError
-from transfusion_jax.flops import step_flops
+from transfusion_jax.flops import coder_flops, step_flops
 from transfusion_jax.planning import report
 from transfusion_jax.planning import topology as topologies
 from transfusion_jax.planning.contents import Contents, expected
@@ -160,3 +160,32 @@ def test_the_mesh_is_chosen_where_the_config_leaves_it_open():
     assert config.mesh.fsdp > 1  # replicas would not fit
     with pytest.raises(ConfigError, match=r"fits no mesh of v5e:4x4.*--search"):
         choose_mesh(wide_config(model__layers=4000), V5E, CONTENTS)
+
+
+def test_a_unets_operations_and_bytes_are_in_the_plan():
+    unet = dict(model__patch_coder="unet", model__unet_channels=(256, 512), model__remat="full")
+    with_unet, without = wide_config(**unet), wide_config(model__remat="full")
+    for mesh in (ONE, ONE | {"fsdp": 4, "tensor": 2}, ONE | {"data": 2, "context": 2}):
+        chips = mesh["data"] * mesh["fsdp"] * mesh["context"] * mesh["tensor"]
+        more, less = (estimate(config, CONTENTS, mesh, tpu=True) for config in (with_unet, without))
+        added = chips * sum(w.flops * w.times for w in more.work) - chips * sum(
+            w.flops * w.times for w in less.work
+        )
+        images = with_unet.batch_rows * with_unet.data.max_images
+        assert added == pytest.approx(4 * coder_flops(with_unet.model) * images)  # forward twice, backward
+        assert more.temporary > less.temporary
+        assert chips == 1 or more.collectives[0].bytes > less.collectives[0].bytes
+    formula, linear = (by_formula(config, CONTENTS, tpu=True) for config in (with_unet, without))
+    images = with_unet.batch_rows * with_unet.data.max_images
+    assert formula.total - linear.total == pytest.approx(
+        (4 * coder_flops(with_unet.model) - 3 * coder_flops(without.model)) * images
+    )
+    unused = replace(CONTENTS, images=0.0)
+    assert by_formula(with_unet, unused, tpu=True).total == pytest.approx(formula.total)  # empty slots compute
+
+
+def test_the_search_leaves_out_meshes_that_cannot_split_a_unet():
+    unet = dict(model__patch_coder="unet", model__unet_channels=(4, 8), model__unet_blocks=1)
+    found = search(wide_config(**unet), V5E, CONTENTS, best=0, analytic=True, host_rate=1e9)
+    assert any("channels of the U-Net" in why for why in found.uneven)
+    assert all(c.mesh["fsdp"] * c.mesh["context"] <= 4 for c in found.ranked)

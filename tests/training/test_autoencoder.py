@@ -172,10 +172,10 @@ def test_a_discriminator_needs_images_that_it_can_judge():
     assert discriminator.judge(params, batch(size=SIDE).image).shape == (4, 1, 1)
 
 
-@pytest.mark.parametrize("name", ["l1", "kl", "codebook"])
+@pytest.mark.parametrize("name", ["l1", "l2", "kl", "codebook"])
 def test_a_term_without_weight_teaches_nothing(name):
     architecture = VQ if name == "codebook" else ARCHITECTURE
-    terms = dict.fromkeys(("l1", "kl", "codebook"), 0.0)
+    terms = dict.fromkeys(("l1", "l2", "kl", "codebook"), 0.0)
     nothing, metrics = gradients(config(architecture=architecture, losses=terms))
     assert float(metrics.loss) == 0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(nothing))

@@ -2,17 +2,19 @@
 
 from transfusion_jax.autoencoder import trained
 from transfusion_jax.autoencoder.dct import CosineBlocks, from_name
+from transfusion_jax.autoencoder.grey import Grey
+from transfusion_jax.autoencoder.grey import from_name as grey_from_name
 from transfusion_jax.autoencoder.identity import Identity
 from transfusion_jax.autoencoder.interface import Autoencoder, Encoding
 from transfusion_jax.autoencoder.trained import Trained
 from transfusion_jax.config import ConfigError
 from transfusion_jax.storage import Place, place
 
-__all__ = ["Autoencoder", "CosineBlocks", "Encoding", "Identity", "Trained", "keep", "load", "load_saved"]
+__all__ = ["Autoencoder", "CosineBlocks", "Encoding", "Grey", "Identity", "Trained", "keep", "load", "load_saved"]
 
 
 def load(name: str) -> Autoencoder:
-    """The autoencoder `identity`, `dct-fBcC` such as `dct-f8c8`, or that of a folder with weights.
+    """The autoencoder `identity`, `dct-fBcC` such as `dct-f8c8`, `grey-fBkK`, or that of a folder with weights.
 
     Raises:
         ConfigError: there is none.
@@ -27,7 +29,7 @@ def load(name: str) -> Autoencoder:
 
 def without_weights(name: str) -> Autoencoder | None:
     """The autoencoder that is known by its name alone."""
-    return Identity() if name == "identity" else from_name(name)
+    return Identity() if name == "identity" else from_name(name) or grey_from_name(name)
 
 
 def keep(autoencoder: Autoencoder, folder: Place) -> None:

@@ -84,7 +84,7 @@ def load_identity(files: tuple[str, ...]) -> Arrays:
 
 
 def _chosen(files: tuple[str, ...], wanted: dict[str, None], option: str) -> Arrays:
-    prefix, found = re.compile(r"^(module\.)?(encoder_q\.)?"), {}
+    prefix, found = re.compile(r"^(module\.)?(encoder_q\.)?"), dict[str, np.ndarray]()
     for file in files:
         require(Path(file).is_file(), f"{option}: there is no file {file}")
         found |= {name: value for key, value in read_tensors(Path(file)) if (name := prefix.sub("", key)) in wanted}

@@ -67,7 +67,8 @@ class Trained:
     @property
     def _here(self) -> Params:
         """The parameters on the device that JAX computes on in this thread."""
-        device = jax.config.jax_default_device or jax.local_devices()[0]
+        chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+        device = chosen or jax.local_devices()[0]
         if device not in self._placed:
             self._placed[device] = jax.device_put(self.params, device)
         return self._placed[device]
@@ -131,8 +132,10 @@ def open_folder(folder: Place) -> Trained:
             f"{folder} holds no autoencoder: transfusion autoencoder train, then export, or transfusion convert"
         )
     about = json.loads((folder / ABOUT).read_text())
-    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in about["architecture"].items()}
-    architecture = Architecture(**lists)
+    fields: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in about["architecture"].items()
+    }
+    architecture = Architecture(**fields)
     try:
         found = tensors.load((folder / WEIGHTS).read_bytes())
     except SafetensorError as error:

@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     results: dict[str, float] = {}
     for name in arguments.suite or task.config.evaluation.suites:
         results |= SUITES[name].run(task, params, data, jax.random.key(task.config.seed))
-    sampling = {"steps": task.config.sampling.steps, "guidance": task.config.sampling.guidance}
+    how = {"latents": ("steps", "guidance"), "codes": ("temperature", "guidance"), "none": ()}
+    sampling = {name: getattr(task.config.sampling, name) for name in how[task.config.model.images]}
     report = {"step": step, "weights": weights, "sampling": sampling, "metrics": results}
     workdir.evaluation.write_text(json.dumps(report, indent=2) + "\n")
     if arguments.json:

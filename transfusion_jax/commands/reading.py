@@ -11,7 +11,7 @@ from transfusion_jax.errors import CheckpointError
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.storage import place
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, to_devices
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.workdir import Workdir
 
 
@@ -26,7 +26,7 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[TransfusionTask, Params, Workdir, int, str]:
+def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[ModelTask, Params, Workdir, int, str]:
     """The task, its weights, the workdir, and which step and weights were chosen, which is also said.
 
     Raises:
@@ -38,7 +38,7 @@ def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[Transfusio
     if weights == "ema" and not config.optimizer.ema_decay:
         raise ConfigError("this run kept no average of its weights (optimizer.ema_decay is 0): use --weights raw")
     keep_programs()
-    task = TransfusionTask(config)
+    task = make_task(config)
     with Checkpoints(workdir.checkpoints) as checkpoints:
         step = checkpoints.find(arguments.step)
         abstract = to_devices(task.model.abstract_params())

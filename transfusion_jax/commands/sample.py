@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--output", type=place, help="PNG to write the images to (needed with --prompt)")
     parser.add_argument("--sampling-steps", type=int, help="denoising steps (default: the config's)")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: the config's)")
+    parser.add_argument("--temperature", type=float, help="of codes, drawn one by one (default: the config's)")
     parser.add_argument("--seed", type=int, help="of the noise (default: 0)")
     parser.set_defaults(run=run, takes_overrides=False)
 
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     if arguments.prompt:
         return _draw(arguments)
-    for name in ("n", "output", "sampling_steps", "guidance", "seed"):
+    for name in ("n", "output", "sampling_steps", "guidance", "temperature", "seed"):
         if getattr(arguments, name) is not None:
             raise ConfigError(
                 f"option {name.replace('_', '-')} goes with --prompt; captions are printed, without chance"
@@ -57,7 +58,8 @@ def _draw(arguments: argparse.Namespace) -> int:
     task, params, workdir, _, _ = read_model(arguments, print)
     _check_sampling(arguments, task.config.diffusion.timesteps)
     prompts = [prompt for prompt in arguments.prompt for _ in range(count)]
-    images = draw(task, params, workdir.codec(), prompts, seed, arguments.sampling_steps, arguments.guidance)
+    how = arguments.sampling_steps, arguments.guidance, arguments.temperature
+    images = draw(task, params, workdir.codec(), prompts, seed, *how)
     labels = arguments.prompt if len(arguments.prompt) > 1 else None
     write_png(arguments.output, grid(images, count, labels))
     print(f"{len(images)} image(s) in {arguments.output}")
@@ -65,11 +67,13 @@ def _draw(arguments: argparse.Namespace) -> int:
 
 
 def _check_sampling(arguments: argparse.Namespace, timesteps: int) -> None:
-    steps, guidance = arguments.sampling_steps, arguments.guidance
+    steps = arguments.sampling_steps
     if steps is not None and not 1 <= steps <= timesteps:
         raise ConfigError(f"--sampling-steps must lie between 1 and {timesteps}, not {steps}")
-    if guidance is not None and guidance < 0:
-        raise ConfigError(f"--guidance must not be negative, not {guidance}")
+    for name in ("guidance", "temperature"):
+        value = getattr(arguments, name)
+        if value is not None and value < 0:
+            raise ConfigError(f"--{name} must not be negative, not {value}")
 
 
 def _caption_files(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
 from transfusion_jax.training.starts import Start, begin, kept_statistics, source_config
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.transplant import parse_mapping
 from transfusion_jax.training.watch import Watching
 from transfusion_jax.training.workdir import Workdir, facts_of
@@ -95,7 +95,7 @@ def _train(
         rows = make_rows(data.train, config, data.codec.special, say)
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         reach_all(mesh)
-        task = TransfusionTask(config)  # the workdir is begun only now that config and data have proved to fit
+        task = make_task(config)  # the workdir is begun only now that config and data have proved to fit
         locked = ExitStack()
         if processes.first():
             locked.enter_context(workdir.locked(say))
@@ -144,7 +144,7 @@ def _config(arguments: argparse.Namespace, start: Start, overrides: list[str]) -
     return configs.override(workdir.config(), overrides)
 
 
-def _hooks(task: TransfusionTask, config: Config, data: Data, workdir: Workdir) -> tuple[Hook, ...]:
+def _hooks(task: ModelTask, config: Config, data: Data, workdir: Workdir) -> tuple[Hook, ...]:
     def evaluate(step: int, params: Any, writer: Writer) -> dict[str, float]:
         del step, writer
         results: dict[str, float] = {}
@@ -186,6 +186,7 @@ def _print_summary(config: Config, as_json: bool) -> None:
             "text_head": parameters.text_head,
             "paper_count": parameters.paper,
             "patch_coder": parameters.patch_coder,
+            "image_entries": parameters.image_entries,
             "vocabulary_padding": parameters.padding,
             "total": parameters.total,
         },
@@ -207,6 +208,7 @@ parameters
   text head             {parameters.text_head / 1e6:10,.1f}M
   as the paper counts   {parameters.paper / 1e6:10,.1f}M
   patch coder           {parameters.patch_coder / 1e6:10,.1f}M  ({parameters.patch_coder / parameters.paper:.1%})
+  codes of images       {parameters.image_entries / 1e6:10,.1f}M  ({config.model.codebook:,} entries)
   vocabulary padding    {parameters.padding / 1e6:10,.1f}M  (to {config.model.padded_vocabulary:,} entries)
   total                 {parameters.total / 1e6:10,.1f}M
 elements per step       {config.elements_per_step:11,}  ({config.batch_rows} rows of {config.data.context_length})

@@ -31,6 +31,7 @@ class Losses:
     """Weights of the loss's terms; 0 leaves a term out, with all that it needs."""
 
     l1: float = 1.0  # mean over pixels
+    l2: float = 0.0  # squared error, mean over pixels: it learns small things on plain grounds sooner
     lpips: float = 1.0  # perceptual distance by VGG16's features (arXiv 1801.03924)
     gan: float = 0.5  # of a patch discriminator, hinge loss
     gan_from: int = 50_000  # the step from which on it weighs
@@ -43,7 +44,18 @@ class Losses:
     identity_weights: tuple[str, ...] = execution(())  # a file with ResNet-50's weights
 
     def __post_init__(self) -> None:
-        for name in ("l1", "lpips", "gan", "identity", "kl", "codebook", "commitment", "coverage", "gan_from"):
+        for name in (
+            "l1",
+            "l2",
+            "lpips",
+            "gan",
+            "identity",
+            "kl",
+            "codebook",
+            "commitment",
+            "coverage",
+            "gan_from",
+        ):
             require(0 <= getattr(self, name) < math.inf, f"losses.{name} must not be negative")
         for term in ("lpips", "identity"):
             require(

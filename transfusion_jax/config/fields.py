@@ -34,6 +34,8 @@ class ModelConfig:
     vocabulary: int  # entries of the tokenizer; the special tokens and the padding come on top
     latent_shape: tuple[int, int, int]  # height, width, channels of an image after the autoencoder
     patch_size: int  # k: a patch is k×k latent pixels
+    images: str = "latents"  # denoised (Transfusion); "codes": next tokens too (Chameleon); "none": text alone
+    codebook: int = 0  # entries of the vocabulary for codes of images, behind the special tokens
     patch_coder: str = "linear"  # "linear", "none" (the same map of 1×1 patches), or "unet"
     unet_channels: tuple[int, ...] = ()  # of the U-Net, level by level from the latents' size; (): the paper's size
     unet_blocks: int = 2  # of the U-Net, in each level of its way down; one more on its way up
@@ -59,8 +61,28 @@ class ModelConfig:
             f"model.patch_size {self.patch_size} must divide the latent's {height}×{width}",
         )
         one_of("model.patch_coder", self.patch_coder, ("linear", "none", "unet"))
-        one_of("model.image_attention", self.image_attention, ("bidirectional", "causal"))
         one_of("model.modality_weights", self.modality_weights, ("shared", "untied"))
+        one_of("model.images", self.images, ("latents", "codes", "none"))
+        one_of("model.image_attention", self.image_attention, ("bidirectional", "causal"))
+        if self.images == "codes":
+            require(self.codebook > 0, "model.images='codes' needs model.codebook, the entries of its autoencoder")
+            require(
+                self.patch_size == 1, f"model.patch_size is {self.patch_size}: with codes an element is one, so 1"
+            )
+            require(
+                self.image_attention == "causal",
+                "model.images='codes' needs model.image_attention='causal': what is seen is not predicted",
+            )
+        else:
+            require(self.codebook == 0, f"model.codebook goes with model.images='codes', not {self.images!r}")
+        require(
+            self.images == "latents" or self.patch_coder == "linear",
+            f"model.patch_coder {self.patch_coder!r} goes with model.images='latents', not {self.images!r}",
+        )
+        require(
+            self.images == "latents" or self.modality_weights == "shared",
+            f"model.modality_weights 'untied' goes with model.images='latents', not {self.images!r}",
+        )
         one_of("model.norm", self.norm, ("pre", "post"))
         self._check_coder()
         one_of("model.attention", self.attention, ("auto", "tpu", "gpu", "blocked", "reference"))
@@ -110,10 +132,20 @@ class ModelConfig:
         return self.patch_size**2 * self.latent_shape[2]
 
     @property
+    def first_code(self) -> int:
+        """The entry of code 0; code c of an image is entry `first_code + c`."""
+        return self.vocabulary + SPECIAL_TOKENS
+
+    @property
+    def entries(self) -> int:
+        """Entries that stand for something: tokenizer, special tokens, codes of images."""
+        return self.first_code + self.codebook
+
+    @property
     def padded_vocabulary(self) -> int:
-        """Rows of the embedding table: tokenizer, special tokens, and padding to a multiple of 128."""
+        """Rows of the embedding table: `entries`, and padding to a multiple of 128."""
         multiple = VOCABULARY_MULTIPLE
-        return -(-(self.vocabulary + SPECIAL_TOKENS) // multiple) * multiple
+        return -(-self.entries // multiple) * multiple
 
 
 @dataclass(frozen=True)
@@ -134,6 +166,7 @@ class SourceConfig:
 
 
 SYNTHETIC = {"pairs": {"path": "synthetic:pairs"}, "text": {"path": "synthetic:text"}}  # the paper's mixture
+SYNTHETIC_TEXT = {"text": SYNTHETIC["text"]}  # of models of text alone
 
 
 @dataclass(frozen=True)
@@ -287,9 +320,11 @@ class SamplingConfig:
 
     steps: int = execution(250)
     guidance: float = execution(3.0)
+    temperature: float = execution(1.0)  # of codes, which are drawn one by one; 0 takes the likeliest
 
     def __post_init__(self) -> None:
         positive(self, "sampling.", "steps")
+        require(0 <= self.temperature < math.inf, "sampling.temperature must not be negative")
         require(self.guidance >= 0, "sampling.guidance must not be negative")
 
 
@@ -403,11 +438,35 @@ class Config(Run):
             self.optimizer.frozen == "none" or self.model.modality_weights == "untied",
             "optimizer.frozen='text' needs model.modality_weights='untied': patches have no weights of their own",
         )
+        self._check_family()
         smallest = self.model.patches + 3  # BOS BOI … EOI
         require(
-            smallest <= self.data.context_length,
+            smallest <= self.data.context_length or self.model.images == "none",
             f"an image takes {smallest} elements with its marks, and data.context_length is "
             f"{self.data.context_length}: raise it, or model.patch_size",
+        )
+
+    def _check_family(self) -> None:
+        """Requires that only fields of the model's own family are set."""
+        family = self.model.images
+        if family == "latents":
+            require(
+                self.sampling.temperature == 1,
+                "sampling.temperature goes with model.images='codes': latents are denoised",
+            )
+            return
+        elsewhere = {
+            "image_loss_weight": (self.image_loss_weight, 5.0),
+            "diffusion": (self.diffusion, DiffusionConfig()),
+            "data.clean_context": (self.data.clean_context, 0.0),
+            "sampling.steps": (self.sampling.steps, SamplingConfig().steps),
+            "data.max_text": (self.data.max_text, 0),  # every element bears a loss
+        }
+        for name, (value, default) in elsewhere.items():
+            require(value == default, f"{name} goes with model.images='latents', not {family!r}: leave it out")
+        require(
+            family == "codes" or not self.loop.sample_every,
+            "loop.sample_every must be 0 with model.images='none': a model of text alone draws no images",
         )
 
     @property

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from transfusion_jax.config.autoencoder import AutoencoderRun
 from transfusion_jax.config.checks import ConfigError, nearest, require
-from transfusion_jax.config.fields import SYNTHETIC, Config, Run
+from transfusion_jax.config.fields import SYNTHETIC, SYNTHETIC_TEXT, Config, Run
 
 R = TypeVar("R", bound=Run)
 
@@ -79,7 +79,9 @@ def as_model(run: Run) -> Config:
 def parse_run(values: Mapping[str, Any]) -> Run:
     """As `parse`, for a config of either kind: that of an autoencoder has an `architecture`."""
     if isinstance(data := values.get("data"), Mapping) and data.get("sources") == "synthetic":
-        values = {**values, "data": {**data, "sources": SYNTHETIC}}
+        model = values.get("model")
+        text_only = isinstance(model, Mapping) and model.get("images") == "none"
+        values = {**values, "data": {**data, "sources": SYNTHETIC_TEXT if text_only else SYNTHETIC}}
     config = _parse(AutoencoderRun if "architecture" in values else Config, values, "")
     assert isinstance(config, Run)
     return config

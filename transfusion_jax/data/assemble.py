@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from transfusion_jax.config import Config
-from transfusion_jax.data.batch import TEXT, Batch
+from transfusion_jax.config import Config, ModelConfig, require
+from transfusion_jax.data.batch import TEXT, Batch, latent_shape
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.tokenizer import SpecialTokens
 
@@ -29,7 +29,7 @@ class Piece:
 class Layout:
     """A document as elements, one entry each; it ends before EOS, which is only a target."""
 
-    tokens: np.ndarray  # [n]; PAD for patches
+    tokens: np.ndarray  # [n]; PAD for patches of a latent
     targets: np.ndarray  # [n]
     weight: np.ndarray  # [n] float32
     image: np.ndarray  # [n], which of the document's images, −1 for text
@@ -54,9 +54,10 @@ def assemble(row: int, pieces: Iterable[Piece], config: Config, special: Special
     at = slot = 0
     for piece in pieces:
         document, dropped = arrange(piece.document, config, random)
-        layout = lay_out(document, config.model.patches, special, config.model.image_attention == "causal")
+        layout = lay_out(document, config.model, special)
         if dropped:
-            layout = replace(layout, weight=np.zeros_like(layout.weight))
+            in_image = (layout.image != TEXT) | (layout.tokens == special.boi)
+            layout = replace(layout, weight=layout.weight * in_image)
         place(result, at, slot, layout, piece, clean(document, config, of_context), config)
         at += piece.length
         slot += document.images
@@ -77,7 +78,7 @@ def empty_row(row: int, length: int, images: int, config: Config, special: Speci
         image_slot=np.full(length, TEXT, np.int32),
         patch_index=zeros.copy(),
         source=np.full(length, -1, np.int32),
-        latents=np.zeros((images, *config.model.latent_shape), np.float32),
+        latents=np.zeros((images, *latent_shape(config.model)), np.float32),
         image_weight=np.zeros(images, np.float32),
         timestep_limit=np.zeros(images, np.int32),
         image_first=np.zeros(images, np.bool_),
@@ -90,7 +91,8 @@ def arrange(document: Document, config: Config, random: np.random.Generator) -> 
     """A caption-image pair in the order drawn for it, and whether its caption was dropped.
 
     Other documents keep their order. Only caption-first pairs lose their caption: what is left, `BOS BOI`, is
-    guidance's other branch. Such a pair bears no text loss, for it would teach that images have no captions.
+    guidance's other branch. Such a pair bears no text loss, for it would teach that images have no captions; codes
+    bear theirs.
     """
     if not document.is_pair:
         return document, False
@@ -117,13 +119,15 @@ def clean(document: Document, config: Config, random: np.random.Generator) -> Do
     return Document(tuple(segments))
 
 
-def lay_out(document: Document, patches: int, special: SpecialTokens, causal: bool = False) -> Layout:
+def lay_out(document: Document, model: ModelConfig, special: SpecialTokens) -> Layout:
     """A whole document as elements: `BOS text … BOI patches EOI …`, with EOS as the last target.
 
     Every text element predicts the element after it, but for BOI, whose successor is a patch (paper, footnote 8),
-    and but for what belongs to a segment that bears no loss. EOS belongs to the last segment. A patch attends to all
-    of its image, or, where images are causal, to what stands before it alone.
+    and but for what belongs to a segment that bears no loss. EOS belongs to the last segment. Codes of images are
+    tokens like others: BOI predicts the first, each the next, and the last one EOI. A patch attends to all of its
+    image, or, where images are causal, to itself and what stands before it.
     """
+    patches, codes = model.patches, model.images == "codes"
     tokens, image = [np.array([special.bos])], [np.array([TEXT])]
     learnt = []  # of each element after BOS, and of EOS
     seen = 0
@@ -132,7 +136,8 @@ def lay_out(document: Document, patches: int, special: SpecialTokens, causal: bo
             tokens.append(segment.tokens)
             image.append(np.full(len(segment.tokens), TEXT))
         else:
-            tokens.append(_between(special.boi, special.pad, patches, special.eoi))
+            values = model.first_code + _codes(segment, model) if codes else special.pad
+            tokens.append(_between(special.boi, values, patches, special.eoi))
             image.append(_between(TEXT, seen, patches, TEXT))
             seen += 1
         learnt.append(np.full(len(tokens[-1]), segment.loss))
@@ -141,19 +146,29 @@ def lay_out(document: Document, patches: int, special: SpecialTokens, causal: bo
     index = np.arange(len(token))
     is_patch = which != TEXT
     patch = np.where(is_patch, np.cumsum(is_patch) - 1 - which * patches, 0)
+    predicts = np.full(len(token), True) if codes else ~is_patch & (token != special.boi)
+    together = is_patch & (model.image_attention == "bidirectional")
     return Layout(
         tokens=token,
         targets=np.append(token[1:], special.eos),
-        weight=(~is_patch & (token != special.boi) & np.concatenate(learnt)).astype(np.float32),
+        weight=(predicts & np.concatenate(learnt)).astype(np.float32),
         image=which,
         patch=patch,
-        span_end=np.where(is_patch & (not causal), index + patches - patch, index + 1),
+        span_end=np.where(together, index + patches - patch, index + 1),
     )
 
 
-def _between(first: int, value: int, count: int, last: int) -> np.ndarray:
-    result = np.full(count + 2, value)
-    result[0], result[-1] = first, last
+def _codes(image: Image, model: ModelConfig) -> np.ndarray:
+    """An image's codes `[h · w]`, left to right and top to bottom."""
+    codes = image.latent.ravel()
+    largest = int(codes.max())
+    require(largest < model.codebook, f"an image has code {largest}, and model.codebook is {model.codebook}")
+    return codes
+
+
+def _between(first: int, value: int | np.ndarray, count: int, last: int) -> np.ndarray:
+    result = np.full(count + 2, first)
+    result[1:-1], result[-1] = value, last
     return result
 
 
@@ -179,7 +194,8 @@ def place(row: Batch, at: int, slot: int, layout: Layout, piece: Piece, document
     images = [(i, s) for i, s in enumerate(document.segments) if isinstance(s, Image)]
     for n, (i, segment) in enumerate(images, slot):
         first = Text not in kinds[:i] and Text in kinds[i:]
-        row.latents[n] = segment.latent
+        if config.model.images == "latents":
+            row.latents[n] = segment.latent
         limit = config.diffusion.image_first_limit if first else config.diffusion.timesteps
         row.image_weight[n] = segment.loss
         row.image_first[n] = first

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import Config, ModelConfig
 from transfusion_jax.model.spans import Spans
 
 TEXT = -1  # image_slot of an element that is no patch
@@ -20,7 +20,7 @@ TEXT = -1  # image_slot of an element that is no patch
 class Batch:
     """B rows of T elements with room for N images each; arrays are NumPy on the host, JAX on devices."""
 
-    tokens: Any  # [B, T] int32; PAD where there is a patch or nothing
+    tokens: Any  # [B, T] int32; PAD where there is a patch of a latent or nothing
     targets: Any  # [B, T] int32, the next element's token
     token_weight: Any  # [B, T] float32, 1 where the next token is to be predicted
     positions: Any  # [B, T] int32, place in the document
@@ -29,7 +29,7 @@ class Batch:
     image_slot: Any  # [B, T] int32, which of the row's images; TEXT (−1) for the rest
     patch_index: Any  # [B, T] int32, which patch of that image
     source: Any  # [B, T] int32, index of the source; −1 for padding
-    latents: Any  # [B, N, h, w, c] float32, normalised
+    latents: Any  # [B, N, h, w, c] float32, normalised; [B, N, 0, 0, 0] where images are codes, or there are none
     image_weight: Any  # [B, N] float32, 1 where the image bears a loss
     timestep_limit: Any  # [B, N] int32, highest timestep to train; 0 keeps the image clean
     image_first: Any  # [B, N] bool, whether the image precedes its caption
@@ -47,6 +47,11 @@ def stack(rows: list[Batch]) -> Batch:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
+def latent_shape(model: ModelConfig) -> tuple[int, int, int]:
+    """The shape of one image in `Batch.latents`."""
+    return model.latent_shape if model.images == "latents" else (0, 0, 0)
+
+
 def abstract_batch(config: Config, rows: int | None = None) -> Batch:
     """Shapes and dtypes of a batch; `rows` defaults to the config's."""
     b, t, n = rows or config.batch_rows, config.data.context_length, config.data.max_images
@@ -58,7 +63,7 @@ def abstract_batch(config: Config, rows: int | None = None) -> Batch:
         "token_weight": ((b, t), np.float32),
         "image_weight": ((b, n), np.float32),
         "image_first": ((b, n), np.bool_),
-        "latents": ((b, n, *config.model.latent_shape), np.float32),
+        "latents": ((b, n, *latent_shape(config.model)), np.float32),
         "row": ((b,), np.int32),
     }
     return Batch(**{f.name: jax.ShapeDtypeStruct(*shapes[f.name]) for f in dataclasses.fields(Batch)})

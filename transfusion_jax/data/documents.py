@@ -21,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """An image as a normalised latent `[h, w, c]` float32."""
+    """An image as a normalised latent `[h, w, c]` float32, or as codes `[h, w]` int32."""
 
     latent: np.ndarray
     loss: bool = True  # False: context only, shown clean (t = 0), as the image to edit

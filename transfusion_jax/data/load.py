@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.autoencoder import Autoencoder, Identity
+from transfusion_jax.autoencoder import Autoencoder, Grey, Identity
 from transfusion_jax.config import Config, SourceConfig, require
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.documents import Corpus, Documents, Source
@@ -26,24 +26,25 @@ class Codec:
     tokenizer: Tokenizer
     special: SpecialTokens
     autoencoder: Autoencoder
-    statistics: LatentStatistics
+    statistics: LatentStatistics | None  # None where images are codes
 
     def images(self, latents: np.ndarray) -> np.ndarray:
-        """Images `[B, H, W, channels]` in [−1, 1] of normalised latents."""
-        return np.asarray(self.autoencoder.decode(self.statistics.restore(latents)))
+        """Images `[B, H, W, channels]` in [−1, 1] of normalised latents, or of codes `[B, h, w]`."""
+        return np.asarray(self.autoencoder.decode(self.statistics.restore(latents) if self.statistics else latents))
 
     def latents(self, images: np.ndarray) -> np.ndarray:
-        """Normalised latents of images `[B, H, W, channels]` in [−1, 1]."""
-        mean = self.autoencoder.encode(images).mean
-        return self.statistics.normalise(np.asarray(mean))
+        """Normalised latents, or codes `[B, h, w]` int32, of images `[B, H, W, channels]` in [−1, 1]."""
+        encoded = self.autoencoder.encode(images)
+        if self.statistics is None:
+            return np.asarray(encoded.codes, np.int32)
+        return self.statistics.normalise(np.asarray(encoded.mean))
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The range of normalised latents, where the autoencoder limits it."""
-        if self.autoencoder.bounds is None:
+        if self.autoencoder.bounds is None or self.statistics is None:
             return None
-        low, high = (
-            self.statistics.normalise(np.full_like(self.statistics.mean, b)) for b in self.autoencoder.bounds
-        )
+        mean, normalise = self.statistics.mean, self.statistics.normalise
+        low, high = (normalise(np.full_like(mean, b)) for b in self.autoencoder.bounds)
         return low, high
 
 
@@ -71,7 +72,7 @@ class Data:
                 "encoding": config.data.encoding,
                 "autoencoder": codec.autoencoder.name,
                 "autoencoder_hash": codec.autoencoder.hash(),
-                "latents": codec.statistics.to_dict(),
+                "latents": codec.statistics.to_dict() if codec.statistics else None,  # None: codes
             },
         }
 
@@ -103,6 +104,12 @@ def load(config: Config, statistics: LatentStatistics | None = None) -> Data:
     for split in ("train", "held_out"):
         parts = [Source(name, _documents(sources[name], split, config, codec)) for name in config.data.source_names]
         splits.append(Corpus(tuple(parts)))
+    for source in splits[0].sources if config.model.images == "none" else ():
+        require(
+            not source.pictured,
+            f"source {source.name!r} holds images, and with model.images='none' a model reads text alone: name "
+            "sources of plain texts",
+        )
     return Data(splits[0], splits[1], codec)
 
 
@@ -143,23 +150,31 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     )
     encoding = config.data.encoding
     pictured = {name: prepared[name] for name in names if prepared[name].manifest["encodings"]}
+    if config.model.images == "none":
+        pictured = {}
     for name, one in pictured.items():
         shape = tuple(one.encoding(encoding)["shape"])
+        kind = "latents" if one.encoding(encoding)["moments"] else "codes"
         require(
-            shape == config.model.latent_shape,
+            kind == config.model.images,
+            f"encoding {encoding!r} of source {name!r} holds {kind}, and model.images is {config.model.images!r}",
+        )
+        require(
+            shape == config.model.latent_shape[: len(shape)],
             f"the images of source {name!r} are {shape} in encoding {encoding!r}, and model.latent_shape is "
             f"{config.model.latent_shape}",
         )
     channels = config.model.latent_shape[2]
-    autoencoder: Autoencoder = Identity()  # where there are no images, or synthetic ones
+    codes = config.model.images == "codes"
+    # of synthetic images, or none
+    autoencoder: Autoencoder = Grey(8, config.model.codebook) if codes else Identity()
+    latent = {} if codes else pictured
     phases = [
-        sum(
-            (pictured[name].moments(encoding) for name in phase.weights if name in pictured), Moments.none(channels)
-        )
+        sum((latent[name].moments(encoding) for name in phase.weights if name in latent), Moments.none(channels))
         for phase in config.data.mixtures
     ]
     own = [moments.statistics() for moments in phases if moments]
-    statistics = statistics or (own[0] if own else plain_statistics(channels))
+    statistics = None if codes else statistics or (own[0] if own else plain_statistics(channels))
     if pictured:
         first = next(iter(pictured.values()))
         autoencoder = autoencoders.load_saved(first.folder, first.encoding(encoding)["autoencoder"])
@@ -169,7 +184,13 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
             f"the images were encoded with other weights than those of {autoencoder.name!r} "
             f"({autoencoder.hash()}): {hashes}",
         )
+        require(
+            autoencoder.codebook == config.model.codebook,
+            f"autoencoder {autoencoder.name!r} has {autoencoder.codebook} entries, and model.codebook is "
+            f"{config.model.codebook}",
+        )
     require(
-        bool(np.all(statistics.std > 0)), "a channel of the images' latents is constant: nothing to normalise by"
+        statistics is None or bool(np.all(statistics.std > 0)),
+        "a channel of the images' latents is constant: nothing to normalise by",
     )
     return Codec(tokenizer, SpecialTokens.of(tokenizer), autoencoder, statistics)

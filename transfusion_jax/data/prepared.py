@@ -116,7 +116,7 @@ class PreparedDocuments:
     prepared: Prepared
     split: str
     encoding: str
-    statistics: LatentStatistics
+    statistics: LatentStatistics | None  # None: of codes, which are not normalised
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.prepared.folder, self.split, self.encoding, self.statistics)
@@ -189,10 +189,10 @@ class PreparedDocuments:
         return unpack(self._read("documents", number), token_type(self.prepared.manifest["tokenizer"]["size"]))
 
     def latents(self, number: int) -> np.ndarray:
-        """The normalised latents `[images, h, w, c]` of a document's record."""
+        """The normalised latents `[images, h, w, c]`, or the codes `[images, h, w]`, of a document's record."""
         about = self.prepared.encoding(self.encoding)
         stored = np.frombuffer(self._read(self.encoding, number), about["dtype"]).reshape(-1, *about["shape"])
-        return self.statistics.normalise(latents_of(stored))
+        return stored.astype(np.int32) if self.statistics is None else self.statistics.normalise(latents_of(stored))
 
     @cached_property
     def _records(self) -> np.ndarray:
@@ -250,7 +250,7 @@ class PreparedDocuments:
         return self._places[kind]
 
 
-def _reopen(folder: Place, split: str, encoding: str, statistics: LatentStatistics) -> PreparedDocuments:
+def _reopen(folder: Place, split: str, encoding: str, statistics: LatentStatistics | None) -> PreparedDocuments:
     return PreparedDocuments(Prepared.open(folder), split, encoding, statistics)
 
 

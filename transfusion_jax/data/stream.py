@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -31,6 +31,23 @@ from transfusion_jax.data.tokenizer import SpecialTokens
 DEAD_WORKER = "Worker process was terminated unexpectedly"  # how Grain says so
 LOCAL, REMOTE = 2, 16  # threads of a process that read rows: from a disk, and from a bucket, where they wait
 LAST_ROW = 2**31 - 1  # row numbers are int32 on the device
+
+
+class AnyRows(Protocol):
+    """A stream of rows of any kind; `Rows` are those of documents."""
+
+    @property
+    def corpus(self) -> Any:
+        """What they are made of; `remote` tells whether it is read over a network."""
+        ...
+
+    def __getitem__(self, row: int) -> Any:
+        """A row by its number, a function of that alone."""
+        ...
+
+    def after(self, row: int, count: int) -> int:
+        """The row that is `count` rows further on."""
+        ...
 
 
 @dataclass(frozen=True, repr=False)  # Grain prints its stages, and a corpus is long
@@ -101,7 +118,7 @@ def make_rows(
 
 @contextmanager
 def batches(
-    rows: Rows,
+    rows: AnyRows,
     first_row: int,
     batch_rows: int,
     local: slice,
@@ -125,7 +142,7 @@ def batches(
 
 
 def _batches(
-    rows: Rows, first_row: int, batch_rows: int, local: slice, workers: int, say: Callable[[str], None]
+    rows: AnyRows, first_row: int, batch_rows: int, local: slice, workers: int, say: Callable[[str], None]
 ) -> Generator[Batch, None, None]:
     row, opened_at = first_row, -1
     while True:
@@ -148,7 +165,7 @@ def _copy(batch: Batch) -> Batch:
     return jax.tree.map(np.array, batch)
 
 
-def _open(rows: Rows, first_row: int, batch_rows: int, local: slice, workers: int) -> Any:
+def _open(rows: AnyRows, first_row: int, batch_rows: int, local: slice, workers: int) -> Any:
     own = range(*local.indices(batch_rows))
     numbers = _RowNumbers(rows, first_row, batch_rows, own)
     dataset: Any = grain.MapDataset.source(numbers).map(rows.__getitem__).batch(len(own), batch_fn=stack)
@@ -182,7 +199,7 @@ def _begin_worker(index: int, count: int) -> None:
 class _RowNumbers:
     """The numbers of the rows that one process reads, as a Grain source."""
 
-    rows: Rows
+    rows: AnyRows
     first_row: int
     batch_rows: int
     own: range

@@ -6,7 +6,7 @@ For the first hour on new hardware: captions of about twenty tokens with an imag
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ KINDS = ("pairs", "text")
 
 @dataclass(frozen=True)
 class SyntheticDocuments:
-    """`Documents` of random tokens, a few of them frequent, and images of noise."""
+    """`Documents` of random tokens, a few of them frequent, and images of noise, or of random codes."""
 
     kind: str  # "pairs" or "text"
     split: str
@@ -29,6 +29,7 @@ class SyntheticDocuments:
     vocabulary: int
     latent_shape: tuple[int, int, int]
     longest: int  # text, tokens
+    codebook: int = field(default=0, repr=False)  # images are so many codes at random; 0: latents
 
     @classmethod
     def of(cls, path: str, split: str, config: Config) -> SyntheticDocuments:
@@ -42,12 +43,13 @@ class SyntheticDocuments:
         model, data = config.model, config.data
         beside_image = max(1, min(data.context_length - model.patches - 3, data.text_capacity - 2, 5 * CAPTION))
         longest = beside_image if kind == "pairs" else 4 * data.context_length
-        return cls(kind, split, config.seed, model.vocabulary, model.latent_shape, longest)
+        return cls(kind, split, config.seed, model.vocabulary, model.latent_shape, longest, model.codebook)
 
     @property
     def hash(self) -> str:
         """Of everything that they depend on."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        about = repr(self) + (f" codes {self.codebook}" if self.codebook else "")
+        return hashlib.sha256(about.encode()).hexdigest()[:16]
 
     @cached_property
     def text_lengths(self) -> np.ndarray:
@@ -66,12 +68,17 @@ class SyntheticDocuments:
         text = Text(self.text(number, 0, int(self.text_lengths[number])))
         if self.kind == "text":
             return Document((text,))
-        return Document((text, Image(self._random(2, number).standard_normal(self.latent_shape, np.float32))))
+        return Document((text, Image(self._image(self._random(2, number)))))
 
     def text(self, number: int, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` of a document's text."""
         uniform = self._random(1, number).random(int(self.text_lengths[number]))
         return (self.vocabulary * uniform**3).astype(np.int32)[begin:end]
+
+    def _image(self, random: np.random.Generator) -> np.ndarray:
+        if self.codebook:
+            return random.integers(0, self.codebook, self.latent_shape[:2], np.int32)
+        return random.standard_normal(self.latent_shape, np.float32)
 
     def _random(self, *entry: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, KINDS.index(self.kind), list(COUNT).index(self.split), *entry])

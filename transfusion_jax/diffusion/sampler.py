@@ -42,8 +42,10 @@ def posterior(alpha_bar: np.ndarray, alpha_bar_next: np.ndarray, objective: str 
     """
     now, following = np.asarray(alpha_bar, np.float64), np.asarray(alpha_bar_next, np.float64)
     alpha = now / following
+    from_x, from_prediction = CLEAN[objective](np.sqrt(now), np.sqrt(1 - now))
     return Weights(
-        *CLEAN[objective](np.sqrt(now), np.sqrt(1 - now)),
+        clean_from_x=from_x,
+        clean_from_prediction=from_prediction,
         mean_from_clean=np.sqrt(following) * (1 - alpha) / (1 - now),
         mean_from_x=np.sqrt(alpha) * (1 - following) / (1 - now),
         std=np.sqrt((1 - following) / (1 - now) * (1 - alpha)),
@@ -56,11 +58,12 @@ def euler(noise: np.ndarray, noise_next: np.ndarray) -> Weights:
     `x + (noise_s − noise_t) prediction`, written as a mean of x and the clean image that it points to.
     """
     kept = np.asarray(noise_next, np.float64) / noise
-    return Weights(*CLEAN["flow"](1 - noise, noise), mean_from_clean=1 - kept, mean_from_x=kept, std=0 * kept)
+    from_x, from_prediction = CLEAN["flow"](1 - noise, noise)
+    return Weights(from_x, from_prediction, mean_from_clean=1 - kept, mean_from_x=kept, std=0 * kept)
 
 
 def visits(schedule: Path, steps: int, objective: str) -> tuple[np.ndarray, Weights]:
-    """The timesteps `[steps + 1]` that a sampler stops at, from the noisiest to 0, and the weights `[steps]` between.
+    """The timesteps `[steps + 1]` that a sampler stops at, the last one 0, and the weights `[steps]` between them.
 
     Raises:
         ValueError: there are not so many timesteps.

@@ -76,7 +76,7 @@ class Line(Path):
 
 
 def cosine(timesteps: int) -> Schedule:
-    """ᾱ_t = f(t) / f(0) with f(t) = cos²((t/T + 0.008) / 1.008 · π/2), each β clipped at 0.999 (arXiv 2102.09672)."""
+    """ᾱ_t = f(t) / f(0), f(t) = cos²((t/T + 0.008) / 1.008 · π/2), each β clipped at 0.999 (arXiv 2102.09672)."""
 
     def f(t: int) -> float:
         return math.cos((t / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -86,9 +86,9 @@ def cosine(timesteps: int) -> Schedule:
 
 
 def linear(timesteps: int) -> Schedule:
-    """β rises evenly from 1e-4 to 0.02 over 1,000 timesteps (arXiv 2006.11239); over T each is 1000/T times as large.
+    """β rises evenly from 1e-4 to 0.02 over 1,000 timesteps (arXiv 2006.11239); of T each is 1000/T as large.
 
-    So ᾱ_T hardly depends on T. With 20 timesteps or fewer the last β would be no less than one: the config refuses.
+    So ᾱ_T hardly depends on T. With 20 timesteps or fewer the last β would not be below one: the config refuses.
     """
     betas = np.linspace(FIRST_BETA, LAST_BETA, timesteps) * (BETAS / timesteps)
     return Schedule(np.cumprod(np.concatenate([[1.0], 1 - betas])))
@@ -122,7 +122,7 @@ def respace(timesteps: int, steps: int) -> np.ndarray:
 
 
 def evenly(timesteps: int, steps: int) -> np.ndarray:
-    """`steps + 1` timesteps from T to 0, as even as whole numbers are: on the straight line the model is sound at T.
+    """`steps + 1` timesteps from T to 0, as even as whole numbers are: a straight line can be followed from T on.
 
     Raises:
         ValueError: `steps` is not between 1 and `timesteps`.

@@ -15,10 +15,10 @@ from transfusion_jax.data.readers import digits
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.text import caption
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import ModelTask
 
 
-def run(task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
+def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
     """Accuracies of the judge, of drawing (with the config's guidance and without), and of captioning.
 
     The judge is a support vector machine fitted on the real digits that the model was trained on.

@@ -10,13 +10,13 @@ import jax
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation import digits, loss
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import ModelTask
 
 
 class Run(Protocol):
     """What a suite does; the same weights, data and key give the same numbers."""
 
-    def __call__(self, task: TransfusionTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
+    def __call__(self, task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
         """Metrics by name."""
         ...
 

@@ -11,26 +11,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion_jax.config import require
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.data.load import Codec
 from transfusion_jax.diffusion import sampler
 from transfusion_jax.diffusion.sampler import Bounds
+from transfusion_jax.generation.codes import draw_codes
 from transfusion_jax.generation.prompt import image_rows
 from transfusion_jax.model.transfusion import Params, find_patches, gather_patches
 from transfusion_jax.parallel.sharding import to_host
+from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.training.tokens import TokenTask
 from transfusion_jax.training.transfusion import TransfusionTask
 
 BATCH = 100  # images drawn at a time
 
 
 def draw(
-    task: TransfusionTask,
+    task: ModelTask,
     params: Params,
     codec: Codec,
     prompts: list[str],
     seed: int,
     steps: int | None = None,
     guidance: float | None = None,
+    temperature: float | None = None,
 ) -> np.ndarray:
     """One image for each prompt.
 
@@ -40,19 +45,26 @@ def draw(
         codec: how it codes texts and images.
         prompts: texts that the images follow; a prompt may stand more than once.
         seed: image i depends on (seed, i, its prompt) alone, whatever is drawn beside it.
-        steps: denoising steps; by default the config's.
+        steps: denoising steps, of latents; by default the config's.
         guidance: scale of classifier-free guidance (1: none); by default the config's.
+        temperature: of codes, which are drawn one by one; by default the config's.
 
     Returns:
         `[len(prompts), H, W, channels]` in [−1, 1].
 
     Raises:
-        ConfigError: a prompt does not fit the context.
+        ConfigError: a prompt does not fit the context, the model draws no images, or not so.
         ValueError: `steps` is out of range.
     """
     config = task.config
-    steps = config.sampling.steps if steps is None else steps
     guidance = config.sampling.guidance if guidance is None else guidance
+    if isinstance(task, TokenTask):
+        require(config.model.images == "codes", "this is a model of text alone: it draws no images")
+        require(steps is None, "this model draws codes one by one: it takes no sampling steps")
+        temperature = config.sampling.temperature if temperature is None else temperature
+        return codec.images(draw_codes(task, params, codec, prompts, seed, guidance, temperature))
+    require(temperature is None, "this model denoises latents: it takes no temperature")
+    steps = config.sampling.steps if steps is None else steps
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(prompts)))
     bounds = codec.bounds()
     drawn = []

@@ -35,7 +35,7 @@ def _rows(documents: list[Document], config: Config, codec: Codec, room: int) ->
     rows = []
     for number, (document, length) in enumerate(zip(documents, lengths, strict=True)):
         row = empty_row(number, size, max(d.images for d in documents) or 1, config, codec.special)
-        layout = lay_out(document, config.model.patches, codec.special, config.model.image_attention == "causal")
+        layout = lay_out(document, config.model, codec.special)
         place(row, 0, 0, layout, Piece(document, 0, int(length), 0), document, config)
         row.span_start[:] = 0  # text that comes after it belongs to the same document
         row.positions[:] = np.arange(size)

@@ -11,18 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion_jax.config import require
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.data.load import Codec
 from transfusion_jax.generation.prompt import text_rows
 from transfusion_jax.model.transfusion import Params, find_patches
 from transfusion_jax.parallel.sharding import to_host
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import ModelTask
 
 
-def write(
-    task: TransfusionTask, params: Params, codec: Codec, documents: list[Document], max_tokens: int
-) -> list[str]:
+def write(task: ModelTask, params: Params, codec: Codec, documents: list[Document], max_tokens: int) -> list[str]:
     """The likeliest continuation of each document, token by token, until EOS or `max_tokens`.
 
     Args:
@@ -44,17 +43,16 @@ def write(
     return texts
 
 
-def caption(
-    task: TransfusionTask, params: Params, codec: Codec, images: np.ndarray, max_tokens: int = 40
-) -> list[str]:
+def caption(task: ModelTask, params: Params, codec: Codec, images: np.ndarray, max_tokens: int = 40) -> list[str]:
     """The model's words for images `[S, H, W, channels]` in [−1, 1]."""
+    require(task.config.model.images != "none", "this is a model of text alone: it sees no images")
     documents = [Document((Image(latent),)) for latent in codec.latents(images)]
     return write(task, params, codec, documents, max_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _write(
-    task: TransfusionTask, max_tokens: int, eos: int, params: Params, rows: Batch, lengths: jax.Array
+    task: ModelTask, max_tokens: int, eos: int, params: Params, rows: Batch, lengths: jax.Array
 ) -> jax.Array:
     """Tokens `[S, max_tokens]`; what follows EOS is EOS."""
     model, sample = task.model, jnp.arange(len(lengths))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig
+from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.model.patch_coder import LinearPatchCoder
 from transfusion_jax.model.spans import Array, Spans
@@ -52,7 +52,7 @@ class Model:
 
         Args:
             params: from `init`.
-            tokens: `[B, T]` int; ignored where `image_slot ≥ 0`.
+            tokens: `[B, T]` int; ignored where `image_slot ≥ 0`, unless images are codes: then these alone count.
             image_slot: `[B, T]`, which of the row's images an element belongs to, −1 for text.
             patch_index: `[B, T]`, which patch of that image.
             latents: `[B, N, h, w, c]`, noised.
@@ -85,10 +85,10 @@ class Model:
         No logits are held. Z is the softmax's denominator.
         """
         head = self._bind(params).text_head[...]
-        return cross_entropy(hidden, head, targets, self.config.vocabulary + SPECIAL_TOKENS)
+        return cross_entropy(hidden, head, targets, self.config.entries)
 
     def denoise(self, params: Params, hidden: jax.Array, timesteps: jax.Array, skips: Any) -> jax.Array:
-        """The objective's prediction `[B, N, h, w, c]`, float32, from patches' hidden states `[B, N, patches, width]`."""
+        """The objective's prediction `[B, N, h, w, c]`, float32, from hidden states `[B, N, patches, width]`."""
         return self._bind(params).patch_coder.decode(hidden, timesteps, skips).astype(jnp.float32)
 
     def abstract_params(self) -> Params:
@@ -113,7 +113,8 @@ class Transfusion(nnx.Module):
         self.embedding = nnx.Param(normal(embedding, (config.padded_vocabulary, config.width), config))
         self.trunk = Trunk(config, key=trunk)
         self.text_head = nnx.Param(normal(head, (config.width, config.padded_vocabulary), config))
-        self.patch_coder = PATCH_CODERS[config.patch_coder](config, key=coder)
+        if config.images == "latents":
+            self.patch_coder = PATCH_CODERS[config.patch_coder](config, key=coder)
 
     def embed(
         self,
@@ -125,6 +126,8 @@ class Transfusion(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """See `Model.embed`."""
         text = split(self.embedding[...])[tokens]  # of the whole table
+        if self.config.images != "latents":
+            return split(text, "batch", "elements"), None
         patches, skips = self.patch_coder.encode(latents.astype(text.dtype), timesteps)  # [B, N, P, width]
         flat = split(patches, "batch").reshape(len(tokens), -1, patches.shape[-1])
         index = jnp.maximum(image_slot, 0) * self.config.patches + patch_index
@@ -135,7 +138,7 @@ class Transfusion(nnx.Module):
         """See `Model.text_logits`."""
         logits = dot(hidden, self.text_head).astype(jnp.float32)
         entry = jnp.arange(self.config.padded_vocabulary)
-        return jnp.where(entry < self.config.vocabulary + SPECIAL_TOKENS, logits, -jnp.inf)
+        return jnp.where(entry < self.config.entries, logits, -jnp.inf)
 
 
 def find_patches(image_slot: Array, images: int, patches: int) -> jax.Array:

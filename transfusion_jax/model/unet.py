@@ -11,6 +11,7 @@ with every other k; they are multiples of 256, so that up to 256 devices of `fsd
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from flax import nnx
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.model.patch_coder import TIMESTEP_FEATURES, sinusoids
-from transfusion_jax.model.trunk import REMAT_POLICIES, dot
+from transfusion_jax.model.trunk import REMAT_POLICIES
+from transfusion_jax.model.trunk import dot as product
 from transfusion_jax.parallel.sharding import split
 
 CHANNELS = {1: (1280,), 2: (768, 1024), 4: (256, 768, 1024), 8: (256, 512, 512, 1024)}  # by k, with 2 blocks
@@ -77,19 +79,20 @@ class UNetPatchCoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         below, above = stages(config)
-        first, second = jax.random.split(key)
+        first, second, third = jax.random.split(key, 3)
         self.config = config
         self.down = Side(config, below, key=first)
         self.up = Side(config, above, key=second)
-        key = jax.random.fold_in(key, 2)
-        widths, latent = channels(config), config.latent_shape[2]
-        into, to_trunk, from_trunk = jax.random.split(key, 3)
-        self.latents_in = nnx.Param(scaled(into, (3, 3, latent, widths[0])))
+        widths, latent, width = channels(config), config.latent_shape[2], config.width
+        into, to_trunk, from_trunk = scaled(
+            third, (3, 3, latent, widths[0]), (widths[-1], width), (width, widths[-1])
+        )
+        self.latents_in = nnx.Param(into)
         self.latents_in_bias = nnx.Param(jnp.zeros(widths[0]))
         self.trunk_norm = LayerNorm(widths[-1], config.norm_epsilon)
-        self.to_trunk = nnx.Param(scaled(to_trunk, (widths[-1], config.width)))
+        self.to_trunk = nnx.Param(to_trunk)
         self.to_trunk_bias = nnx.Param(jnp.zeros(config.width))
-        self.from_trunk = nnx.Param(scaled(from_trunk, (config.width, widths[-1])))
+        self.from_trunk = nnx.Param(from_trunk)
         self.from_trunk_bias = nnx.Param(jnp.zeros(widths[-1]))
         self.latents_norm = LayerNorm(widths[0], config.norm_epsilon)
         self.latents_out = nnx.Param(jnp.zeros((3, 3, widths[0], latent)))
@@ -106,27 +109,28 @@ class UNetPatchCoder(nnx.Module):
             `[…, patches, width]` in row-major order, and skips, each `[images, h_i, w_i, C_i]`.
         """
         lead = latents.shape[:-3]
-        x = convolve(_images(latents), self.latents_in) + self.latents_in_bias[...]
+        x = split_images(latents.reshape(-1, *latents.shape[-3:]), lead)
+        embedding = split_images(self.down.embed(timesteps.reshape(-1), x.dtype), lead)
+        x = convolve(x, self.latents_in) + self.latents_in_bias[...]
         skips = [x]
-        embedding = self.down.embed(timesteps.reshape(-1), x.dtype)
         for stage in self.down.stages:
-            x = self.down.apply(stage, x, embedding)
+            x = split_images(self.down.apply(stage, x, embedding), lead)
             skips.append(x)
         patches = dot(self.trunk_norm(x), self.to_trunk) + self.to_trunk_bias[...]
-        return patches.reshape(*lead, self.config.patches, -1), tuple(skips)
+        return split_images(patches, lead).reshape(*lead, self.config.patches, -1), tuple(skips)
 
     def decode(self, hidden: jax.Array, timesteps: jax.Array, skips: tuple[jax.Array, ...]) -> jax.Array:
         """The model's prediction `[…, h, w, c]` from hidden states `[…, patches, width]`."""
-        config = self.config
-        x = dot(hidden, self.from_trunk) + self.from_trunk_bias[...]
-        x = _images(x.reshape(*hidden.shape[:-2], *config.patch_grid, -1))
+        config, lead = self.config, hidden.shape[:-2]
+        x = split_images(hidden.reshape(-1, *config.patch_grid, hidden.shape[-1]), lead)
+        embedding = split_images(self.up.embed(timesteps.reshape(-1), x.dtype), lead)
+        x = dot(x, self.from_trunk) + self.from_trunk_bias[...]
         left = list(skips)
-        embedding = self.up.embed(timesteps.reshape(-1), x.dtype)
         for stage in self.up.stages:
             x = jnp.concatenate([x, left.pop()], -1) if stage.kind == "block" else x
-            x = self.up.apply(stage, x, embedding)
+            x = split_images(self.up.apply(stage, x, embedding), lead)
         x = convolve(jax.nn.silu(self.latents_norm(x)), self.latents_out) + self.latents_out_bias[...]
-        return x.reshape(*hidden.shape[:-2], *config.latent_shape)
+        return split_images(x, lead).reshape(*lead, *config.latent_shape)
 
     @staticmethod
     def flops(config: ModelConfig) -> float:
@@ -154,12 +158,13 @@ class Side(nnx.Module):
 
     def __init__(self, config: ModelConfig, each: list[Stage], *, key: jax.Array):
         width, last = channels(config)[-1], len(channels(config)) - 1
-        first, second, *keys = jax.random.split(key, len(each) + 2)
+        first, *keys = jax.random.split(key, len(each) + 1)
+        into, out = scaled(first, (TIMESTEP_FEATURES, width), (width, width))
         self.config = config
         self.stages = tuple(each)
-        self.timestep_in = nnx.Param(scaled(first, (TIMESTEP_FEATURES, width)))
+        self.timestep_in = nnx.Param(into)
         self.timestep_in_bias = nnx.Param(jnp.zeros(width))
-        self.timestep_out = nnx.Param(scaled(second, (width, width)))
+        self.timestep_out = nnx.Param(out)
         self.timestep_out_bias = nnx.Param(jnp.zeros(width))
         self.parts = nnx.Dict(
             {stage.name: make(config, stage, last, k) for stage, k in zip(each, keys, strict=True)}
@@ -168,15 +173,15 @@ class Side(nnx.Module):
     def embed(self, timesteps: jax.Array, dtype: Any) -> jax.Array:
         """`[images, E]` of timesteps `[images]`."""
         features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(dtype)
-        hidden = jax.nn.silu(split(dot(features, self.timestep_in) + self.timestep_in_bias[...], "batch"))
-        return jax.nn.silu(split(dot(hidden, self.timestep_out) + self.timestep_out_bias[...], "batch"))
+        hidden = jax.nn.silu(dot(features, self.timestep_in) + self.timestep_in_bias[...])
+        return jax.nn.silu(dot(hidden, self.timestep_out) + self.timestep_out_bias[...])
 
     def apply(self, stage: Stage, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """One stage's result; what the backward pass computes again is the trunk's choice."""
         part = self.parts[stage.name]
         policy = REMAT_POLICIES[self.config.remat]
         run: Callable = part if policy is None else jax.checkpoint(part, policy=policy)
-        return split(run(x, embedding), "batch")
+        return run(x, embedding)
 
 
 def make(config: ModelConfig, stage: Stage, last: int, key: jax.Array) -> nnx.Module:
@@ -190,16 +195,17 @@ class Block(nnx.Module):
     """A residual block, with attention after it on the last level. At first it passes its input on."""
 
     def __init__(self, config: ModelConfig, stage: Stage, attends: bool, *, key: jax.Array):
-        first, time, short, attention = jax.random.split(key, 4)
+        first, attention = jax.random.split(key)
         i, o, embedding = stage.inputs, stage.outputs, channels(config)[-1]
+        conv, timestep, *shortcut = scaled(first, (3, 3, i, o), (embedding, o), *([(i, o)] if i != o else []))
         self.norm_in = LayerNorm(i, config.norm_epsilon)
-        self.conv_in = nnx.Param(scaled(first, (3, 3, i, o)))
+        self.conv_in = nnx.Param(conv)
         self.conv_in_bias = nnx.Param(jnp.zeros(o))
-        self.timestep = nnx.Param(scaled(time, (embedding, o)))
+        self.timestep = nnx.Param(timestep)
         self.norm_out = LayerNorm(o, config.norm_epsilon)
         self.conv_out = nnx.Param(jnp.zeros((3, 3, o, o)))
         self.conv_out_bias = nnx.Param(jnp.zeros(o))
-        self.shortcut = nnx.Param(scaled(short, (i, o))) if i != o else None
+        self.shortcut = nnx.Param(*shortcut) if shortcut else None
         self.attention = ImageAttention(o, config.norm_epsilon, key=attention) if attends else None
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
@@ -215,11 +221,11 @@ class ImageAttention(nnx.Module):
     """Self-attention of an image's places, every one to every one; at first it passes its input on."""
 
     def __init__(self, width: int, epsilon: float, *, key: jax.Array):
-        q, k, v = jax.random.split(key, 3)
+        q, k, v = scaled(key, *[(width, width)] * 3)
         self.norm = LayerNorm(width, epsilon)
-        self.query = nnx.Param(scaled(q, (width, width)))
-        self.key = nnx.Param(scaled(k, (width, width)))
-        self.value = nnx.Param(scaled(v, (width, width)))
+        self.query = nnx.Param(q)
+        self.key = nnx.Param(k)
+        self.value = nnx.Param(v)
         self.output = nnx.Param(jnp.zeros((width, width)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -239,7 +245,7 @@ class Resize(nnx.Module):
 
     def __init__(self, stage: Stage, *, key: jax.Array):
         self.kind = stage.kind
-        self.resize = nnx.Param(scaled(key, (3, 3, stage.inputs, stage.outputs)))
+        self.resize = nnx.Param(*scaled(key, (3, 3, stage.inputs, stage.outputs)))
         self.resize_bias = nnx.Param(jnp.zeros(stage.outputs))
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
@@ -266,18 +272,30 @@ class LayerNorm(nnx.Module):
         return (centred * inverse).astype(x.dtype) * self.scale[...] + self.bias[...]
 
 
+def dot(x: jax.Array, weight: nnx.Param) -> jax.Array:
+    """`x @ weight`, of the whole weight: images are split over devices, and their channels are not."""
+    return product(x, split(weight[...]))
+
+
 def convolve(x: jax.Array, kernel: nnx.Param, stride: int = 1) -> jax.Array:
     """`[images, h, w, in]` by a kernel `[3, 3, in, out]`, one place of padding on each side."""
     return jax.lax.conv_general_dilated(
-        x, kernel[...], (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, split(kernel[...]), (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def scaled(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Normal, so that the output's scale is the input's: 1/√inputs."""
-    return jax.random.normal(key, shape) / math.sqrt(math.prod(shape[:-1]))
+def scaled(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Normal weights, each 1/√inputs, so that the output's scale is the input's.
+
+    They are drawn together: XLA compiles each draw for itself, which on CPU took longer than all the rest.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    drawn = jnp.split(jax.random.normal(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
+    return [
+        part.reshape(shape) / math.sqrt(math.prod(shape[:-1])) for part, shape in zip(drawn, shapes, strict=True)
+    ]
 
 
-def _images(x: jax.Array) -> jax.Array:
-    """`[…, h, w, c]` as `[images, h, w, c]`."""
-    return split(x.reshape(-1, *x.shape[-3:]), "batch")
+def split_images(x: jax.Array, lead: tuple[int, ...]) -> jax.Array:
+    """`[images, …]`, rows and slots `lead` flattened: rows are split as a batch is, slots over what is left."""
+    return split(x.reshape(*lead, *x.shape[1:]), *("batch", "slots")[: len(lead)]).reshape(x.shape)

@@ -47,8 +47,8 @@ def check_batch(mesh: Mesh, config: Run) -> None:
     for width in channels(config.model) if config.model.patch_coder == "unet" else ():
         require(
             width % parts == 0 and width % mesh.shape["tensor"] == 0,
-            f"{width} channels of the U-Net cannot be split over {parts} devices of mesh.fsdp and mesh.context, and "
-            f"{mesh.shape['tensor']} of mesh.tensor: change the mesh, or model.unet_channels",
+            f"{width} channels of the U-Net cannot be split over {parts} devices of mesh.fsdp and mesh.context, or "
+            f"{mesh.shape['tensor']} of tensor: change the mesh, or model.unet_channels",
         )
 
 

@@ -70,6 +70,7 @@ class Rules:
 
     batch: Axes = ("data", "fsdp")
     elements: Axes = "context"
+    slots: Axes = ("context", "tensor")  # of a row's images, in a patch coder that works on images apart
     vocabulary: Axes = "tensor"
     width: Axes = ("fsdp", "context")
     heads: Axes = "tensor"

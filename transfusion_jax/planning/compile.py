@@ -38,7 +38,7 @@ from transfusion_jax.planning.hlo import parse
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.training.state import abstract_state
 from transfusion_jax.training.step import step_program
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import make_task
 
 TOO_LARGE = re.compile(r"Ran out of memory[^\n]*")
 RESULT = "result: "
@@ -99,7 +99,7 @@ def main() -> None:
 
 def compile_step(config: Config, devices: Any) -> Compiled:
     """The step for these devices, which need not be there. What was compiled before is read again."""
-    task, mesh = TransfusionTask(config), make_mesh(config.mesh, devices)
+    task, mesh = make_task(config), make_mesh(config.mesh, devices)
     sharding = batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_batch(config)

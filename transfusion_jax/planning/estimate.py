@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 
 from transfusion_jax.config import Config
-from transfusion_jax.flops import count_parameters
+from transfusion_jax.flops import coder_flops, count_parameters
 from transfusion_jax.kernels.cross_entropy import CHUNK
+from transfusion_jax.model import unet
 from transfusion_jax.planning.contents import Contents
 from transfusion_jax.planning.count import COLLECTIVES, Collective, Work
 from transfusion_jax.planning.operations import BACKWARD, KERNEL_PRODUCTS
@@ -42,6 +43,8 @@ class _Share:
     heads: float  # width of queries, keys and values here
     mlp: float
     held: float  # parameters that it keeps
+    images: float  # that a U-Net works on here, the empty slots with them; 0 with another patch coder
+    coder: float  # parameters of the U-Net
     item: int  # bytes of an activation
 
 
@@ -59,18 +62,24 @@ def estimate(config: Config, contents: Contents, mesh: dict[str, int], tpu: bool
     ways = mesh["data"] * mesh["fsdp"] * mesh["context"]
     split = mesh["fsdp"] * mesh["context"] * tensor
     matrices = 4 * model.width**2 + 3 * model.width * model.mlp_width
+    has_unet, slots = model.patch_coder == "unet", mesh["context"] * tensor
+    rows = config.batch_rows / config.accumulation / (mesh["data"] * mesh["fsdp"])
+    counted = count_parameters(model)
+    coder = counted.patch_coder if has_unet else 0
     share = _Share(
         elements=config.batch_rows * config.data.context_length / config.accumulation / ways,
         layer=matrices / tensor,
         width=model.width,
         heads=model.width / tensor,
         mlp=model.mlp_width / tensor,
-        held=count_parameters(model).total / split,
+        held=(counted.total - coder) / split + coder * tensor / split,
         item=item,
+        images=rows * config.data.max_images / (slots if config.data.max_images % slots == 0 else 1) * has_unet,
+        coder=coder,
     )
     return Estimate(
         work=[*_trunk(config, share), *_attention(config, contents, share, mesh, BACKWARD[tpu])]
-        + [*_head(config, share, mesh), _update(config, share)],
+        + [*_head(config, share, mesh), *_coder(config, share), _update(config, share)],
         collectives=_collectives(config, share, mesh, tpu),
         temporary=_temporary(config, share, mesh),
     )
@@ -115,6 +124,23 @@ def _head(config: Config, s: _Share, mesh: dict[str, int]) -> list[Work]:
     return [Work(flops, s.item * entries, times), Work(3 * flops, (2 * s.item + 8) * entries, times)]
 
 
+def _coder(config: Config, s: _Share) -> list[Work]:
+    """A U-Net's passes: each stage reads its weights and moves its input and output as a layer does its own."""
+    if not s.images:
+        return []
+    flops, again = coder_flops(config.model) * s.images, config.model.remat != "none"
+    moved = s.item * (s.coder + BESIDE * _unet_values(config) * s.images)
+    forward = Work(flops, moved, config.accumulation * (2 if again else 1))
+    return [forward, Work(2 * flops, 2 * moved, config.accumulation)]
+
+
+def _unet_values(config: Config) -> float:
+    """Inputs of a U-Net's stages for one image, all together."""
+    height, width, _ = config.model.latent_shape
+    sides = unet.stages(config.model)
+    return sum(stage.inputs * height * width / 4**stage.level for side in sides for stage in side)
+
+
 def _update(config: Config, s: _Share) -> Work:
     """Parameters and two moments read and written, gradients read, and added to in each part."""
     arrays = (
@@ -126,7 +152,7 @@ def _update(config: Config, s: _Share) -> Work:
 def _collectives(config: Config, s: _Share, mesh: dict[str, int], tpu: bool) -> list[Collective]:
     """Weights gathered, gradients added up, and what `tensor` and `context` exchange in each pass over a layer."""
     model, parts = config.model, config.accumulation
-    whole = s.item * (model.layers * s.layer + 2 * model.width * model.padded_vocabulary / mesh["tensor"])
+    whole = s.item * (model.layers * s.layer + 2 * model.width * model.padded_vocabulary / mesh["tensor"] + s.coder)
     activations = s.item * s.elements * s.width
     passes = (3 if model.remat == "full" else 2) * model.layers * parts
     sharded = ("fsdp", "context")
@@ -162,4 +188,7 @@ def _temporary(config: Config, s: _Share, mesh: dict[str, int]) -> float:
     logits = 3 * 4 * rows * CHUNK * model.padded_vocabulary
     head = (4 + 2 * s.item) * entries + logits
     gradients = s.held * (2 * s.item + 4 + (4 if config.accumulation > 1 else 0))
-    return saved + at_work + head + gradients + PROGRAM
+    images = 0.0
+    if s.images:  # a block keeps its input, or what its products and norms take besides
+        images = s.item * s.images * _unet_values(config) * (6 if model.remat == "none" else 1)
+    return saved + at_work + head + gradients + images + PROGRAM

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transfusion_jax.config import Config
-from transfusion_jax.flops import step_flops
+from transfusion_jax.flops import coder_flops, step_flops
 from transfusion_jax.planning.contents import Contents
 
 KERNEL_PRODUCTS = {  # of an attention kernel, in products of queries, keys and channels
@@ -23,7 +23,7 @@ class Operations:
 
     model: float  # forward and backward on what rows are expected to hold: what MFU counts
     padding: float  # on elements, text losses and images that a row has room for and does not hold
-    recomputed: float  # in the backward pass: by the policy of rematerialisation, the text head and attention
+    recomputed: float  # in the backward pass: by the policy of rematerialisation, text head, attention, U-Net
 
     @property
     def total(self) -> float:
@@ -48,6 +48,8 @@ def by_formula(config: Config, contents: Contents, tpu: bool) -> Operations:
     if model.remat == "full":  # all of a layer but its last product, which no gradient needs
         matrices = 4 * model.width**2 + 2 * model.width * model.mlp_width
         recomputed += 2.0 * model.layers * matrices * length * rows + 2 * attention
+    if model.remat != "none" and model.patch_coder == "unet":  # its convolutions are no "dots"
+        recomputed += coder_flops(model) * data.max_images * rows
     return Operations(in_model, in_room - in_model, recomputed)
 
 

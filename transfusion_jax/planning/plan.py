@@ -19,7 +19,7 @@ from transfusion_jax.planning.operations import Operations, by_formula, kernel_f
 from transfusion_jax.planning.roofline import Terms
 from transfusion_jax.planning.sizes import Sizes, abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import make_task
 
 TEMPORARY = "gradients and temporaries"
 CODE = "program"
@@ -159,7 +159,7 @@ def make_plan(
         NoCompiler: libtpu cannot be had.
     """
     config, mesh = on_mesh(config, topology)
-    held = sizes(state_shapes(TransfusionTask(config), config), config, abstract_mesh(mesh))
+    held = sizes(state_shapes(make_task(config), config), config, abstract_mesh(mesh))
     formula = by_formula(config, contents, topology.chip.is_tpu)
     step = estimate(config, contents, mesh, topology.chip.is_tpu)
     method, memory, too_large = "formulas", {**held.by_kind, TEMPORARY: step.temporary}, ""

@@ -17,7 +17,7 @@ from transfusion_jax.planning.estimate import estimate
 from transfusion_jax.planning.plan import Plan, make_plan, overrides
 from transfusion_jax.planning.sizes import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.tasks import make_task
 
 MOST_TENSOR, MOST_CONTEXT = 8, 8  # beyond, each product is small and each layer waits for several exchanges
 MARGIN = 0.9  # of a chip's memory that an estimate may take: it can be too low
@@ -134,7 +134,7 @@ def _estimated(
     uneven: Counter[str],
 ) -> Iterator[Candidate]:
     """Those of the variants whose batch and heads their mesh splits evenly; the others are counted by reason."""
-    shapes = state_shapes(TransfusionTask(config), config)
+    shapes = state_shapes(make_task(config), config)
     held: dict[tuple, int] = {}
     for mesh, variant in variants:
         variant = replace(variant, mesh=MeshConfig(**mesh))

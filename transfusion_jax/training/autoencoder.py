@@ -1,8 +1,8 @@
 """The task of training an image autoencoder, with the paper's losses (appendix A).
 
-`L = L1 + LPIPS + 0.5 · GAN + 0.2 · identity + 1e-6 · KL`, or for a vector quantisation the codebook's term in place
-of KL. Each is a mean over an image, then over the global batch. A patch discriminator learns beside it, from the
-same backward pass: what each of the two must not learn from is cut off by `stop_gradient`.
+`L = L1 + LPIPS + 0.5 · GAN + 0.2 · identity + 1e-6 · KL`, or with a codebook its own term in place of KL. Each is
+a mean over an image, then over the global batch. A patch discriminator learns beside it, from the same backward
+pass: what each of the two must not learn from is cut off by `stop_gradient`.
 
 Parameters: `network`, `discriminator` where the GAN weighs, and `perceptual`, which stays as its files have it.
 """
@@ -74,7 +74,8 @@ class AutoencoderTask:
         weights, image = self.config.losses, batch.image
         drawn, terms = self.reconstruct(params["network"], batch, key)
         error = drawn - image
-        terms["l1"] = jnp.mean(jnp.abs(error), axis=(1, 2, 3))
+        squared = jnp.mean(jnp.square(error), axis=(1, 2, 3))
+        terms |= {"l1": jnp.mean(jnp.abs(error), axis=(1, 2, 3)), "l2": squared}
         for name, distance in (("lpips", perceptual.lpips), ("identity", perceptual.identity)):
             if getattr(weights, name):
                 terms[name] = distance(jax.lax.stop_gradient(params["perceptual"][name]), drawn, image)
@@ -83,7 +84,6 @@ class AutoencoderTask:
             terms |= self._adversary(params["discriminator"], image, drawn)
             on = step >= weights.gan_from
             row_loss = row_loss + jnp.where(on, weights.gan * terms["gan"] + terms["discriminator"], 0)
-        squared = jnp.mean(jnp.square(error), axis=(1, 2, 3))
         psnr = -10 * jnp.log10(jnp.maximum(squared, 1e-10) / PEAK_TO_PEAK**2)
         count = jnp.float32(len(image))
         sums = {f"loss_{name}": (jnp.sum(term), count) for name, term in terms.items()}
@@ -100,12 +100,12 @@ class AutoencoderTask:
         weights = self.config.losses
         found = self.network.encode(params, batch.image)
         if self.config.architecture.kind == "kl":
-            mean, log_variance = found.mean, found.log_variance
+            mean, log_variance = jnp.asarray(found.mean), jnp.asarray(found.log_variance)
             noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(image_keys(key, batch.row, 1)[:, 0])
             latents = mean + jnp.exp(0.5 * log_variance) * noise
             kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
             return self.network.decode(params, latents), {"kl": jnp.mean(kl, axis=(1, 2, 3))}
-        vectors, entries = found.mean, self.network.lookup(params, found.codes)
+        vectors, entries = jnp.asarray(found.mean), self.network.lookup(params, jnp.asarray(found.codes))
         still = jax.lax.stop_gradient
         to_vectors = jnp.mean(jnp.square(entries - still(vectors)), axis=(1, 2, 3))
         to_entries = jnp.mean(jnp.square(vectors - still(entries)), axis=(1, 2, 3))

@@ -84,7 +84,12 @@ class Checkpoints:
         on_first(lambda: folders.clean(self.directory))
 
     def save(
-        self, state: State, next_row: int, metrics: dict[str, float] | None = None, concluded: bool = True
+        self,
+        state: State,
+        next_row: int,
+        metrics: dict[str, float] | None = None,
+        concluded: bool = True,
+        totals: dict[str, float] | None = None,
     ) -> None:
         """Begins to save in the background; a save still under way is awaited first.
 
@@ -93,6 +98,7 @@ class Checkpoints:
             next_row: the first row that has not been trained on.
             metrics: evaluation results of this very step, if there are any; the best has the least "loss".
             concluded: whether what was due at this step, evaluations and drawings, has been done.
+            totals: elements, images and operations of all steps up to this one, where they are known.
 
         Raises:
             StorageError: this save or the one before could not be written.
@@ -101,16 +107,26 @@ class Checkpoints:
         step = int(state.step)
         if on_first(lambda: step in self.steps):
             return
+        place = {"next_row": next_row, "metrics": metrics, "concluded": concluded, "totals": totals}
         tree = _as_dict(state)
-        manifest = self._about | {
-            "format": FORMAT,
-            "step": step,
-            "next_row": next_row,
-            "metrics": metrics,
-            "concluded": concluded,
-            "leaves": leaf_shapes(tree),
-            "checksums": checksums(tree),
-        }
+        self._begin(step, tree, place, checksums(tree))
+
+    def save_weights(self, params: Any) -> None:
+        """Begins to save parameters alone, of NumPy, as step 0 of a run that others begin with.
+
+        Raises:
+            StorageError: they could not be written.
+        """
+        tree = {"params": params}
+        each_leaf = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+        sums = {
+            name: next(iter(checksums([leaf]).values())) for name, leaf in each_leaf
+        }  # one on the device at a time
+        self._begin(0, tree, {"next_row": 0, "metrics": None, "concluded": True, "totals": {}}, sums)
+
+    def _begin(self, step: int, tree: Any, place: dict[str, Any], sums: dict[str, int]) -> None:
+        manifest = self._about | {"format": FORMAT, "step": step, **place}
+        manifest |= {"leaves": leaf_shapes(tree), "checksums": sums}
         with save_errors(step, self.steps):
             self.directory.mkdir(parents=True, exist_ok=True)
             custom = {"manifest": manifest, "digest": _digest(manifest)}

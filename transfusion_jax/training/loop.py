@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from transfusion_jax.config import Config, Run
-from transfusion_jax.data.images import ImageRows
-from transfusion_jax.data.stream import Rows, batches
+from transfusion_jax.data.stream import AnyRows, batches
 from transfusion_jax.errors import CheckpointError, TrainingHalted, some
 from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel import residence
@@ -63,7 +62,7 @@ class Outcome:
 def train(
     task: Task,
     config: Run,
-    rows: Rows | ImageRows,
+    rows: AnyRows,
     mesh: Mesh,
     workdir: Workdir,
     interruption: Interruption,
@@ -109,7 +108,8 @@ def train(
         sharding = batch_sharding(mesh)
         local = local_rows(sharding, config.batch_rows)
         stream = batches(rows, next_row, config.batch_rows, local, config.workers, say)
-        timer = Timer(first, peak * mesh.size, mesh.size)
+        totals = checkpoints.manifest(first).get("totals") or None if first else {}
+        timer = Timer(first, peak * mesh.size, mesh.size, totals)
         watch = Watch(workdir, first, config.steps, timer, watching, say)
         tracking = open_tracker(watching.wandb, workdir, config, say)
         beat.last_words = watch.leave
@@ -252,15 +252,17 @@ class _Run:
         self.look(newest_too=bool(logging or saving or due))
         record: dict[str, float] = {}
         if logging:
-            record = self.record = self.timer.read(step, task) | self.watch.read(step)
+            record = self.timer.read(step, task) | self.timer.count(task) | self.watch.read(step)
+            self.record = record
             self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
             self.writer.record(step, record)  # before the checkpoint: a kill between the two must not lose it
         if saving:
             with self.watch.aside("checkpoint"):
                 self.writer.flush()
-                self.checkpoints.save(self.state, self.next_row, concluded=not due)
+                totals = self.timer.count(task)
+                self.checkpoints.save(self.state, self.next_row, concluded=not due, totals=totals)
         if due and not stopping:
-            metrics = self.conclude(step, record, due, saving)
+            metrics = self.conclude(step, record, due, saving, self.timer.count(task))
             if saving:
                 self.writer.flush()
                 self.checkpoints.conclude(step, self.held_out(metrics))
@@ -296,7 +298,14 @@ class _Run:
                         on_first(lambda: badsteps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
                     )
 
-    def conclude(self, step: int, record: dict[str, float], due: list[Hook], saved: bool) -> dict[str, float]:
+    def conclude(
+        self,
+        step: int,
+        record: dict[str, float],
+        due: list[Hook],
+        saved: bool,
+        totals: dict[str, float] | None = None,
+    ) -> dict[str, float]:
         """Calls the hooks that are due, and logs what they measured beside the step's record.
 
         A signal meanwhile leaves without them, once the step is saved. One of many processes cannot save alone:
@@ -306,7 +315,7 @@ class _Run:
         def leave() -> None:
             if not saved:
                 self.writer.flush()
-                self.checkpoints.save(self.state, self.next_row, concluded=False)
+                self.checkpoints.save(self.state, self.next_row, concluded=False, totals=totals)
             self.checkpoints.wait()
             self.watch.leave()
 

@@ -65,7 +65,8 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
         codec = checkpoints.manifest(step)["codec"]
     else:
         return None
-    return LatentStatistics.from_dict(codec["latents"]) if codec["encoding"] == config.data.encoding else None
+    same = codec["latents"] and codec["encoding"] == config.data.encoding
+    return LatentStatistics.from_dict(codec["latents"]) if same else None
 
 
 def begin(
@@ -184,7 +185,8 @@ def _save_first(
     skip_rows = place["skip_rows"]
     about = facts_of(config, data) | {"skip_rows": skip_rows, "config": configs.to_dict(config)}
     with Checkpoints(workdir.checkpoints, about=about) as checkpoints:
-        checkpoints.save(state, place["next_row"], place["metrics"], place["concluded"])
+        totals = place.get("totals")
+        checkpoints.save(state, place["next_row"], place["metrics"], place["concluded"], totals)
     workdir.begin(config, data, skip_rows=skip_rows, **event)
 
 

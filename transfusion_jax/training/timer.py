@@ -10,12 +10,17 @@ import jax
 
 from transfusion_jax.training.task import Task
 
+TOTALS = {"total_elements": "elements", "total_images": "images", "total_flops": ""}  # by name: the count, if one
+
 
 class Timer:
     """Speed since the last reading; evaluation and saving are not counted."""
 
-    def __init__(self, step: int, peak: float, devices: int):
+    def __init__(self, step: int, peak: float, devices: int, totals: dict[str, float] | None = None):
+        """`totals` are those of `count` up to this step, None where they are not known."""
         self.total = 0.0
+        self._totals = dict.fromkeys(TOTALS, 0.0) | totals if totals is not None else None
+        self._uncounted: list[dict[str, jax.Array]] = []
         self.seconds_per_step = 0.0
         self._peak, self._devices = peak, devices
         self._reported: list[dict[str, jax.Array]] = []
@@ -32,6 +37,18 @@ class Timer:
     def add(self, reported: dict[str, jax.Array]) -> None:
         """Takes what a step reported; reads nothing off the device yet."""
         self._reported.append(reported)
+        self._uncounted.append(reported)
+
+    def count(self, task: Task) -> dict[str, float]:
+        """Elements, images and operations of all steps since the run's first; empty where they are not known."""
+        if self._totals is None:
+            return {}
+        for entry in jax.device_get(self._uncounted):
+            counts = {name: float(value) for name, value in entry.items()}
+            for name, of in TOTALS.items():
+                self._totals[name] += counts.get(of, 0.0) if of else task.flops(counts)
+        self._uncounted.clear()
+        return dict(self._totals)
 
     def read(self, step: int, task: Task) -> dict[str, float]:
         """The last step's numbers, and the speed since the last reading."""

@@ -106,6 +106,11 @@ class TransfusionTask:
         image_loss = jnp.mean(jnp.square(predicted - target), axis=(2, 3, 4))
         return tokens, image_loss, timesteps
 
+    def held_out(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The losses of `evaluation.loss` with their weights, by name."""
+        tokens, image_loss, _ = self.element_losses(params, batch, key)
+        return {"loss_text": (tokens.loss, tokens.weight), "loss_image": (image_loss, batch.image_weight)}
+
     def flops(self, counts: dict[str, float]) -> float:
         """Exact operations of the step that reported these counts."""
         c = counts

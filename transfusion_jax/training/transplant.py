@@ -144,8 +144,8 @@ def _grow(
     for axis, before, after in zip(axis_names(path, new.ndim), old.shape, new.shape, strict=True):
         if axis == "vocabulary":
             before, after = old_model.vocabulary, model.vocabulary
-            special = np.arange(SPECIAL_TOKENS)
-            here, there = (np.append(np.arange(before), n + special) for n in (before, after))
+            behind = np.arange(SPECIAL_TOKENS + min(old_model.codebook, model.codebook))
+            here, there = (np.append(np.arange(before), n + behind) for n in (before, after))
         else:
             here = there = np.arange(before)
         regular = axis != "patch" and (axis != "heads" or old_model.head_dim == model.head_dim)

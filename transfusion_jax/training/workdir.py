@@ -207,7 +207,7 @@ class Workdir:
             tokens,
             SpecialTokens.of(tokens),
             autoencoder.load_saved(self.path, values["autoencoder"]),
-            LatentStatistics.from_dict(values["latents"]),
+            LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
         )
 
 

@@ -1,0 +1,129 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from helpers import tiny_config, tiny_run
+from transfusion_jax.cli import main
+from transfusion_jax.config import ConfigError
+from transfusion_jax.conversion import shards
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps."""
+    path = tmp_path_factory.mktemp("run") / "w"
+    tiny_run(path, tiny_config(steps=2, optimizer__ema_decay=0.0, loop__evaluate_every=0))
+    # the letters of the tests' tokenizer are no file: a reader of the run finds numbers
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["codec"]["tokenizer"] = "numbers-20"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(trained, tmp_path_factory):
+    """The same run as safetensors in several files."""
+    path = tmp_path_factory.mktemp("safe") / "s"
+    command = ["convert", "to-safetensors", "--workdir", str(trained), "--output", str(path)]
+    assert main([*command, "--max-shard-size", "4KB"]) == 0
+    return path
+
+
+def test_all_parameters_go_out_and_come_back_to_the_bit(trained, written, tmp_path, capsys):
+    assert len(list(written.glob("*.safetensors"))) > 2
+    assert main(["convert", "from-safetensors", str(written), "--output", str(tmp_path / "again")]) == 0
+    capsys.readouterr()
+    for first, second in ((trained, written), (trained, tmp_path / "again")):
+        assert main(["convert", "diff", str(first), str(second)]) == 0
+        assert "0 of" in capsys.readouterr().out
+
+
+def test_inspect_says_what_there_is(trained, written, capsys):
+    for path in (trained, written):
+        assert main(["convert", "inspect", str(path), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        leaves = {leaf["name"]: leaf for leaf in found["leaves"]}
+        assert leaves["trunk/layers/mlp/gate"]["shape"] == [2, 16, 24]
+        assert found["parameters"] == sum(leaf["values"] for leaf in found["leaves"])
+        assert all(leaf["finite"] for leaf in found["leaves"])
+    assert main(["convert", "inspect", str(written)]) == 0
+    assert "2×16×24" in capsys.readouterr().out
+
+
+def test_diff_finds_what_differs(written, tmp_path, capsys):
+    changed = {k: v for file in written.glob("*.safetensors") for k, v in load_file(file).items()}
+    changed["text_head"] = changed["text_head"] * 1.01
+    changed["embedding"] = changed["embedding"][:-1]
+    del changed["trunk/final_norm/scale"]
+    save_file(changed, tmp_path / "changed.safetensors")
+    spec = str(tmp_path / "changed.safetensors")
+    assert main(["convert", "diff", str(written), spec, "--json"]) == 1
+    found = {d["name"]: d for d in json.loads(capsys.readouterr().out)["differences"]}
+    assert found.keys() == {"text_head", "embedding", "trunk/final_norm/scale"}
+    assert found["text_head"]["relative"] == pytest.approx(0.01, rel=1e-3)
+    assert "only in the first" in found["trunk/final_norm/scale"]["what"]
+    assert main(["convert", "diff", str(written), spec, "--tolerance", "0.02"]) == 1
+    assert "text_head" not in capsys.readouterr().out
+
+
+def test_a_weight_that_is_not_finite_is_shown(tmp_path, capsys):
+    save_file({"a": np.array([1, np.nan], np.float32)}, tmp_path / "nan.safetensors")
+    assert main(["convert", "inspect", str(tmp_path / "nan.safetensors")]) == 0
+    assert "NOT FINITE" in capsys.readouterr().out
+    spec = str(tmp_path / "nan.safetensors")
+    assert main(["convert", "diff", spec, spec]) == 1
+
+
+def test_bfloat16_is_written_and_read(trained, tmp_path):
+    command = ["convert", "to-safetensors", "--workdir", str(trained), "--dtype", "bfloat16"]
+    assert main([*command, "--output", str(tmp_path / "s")]) == 0
+    assert main(["convert", "diff", str(trained), str(tmp_path / "s"), "--tolerance", "0.01"]) == 0
+    assert main(["convert", "diff", str(trained), str(tmp_path / "s")]) == 1
+
+
+def test_damage_is_named(written, tmp_path):
+    import shutil
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(written, folder)
+    first = sorted(folder.glob("*.safetensors"))[0]
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match="is damaged"):
+        shards.Shards.of(folder)
+    first.unlink()
+    with pytest.raises(ConfigError, match="is missing"):
+        shards.Shards.of(folder)
+    first.write_bytes(whole)
+    index = folder / shards.INDEX
+    values = json.loads(index.read_text())
+    values["weight_map"]["another"] = first.name
+    index.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="names tensors that no file holds: another"):
+        shards.Shards.of(folder)
+
+
+def test_what_makes_no_sense_is_refused(trained, written, tmp_path, capsys):
+    def refused(*words):
+        assert main(["convert", *words]) != 0
+        return capsys.readouterr().err
+
+    assert "not empty" in refused("to-safetensors", "--workdir", str(trained), "--output", str(written))
+    assert "5GB or 200MB" in refused(
+        "to-safetensors", "--workdir", str(trained), "--output", str(tmp_path / "x"), "--max-shard-size", "big"
+    )
+    assert "already holds a run" in refused("from-safetensors", str(written), "--output", str(trained))
+    assert "no config.json" in refused("from-llama", str(tmp_path), "--output", str(tmp_path / "y"))
+    assert "was not written by" in refused("from-safetensors", str(tmp_path), "--output", str(tmp_path / "y"))
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(model__norm="post"), dict(model__query_key_norm=True), dict(model__modality_weights="untied")]
+)
+def test_what_is_no_llama_is_refused(changes, tmp_path, capsys):
+    from transfusion_jax.conversion.llama import require_llama
+
+    with pytest.raises(ConfigError, match="no Llama"):
+        require_llama(tiny_config(**changes).model)

@@ -1,0 +1,140 @@
+"""Llama checkpoints as transformers writes them, in and out, by the command."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from transfusion_jax.cli import main
+from transfusion_jax.model.spans import Spans
+from transfusion_jax.model.transfusion import Model
+from transfusion_jax.training.checkpoint import to_devices
+from transfusion_jax.training.starts import find_checkpoint
+from transfusion_jax.training.workdir import Workdir
+
+pytestmark = pytest.mark.parity
+
+VOCABULARY = 123
+KINDS = {
+    "plain": {},
+    "grouped": {"num_key_value_heads": 2},
+    "tied": {"tie_word_embeddings": True},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+
+
+def random_llama(**options):
+    config = LlamaConfig(
+        **dict(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=128,
+            rms_norm_eps=3e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+            tie_word_embeddings=False,
+            attn_implementation="eager",
+        )
+        | options
+    )
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in llama.parameters():
+            parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=0.1)
+    return llama.to(options.get("dtype") and torch.bfloat16)
+
+
+def logits_of(llama, tokens):
+    with torch.no_grad():
+        return llama(input_ids=torch.tensor(tokens)).logits.numpy()
+
+
+def our_logits(run, tokens):
+    config = Workdir(run).config()
+    model = Model(config.model)
+    checkpoints, step = find_checkpoint(str(run))
+    params = checkpoints.weights(step, "raw", to_devices(model.abstract_params()))
+    rows, length = tokens.shape
+    index = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    latents = jnp.zeros((rows, 1, *config.model.latent_shape))
+    x, _ = model.embed(
+        params, tokens, jnp.full_like(index, -1), jnp.zeros_like(index), latents, jnp.zeros((rows, 1), jnp.int32)
+    )
+    hidden, _ = model.trunk(params, x, Spans(jnp.zeros_like(index), index + 1), index)
+    return np.asarray(model.text_logits(params, hidden))
+
+
+TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12))
+SMALL = ["--config.model.latent_shape=(4,4,2)", "--config.data.encoding=pixels", "--config.model.remat=none"]
+SMALL += ["--config.data.context_length=64", "--config.batch_rows=8", "--config.data.max_images=2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_llama_comes_in_and_goes_out(kind, tmp_path, capsys):
+    llama = random_llama(**KINDS[kind])
+    llama.save_pretrained(tmp_path / "llama", max_shard_size="20KB")
+    assert (tmp_path / "llama/model.safetensors.index.json").exists()
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(run), *SMALL]) == 0
+    read = (
+        LlamaForCausalLM.from_pretrained(  # .to(bfloat16) rounded the rotary frequencies, too, and no file has them
+            tmp_path / "llama", dtype=torch.float32, attn_implementation="eager"
+        )
+    )
+    expected = logits_of(read, TOKENS)
+    ours = our_logits(run, TOKENS)
+    np.testing.assert_allclose(ours[..., :VOCABULARY], expected, atol=1e-4)
+
+    to_llama = ["convert", "to-llama", "--workdir", str(run), "--output", str(out), "--max-shard-size", "20KB"]
+    assert main(to_llama) == 0
+    again = LlamaForCausalLM.from_pretrained(out, attn_implementation="eager")
+    np.testing.assert_allclose(logits_of(again, TOKENS), ours[..., : VOCABULARY + 5], atol=1e-4)
+    assert "patch coder" in (out / "README.md").read_text()
+
+    assert main(["convert", "from-llama", str(out), "--output", str(tmp_path / "third"), *SMALL]) == 0
+    capsys.readouterr()
+    assert (
+        main(["convert", "diff", str(run), str(tmp_path / "third"), "--json"]) == 1
+    )  # five entries are its own now
+    names = {d["name"] for d in json.loads(capsys.readouterr().out)["differences"]}
+    assert names <= {"embedding", "text_head"}
+
+
+def test_a_run_begins_from_a_llama_with_its_text_frozen(tmp_path):
+    random_llama().save_pretrained(tmp_path / "llama")
+    assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(tmp_path / "run"), *SMALL]) == 0
+    train = ["train", "--workdir", str(tmp_path / "w"), "--init-from", str(tmp_path / "run")]
+    train += ["--config.data.sources=synthetic", "--config.steps=2", "--config.loop.evaluate_every=0"]
+    train += ["--config.model.modality_weights=untied", "--config.optimizer.frozen=text"]
+    assert main([*train, "--init-map", "trunk/layers/patches/*=text"]) == 0
+    before, after = (find_checkpoint(str(tmp_path / name)) for name in ("run", "w"))
+    sums = [
+        {k: v for k, v in c.manifest(s)["checksums"].items() if k.startswith("params/")} for c, s in (before, after)
+    ]
+    for name, value in sums[0].items():
+        assert (sums[1][name] == value) == (not name.startswith("params/patch_coder")), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rotary embeddings are scaled"),
+        ({"head_dim": 16}, "head_dim"),
+        ({"model_type": "mistral", "sliding_window": 4}, "sliding_window"),
+    ],
+)
+def test_what_cannot_be_represented_is_refused(changes, message, tmp_path, capsys):
+    random_llama().save_pretrained(tmp_path / "llama")
+    path = tmp_path / "llama/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(tmp_path / "run")]) != 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,274 @@
+"""`transfusion convert`: weights of others in, ours out; what weights hold, and how two differ."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfusion_jax import config as configs
+from transfusion_jax.commands import convert_autoencoder
+from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.conversion import llama, shards
+from transfusion_jax.conversion.runs import write_run
+from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree
+from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.tokenizer import Numbers, Tokenizer
+from transfusion_jax.model.transfusion import Model
+from transfusion_jax.storage import place
+from transfusion_jax.training.leaves import leaf_names
+from transfusion_jax.training.workdir import Workdir
+
+DIFFERENT = 1  # exit code of diff
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+CARD = """---
+library_name: {library}
+---
+
+{title}
+
+Made by `transfusion convert` of the run `{run}` ({which}).
+{left_out}
+
+```json
+{config}
+```
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declares the command and its parts."""
+    parser = commands.add_parser("convert", help="weights in and out, looked at, compared", description=__doc__)
+    parts = parser.add_subparsers(metavar="WHAT", required=True)
+    for name, (declare, run, text) in PARTS.items():
+        part = parts.add_parser(name, help=text, description=text)
+        declare(part)
+        part.set_defaults(run=run, takes_overrides=name == "from-llama")
+    convert_autoencoder.add_parsers(parts)
+
+
+def _declare_from_llama(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", type=Path, help="a folder with config.json and safetensors, as transformers saves it"
+    )
+    parser.add_argument("--output", type=place, required=True, help="the run to write: train --init-from reads it")
+    parser.add_argument("--config", metavar="FILE[:arg]", help="the config that the model's sizes are put into")
+
+
+def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    source = llama.Llama.open(arguments.path)
+    tokenizer = _tokenizer(arguments.path, source.config["vocab_size"])
+    config = _config(arguments.config, overrides, source.model | {"vocabulary": tokenizer.size})
+    llama.require_llama(config.model)
+    known = set(llama.leaf_names())
+    fresh = Model(config.model)
+
+    def leaves() -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+        abstract = fresh.abstract_params()
+        for name in leaf_names(abstract):
+            if name in known:
+                yield name, lambda name=name: source.leaf(name, config.model)  # type: ignore[misc]
+        if "patch_coder" in abstract:
+            coder = jax.jit(lambda key: fresh.init(key)["patch_coder"])(jax.random.key(config.seed))
+            for name, leaf in zip(leaf_names(coder), jax.tree.leaves(coder), strict=True):
+                yield f"patch_coder/{name}", lambda leaf=leaf: np.asarray(leaf)  # type: ignore[misc]
+
+    write_run(arguments.output, config, tokenizer, leaves(), f"Llama, {arguments.path.name}")
+    print(f"{arguments.path}: {config.model.layers} layers, width {config.model.width}, {tokenizer.size} entries")
+    if source.repeats > 1:
+        print(f"each key and value head stands {source.repeats} times: its queries were grouped")
+    print("entries that are new have the mean of the others; the patch coder is fresh")
+    print(f"written to {arguments.output}; transfusion train --init-from {arguments.output} …")
+    return 0
+
+
+def _declare_writing(parser: argparse.ArgumentParser) -> None:
+    add_reading_flags(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--dtype", choices=sorted(shards.DTYPES), default="float32", help="(default: float32)")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file (default: 5GB)")
+
+
+def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    workdir = Workdir(arguments.workdir)
+    config = workdir.config()
+    llama.require_llama(config.model)
+    params, which = _params(arguments)
+    tokenizer = workdir.codec().tokenizer
+    _write(arguments, llama.tensors(params, config.model))
+    about = llama.config_json(config.model, config.data.context_length, tokenizer, arguments.dtype)
+    special = {name: about[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(arguments.output / "config.json", about)
+    _write_json(arguments.output / "generation_config.json", special)
+    tokenizers.save(tokenizer, arguments.output)
+    left_out = (
+        "Text alone: the patch coder and what draws images are left out. BOI, EOI and PAD are the last entries."
+    )
+    _write_card(arguments.output, "transformers", "# A Llama", str(workdir.path), which, left_out, config)
+    print(f"written to {arguments.output}; transformers.LlamaForCausalLM.from_pretrained reads it")
+    return 0
+
+
+def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    workdir = Workdir(arguments.workdir)
+    config = workdir.config()
+    params, which = _params(arguments)
+    _write(arguments, iter(params.items()))
+    _write_json(arguments.output / "config.json", configs.to_dict(config))
+    codec = workdir.codec()
+    tokenizers.save(codec.tokenizer, arguments.output)
+    _write_json(arguments.output / "codec.json", {"tokenizer": codec.tokenizer.name})
+    title = "# A Transfusion model"
+    _write_card(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
+    print(f"written to {arguments.output}; transfusion convert from-safetensors reads it back")
+    return 0
+
+
+def _declare_from_safetensors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="a folder that to-safetensors wrote")
+    parser.add_argument("--output", type=place, required=True, help="the run to write")
+
+
+def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    path: Path = arguments.path
+    require((path / "codec.json").is_file(), f"{path} was not written by to-safetensors: it has no codec.json")
+    config = configs.parse(json.loads((path / "config.json").read_text()))
+    name = json.loads((path / "codec.json").read_text())["tokenizer"]
+    source = shards.Shards.of(path)
+    abstract = Model(config.model).abstract_params()
+    wanted = dict(zip(leaf_names(abstract), (leaf.shape for leaf in jax.tree.leaves(abstract)), strict=True))
+    found = {name: source.shape(name) for name in source.files}
+    for leaf in sorted(wanted.keys() | found.keys()):
+        require(
+            wanted.get(leaf) == found.get(leaf),
+            f"{path}: {leaf} is {found.get(leaf, 'absent')}, and its config asks for {wanted.get(leaf, 'none')}",
+        )
+    leaves = ((leaf, lambda leaf=leaf: source[leaf].astype(np.float32)) for leaf in wanted)  # type: ignore[misc]
+    write_run(arguments.output, config, tokenizers.load_saved(path, name), leaves, f"safetensors, {path.name}")
+    print(f"written to {arguments.output}")
+    return 0
+
+
+def _declare_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="RUN[:STEP], a checkpoint's folder, or a safetensors file or folder")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="raw", help="of a run (default: raw)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    rows = describe(open_tree(arguments.path, arguments.weights))
+    total = sum(row["values"] for row in rows)
+    if arguments.json:
+        print(json.dumps({"path": arguments.path, "parameters": total, "leaves": rows}))
+        return 0
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        shape = "×".join(map(str, row["shape"])) or "scalar"
+        odd = "" if row["finite"] else "  NOT FINITE"
+        print(f"{row['name']:<{width}}  {row['dtype']:<8}  {shape:<18}  rms {row['rms']:<10.4g}{odd}")
+    print(f"{len(rows)} leaves, {total:,} parameters")
+    return 0
+
+
+def _declare_diff(parser: argparse.ArgumentParser) -> None:
+    for name in ("first", "second"):
+        parser.add_argument(name, help="as of inspect")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="raw", help="of runs (default: raw)")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="relative, of a leaf's norm (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _diff(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    require(0 <= arguments.tolerance < math.inf, f"--tolerance must not be negative, not {arguments.tolerance}")
+    trees: list[Tree] = [open_tree(spec, arguments.weights) for spec in (arguments.first, arguments.second)]
+    found = differences(trees[0], trees[1], arguments.tolerance)
+    if arguments.json:
+        print(json.dumps({"differences": [vars(difference) for difference in found]}))
+    else:
+        for difference in found:
+            print(f"{difference.name}: {difference.what}")
+        print(f"{len(found)} of {len(trees[0].shapes.keys() | trees[1].shapes.keys())} leaves differ")
+    return DIFFERENT if found else 0
+
+
+PARTS: dict[str, tuple[Callable, Callable, str]] = {
+    "from-llama": (_declare_from_llama, _from_llama, "a Llama of Hugging Face's as a run to begin from"),
+    "to-llama": (_declare_writing, _to_llama, "a run's text path as a LlamaForCausalLM"),
+    "to-safetensors": (_declare_writing, _to_safetensors, "all parameters of a run as safetensors"),
+    "from-safetensors": (_declare_from_safetensors, _from_safetensors, "what to-safetensors wrote, as a run"),
+    "inspect": (_declare_inspect, _inspect, "the leaves of weights: shapes, dtypes, sizes"),
+    "diff": (_declare_diff, _diff, "how two sets of weights differ; exit code 1 where they do"),
+}
+
+
+def _config(spec: str | None, overrides: list[str], model: dict[str, Any]) -> Config:
+    """The config named, or one of the paper's recipe, with the sizes of the model that comes in."""
+    base: dict[str, Any] = {
+        "name": "llama",
+        "seed": 0,
+        "steps": 250_000,
+        "batch_rows": 512,
+        "model": {"latent_shape": (32, 32, 8), "patch_size": 2, "remat": "full"},
+        "data": {"encoding": "kl-f8c8"},
+    }
+    sizes = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 32, "vocabulary": 256}  # any: they are replaced
+    if spec is None:
+        start = configs.parse({**base, "model": {**sizes, **base["model"]}})
+    else:
+        start = configs.load(spec)
+    values = configs.to_dict(start)
+    values["model"] |= model
+    values["optimizer"]["ema_decay"] = 0.0  # the run holds one set of weights
+    return configs.override(configs.parse(values), overrides)
+
+
+def _tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
+    """The folder's tokenizer; without one, numbers."""
+    for name in TOKENIZERS:
+        if (folder / name).is_file():
+            return tokenizers.load(folder / name)
+    print(f"{folder} holds no {' and no '.join(TOKENIZERS)}: tokens stay numbers")
+    return Numbers(vocabulary)
+
+
+def _params(arguments: argparse.Namespace) -> tuple[dict[str, np.ndarray], str]:
+    """A run's parameters by name, and which they are."""
+    said: list[str] = []
+    _, params, _, step, weights = read_model(arguments, said.append)
+    print(said[-1])
+    return dict(zip(leaf_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True)), (
+        f"step {step}, {weights} weights"
+    )
+
+
+def _write(arguments: argparse.Namespace, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+    output: Path = arguments.output
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty: choose another --output")
+    dtype = shards.DTYPES[arguments.dtype]
+    largest = shards.parse_size(arguments.max_shard_size)
+    shards.write(output, ((name, value.astype(dtype)) for name, value in tensors), largest)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _write_card(
+    folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config
+) -> None:
+    text = json.dumps(configs.to_dict(config), indent=2)
+    card = CARD.format(library=library, title=title, run=run, which=which, left_out=left_out, config=text)
+    (folder / "README.md").write_text(card)

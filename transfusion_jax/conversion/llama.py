@@ -1,0 +1,194 @@
+"""Llama checkpoints of Hugging Face: into the trunk, embedding and text head of a model, and back.
+
+Both sides turn pairs (i, i + head_dim / 2) in their rotary embeddings, so that matrices are taken as they are, but
+for their layout: Hugging Face's are `[out, in]`, one per layer; ours `[in, out]`, stacked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, require
+from transfusion_jax.conversion.shards import Shards
+from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
+
+LAYER = {  # the end of our leaf's name, under trunk/layers: Hugging Face's, under model.layers.N
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/output": "self_attn.o_proj",
+    "attention_norm/scale": "input_layernorm",
+    "mlp/gate": "mlp.gate_proj",
+    "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
+    "mlp_norm/scale": "post_attention_layernorm",
+}
+ENDS = {
+    "embedding": "model.embed_tokens",
+    "trunk/final_norm/scale": "model.norm",
+    "text_head": "lm_head",
+}
+VOCABULARY = ("embedding", "text_head")
+PLAIN = {  # what must hold of a config.json, where it says anything
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "model_type": "llama",
+}
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A checkpoint's sizes and its tensors."""
+
+    config: dict[str, Any]
+    shards: Shards
+
+    @classmethod
+    def open(cls, folder: Path) -> Llama:
+        """Reads a folder's `config.json` and the names of its tensors.
+
+        Raises:
+            ConfigError: there is none, or it cannot be represented exactly.
+        """
+        path = folder / "config.json"
+        require(path.is_file(), f"{folder} holds no config.json: name a Llama of Hugging Face's")
+        config = json.loads(path.read_text())
+        for name, value in PLAIN.items():
+            found = config.get(name, value)
+            require(found in (value, None), f"{path}: {name} is {found!r}, which this model has no part for")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        require(
+            kind == "default", f"{path}: rotary embeddings are scaled ({kind}), which this model has no part for"
+        )
+        head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        require(
+            head * config["num_attention_heads"] == config["hidden_size"],
+            f"{path}: head_dim {head} is not hidden_size / num_attention_heads, which this model has no part for",
+        )
+        return cls(config, Shards.of(folder))
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The fields of a `ModelConfig` that it gives."""
+        c = self.config
+        theta = (c.get("rope_parameters") or {}).get("rope_theta") or c.get("rope_theta", 10_000.0)
+        return {
+            "width": c["hidden_size"],
+            "layers": c["num_hidden_layers"],
+            "heads": c["num_attention_heads"],
+            "mlp_width": c["intermediate_size"],
+            "rope_theta": float(theta),
+            "norm_epsilon": float(c.get("rms_norm_eps", 1e-6)),
+        }
+
+    @property
+    def repeats(self) -> int:
+        """How many of our key and value heads are the same, for grouped queries."""
+        heads: int = self.config["num_attention_heads"]
+        return heads // (self.config.get("num_key_value_heads") or heads)
+
+    def leaf(self, name: str, model: ModelConfig) -> np.ndarray:
+        """Our leaf of a name, float32: one stacked leaf is in memory, whatever the checkpoint's size.
+
+        Raises:
+            ConfigError: a tensor is missing or has another shape.
+        """
+        if name in ENDS:
+            tensor = self._tensor(ENDS[name])
+            return self._vocabulary(tensor, name, model) if name in VOCABULARY else tensor
+        kind = name.removeprefix("trunk/layers/")
+        parts = [self._layer(kind, layer) for layer in range(model.layers)]
+        return np.stack(parts)
+
+    def _layer(self, kind: str, layer: int) -> np.ndarray:
+        tensor = self._tensor(f"model.layers.{layer}.{LAYER[kind]}")
+        if kind in ("attention/key", "attention/value") and self.repeats > 1:
+            groups = tensor.reshape(self.config["num_attention_heads"] // self.repeats, -1, tensor.shape[-1])
+            tensor = np.repeat(groups, self.repeats, axis=0).reshape(-1, tensor.shape[-1])
+        return tensor.T
+
+    def _vocabulary(self, tensor: np.ndarray, name: str, model: ModelConfig) -> np.ndarray:
+        """The tokenizer's entries as they are, and the mean of them for every entry that is new."""
+        require(
+            len(tensor) >= model.vocabulary,
+            f"the checkpoint has {len(tensor)} entries, and the tokenizer {model.vocabulary}",
+        )
+        known = tensor[: model.vocabulary]
+        rows = np.empty((model.padded_vocabulary, model.width), np.float32)
+        rows[: model.vocabulary] = known
+        rows[model.vocabulary :] = known.mean(0)
+        return rows if name == "embedding" else np.ascontiguousarray(rows.T)
+
+    def _tensor(self, name: str) -> np.ndarray:
+        tied = name == "lm_head" and f"{name}.weight" not in self.shards.files
+        if tied:
+            require(self.config.get("tie_word_embeddings", False), "there is no lm_head.weight, and it is not tied")
+            name = ENDS["embedding"]
+        return self.shards[f"{name}.weight"].astype(np.float32)
+
+
+def leaf_names(layers: Callable[[str], str] = "trunk/layers/{}".format) -> list[str]:
+    """Our leaves that a Llama has."""
+    return [*ENDS, *map(layers, LAYER)]
+
+
+def tensors(params: dict[str, np.ndarray], model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face's names and tensors of our leaves by name; the vocabulary without its padding."""
+    used = model.vocabulary + SPECIAL_TOKENS
+    yield f"{ENDS['embedding']}.weight", params["embedding"][:used]
+    for layer in range(model.layers):
+        for ours, theirs in LAYER.items():
+            yield f"model.layers.{layer}.{theirs}.weight", params[f"trunk/layers/{ours}"][layer].T
+    yield f"{ENDS['trunk/final_norm/scale']}.weight", params["trunk/final_norm/scale"]
+    yield f"{ENDS['text_head']}.weight", params["text_head"][:, :used].T
+
+
+def config_json(model: ModelConfig, context: int, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+    """The `config.json` of our text path as a Llama."""
+    special = SpecialTokens.of(tokenizer)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": model.width,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.heads,
+        "intermediate_size": model.mlp_width,
+        "vocab_size": model.vocabulary + SPECIAL_TOKENS,
+        "max_position_embeddings": context,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": special.bos,
+        "eos_token_id": special.eos,
+        "pad_token_id": special.pad,
+        "dtype": dtype,
+    }
+
+
+def require_llama(model: ModelConfig) -> None:
+    """Raises ConfigError where the text path of a model is no Llama."""
+    for field, plain in (
+        ("query_key_norm", False),
+        ("norm", "pre"),
+        ("modality_weights", "shared"),
+    ):
+        value = getattr(model, field)
+        require(value == plain, f"model.{field} is {value!r}: such a text path is no Llama")
+    require(
+        model.images != "codes", "model.images is 'codes': its vocabulary holds codes of images, and is no Llama's"
+    )
