@@ -92,6 +92,7 @@ def larger_digits(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(kind, digits_folder, larger_digits, tmp_path):
     whole = rivals(folder=larger_digits, losses=dict(gan_from=1)) if kind == "kl" else config(digits_folder, VQ)
@@ -105,6 +106,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(kind, digits_folder, larger_
     assert [[first[s][n] for n in names] for s in (3, 4)] == [[second[s][n] for n in names] for s in (3, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_parts_of_a_batch_give_the_same(kind):
     make = rivals if kind == "kl" else lambda **changes: config(architecture=VQ, **changes)
@@ -114,6 +116,7 @@ def test_parts_of_a_batch_give_the_same(kind):
     same(whole, parts)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_same():
     values, states = [], []
     for mesh, devices in ((dict(data=1), 1), (dict(data=1, fsdp=2), 2)):
@@ -143,6 +146,7 @@ def test_the_gan_begins_at_its_step_without_another_program():
     assert step.program._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_the_two_learn_apart():
     """The discriminator learns its hinge loss alone; the autoencoder, to be taken for real."""
     terms = dict(l1=0.0, kl=0.0)
@@ -168,10 +172,10 @@ def test_a_discriminator_needs_images_that_it_can_judge():
     assert discriminator.judge(params, batch(size=SIDE).image).shape == (4, 1, 1)
 
 
-@pytest.mark.parametrize("name", ["l1", "kl", "codebook"])
+@pytest.mark.parametrize("name", ["l1", "l2", "kl", "codebook"])
 def test_a_term_without_weight_teaches_nothing(name):
     architecture = VQ if name == "codebook" else ARCHITECTURE
-    terms = dict.fromkeys(("l1", "kl", "codebook"), 0.0)
+    terms = dict.fromkeys(("l1", "l2", "kl", "codebook"), 0.0)
     nothing, metrics = gradients(config(architecture=architecture, losses=terms))
     assert float(metrics.loss) == 0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(nothing))
@@ -220,6 +224,7 @@ def perceptual_config(vgg, **changes):
     )
 
 
+@pytest.mark.slow
 def test_perceptual_networks_stay_as_their_files_have_them(vgg):
     run = perceptual_config(vgg)
     task, mesh = AutoencoderTask(run), make_mesh(run.mesh, jax.devices()[:1])

@@ -153,7 +153,7 @@ def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> in
             wanted.get(leaf) == found.get(leaf),
             f"{path}: {leaf} is {found.get(leaf, 'absent')}, and its config asks for {wanted.get(leaf, 'none')}",
         )
-    leaves = ((leaf, lambda leaf=leaf: source[leaf].astype(np.float32)) for leaf in wanted)  # type: ignore[misc]
+    leaves = ((leaf, lambda leaf=leaf: source[leaf].astype(np.float32)) for leaf in wanted)
     write_run(arguments.output, config, tokenizers.load_saved(path, name), leaves, f"safetensors, {path.name}")
     print(f"written to {arguments.output}")
     return 0

@@ -78,6 +78,10 @@ class AutoencoderRun(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "image_size", "held_out_images")
+        require(
+            not self.losses.coverage or self.accumulation == 1,
+            "losses.coverage looks at all images of a batch together: accumulation must be 1 with it",
+        )
         factor = self.architecture.factor
         require(
             self.image_size % factor == 0,

@@ -162,7 +162,7 @@ def coverage(vectors: jax.Array, entries: jax.Array) -> jax.Array:
     """Mean squared distance of each entry to the nearest vector of the batch, the same for each image, `[B]`.
 
     Entries that no vector is near to get no gradient from the codebook's term; this one brings them back. It is the
-    one term that depends on which images are computed together, and so on `accumulation`.
+    one term that depends on which images are computed together: the config allows it no accumulation.
     """
     flat = vectors.reshape(-1, vectors.shape[-1])
     distance = jnp.mean(jnp.square(entries - flat[nearest(jax.lax.stop_gradient(entries), flat)]))
