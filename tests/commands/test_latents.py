@@ -45,6 +45,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_autoencoder_is_trained_exported_and_modelled(kind, tmp_path, capsys):
     architecture, model = KINDS[kind]
@@ -87,7 +88,7 @@ def test_the_two_kinds_of_runs_are_told_apart(tmp_path, capsys):
     assert main(["autoencoder", "train", "--config", "configs/debug.py", "--dry-run"]) == 2
     assert "it has no architecture" in capsys.readouterr().err
     assert main(["autoencoder", "train", "--config", "configs/autoencoder.py:kl", "--dry-run"]) == 2
-    assert "data.sources is missing" in capsys.readouterr().err
-    missing = ["--config.data.sources.x=/nowhere", "--config.losses.identity=0"]
-    assert main(["autoencoder", "train", "--config", "configs/autoencoder.py:kl", "--dry-run", *missing]) == 2
     assert "losses.lpips needs a network's weights" in capsys.readouterr().err
+    off = ["--config.losses.lpips=0", "--config.losses.identity=0"]
+    assert main(["autoencoder", "train", "--config", "configs/autoencoder.py:kl", "--dry-run", *off]) == 2
+    assert "data" in capsys.readouterr().err

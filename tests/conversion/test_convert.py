@@ -14,7 +14,7 @@ from transfusion_jax.conversion import shards
 def trained(tmp_path_factory):
     """A run of two steps."""
     path = tmp_path_factory.mktemp("run") / "w"
-    tiny_run(path, tiny_config(steps=2, optimizer__ema_decay=0.0, loop__evaluate_every=0))
+    tiny_run(path, tiny_config(steps=2, loop__evaluate_every=0))
     # the letters of the tests' tokenizer are no file: a reader of the run finds numbers
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["codec"]["tokenizer"] = "numbers-20"
@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 def written(trained, tmp_path_factory):
     """The same run as safetensors in several files."""
     path = tmp_path_factory.mktemp("safe") / "s"
-    command = ["convert", "to-safetensors", "--workdir", str(trained), "--output", str(path)]
+    command = ["convert", "to-safetensors", "--workdir", str(trained), "--weights", "raw", "--output", str(path)]
     assert main([*command, "--max-shard-size", "4KB"]) == 0
     return path
 
@@ -38,6 +38,12 @@ def test_all_parameters_go_out_and_come_back_to_the_bit(trained, written, tmp_pa
     for first, second in ((trained, written), (trained, tmp_path / "again")):
         assert main(["convert", "diff", str(first), str(second)]) == 0
         assert "0 of" in capsys.readouterr().out
+    before, after = (json.loads((run / "manifest.json").read_text()) for run in (trained, tmp_path / "again"))
+    assert before["codec"]["latents"] == after["codec"]["latents"]
+    assert (
+        main(["convert", "to-safetensors", "--workdir", str(tmp_path / "again"), "--output", str(tmp_path / "b")])
+        == 0
+    )
 
 
 def test_inspect_says_what_there_is(trained, written, capsys):
@@ -77,7 +83,7 @@ def test_a_weight_that_is_not_finite_is_shown(tmp_path, capsys):
 
 
 def test_bfloat16_is_written_and_read(trained, tmp_path):
-    command = ["convert", "to-safetensors", "--workdir", str(trained), "--dtype", "bfloat16"]
+    command = ["convert", "to-safetensors", "--workdir", str(trained), "--weights", "raw", "--dtype", "bfloat16"]
     assert main([*command, "--output", str(tmp_path / "s")]) == 0
     assert main(["convert", "diff", str(trained), str(tmp_path / "s"), "--tolerance", "0.01"]) == 0
     assert main(["convert", "diff", str(trained), str(tmp_path / "s")]) == 1
@@ -116,6 +122,10 @@ def test_what_makes_no_sense_is_refused(trained, written, tmp_path, capsys):
     )
     assert "already holds a run" in refused("from-safetensors", str(written), "--output", str(trained))
     assert "no config.json" in refused("from-llama", str(tmp_path), "--output", str(tmp_path / "y"))
+    (tmp_path / "config.json").write_text("{")
+    assert "is no JSON" in refused("from-llama", str(tmp_path), "--output", str(tmp_path / "y"))
+    (tmp_path / "config.json").write_text("{}")
+    assert "lacks hidden_size" in refused("from-llama", str(tmp_path), "--output", str(tmp_path / "y"))
     assert "was not written by" in refused("from-safetensors", str(tmp_path), "--output", str(tmp_path / "y"))
 
 

@@ -1,11 +1,13 @@
 """Llama checkpoints as transformers writes them, in and out, by the command."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transfusion_jax.cli import main
@@ -138,3 +140,27 @@ def test_what_cannot_be_represented_is_refused(changes, message, tmp_path, capsy
     assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(tmp_path / "run")]) != 0
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "lacks model.norm.weight"),
+        (
+            lambda t: t.update({"model.layers.2.mlp.up_proj.weight": np.zeros((48, 32), np.float32)}),
+            "has model.layers.2",
+        ),
+        (lambda t: t.update({"model.norm.weight": np.zeros(31, np.float32)}), r"asks for \(32,\)"),
+        (lambda t: t.update({"model.norm.weight": np.full(32, np.nan, np.float32)}), "not finite"),
+    ],
+    ids=["missing", "more", "shape", "nan"],
+)
+def test_tensors_that_are_not_the_configs_are_refused(harm, message, tmp_path, capsys):
+    random_llama().save_pretrained(tmp_path / "llama")
+    path = tmp_path / "llama/model.safetensors"
+    tensors = load_file(path)
+    harm(tensors)
+    save_file(tensors, path)
+    assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(tmp_path / "run"), *SMALL]) != 0
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run/config.json").exists()

@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax import config as configs
+from transfusion_jax.autoencoder import Identity
 from transfusion_jax.commands import convert_autoencoder
 from transfusion_jax.commands.reading import add_reading_flags, read_model
 from transfusion_jax.config import Config, ConfigError, require
@@ -20,13 +22,15 @@ from transfusion_jax.conversion import llama, shards
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.tokenizer import Numbers, Tokenizer
+from transfusion_jax.data.load import Codec
+from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.storage import place
 from transfusion_jax.training.leaves import leaf_names
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.workdir import Workdir, read_codec
 
 DIFFERENT = 1  # exit code of diff
+CODEC = "codec.json"  # how a run coded texts and images
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 CARD = """---
 library_name: {library}
@@ -80,7 +84,8 @@ def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
             for name, leaf in zip(leaf_names(coder), jax.tree.leaves(coder), strict=True):
                 yield f"patch_coder/{name}", lambda leaf=leaf: np.asarray(leaf)  # type: ignore[misc]
 
-    write_run(arguments.output, config, tokenizer, leaves(), f"Llama, {arguments.path.name}")
+    codec = Codec(tokenizer, SpecialTokens.of(tokenizer), Identity(), None)
+    write_run(arguments.output, config, codec, leaves(), f"Llama, {arguments.path.name}")
     print(f"{arguments.path}: {config.model.layers} layers, width {config.model.width}, {tokenizer.size} entries")
     if source.repeats > 1:
         print(f"each key and value head stands {source.repeats} times: its queries were grouped")
@@ -126,7 +131,8 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _write_json(arguments.output / "config.json", configs.to_dict(config))
     codec = workdir.codec()
     tokenizers.save(codec.tokenizer, arguments.output)
-    _write_json(arguments.output / "codec.json", {"tokenizer": codec.tokenizer.name})
+    autoencoders.keep(codec.autoencoder, arguments.output)
+    _write_json(arguments.output / CODEC, workdir.manifest()["codec"])
     title = "# A Transfusion model"
     _write_card(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
     print(f"written to {arguments.output}; transfusion convert from-safetensors reads it back")
@@ -141,9 +147,10 @@ def _declare_from_safetensors(parser: argparse.ArgumentParser) -> None:
 def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     path: Path = arguments.path
-    require((path / "codec.json").is_file(), f"{path} was not written by to-safetensors: it has no codec.json")
-    config = configs.parse(json.loads((path / "config.json").read_text()))
-    name = json.loads((path / "codec.json").read_text())["tokenizer"]
+    require((path / CODEC).is_file(), f"{path} was not written by to-safetensors: it has no {CODEC}")
+    config = configs.parse(shards.read_json(path / "config.json"))
+    config = configs.override(config, ["optimizer.ema_decay=0.0"])  # the run holds one set of weights
+    codec = read_codec(path, shards.read_json(path / CODEC))
     source = shards.Shards.of(path)
     abstract = Model(config.model).abstract_params()
     wanted = dict(zip(leaf_names(abstract), (leaf.shape for leaf in jax.tree.leaves(abstract)), strict=True))
@@ -154,7 +161,7 @@ def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> in
             f"{path}: {leaf} is {found.get(leaf, 'absent')}, and its config asks for {wanted.get(leaf, 'none')}",
         )
     leaves = ((leaf, lambda leaf=leaf: source[leaf].astype(np.float32)) for leaf in wanted)
-    write_run(arguments.output, config, tokenizers.load_saved(path, name), leaves, f"safetensors, {path.name}")
+    write_run(arguments.output, config, codec, leaves, f"safetensors, {path.name}")
     print(f"written to {arguments.output}")
     return 0
 

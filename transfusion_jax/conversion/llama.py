@@ -6,7 +6,6 @@ for their layout: Hugging Face's are `[out, in]`, one per layer; ours `[in, out]
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, require
-from transfusion_jax.conversion.shards import Shards
+from transfusion_jax.conversion.shards import Shards, read_json
 from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
 
 LAYER = {  # the end of our leaf's name, under trunk/layers: Hugging Face's, under model.layers.N
@@ -34,6 +33,7 @@ ENDS = {
     "trunk/final_norm/scale": "model.norm",
     "text_head": "lm_head",
 }
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 VOCABULARY = ("embedding", "text_head")
 PLAIN = {  # what must hold of a config.json, where it says anything
     "hidden_act": "silu",
@@ -60,8 +60,7 @@ class Llama:
             ConfigError: there is none, or it cannot be represented exactly.
         """
         path = folder / "config.json"
-        require(path.is_file(), f"{folder} holds no config.json: name a Llama of Hugging Face's")
-        config = json.loads(path.read_text())
+        config = read_json(path, *SIZES)
         for name, value in PLAIN.items():
             found = config.get(name, value)
             require(found in (value, None), f"{path}: {name} is {found!r}, which this model has no part for")
@@ -75,7 +74,45 @@ class Llama:
             head * config["num_attention_heads"] == config["hidden_size"],
             f"{path}: head_dim {head} is not hidden_size / num_attention_heads, which this model has no part for",
         )
-        return cls(config, Shards.of(folder))
+        found = cls(config, Shards.of(folder))
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """Requires every tensor that the sizes ask for, in its shape, and no other.
+
+        Raises:
+            ConfigError: they are others.
+        """
+        c = self.config
+        wide, vocabulary, hidden = c["hidden_size"], c["vocab_size"], c["intermediate_size"]
+        grouped = wide // self.repeats
+        shapes = {
+            "self_attn.k_proj": (grouped, wide),
+            "self_attn.v_proj": (grouped, wide),
+            "mlp.gate_proj": (hidden, wide),
+            "mlp.up_proj": (hidden, wide),
+            "mlp.down_proj": (wide, hidden),
+            "input_layernorm": (wide,),
+            "post_attention_layernorm": (wide,),
+        }
+        wanted = {
+            f"model.layers.{layer}.{theirs}.weight": shapes.get(theirs, (wide, wide))
+            for layer in range(c["num_hidden_layers"])
+            for theirs in LAYER.values()
+        }
+        wanted |= {"model.embed_tokens.weight": (vocabulary, wide), "model.norm.weight": (wide,)}
+        if not c.get("tie_word_embeddings", False) or "lm_head.weight" in self.shards.files:
+            wanted["lm_head.weight"] = (vocabulary, wide)
+        there = [name for name in self.shards.files if not name.endswith("rotary_emb.inv_freq")]
+        for what, names in (
+            ("lacks", wanted.keys() - there),
+            ("has, and a Llama does not,", set(there) - wanted.keys()),
+        ):
+            require(not names, f"the checkpoint {what} {', '.join(sorted(names)[:3])}")
+        for name, shape in wanted.items():
+            found = self.shards.shape(name)
+            require(found == shape, f"{name} is {found}, and config.json asks for {shape}")
 
     @property
     def model(self) -> dict[str, Any]:
@@ -98,10 +135,10 @@ class Llama:
         return heads // (self.config.get("num_key_value_heads") or heads)
 
     def leaf(self, name: str, model: ModelConfig) -> np.ndarray:
-        """Our leaf of a name, float32: one stacked leaf is in memory, whatever the checkpoint's size.
+        """Our leaf of a name, float32: in memory is that leaf, twice at most, whatever the checkpoint's size.
 
         Raises:
-            ConfigError: a tensor is missing or has another shape.
+            ConfigError: a number is not finite.
         """
         if name in ENDS:
             tensor = self._tensor(ENDS[name])
@@ -130,11 +167,11 @@ class Llama:
         return rows if name == "embedding" else np.ascontiguousarray(rows.T)
 
     def _tensor(self, name: str) -> np.ndarray:
-        tied = name == "lm_head" and f"{name}.weight" not in self.shards.files
-        if tied:
-            require(self.config.get("tie_word_embeddings", False), "there is no lm_head.weight, and it is not tied")
+        if name == "lm_head" and f"{name}.weight" not in self.shards.files:  # tied
             name = ENDS["embedding"]
-        return self.shards[f"{name}.weight"].astype(np.float32)
+        tensor = self.shards[f"{name}.weight"].astype(np.float32)
+        require(bool(np.all(np.isfinite(tensor))), f"{name}.weight holds numbers that are not finite")
+        return tensor
 
 
 def leaf_names(layers: Callable[[str], str] = "trunk/layers/{}".format) -> list[str]:

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import Config, require
 from transfusion_jax.data.documents import Corpus
-from transfusion_jax.data.load import Codec, Data, plain_statistics
-from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
+from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.storage import Place
 from transfusion_jax.training.checkpoint import Checkpoints
 from transfusion_jax.training.workdir import Workdir, facts_of
@@ -23,18 +21,19 @@ from transfusion_jax.training.workdir import Workdir, facts_of
 def write_run(
     path: Place,
     config: Config,
-    tokenizer: Tokenizer,
+    codec: Codec,
     leaves: Iterable[tuple[str, Callable[[], np.ndarray]]],
     origin: str,
 ) -> None:
     """A run whose checkpoint 0 holds these parameters, and nothing else.
 
-    Leaves are made one at a time, into files that are mapped to memory: what is held is one of them.
+    Leaves are made one at a time, into files that are mapped to memory.
 
     Args:
         path: the run's directory; no run may be there.
         config: of the model.
-        tokenizer: what its vocabulary means.
+        codec: what its vocabulary and its latents mean; without statistics, those of the data that it is trained on
+            hold.
         leaves: names, and what makes each.
         origin: where they are from, for the history.
 
@@ -43,12 +42,6 @@ def write_run(
     """
     workdir = Workdir(path)
     require(not workdir.exists(), f"{path} already holds a run: choose another --output")
-    codec = Codec(
-        tokenizer,
-        SpecialTokens.of(tokenizer),
-        Identity(),
-        plain_statistics(config.model.latent_shape[2]) if config.model.images == "latents" else None,
-    )
     data = Data(Corpus(()), Corpus(()), codec)
     path.mkdir(parents=True, exist_ok=True)
     about = facts_of(config, data) | {"skip_rows": [], "config": configs.to_dict(config)}

@@ -38,7 +38,7 @@ class Shards:
         if path.is_file():
             return cls(_names(path))
         if (path / INDEX).is_file():
-            index = json.loads((path / INDEX).read_text())["weight_map"]
+            index = read_json(path / INDEX, "weight_map")["weight_map"]
             there = {
                 name: file for part in sorted(set(index.values())) for name, file in _names(path / part).items()
             }
@@ -84,6 +84,24 @@ def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], largest: int)
     if len(parts) > 1:
         about = {"metadata": {"total_size": total}, "weight_map": index}
         (folder / INDEX).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """An object of a JSON file that has these keys.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
+    """
+    require(path.is_file(), f"{path.parent} holds no {path.name}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    require(isinstance(values, dict), f"{path} holds no object")
+    missing = [key for key in keys if key not in values]
+    require(not missing, f"{path} lacks {', '.join(missing)}")
+    found: dict[str, Any] = values
+    return found
 
 
 def parse_size(text: str) -> int:

@@ -91,6 +91,10 @@ def differences(first: Tree, second: Tree, tolerance: float) -> list[Difference]
         if one != other:
             found.append(Difference(name, f"shape {list(one)} and {list(other)}"))
             continue
+        dtypes = [tree.shapes[name][0] for tree in (first, second)]
+        if not tolerance and dtypes[0] != dtypes[1]:
+            found.append(Difference(name, f"dtype {' and '.join(dtypes)}"))
+            continue
         a, b = (tree.read(name).astype(np.float32) for tree in (first, second))
         largest = float(np.max(np.abs(a - b), initial=0))
         relative = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30))

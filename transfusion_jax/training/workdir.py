@@ -201,14 +201,18 @@ class Workdir:
 
     def codec(self) -> Codec:
         """How the run coded texts and images; needs none of its data."""
-        values = self.manifest()["codec"]
-        tokens = tokenizer.load_saved(self.path, values["tokenizer"])
-        return Codec(
-            tokens,
-            SpecialTokens.of(tokens),
-            autoencoder.load_saved(self.path, values["autoencoder"]),
-            LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
-        )
+        return read_codec(self.path, self.manifest()["codec"])
+
+
+def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
+    """What a manifest's `codec` stands for, from the files that are kept beside it."""
+    tokens = tokenizer.load_saved(folder, values["tokenizer"])
+    return Codec(
+        tokens,
+        SpecialTokens.of(tokens),
+        autoencoder.load_saved(folder, values["autoencoder"]),
+        LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
+    )
 
 
 def union(stretches: Sequence[Sequence[int]]) -> list[list[int]]:
