@@ -105,11 +105,9 @@ class Llama:
         if not c.get("tie_word_embeddings", False) or "lm_head.weight" in self.shards.files:
             wanted["lm_head.weight"] = (vocabulary, wide)
         there = [name for name in self.shards.files if not name.endswith("rotary_emb.inv_freq")]
-        for what, names in (
-            ("lacks", wanted.keys() - there),
-            ("has, and a Llama does not,", set(there) - wanted.keys()),
-        ):
-            require(not names, f"the checkpoint {what} {', '.join(sorted(names)[:3])}")
+        lacking, odd = sorted(wanted.keys() - there), sorted(set(there) - wanted.keys())
+        require(not lacking, f"the checkpoint lacks {', '.join(lacking[:3])}")
+        require(not odd, f"the checkpoint has {', '.join(odd[:3])}, which this model has no part for")
         for name, shape in wanted.items():
             found = self.shards.shape(name)
             require(found == shape, f"{name} is {found}, and config.json asks for {shape}")
