@@ -61,6 +61,12 @@ def test_an_autoencoder_is_trained_exported_and_modelled(kind, tmp_path, capsys)
 
     again = ["prepare", "shapes:40", "--output", str(data), "--image-size", "16", "--held-out", "0.2"]
     assert main([*again, "--workers", "1", "--encode", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["doctor", str(data), "--output", str(tmp_path / "doctor.png")]) in (
+        0,
+        1,
+    )  # tiny images are found fault with
+    assert ("mine 8×8: codes" in capsys.readouterr().out) == (kind == "vq")
     shutil.rmtree(folder)  # prepared data has its own copy
     workdir = tmp_path / "model"
     command = ["train", "--config", "configs/debug.py", "--workdir", str(workdir), *MODEL, *model]

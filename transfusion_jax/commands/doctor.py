@@ -73,7 +73,7 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     manifest = prepared.manifest
     wrong = survey.damaged(prepared) if verify else []
     shown = list(manifest["encodings"]) if manifest["splits"]["train"]["images"] and not wrong else []
-    measured = {name: survey.measure(prepared, name) for name in shown}
+    measured = {name: survey.measure(prepared, name) for name in shown if manifest["encodings"][name]["moments"]}
     wrong += survey.findings(prepared, measured)
     statistics = measured["pixels"].statistics if measured else data_loading.plain_statistics(1)
     documents = PreparedDocuments(prepared, "train", "pixels", statistics)
@@ -102,6 +102,11 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
             }
             for name, one in measured.items()
         },
+        "codes": {
+            name: {"shape": manifest["encodings"][name]["shape"], "entries": survey.entries_used(prepared, name)}
+            for name in shown
+            if name not in measured
+        },
         "pictures": str(output) if measured else None,
         "wrong": wrong,
     }
@@ -122,6 +127,10 @@ def _print_data(report: dict[str, Any]) -> None:
         print(f"{name} {'×'.join(map(str, about['shape']))}: mean {mean}, deviation {std}")
         print(f"  images that show nothing: {about['blank']:.1%}")
         print(f"  coarse shape at {survey.LATE:.0%} of the noise: {about['late_signal']:.2f} times the noise")
+    for name, about in report["codes"].items():
+        print(
+            f"{name} {'×'.join(map(str, about['shape']))}: codes, {about['entries']:,} of them in the images looked at"
+        )
     for reason, count in report["quarantine"].items():
         print(f"not used: {count:,} {reason}")
     if report["pictures"]:

@@ -61,6 +61,12 @@ def measure(prepared: Prepared, encoding: str) -> Encodings:
     )
 
 
+def entries_used(prepared: Prepared, encoding: str) -> int:
+    """How many entries of a codebook stand in images from all over the training part."""
+    documents = PreparedDocuments(prepared, "train", encoding, None)
+    return len(np.unique(np.concatenate([documents.latents(n).ravel() for n in _spread(documents)])))
+
+
 def _spread(documents: PreparedDocuments) -> Iterator[int]:
     """Numbers of the records of documents with images, evenly spread."""
     pictured = np.flatnonzero(documents.images)
