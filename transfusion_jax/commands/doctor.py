@@ -128,9 +128,8 @@ def _print_data(report: dict[str, Any]) -> None:
         print(f"  images that show nothing: {about['blank']:.1%}")
         print(f"  coarse shape at {survey.LATE:.0%} of the noise: {about['late_signal']:.2f} times the noise")
     for name, about in report["codes"].items():
-        print(
-            f"{name} {'×'.join(map(str, about['shape']))}: codes, {about['entries']:,} of them in the images looked at"
-        )
+        shape = "×".join(map(str, about["shape"]))
+        print(f"{name} {shape}: codes, {about['entries']:,} entries in the images looked at")
     for reason, count in report["quarantine"].items():
         print(f"not used: {count:,} {reason}")
     if report["pictures"]:
