@@ -20,7 +20,7 @@ def test_the_identity_keeps_images_and_limits_what_it_decodes():
 
 def test_an_autoencoder_that_is_not_there_is_refused():
     assert autoencoder.load("identity").hash() == "identity"
-    with pytest.raises(ConfigError, match="'kl-f8c8' is not available"):
+    with pytest.raises(ConfigError, match="'kl-f8c8': give a folder"):
         autoencoder.load("kl-f8c8")
 
 
