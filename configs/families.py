@@ -1,11 +1,14 @@
 """Transfusion and Chameleon on the same captioned shapes, small enough for two CPU cores.
 
-    transfusion train --config configs/families.py:linear --workdir runs/families/linear
+    transfusion prepare shapes:20000 --output data/shapes32 --image-size 32 --tokenizer bpe:512 --held-out 0.02
+    transfusion autoencoder train --config configs/autoencoder.py:kl,small --workdir runs/kl
+    transfusion autoencoder export --workdir runs/kl --name kl-f4c8 --output autoencoders/kl-f4c8
+    transfusion prepare … --encode autoencoders/kl-f4c8    # the first command again; all three for vq, as vq-f4
+    transfusion train --config configs/families.py:linear --workdir runs/linear
 
 The argument is `linear` or `unet` (Transfusion with that patch coder) or `chameleon`, which may be followed by
 `,match=images`: Chameleon then trains until it has seen as many images, instead of as many elements. An image takes
 16 elements of Transfusion's and 64 of Chameleon's, the ratio that the paper has (256 and 1,024).
-docs/families.md has the commands that make the data and both autoencoders, and what came out.
 """
 
 from ml_collections import ConfigDict
