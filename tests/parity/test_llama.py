@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transfusion_jax.config import ModelConfig
+from transfusion_jax.conversion.llama import LAYER
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
 
@@ -27,18 +28,6 @@ CONFIG = ModelConfig(
 )
 ROWS = 3
 LENGTHS = (16, 300)  # within one block of queries, and over two
-
-LLAMA_LAYER = {
-    "attention": {
-        "query": "self_attn.q_proj",
-        "key": "self_attn.k_proj",
-        "value": "self_attn.v_proj",
-        "output": "self_attn.o_proj",
-    },
-    "attention_norm": {"scale": "input_layernorm"},
-    "mlp": {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"},
-    "mlp_norm": {"scale": "post_attention_layernorm"},
-}
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -124,10 +113,14 @@ def from_llama(tensors):
     def stacked(name):
         return np.stack([arrays[f"model.layers.{i}.{name}"] for i in layers])
 
+    stacks: dict = {}
+    for ours, theirs in LAYER.items():
+        part, leaf = ours.split("/")
+        stacks.setdefault(part, {})[leaf] = stacked(theirs)
     return {
         "embedding": arrays["model.embed_tokens"].T,
         "trunk": {
-            "layers": jax.tree.map(stacked, LLAMA_LAYER),
+            "layers": stacks,
             "final_norm": {"scale": arrays["model.norm"]},
         },
         "text_head": arrays["lm_head"],

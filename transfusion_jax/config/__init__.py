@@ -9,13 +9,8 @@ from transfusion_jax.config.fields import (
     DataConfig,
     DiffusionConfig,
     EvaluationConfig,
-    GuardConfig,
-    LoopConfig,
-    MeshConfig,
     ModelConfig,
-    OptimizerConfig,
     Phase,
-    Run,
     SamplingConfig,
     SourceConfig,
 )
@@ -31,6 +26,7 @@ from transfusion_jax.config.parsing import (
     parse_run,
     to_dict,
 )
+from transfusion_jax.config.run import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 
 __all__ = [
     "SPECIAL_TOKENS",

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from transfusion_jax.config.autoencoder import AutoencoderRun
 from transfusion_jax.config.checks import ConfigError, nearest, require
-from transfusion_jax.config.fields import SYNTHETIC, SYNTHETIC_TEXT, Config, Run
+from transfusion_jax.config.fields import SYNTHETIC, SYNTHETIC_TEXT, Config
+from transfusion_jax.config.run import Run
 
 R = TypeVar("R", bound=Run)
 

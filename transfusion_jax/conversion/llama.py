@@ -6,7 +6,7 @@ for their layout: Hugging Face's are `[out, in]`, one per layer; ours `[in, out]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,9 +172,9 @@ class Llama:
         return tensor
 
 
-def leaf_names(layers: Callable[[str], str] = "trunk/layers/{}".format) -> list[str]:
+def leaf_names() -> list[str]:
     """Our leaves that a Llama has."""
-    return [*ENDS, *map(layers, LAYER)]
+    return [*ENDS, *(f"trunk/layers/{name}" for name in LAYER)]
 
 
 def tensors(params: dict[str, np.ndarray], model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:

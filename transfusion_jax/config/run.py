@@ -1,0 +1,135 @@
+"""What every run's config holds, whatever is trained: optimizer, guard, mesh and loop.
+
+Every field is *identity* (part of what is being trained: a resume refuses a change) or *execution* (how it is
+run: free to change). Identity is the default; execution fields are declared with `execution(default)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from transfusion_jax.config.checks import one_of, positive, require
+
+
+def execution(default: Any) -> Any:
+    """A field that says how a run is executed, not what is trained."""
+    return field(default=default, metadata={"execution": True})
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay (paper, section 4.1)."""
+
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 1.5e-5
+    warmup_steps: int = 4000
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    first_moment: str = "float32"  # or "bfloat16": two bytes less for each parameter
+    weight_decay: float = 0.1  # on matrices only
+    gradient_clip: float = 1.0  # largest global norm; 0 turns clipping off
+    ema_decay: float = 0.0  # 0 keeps no average of the weights
+    frozen: str = "none"  # or "text": all weights stay but those of patches alone, which modality_weights unties
+
+    def __post_init__(self) -> None:
+        positive(self, "optimizer.", "learning_rate", "epsilon")
+        one_of("optimizer.frozen", self.frozen, ("none", "text"))
+        one_of("optimizer.first_moment", self.first_moment, ("float32", "bfloat16"))
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps must not be negative")
+        require(
+            0 <= self.final_learning_rate <= self.learning_rate,
+            "optimizer.final_learning_rate must lie between 0 and learning_rate",
+        )
+        for name in ("beta1", "beta2", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name} must lie in [0, 1)")
+        require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative")
+        require(self.gradient_clip >= 0, "optimizer.gradient_clip must not be negative")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """Steps that are not taken: where loss or gradients are not finite, or jump."""
+
+    max_in_a_row: int = execution(5)  # so many bad steps in a row stop the run
+    spikes: str = "ignore"  # "ignore", "skip" or "stop"
+    spike_sigmas: float = 6.0  # a spike is so many standard deviations above the recent mean
+    spike_window: int = 128  # accepted steps that mean and deviation are taken over
+
+    def __post_init__(self) -> None:
+        positive(self, "guard.", "max_in_a_row", "spike_sigmas")
+        one_of("guard.spikes", self.spikes, ("ignore", "skip", "stop"))
+        require(self.spike_window >= 2, f"guard.spike_window must be at least 2, not {self.spike_window}")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1, on one axis at most, takes what is left."""
+
+    data: int = execution(-1)
+    fsdp: int = execution(1)
+    context: int = execution(1)
+    tensor: int = execution(1)
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.astuple(self)
+        require(all(n == -1 or n > 0 for n in sizes), "mesh axes must be positive, or -1 for what is left")
+        require(sizes.count(-1) <= 1, "only one mesh axis can be -1")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Cadence of the training loop, in steps but where it says otherwise; 0 turns a thing off."""
+
+    log_every: int = execution(10)
+    save_every: int = execution(1000)
+    keep: int = execution(3)  # newest checkpoints kept, beside the best one
+    keep_every: int = execution(0)  # checkpoints at multiples of this step are kept for good
+    evaluate_every: int = execution(1000)
+    sample_every: int = execution(0)
+    hang_after: int = execution(1800)  # seconds without a step or an evaluation that end the process
+
+    def __post_init__(self) -> None:
+        positive(self, "loop.", "log_every", "save_every", "keep")
+        for name in ("keep_every", "evaluate_every", "sample_every", "hang_after"):
+            require(getattr(self, name) >= 0, f"loop.{name} must not be negative")
+        require(
+            self.keep_every % self.save_every == 0,
+            f"loop.keep_every {self.keep_every} must be a multiple of save_every {self.save_every}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(ABC):
+    """What the training loop asks of a config, whatever is trained."""
+
+    name: str = field(metadata={"execution": True})
+    seed: int
+    steps: int
+    batch_rows: int  # rows per step, over all devices
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    accumulation: int = execution(1)  # parts that a batch is computed in, one after the other
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        positive(self, "", "steps", "batch_rows", "accumulation")
+        require(self.seed >= 0, "seed must not be negative")
+        require(
+            self.batch_rows % self.accumulation == 0,
+            f"accumulation {self.accumulation} must divide batch_rows {self.batch_rows}",
+        )
+
+    @property
+    @abstractmethod
+    def workers(self) -> int:
+        """Loader processes."""
+
+    @property
+    @abstractmethod
+    def folders(self) -> tuple[str, ...]:
+        """The prepared data that is read."""
