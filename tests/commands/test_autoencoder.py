@@ -36,6 +36,8 @@ def test_a_run_becomes_a_folder_and_a_sheet(digits_folder, tmp_path, capsys):
     assert "held_out/psnr" in said
     assert "held_out/codes_used" in said
     assert (tmp_path / "run/samples/00000002.png").is_file()
+    assert cli.main(["doctor", workdir]) == 0
+    assert "step 2 of 2" in capsys.readouterr().out
     assert cli.main(["autoencoder", "reconstruct", "--workdir", workdir, "--output", drawn]) == 0
     assert "psnr" in capsys.readouterr().out
     assert Image.open(drawn).size[0] > 8 * 8
@@ -54,6 +56,8 @@ def test_a_term_without_its_network_ends_the_command(digits_folder, tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_s_config_is_sent_to_train(capsys):
+def test_each_kind_of_config_is_sent_to_its_command(capsys):
+    assert cli.main(["train", "--config", "configs/autoencoder.py:kl,small", "--dry-run"]) != 0
+    assert "transfusion autoencoder" in capsys.readouterr().err
     assert cli.main(["autoencoder", "train", "--config", "configs/debug.py", "--dry-run"]) != 0
     assert "transfusion train" in capsys.readouterr().err

@@ -86,15 +86,3 @@ def test_an_autoencoder_is_trained_exported_and_modelled(kind, tmp_path, capsys)
     assert (tmp_path / "drawn.png").exists()
     about = json.loads((workdir / "manifest.json").read_text())["codec"]
     assert about["autoencoder_hash"] == Workdir(workdir).codec().autoencoder.hash()
-
-
-def test_the_two_kinds_of_runs_are_told_apart(tmp_path, capsys):
-    assert main(["train", "--config", "configs/autoencoder.py:kl,small", "--dry-run"]) == 2
-    assert "transfusion autoencoder works with it" in capsys.readouterr().err
-    assert main(["autoencoder", "train", "--config", "configs/debug.py", "--dry-run"]) == 2
-    assert "it has no architecture" in capsys.readouterr().err
-    assert main(["autoencoder", "train", "--config", "configs/autoencoder.py:kl", "--dry-run"]) == 2
-    assert "losses.lpips needs a network's weights" in capsys.readouterr().err
-    off = ["--config.losses.lpips=0", "--config.losses.identity=0"]
-    assert main(["autoencoder", "train", "--config", "configs/autoencoder.py:kl", "--dry-run", *off]) == 2
-    assert "data" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from drills.process import ROOT
 from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.launching.grace import UNKNOWN, grace_seconds
-from transfusion_jax.launching.job import add_job_arguments, add_name_argument, make_job, option
+from transfusion_jax.launching.job import add_job_arguments, add_name_argument, make_job, option, require_bucket
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,22 @@ def test_a_run_s_own_config_is_taken_where_the_command_names_none(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
     assert make_job(parsed(command), hosts=1).grace == grace_seconds(config, 1)
     assert make_job(parsed([*command, "--config.optimizer.ema_decay=0.9"]), 1).grace > grace_seconds(config, 1)
+
+
+def test_an_autoencoder_s_config_is_read_before_anything_is_booked():
+    command = [
+        "autoencoder",
+        "train",
+        "--workdir",
+        "runs/kl",
+        "--config",
+        str(ROOT / "configs/autoencoder.py:kl,small"),
+    ]
+    assert make_job(parsed(command), hosts=1).grace == UNKNOWN
+    with pytest.raises(ConfigError, match="steps"):
+        make_job(parsed([*command, "--config.steps=0"]), hosts=1)
+    with pytest.raises(ConfigError, match="gs://"):
+        require_bucket(make_job(parsed(command), hosts=1), "TPU VMs")
 
 
 def test_a_job_that_differs_in_anything_has_another_fingerprint():

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transfusion_jax import config as configs
-from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.config import Config, ConfigError, Run, require
 from transfusion_jax.data.load import require_sources
 from transfusion_jax.launching.grace import grace_seconds
 from transfusion_jax.planning.plan import on_mesh
@@ -97,7 +97,7 @@ def make_job(arguments: argparse.Namespace, hosts: int, topology: Topology | Non
     """
     command = tuple(arguments.command)
     config = _config(command)
-    if config is not None:
+    if isinstance(config, Config):
         require_sources(config)
         if topology is not None:
             on_mesh(config, topology)
@@ -130,23 +130,27 @@ def require_bucket(job: Job, where: str) -> None:
     Raises:
         ConfigError: the workdir is not in a bucket.
     """
-    if job.command[0] == "train":
+    if _trains(job.command):
         require(
             (job.workdir or "").startswith("gs://"),
             f"a run on {where} outlives its machines only in a bucket: train needs --workdir gs://BUCKET/FOLDER",
         )
 
 
-def _config(command: tuple[str, ...]) -> Config | None:
-    """The config that `train` will take, so that a mistake in it is found before anything is booked."""
-    if command[0] != "train":
+def _trains(command: tuple[str, ...]) -> bool:
+    return command[0] == "train" or command[:2] == ("autoencoder", "train")
+
+
+def _config(command: tuple[str, ...]) -> Run | None:
+    """The config that a run will take, so that a mistake in it is found before anything is booked."""
+    if not _trains(command):
         return None
     overrides = [word.removeprefix(OVERRIDE) for word in command if word.startswith(OVERRIDE)]
     if spec := option(command, "--config"):
-        return configs.load(spec, overrides)
+        return configs.load_run(spec, overrides)
     workdir = option(command, "--workdir")
     if workdir and "://" not in workdir and Workdir(Path(workdir)).exists():
-        return configs.override(Workdir(Path(workdir)).config(), overrides)
+        return configs.override(Workdir(Path(workdir)).run(), overrides)
     return None
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import Run
 from transfusion_jax.training import goodput
 from transfusion_jax.training.badsteps import sentence as bad_step_sentence
 from transfusion_jax.training.checkpoint import SIZES, Checkpoints
@@ -37,7 +37,7 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
         ConfigError: there is no run here.
     """
     now = now or time.time()
-    config, attempts = workdir.config(), goodput.read_attempts(workdir.attempts)
+    config, attempts = workdir.run(), goodput.read_attempts(workdir.attempts)
     last = attempts[-1] if attempts else None
     trains = is_training(workdir, last, now)
     step = last.step if last else 0
@@ -164,7 +164,7 @@ def _restart(before: Attempt, attempt: Attempt) -> dict[str, Any]:
 
 
 def _wrong(
-    report: dict[str, Any], config: Config, attempts: Sequence[Attempt], trains: bool | None, now: float
+    report: dict[str, Any], config: Run, attempts: Sequence[Attempt], trains: bool | None, now: float
 ) -> Iterator[str]:
     last, saved = (attempts[-1] if attempts else None), report["checkpoint"]
     resumes = f"the same command goes on from step {saved['step'] if saved else 0:,}"
@@ -205,7 +205,7 @@ def _remedy(last: Attempt | None) -> str:
     return f"mend what ended it ({ended}): then "
 
 
-def _advice(report: dict[str, Any], config: Config, last: Attempt | None) -> Iterator[str]:
+def _advice(report: dict[str, Any], config: Run, last: Attempt | None) -> Iterator[str]:
     if last is None:
         return
     kinds = (goodput.STEP, "data_wait", "checkpoint", "evaluation")
@@ -216,7 +216,7 @@ def _advice(report: dict[str, Any], config: Config, last: Attempt | None) -> Ite
     if shares["data_wait"] > 0.05:
         yield (
             f"the devices wait for data {shares['data_wait']:.0%} of the time: raise data.workers, which is "
-            f"{config.data.workers}, or bring the data nearer"
+            f"{config.workers}, or bring the data nearer"
         )
     if shares["checkpoint"] > 0.05:
         yield f"saves take {shares['checkpoint']:.0%} of the time: raise loop.save_every, {config.loop.save_every}"
