@@ -1,0 +1,228 @@
+"""The families side by side on captioned shapes: a sweep of learning rates for both, then one run of each.
+
+    python benchmarks/families.py --workdir runs/families --jobs 2
+    python benchmarks/families.py --workdir runs/families --output docs/families.md
+
+The first command trains, the second writes the page and its picture. The data and both autoencoders come first, by
+the commands in configs/families.py. Every run is one command; a run that was cut short goes on where it was, and
+one that is done is passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.flops import count_parameters
+from transfusion_jax.generation.images import draw
+from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.training.metrics import record_of
+from transfusion_jax.training.workdir import Workdir
+
+CONFIG = "configs/families.py"
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+SWEPT, SWEEP_STEPS = ("linear", "chameleon"), 600
+TITLES = {
+    "linear": "Transfusion, linear",
+    "unet": "Transfusion, U-Net",
+    "chameleon": "Chameleon",
+    "chameleon,match=images": "Chameleon, as many images",
+}
+PROMPTS = (
+    "one large red circle",
+    "a large blue square on a black background",
+    "a little green star",
+    "two yellow triangles",
+    "three pink crosses on a black background",
+    "a big orange ring and a small purple square",
+    "a large cyan star above a large red square",
+    "one small blue circle to the left of a big green triangle",
+)
+LOSSES = {"latents": "squared error of ε, of variance 1", "codes": "nats per code"}
+PER_FAMILY = 4  # images of each prompt
+HEAD = """# The families side by side
+
+Transfusion with a linear and with a U-Net patch coder and Chameleon, on the same 20,000 captioned scenes of shapes,
+from one preparation: KL latents of 8×8×8, 16 elements an image, for Transfusion; 8×8 codes of 512 entries for
+Chameleon, whose image takes 64. The trunk, the tokenizer, the documents and the text loss are the same. Chameleon
+runs twice: for as many elements, and until it has seen as many images.
+
+```
+{command} --jobs 2
+{command} --output {output}
+```
+
+configs/families.py says how the data and the two autoencoders are made. This is a demonstration on two CPU cores of
+models of a million parameters, not the paper's comparison.
+
+![Prompts downwards; from left to right {families}, four images each]({picture})
+
+From left to right: {families}, {count} images of each prompt, none picked.
+"""
+SWEEP_HEAD = f"""
+## The sweep
+
+The same learning rates for both, {SWEEP_STEPS} steps each with warm-up and decay of their own: the loss that is
+trained, on held-out documents. The best one trains the runs above.
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: a family's config with some fields changed."""
+
+    family: str
+    name: str
+    changes: dict[str, float] = field(default_factory=dict)
+
+    def command(self, root: Path) -> list[str]:
+        """What trains it."""
+        changes = [f"--config.{name}={value}" for name, value in self.changes.items()]
+        train = ["train", "--config", f"{CONFIG}:{self.family}", "--workdir", str(root / self.name), *changes]
+        return [sys.executable, "-m", "transfusion_jax.cli", *train]
+
+
+def main() -> None:
+    """Trains what is not yet trained, or writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="the runs' folder")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on cores of its own (default: 1)")
+    parser.add_argument("--output", type=Path, help="the page to write from runs that are done")
+    arguments = parser.parse_args()
+    if arguments.output:
+        write_page(arguments.workdir, arguments.output)
+    else:
+        train([*sweep(), *finals()], arguments.workdir, arguments.jobs)
+
+
+def sweep() -> list[Point]:
+    """Short runs over the same rates for both families."""
+    return [
+        Point(
+            family,
+            f"sweep-{family}-{rate:g}",
+            {
+                "steps": SWEEP_STEPS,
+                "optimizer.learning_rate": rate,
+                "optimizer.final_learning_rate": rate / 100,
+                "loop.evaluate_every": SWEEP_STEPS,
+            },
+        )
+        for rate in RATES
+        for family in SWEPT
+    ]
+
+
+def finals() -> list[Point]:
+    """The longest first."""
+    return [Point(family, family.replace(",match=", "-match-")) for family in reversed(TITLES)]
+
+
+def train(points: Sequence[Point], root: Path, jobs: int) -> None:
+    """Runs them all, `jobs` at a time; the first that fails ends the rest.
+
+    Raises:
+        subprocess.CalledProcessError: a run failed; its log says why.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    places: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    cores = sorted(os.sched_getaffinity(0))
+    for job in range(jobs):
+        places.put(set(cores[job::jobs]))
+
+    def run(point: Point) -> None:
+        place = places.get()
+        try:
+            print(point.name, flush=True)
+            with (root / f"{point.name}.log").open("a") as log:
+                pinned = ["taskset", "--cpu-list", ",".join(map(str, place)), *point.command(root)]
+                subprocess.run(pinned, check=True, stdout=log, stderr=subprocess.STDOUT)
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, points))
+
+
+def write_page(root: Path, output: Path) -> None:
+    """A table of the long runs, a grid of what each of them draws, a table of the sweep."""
+    tables = [*table_of_finals(root), SWEEP_HEAD, *table_of_sweep(root)]
+    picture = output.with_suffix(".png")
+    write_png(picture, draw_all(root))
+    head = HEAD.format(
+        command=f"python benchmarks/families.py --workdir {root}",
+        output=output,
+        picture=picture.name,
+        families=", ".join(TITLES.values()),
+        count=PER_FAMILY,
+    )
+    output.write_text("\n".join([head, *tables]) + "\n")
+
+
+def draw_all(root: Path) -> np.ndarray:
+    """A sheet: prompts downwards, families side by side, each with the same seeds."""
+    parser = argparse.ArgumentParser()
+    add_reading_flags(parser)
+    columns = []
+    for point in reversed(finals()):
+        chosen = parser.parse_args(["--workdir", str(root / point.name)])
+        task, params, workdir, _, _ = read_model(chosen, print)
+        prompts = [prompt for prompt in PROMPTS for _ in range(PER_FAMILY)]
+        images = draw(task, params, workdir.codec(), prompts, seed=0)
+        columns.append(images.reshape(len(PROMPTS), PER_FAMILY, *images.shape[1:]))
+    sheet = np.concatenate(columns, axis=1)
+    return grid(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1], list(PROMPTS))
+
+
+def table_of_finals(root: Path) -> list[str]:
+    """Losses on held-out documents, and what they cost."""
+    lines = ["| | parameters | steps | elements | images seen | FLOPs | text loss | image loss | of |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for point in reversed(finals()):
+        config, last = Workdir(root / point.name).config(), last_record(root, point)
+        total = count_parameters(config.model).total
+        elements, images = last["total_elements"] / 1e6, last["total_images"] / 1e3
+        lines.append(
+            f"| {TITLES[point.family]} | {total / 1e6:.2f}M | {config.steps:,} | {elements:.1f}M | {images:.0f}k "
+            f"| {last['total_flops']:.2e} | {last['held_out/loss_text']:.3f} "
+            f"| {last['held_out/loss_image']:.3f} | {LOSSES[config.model.images]} |"
+        )
+    return lines
+
+
+def table_of_sweep(root: Path) -> list[str]:
+    """Held-out losses by family and rate, each family's lowest in bold."""
+    found = {point.name: last_record(root, point)["held_out/loss"] for point in sweep()}
+    lines = [" | ".join(["|", *(f"{rate:g}" for rate in RATES)]) + " |", "|---" * (len(RATES) + 1) + "|"]
+    for family in SWEPT:
+        losses = [found[f"sweep-{family}-{rate:g}"] for rate in RATES]
+        cells = [f"**{loss:.3f}**" if loss == min(losses) else f"{loss:.3f}" for loss in losses]
+        lines.append(" | ".join([f"| {TITLES[family]}", *cells]) + " |")
+    return lines
+
+
+def last_record(root: Path, point: Point) -> dict[str, float]:
+    """What a run logged at its last step.
+
+    Raises:
+        SystemExit: it is not done.
+    """
+    workdir = Workdir(root / point.name)
+    record = record_of(workdir.metrics, workdir.config().steps) if workdir.exists() else {}
+    if not record:
+        raise SystemExit(f"{workdir.path} is not trained to its end: run this without --output first")
+    return record
+
+
+if __name__ == "__main__":
+    main()
