@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 COMMON = dict(
     name="families",
     seed=0,
-    steps=3000,
+    steps=1500,
     batch_rows=8,
     model=dict(
         width=128,
@@ -59,7 +59,7 @@ FAMILIES = {
         "model.norm": "post",
         "z_loss": 1e-5,
         "data.encoding": "vq-f4",
-        "data.max_images": 4,
+        "data.max_images": 5,
         "optimizer.learning_rate": 1e-3,
     },
 }

@@ -20,7 +20,7 @@ def test_leaves_have_readable_names_and_shapes():
 def test_every_flipped_bit_changes_the_checksum(dtype):
     values = (np.arange(15).reshape(5, 3) % 2 if dtype == "bool" else np.arange(15.0).reshape(5, 3)).astype(dtype)
     raw, bits = values.view(np.uint8), 1 if dtype == "bool" else 8
-    seen = {checksums([values])["0"]}
+    seen = {checksums([values])["0"], checksums([jnp.asarray(values)])["0"]}  # by NumPy and by the device
     for place in range(raw.size):
         for bit in range(bits):
             flipped = raw.copy()
@@ -33,6 +33,13 @@ def test_entries_that_change_places_change_the_checksum():
     values = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
     swapped = [values[::-1], values[:, ::-1], values[..., ::-1], values.reshape(2, 4, 3).swapaxes(1, 2)]
     assert len({checksums([v])["0"] for v in [values, *swapped]}) == 5
+
+
+def test_the_checksum_does_not_depend_on_blocks(monkeypatch):
+    values = np.random.default_rng(0).standard_normal((7, 9), np.float32)
+    whole = checksums([values])
+    monkeypatch.setattr("transfusion_jax.training.leaves.BLOCK", 8)
+    assert checksums([values]) == whole
 
 
 def test_the_checksum_does_not_depend_on_the_sharding():

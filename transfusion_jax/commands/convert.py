@@ -16,16 +16,17 @@ from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.commands import convert_autoencoder
-from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.commands.reading import add_reading_flags, choose_weights
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.conversion import llama, shards
 from transfusion_jax.conversion.runs import write_run
-from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree
+from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree, saved_tree
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.load import Codec
 from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.storage import place
+from transfusion_jax.training.checkpoint import Checkpoints
 from transfusion_jax.training.leaves import leaf_names
 from transfusion_jax.training.workdir import Workdir, read_codec
 
@@ -103,12 +104,10 @@ def _declare_writing(parser: argparse.ArgumentParser) -> None:
 
 def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    workdir = Workdir(arguments.workdir)
-    config = workdir.config()
+    workdir, config, tree, which = _weights(arguments)
     llama.require_llama(config.model)
-    params, which = _params(arguments)
     tokenizer = workdir.codec().tokenizer
-    _write(arguments, llama.tensors(params, config.model))
+    _write(arguments, llama.tensors(tree.read, config.model))
     about = llama.config_json(config.model, config.data.context_length, tokenizer, arguments.dtype)
     special = {name: about[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(arguments.output / "config.json", about)
@@ -124,10 +123,8 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    workdir = Workdir(arguments.workdir)
-    config = workdir.config()
-    params, which = _params(arguments)
-    _write(arguments, iter(params.items()))
+    workdir, config, tree, which = _weights(arguments)
+    _write(arguments, iter(tree))
     _write_json(arguments.output / "config.json", configs.to_dict(config))
     codec = workdir.codec()
     tokenizers.save(codec.tokenizer, arguments.output)
@@ -250,14 +247,12 @@ def _tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
     return Numbers(vocabulary)
 
 
-def _params(arguments: argparse.Namespace) -> tuple[dict[str, np.ndarray], str]:
-    """A run's parameters by name, and which they are."""
-    said: list[str] = []
-    _, params, _, step, weights = read_model(arguments, said.append)
-    print(said[-1])
-    return dict(zip(leaf_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True)), (
-        f"step {step}, {weights} weights"
-    )
+def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]:
+    """A run, its config, the parameters that the flags choose, read leaf by leaf, and which they are."""
+    workdir, config, weights = choose_weights(arguments)
+    checkpoints = Checkpoints(workdir.checkpoints)
+    step = checkpoints.find(arguments.step)
+    return workdir, config, saved_tree(checkpoints, step, weights), f"step {step}, {weights} weights"
 
 
 def _write(arguments: argparse.Namespace, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
@@ -266,7 +261,7 @@ def _write(arguments: argparse.Namespace, tensors: Iterator[tuple[str, np.ndarra
         raise ConfigError(f"{output} is not empty: choose another --output")
     dtype = shards.DTYPES[arguments.dtype]
     largest = shards.parse_size(arguments.max_shard_size)
-    shards.write(output, ((name, value.astype(dtype)) for name, value in tensors), largest)
+    shards.write(output, ((name, value.astype(dtype, copy=False)) for name, value in tensors), largest)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from transfusion_jax.cache import keep_programs
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.storage import place
@@ -26,17 +26,27 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[ModelTask, Params, Workdir, int, str]:
-    """The task, its weights, the workdir, and which step and weights were chosen, which is also said.
+def choose_weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, str]:
+    """The run that the flags name, its config, and which of its weights are meant, "ema" or "raw".
 
     Raises:
-        ConfigError: no run, no such checkpoint, or no average of the weights.
+        ConfigError: no run, or no average of the weights.
     """
     workdir = Workdir(arguments.workdir)
     config = workdir.config()
     weights = arguments.weights or ("ema" if config.optimizer.ema_decay else "raw")
     if weights == "ema" and not config.optimizer.ema_decay:
         raise ConfigError("this run kept no average of its weights (optimizer.ema_decay is 0): use --weights raw")
+    return workdir, config, weights
+
+
+def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[ModelTask, Params, Workdir, int, str]:
+    """The task, its weights, the workdir, and which step and weights were chosen, which is also said.
+
+    Raises:
+        ConfigError: no run, no such checkpoint, or no average of the weights.
+    """
+    workdir, config, weights = choose_weights(arguments)
     keep_programs()
     task = make_task(config)
     with Checkpoints(workdir.checkpoints) as checkpoints:

@@ -6,7 +6,7 @@ for their layout: Hugging Face's are `[out, in]`, one per layer; ours `[in, out]
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,11 @@ class Llama:
             tensor = self._tensor(ENDS[name])
             return self._vocabulary(tensor, name, model) if name in VOCABULARY else tensor
         kind = name.removeprefix("trunk/layers/")
-        parts = [self._layer(kind, layer) for layer in range(model.layers)]
-        return np.stack(parts)
+        first = self._layer(kind, 0)
+        stacked = np.empty((model.layers, *first.shape), np.float32)
+        for layer in range(model.layers):
+            stacked[layer] = self._layer(kind, layer)
+        return stacked
 
     def _layer(self, kind: str, layer: int) -> np.ndarray:
         tensor = self._tensor(f"model.layers.{layer}.{LAYER[kind]}")
@@ -158,11 +161,12 @@ class Llama:
             len(tensor) >= model.vocabulary,
             f"the checkpoint has {len(tensor)} entries, and the tokenizer {model.vocabulary}",
         )
-        known = tensor[: model.vocabulary]
-        rows = np.empty((model.padded_vocabulary, model.width), np.float32)
+        known, size = tensor[: model.vocabulary], (model.padded_vocabulary, model.width)
+        leaf = np.empty(size if name == "embedding" else size[::-1], np.float32)
+        rows = leaf if name == "embedding" else leaf.T
         rows[: model.vocabulary] = known
         rows[model.vocabulary :] = known.mean(0)
-        return rows if name == "embedding" else np.ascontiguousarray(rows.T)
+        return leaf
 
     def _tensor(self, name: str) -> np.ndarray:
         if name == "lm_head" and f"{name}.weight" not in self.shards.files:  # tied
@@ -177,15 +181,15 @@ def leaf_names() -> list[str]:
     return [*ENDS, *(f"trunk/layers/{name}" for name in LAYER)]
 
 
-def tensors(params: dict[str, np.ndarray], model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face's names and tensors of our leaves by name; the vocabulary without its padding."""
+def tensors(read: Callable[[str], np.ndarray], model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face's names and tensors of our leaves, each read once; the vocabulary without its padding."""
     used = model.vocabulary + SPECIAL_TOKENS
-    yield f"{ENDS['embedding']}.weight", params["embedding"][:used]
-    for layer in range(model.layers):
-        for ours, theirs in LAYER.items():
-            yield f"model.layers.{layer}.{theirs}.weight", params[f"trunk/layers/{ours}"][layer].T
-    yield f"{ENDS['trunk/final_norm/scale']}.weight", params["trunk/final_norm/scale"]
-    yield f"{ENDS['text_head']}.weight", params["text_head"][:, :used].T
+    yield f"{ENDS['embedding']}.weight", read("embedding")[:used]
+    for ours, theirs in LAYER.items():
+        for layer, matrix in enumerate(read(f"trunk/layers/{ours}")):
+            yield f"model.layers.{layer}.{theirs}.weight", matrix.T
+    yield f"{ENDS['trunk/final_norm/scale']}.weight", read("trunk/final_norm/scale")
+    yield f"{ENDS['text_head']}.weight", read("text_head")[:, :used].T
 
 
 def config_json(model: ModelConfig, context: int, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:

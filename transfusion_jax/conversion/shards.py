@@ -76,6 +76,7 @@ def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], largest: int)
         save_file(part, folder / f"part-{number}", metadata={"format": "pt"})
         parts.append(list(part))
         total += sum(value.nbytes for value in part.values())
+        part.clear()  # before the next one is read
     index: dict[str, str] = {}
     for number, names in enumerate(parts):
         whole = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors" if len(parts) > 1 else NAME

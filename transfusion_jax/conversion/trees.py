@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from transfusion_jax.conversion.shards import INDEX, NAME, Shards
-from transfusion_jax.training.checkpoint import PARTS, to_devices
+from transfusion_jax.training.checkpoint import PARTS, Checkpoints
 from transfusion_jax.training.starts import find_checkpoint
 
 
@@ -48,18 +47,16 @@ def open_tree(spec: str, weights: str = "raw") -> Tree:
         shapes = {name: (str(shards[name].dtype), shards.shape(name)) for name in sorted(shards.files)}
         return Tree(shapes, shards.__getitem__)
     checkpoints, step = find_checkpoint(spec)
+    return saved_tree(checkpoints, step, weights)
+
+
+def saved_tree(checkpoints: Checkpoints, step: int, weights: str) -> Tree:
+    """One set of weights of a checkpoint."""
     prefix = f"{PARTS[weights]}/"
     leaves = checkpoints.manifest(step)["leaves"]
     found = {n.removeprefix(prefix): (d, tuple(s)) for n, (d, s) in leaves.items() if n.startswith(prefix)}
 
-    def read(name: str) -> np.ndarray:
-        dtype, shape = found[name]
-        wanted: Any = jax.ShapeDtypeStruct(shape, dtype)
-        for part in reversed(name.split("/")):
-            wanted = {part: wanted}
-        return np.asarray(jax.tree.leaves(checkpoints.weights(step, weights, to_devices(wanted)))[0])
-
-    return Tree(found, read)
+    return Tree(found, lambda name: checkpoints.leaf(step, prefix + name))
 
 
 def describe(tree: Tree) -> list[dict[str, Any]]:

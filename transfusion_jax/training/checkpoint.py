@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from transfusion_jax.bucket import storage_errors
@@ -114,15 +115,18 @@ class Checkpoints:
     def save_weights(self, params: Any) -> None:
         """Begins to save parameters alone, of NumPy, as step 0 of a run that others begin with.
 
+        None of them is copied whole: leaves may be mapped files.
+
         Raises:
             StorageError: they could not be written.
         """
         tree = {"params": params}
-        each_leaf = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
-        sums = {
-            name: next(iter(checksums([leaf]).values())) for name, leaf in each_leaf
-        }  # one on the device at a time
-        self._begin(0, tree, {"next_row": 0, "metrics": None, "concluded": True, "totals": {}}, sums)
+        context = ocp.Context()
+        context.memory_options.deepcopy_host_arrays = False
+        context.memory_options.write_concurrent_bytes = max(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        place: dict[str, Any] = {"next_row": 0, "metrics": None, "concluded": True, "totals": {}}
+        with context:
+            self._begin(0, tree, place, checksums(tree))
 
     def _begin(self, step: int, tree: Any, place: dict[str, Any], sums: dict[str, int]) -> None:
         manifest = self._about | {"format": FORMAT, "step": step, **place}
@@ -205,6 +209,20 @@ class Checkpoints:
         part = PARTS[which]
         return self._load(step, self.manifest(step), {part: abstract})[part]
 
+    def leaf(self, step: int, name: str) -> np.ndarray:
+        """One leaf of the state, such as `params/embedding`, in this process's memory and on no device.
+
+        Raises:
+            DamagedCheckpoint: it is not what was saved.
+        """
+        manifest = self.manifest(step)
+        dtype, shape = manifest["leaves"][name]
+        tree: Any = np.broadcast_to(np.zeros((), dtype), shape)  # stands for its shape, and takes no memory
+        for part in reversed(name.split("/")):
+            tree = {part: tree}
+        loaded: list[np.ndarray] = jax.tree.leaves(self._load(step, manifest, tree))
+        return loaded[0]
+
     def conclude(self, step: int, metrics: dict[str, float] | None) -> None:
         """Notes that what was due at a step when it was saved has been done since; see `save`."""
         self.wait()
@@ -269,7 +287,7 @@ class Checkpoints:
 
         each(load)  # where one process cannot read its part, none goes on to compute
         leaves = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
-        missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array)]
+        missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array | np.ndarray)]
         if missing:
             raise DamagedCheckpoint(step, f"{some(missing)} missing")
         wrong = [name for name, value in checksums(loaded).items() if manifest["checksums"].get(name) != value]

@@ -1,8 +1,8 @@
 """Names, shapes and checksums of a pytree's leaves.
 
-A leaf's checksum is computed where the leaf lives: the sum, modulo 2³², of a mix of each entry's bits with its
-place. It does not depend on how the leaf is split over devices. A flipped bit always changes it, and entries that
-changed places do.
+A leaf's checksum is computed where the leaf lives, by the devices or by NumPy: the sum, modulo 2³², of a mix of
+each entry's bits with its place. It does not depend on how the leaf is split over devices. A flipped bit always
+changes it, and entries that changed places do.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transfusion_jax.parallel.sharding import to_host
 
 GOLDEN = 0x9E3779B9  # spreads places over all bits, as in MurmurHash3's finalizer below
+BLOCK = 2**20  # entries that NumPy takes at a time
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -39,22 +41,33 @@ def shape_text(shape: list | None) -> str:
 
 def checksums(tree: Any) -> dict[str, int]:
     """`{leaf name: checksum}`; waits for the leaves to be computed."""
-    leaves = jax.tree.leaves(tree)
-    values = to_host(_checksums(leaves))
-    return dict(zip(leaf_names(tree), values.tolist(), strict=True))
+    leaves = dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    arrays = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array)}
+    found = dict(zip(arrays, to_host(_on_devices(list(arrays.values()))).tolist(), strict=True)) if arrays else {}
+    return {name: found[name] if name in found else _on_host(leaf) for name, leaf in leaves.items()}
 
 
 @jax.jit
-def _checksums(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_checksum(leaf) for leaf in leaves])
+def _on_devices(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_on_device(leaf) for leaf in leaves])
 
 
-def _checksum(leaf: jax.Array) -> jax.Array:
+def _on_device(leaf: jax.Array) -> jax.Array:
     place = jnp.zeros(leaf.shape, jnp.uint32)
     for axis in range(leaf.ndim):
         stride = math.prod(leaf.shape[axis + 1 :]) % 2**32
         place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
     return jnp.sum(_mix(_bits(leaf) + place * jnp.uint32(GOLDEN)), dtype=jnp.uint32)
+
+
+def _on_host(leaf: np.ndarray) -> int:
+    flat, total = leaf.reshape(-1), 0
+    flat = flat if leaf.dtype == np.bool_ else flat.view(f"uint{leaf.dtype.itemsize * 8}")
+    for start in range(0, flat.size, BLOCK):
+        bits = flat[start : start + BLOCK].astype(np.uint32)
+        place = np.arange(start, start + bits.size).astype(np.uint32)
+        total += int(np.sum(_mix(bits + place * np.uint32(GOLDEN)), dtype=np.uint32))
+    return total % 2**32
 
 
 def _bits(leaf: jax.Array) -> jax.Array:
@@ -64,8 +77,8 @@ def _bits(leaf: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _mix(x: Any) -> Any:
     """A bijection of 32-bit integers: different entries at a place never mix alike."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
