@@ -30,7 +30,7 @@ from transfusion_jax.training.metrics import record_of
 from transfusion_jax.training.workdir import Workdir
 
 CONFIG = "configs/families.py"
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 SWEPT, SWEEP_STEPS = ("linear", "chameleon"), 600
 TITLES = {
     "linear": "Transfusion, linear",
