@@ -205,7 +205,7 @@ def drawn(task, params):
     """Images of moved parameters: fresh ones can predict nothing, whatever they see."""
     random = np.random.default_rng(0)
     moved = jax.tree.map(lambda p: p + 0.05 * random.standard_normal(p.shape, np.float32), params)
-    return draw(task, moved, tiny_codec(), ["abc"], seed=0, guidance=1.0)
+    return draw(task, moved, tiny_codec(), ["abc"], 0, task.config.sampling_with(guidance=1.0))
 
 
 def captioned(config):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfusion_jax.diffusion.sampler import ancestral_step, posterior, sample
-from transfusion_jax.diffusion.schedule import cosine, respace
+from transfusion_jax.diffusion.sampler import DIFFUSION, make_steps, sample, samplers_of, take_step
+from transfusion_jax.diffusion.schedule import cosine, respace, straight
 
 SCHEDULE = cosine(1000)
 
@@ -39,7 +39,7 @@ def test_the_predictor_is_asked_at_each_visited_timestep():
         return x
 
     with jax.disable_jit():
-        sample(predict, keys(1), (1,), SCHEDULE, steps=3)
+        sample(predict, keys(1), (1,), make_steps(SCHEDULE, 3))
     assert asked == respace(1000, 3)[:-1].tolist()
 
 
@@ -47,7 +47,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     def predict(x, t):
         return jnp.tanh(x * 3) + t / 1000
 
-    drawer = jax.jit(lambda keys: sample(predict, keys, (3, 2), SCHEDULE, 7))
+    drawer = jax.jit(lambda keys: sample(predict, keys, (3, 2), make_steps(SCHEDULE, 7)))
     one, other = (np.asarray(drawer(keys(10)[np.array(chosen)])) for chosen in ([0, 1, 2, 3, 4], [8, 4, 9, 0, 7]))
     np.testing.assert_array_equal(other[[1, 3]], one[[4, 0]])
     assert len({bytes(x) for x in (*one, *other)}) == 8
@@ -57,29 +57,66 @@ def test_a_sample_does_not_depend_on_its_neighbours():
 def test_a_step_is_the_posterior_of_the_forward_process():
     random = np.random.default_rng(0)
     x, clean = random.standard_normal((2, 50))
-    for t, s in [(1000, 999), (997, 993), (500, 250), (2, 1)]:
+    steps = make_steps(SCHEDULE, 250)
+    for number in (0, 100, 248):
+        t, s = steps.timesteps[number : number + 2]
+        weights = jax.tree.map(lambda w, n=number: w[n], steps.weights)
         now, following = SCHEDULE.alpha_bar[[t, s]]
         noise = (x - np.sqrt(now) * clean) / np.sqrt(1 - now)
         alpha = now / following  # x_t = √α x_s + √(1 − α) ε, and x_s is known from the clean image: Bayes
         variance = 1 / (1 / (1 - following) + alpha / (1 - alpha))
         mean = variance * (np.sqrt(following) * clean / (1 - following) + np.sqrt(alpha) * x / (1 - alpha))
         with jax.enable_x64(True):
-            still = ancestral_step(x, noise, np.zeros(50), posterior(now, following))
-            moved = ancestral_step(x, noise, np.ones(50), posterior(now, following))
+            still, pointed_to = take_step(x, x, noise, np.zeros(50), weights)
+            moved, _ = take_step(x, x, noise, np.ones(50), weights)
         np.testing.assert_allclose(still, mean, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(pointed_to, clean, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(moved - still, np.sqrt(variance), rtol=1e-6)
 
 
-def test_the_last_step_adds_no_noise():
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_the_last_step_ends_at_the_clean_image(name):
     x, noise = jnp.array([0.3, -2.0]), jnp.array([1.0, 0.5])
     now = SCHEDULE.alpha_bar[1]
-    out = ancestral_step(x, noise, jnp.full(2, 1e6), posterior(now, 1.0))
+    last = jax.tree.map(lambda w: w[-1], make_steps(SCHEDULE, 20, sampler=name).weights)
+    out, clean = take_step(x, 1e6 * x, noise, jnp.full(2, 1e6), last)
     np.testing.assert_allclose(out, (x - np.sqrt(1 - now) * noise) / np.sqrt(now), rtol=1e-6)
+    np.testing.assert_allclose(out, clean, rtol=1e-6)
+
+
+def test_higher_orders_come_closer_with_as_few_steps():
+    """The perfect predictor's probability flow scales x − signal · mean by what has become of its deviation."""
+    x = jax.random.normal(jax.random.key(1), (1, 4, 3))
+
+    def error(path, name):
+        steps = make_steps(path, 100, OBJECTIVES[name], name)
+        signal, noise = path.signals[steps.timesteps[0]], path.noises[steps.timesteps[0]]
+        deviation = np.sqrt(np.square(signal * STD) + np.square(noise))
+        exact = MEAN + (x - signal * MEAN) * STD / deviation
+        return np.abs(follow(path, steps, OBJECTIVES[name], x) - exact).max()
+
+    assert error(SCHEDULE, "ddim") < 0.03
+    assert error(SCHEDULE, "dpm++") < error(SCHEDULE, "ddim") / 4
+    assert error(straight(1000), "euler") < 0.03
+    assert error(straight(1000), "heun") < error(straight(1000), "euler") / 100
+
+
+def test_a_sampler_belongs_to_its_path():
+    assert list(samplers_of(SCHEDULE)) == ["ancestral", "ddim", "dpm++"]
+    with pytest.raises(ValueError, match="no sampler 'heun' of this schedule: one of ancestral, ddim"):
+        make_steps(SCHEDULE, 10, sampler="heun")
+    with pytest.raises(ValueError, match="one of euler, heun"):
+        make_steps(straight(1000), 10, "flow", "ddim")
+
+
+def test_heun_asks_twice_wherever_it_stops():
+    steps = make_steps(straight(1000), 4, "flow", "heun")
+    assert steps.timesteps.tolist() == [1000, 750, 750, 500, 500, 250, 250]
 
 
 def test_bounds_limit_the_clean_image_and_each_channel_apart():
     bounds = np.array([-0.5, -2.0], np.float32), np.array([0.1, 3.0], np.float32)
-    drawer = jax.jit(lambda bounds: sample(lambda x, t: -x, keys(50), (4, 4, 2), SCHEDULE, 20, bounds))
+    drawer = jax.jit(lambda bounds: sample(lambda x, t: -x, keys(50), (4, 4, 2), make_steps(SCHEDULE, 20), bounds))
     drawn, free = np.asarray(drawer(bounds)), np.asarray(drawer((np.float32([-9e9] * 2), np.float32([9e9] * 2))))
     assert np.abs(free).max() > 3  # without bounds this predictor runs away
     for channel in range(2):
@@ -89,11 +126,29 @@ def test_bounds_limit_the_clean_image_and_each_channel_apart():
 
 def test_too_many_steps_are_refused():
     with pytest.raises(ValueError, match="1 to 1000 steps"):
-        sample(perfect, keys(1), (1,), SCHEDULE, 1001)
+        make_steps(SCHEDULE, 1001)
 
 
 def draw(predict, keys, shape, steps):
-    return np.asarray(jax.jit(lambda keys: sample(predict, keys, shape, SCHEDULE, steps))(keys))
+    return np.asarray(jax.jit(lambda keys: sample(predict, keys, shape, make_steps(SCHEDULE, steps)))(keys))
+
+
+OBJECTIVES = {"ddim": "epsilon", "dpm++": "v", "euler": "flow", "heun": "flow"}
+
+
+def follow(path, steps, objective, x):
+    """Where a sampler leads the noised images x with the perfect predictor of that objective, in float64."""
+    signals, noises = np.asarray(path.signals), np.asarray(path.noises)
+    x = previous = np.asarray(x, np.float64)
+    for number, t in enumerate(steps.timesteps):
+        signal, noise = signals[t], noises[t]
+        clean = MEAN + signal * STD**2 * (x - signal * MEAN) / (np.square(signal * STD) + np.square(noise))
+        eps = (x - signal * clean) / noise
+        prediction = {"epsilon": eps, "v": signal * eps - noise * clean, "flow": eps - clean}[objective]
+        weights = jax.tree.map(lambda w, n=number: w[n], steps.weights)
+        with jax.enable_x64(True):
+            x, previous = map(np.asarray, take_step(x, previous, prediction, 0 * x, weights))
+    return x
 
 
 def perfect(x, t):

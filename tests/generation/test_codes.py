@@ -10,7 +10,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.generation.codes import draw_codes
+from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.text import caption, write
 from transfusion_jax.training.tasks import make_task
@@ -23,7 +23,7 @@ PROMPTS = ["abc", "", "hijklm"]
 
 
 def test_the_likeliest_codes_are_those_of_the_whole_row_without_a_cache():
-    drawn = draw_codes(TASK, PARAMS, CODEC, PROMPTS, 0, guidance=1.5, temperature=0.0)
+    drawn = codes_of(PROMPTS, 0, guidance=1.5, temperature=0.0)
     assert drawn.shape == (3, 4, 4)
     assert len(np.unique(drawn)) > 3
     with_prompt, other = code_logits(PROMPTS, drawn), code_logits([""] * 3, drawn)
@@ -31,19 +31,19 @@ def test_the_likeliest_codes_are_those_of_the_whole_row_without_a_cache():
 
 
 def test_an_image_depends_on_seed_number_and_prompt_alone():
-    together = draw_codes(TASK, PARAMS, CODEC, PROMPTS, 7, guidance=2.0, temperature=1.0)
-    again = draw_codes(TASK, PARAMS, CODEC, ["abc", "gg", "hijklm"], 7, guidance=2.0, temperature=1.0)
+    together = codes_of(PROMPTS, 7, guidance=2.0, temperature=1.0)
+    again = codes_of(["abc", "gg", "hijklm"], 7, guidance=2.0, temperature=1.0)
     np.testing.assert_array_equal(together[[0, 2]], again[[0, 2]])
     assert np.any(together[1] != again[1])
-    alone = draw_codes(TASK, PARAMS, CODEC, PROMPTS[:1], 7, guidance=2.0, temperature=1.0)
+    alone = codes_of(PROMPTS[:1], 7, guidance=2.0, temperature=1.0)
     np.testing.assert_array_equal(alone[0], together[0])
-    other = draw_codes(TASK, PARAMS, CODEC, PROMPTS[:1], 8, guidance=2.0, temperature=1.0)
+    other = codes_of(PROMPTS[:1], 8, guidance=2.0, temperature=1.0)
     assert np.any(alone != other)
 
 
 def test_codes_are_drawn_as_often_as_they_are_likely():
     count = 600
-    drawn = draw_codes(TASK, PARAMS, CODEC, ["abc"] * count, 1, guidance=1.0, temperature=1.0)
+    drawn = codes_of(["abc"] * count, 1, guidance=1.0, temperature=1.0)
     blank = np.zeros((1, 4, 4), np.int32)
     expected = jax.nn.softmax(code_logits(["abc"], blank)[0, 0])
     found = np.bincount(drawn[:, 0, 0], minlength=CODEBOOK) / count
@@ -54,12 +54,12 @@ def test_images_are_drawn_and_captioned():
     images = draw(TASK, PARAMS, CODEC, PROMPTS, seed=0)
     assert images.shape == (3, 4, 4, 1)
     np.testing.assert_array_equal(CODEC.images(CODEC.latents(images)), images)
-    assert len(caption(TASK, PARAMS, CODEC, images, max_tokens=3)) == 3
+    assert len(caption(TASK, PARAMS, CODEC, images, Writing(max_tokens=3))) == 3
 
 
 def test_what_a_model_cannot_do_is_refused():
-    with pytest.raises(ConfigError, match="takes no sampling steps"):
-        draw(TASK, PARAMS, CODEC, ["a"], 0, steps=5)
+    with pytest.raises(ConfigError, match=r"sampling.steps goes with model.images='latents', not 'codes'"):
+        CONFIG.sampling_with(steps=5)
     with pytest.raises(ConfigError, match="shorten the prompt"):
         draw(TASK, PARAMS, CODEC, ["a" * 40], 0)
     text = make_task(token_config("none"))
@@ -68,7 +68,11 @@ def test_what_a_model_cannot_do_is_refused():
         draw(text, params, CODEC, ["a"], 0)
     with pytest.raises(ConfigError, match="sees no images"):
         caption(text, params, CODEC, np.zeros((1, 4, 4, 1)))
-    assert len(write(text, params, CODEC, [Document((Text(CODEC.tokenizer.encode("ab")),))], 3)) == 1
+    assert len(write(text, params, CODEC, [Document((Text(CODEC.tokenizer.encode("ab")),))], Writing(3))) == 1
+
+
+def codes_of(prompts, seed, **how):
+    return CODEC.latents(draw(TASK, PARAMS, CODEC, prompts, seed, CONFIG.sampling_with(**how)))
 
 
 def code_logits(prompts, codes):

@@ -10,8 +10,10 @@ import pytest
 
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.config import ConfigError
+from transfusion_jax.model.cache import Cache
+from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model, find_patches
-from transfusion_jax.model.trunk import PATCHES, Cache
+from transfusion_jax.model.trunk import PATCHES
 from transfusion_jax.training.state import new_state
 from transfusion_jax.training.step import train_step
 from transfusion_jax.training.transfusion import TransfusionTask
@@ -80,9 +82,9 @@ def test_a_cache_gives_what_the_whole_row_does():
     cuts = [0, *(np.flatnonzero(np.diff(slot)) + 1).tolist(), length]  # texts and images apart
     for begin, end in itertools.pairwise(cuts):
         places = find_patches(batch.image_slot[:, begin:end], batch.latents.shape[1], UNTIED.model.patches)
-        part, cache = model.trunk(
-            params, x[:, begin:end], batch.spans, batch.positions[:, begin:end], cache, places
-        )
+        spans = Spans(*(s[:, begin:end] for s in batch.spans))
+        part, present = model.trunk(params, x[:, begin:end], spans, batch.positions[:, begin:end], cache, places)
+        cache = cache.grown(present, end - begin)
         parts.append(part)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), hidden_of(params, batch), rtol=1e-4, atol=1e-5)
 

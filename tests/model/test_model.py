@@ -13,10 +13,10 @@ from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.kernels.blocked import KEY_BLOCK, QUERY_BLOCK
+from transfusion_jax.model.cache import Cache
 from transfusion_jax.model.patch_coder import patchify, unpatchify
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model, gather_patches
-from transfusion_jax.model.trunk import Cache
 
 LATENT = (4, 4, 2)
 
@@ -74,13 +74,40 @@ def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
     params = model.init(jax.random.key(1))
     x, _ = embedded(model, params, batch)
     whole, _ = model.trunk(params, x, batch.spans, batch.positions)
-    cache, parts = Cache.empty(config.model, 1, config.data.context_length), []
+    length = config.data.context_length
+    cache, parts = Cache.empty(config.model, 1, length), []
     # Cut only where no image is cut: an image's patches see each other.
-    for begin, end in [(0, 5), (5, 11), (11, 17), (17, config.data.context_length)]:
-        hidden, cache = model.trunk(params, x[:, begin:end], batch.spans, batch.positions[:, begin:end], cache)
+    for begin, end in [(0, 5), (5, 11), (11, 17), (17, length)]:
+        spans = Spans(*(s[:, begin:end] for s in batch.spans))
+        hidden, present = model.trunk(params, x[:, begin:end], spans, batch.positions[:, begin:end], cache)
         parts.append(hidden)
+        cache = cache.grown(present, end - begin)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
-    assert int(cache.length) == config.data.context_length
+    assert cache.length.tolist() == [length]
+
+
+def test_rows_of_a_cache_go_on_from_lengths_of_their_own():
+    config, batch = probe_row()
+    model = Model(config.model)
+    params = model.init(jax.random.key(1))
+    x, _ = embedded(model, params, batch)
+    whole, _ = model.trunk(params, x, batch.spans, batch.positions)
+    both = jnp.concatenate([x, x])
+    first, count = np.array([11, 5]), 6  # elements that each row has, of 11 that both are given
+    spans = Spans(*(jnp.concatenate([s[:, :11]] * 2) for s in batch.spans))
+    places = jnp.broadcast_to(jnp.arange(11), (2, 11))
+    _, present = model.trunk(params, both[:, :11], spans, places, Cache.empty(config.model, 2, 0))
+    cache = Cache.empty(config.model, 2, 20).grown(present, first)
+    place = first[:, None] + np.arange(count)
+    rest = jnp.take_along_axis(both, place[..., None], 1)
+    spans = Spans(*(np.asarray(s)[0][place] for s in batch.spans))
+    hidden, present = model.trunk(params, rest, spans, np.asarray(batch.positions)[0][place], cache)
+    np.testing.assert_allclose(hidden, whole[0][place], rtol=1e-4, atol=1e-5)
+    chosen = cache.grown(present, count).rows(jnp.array([1]), 11)
+    again, _ = model.trunk(
+        params, x[:, 11:17], Spans(*(s[:, 11:17] for s in batch.spans)), batch.positions[:, 11:17], chosen
+    )
+    np.testing.assert_allclose(again, whole[:, 11:17], rtol=1e-4, atol=1e-5)
 
 
 def test_no_array_of_the_compiled_program_is_a_square_of_the_sequence():

@@ -56,24 +56,15 @@ def _draw(arguments: argparse.Namespace) -> int:
     if seed < 0:
         raise ConfigError(f"--seed must not be negative, not {seed}")
     task, params, workdir, _, _ = read_model(arguments, print)
-    _check_sampling(arguments, task.config.diffusion.timesteps)
+    sampling = task.config.sampling_with(
+        steps=arguments.sampling_steps, guidance=arguments.guidance, temperature=arguments.temperature
+    )
     prompts = [prompt for prompt in arguments.prompt for _ in range(count)]
-    how = arguments.sampling_steps, arguments.guidance, arguments.temperature
-    images = draw(task, params, workdir.codec(), prompts, seed, *how)
+    images = draw(task, params, workdir.codec(), prompts, seed, sampling)
     labels = arguments.prompt if len(arguments.prompt) > 1 else None
     write_png(arguments.output, grid(images, count, labels))
     print(f"{len(images)} image(s) in {arguments.output}")
     return 0
-
-
-def _check_sampling(arguments: argparse.Namespace, timesteps: int) -> None:
-    steps = arguments.sampling_steps
-    if steps is not None and not 1 <= steps <= timesteps:
-        raise ConfigError(f"--sampling-steps must lie between 1 and {timesteps}, not {steps}")
-    for name in ("guidance", "temperature"):
-        value = getattr(arguments, name)
-        if value is not None and value < 0:
-            raise ConfigError(f"--{name} must not be negative, not {value}")
 
 
 def _caption_files(arguments: argparse.Namespace) -> int:

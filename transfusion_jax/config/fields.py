@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from transfusion_jax.config.checks import one_of, positive, require
 from transfusion_jax.config.run import Run, execution
@@ -262,14 +263,29 @@ class DiffusionConfig:
 class SamplingConfig:
     """How images are drawn; commands can override it."""
 
-    steps: int = execution(250)
-    guidance: float = execution(3.0)
+    steps: int = execution(250)  # of denoising
+    sampler: str = execution("auto")  # "ancestral" (auto), "ddim" or "dpm++"; of a flow "euler" (auto) or "heun"
+    guidance: float = execution(3.0)  # scale of classifier-free guidance; 1 is none
+    guidance_interval: tuple[float, ...] = execution((0.0, 1.0))  # of t / T: where guidance acts
+    guidance_rescale: float = execution(0.0)  # how far guidance is kept from widening a prediction, up to 1
+    image_guidance: float = execution(0.0)  # of the images before, apart from the texts; 0: as guidance
     temperature: float = execution(1.0)  # of codes, which are drawn one by one; 0 takes the likeliest
 
     def __post_init__(self) -> None:
         positive(self, "sampling.", "steps")
-        require(0 <= self.temperature < math.inf, "sampling.temperature must not be negative")
-        require(self.guidance >= 0, "sampling.guidance must not be negative")
+        one_of("sampling.sampler", self.sampler, ("auto", "ancestral", "ddim", "dpm++", "euler", "heun"))
+        for name in ("guidance", "image_guidance", "temperature"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"sampling.{name} must not be negative, not {value}")
+        rescale, interval = self.guidance_rescale, self.guidance_interval
+        require(0 <= rescale <= 1, f"sampling.guidance_rescale must lie between 0 and 1, not {rescale}")
+        require(
+            len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1,
+            f"sampling.guidance_interval must be two numbers from 0 to 1, the lower first, not {list(interval)}",
+        )
+
+
+OF_LATENTS = ("steps", "sampler", "guidance_interval", "guidance_rescale", "image_guidance")  # not of codes
 
 
 @dataclass(frozen=True)
@@ -308,6 +324,12 @@ class Config(Run):
             self.sampling.steps <= self.diffusion.timesteps,
             f"sampling.steps {self.sampling.steps} must not exceed diffusion.timesteps {self.diffusion.timesteps}",
         )
+        of_flows, flow = self.sampling.sampler in ("euler", "heun"), self.diffusion.objective == "flow"
+        require(
+            self.sampling.sampler == "auto" or of_flows == flow,
+            f"sampling.sampler {self.sampling.sampler!r} does not go with diffusion.objective "
+            f"{self.diffusion.objective!r}: {'euler and heun' if flow else 'ancestral, ddim and dpm++'} do",
+        )
         require(
             self.optimizer.frozen == "none" or self.model.modality_weights == "untied",
             "optimizer.frozen='text' needs model.modality_weights='untied': patches have no weights of their own",
@@ -320,6 +342,15 @@ class Config(Run):
             f"{self.data.context_length}: raise it, or model.patch_size",
         )
 
+    def sampling_with(self, **changes: Any) -> SamplingConfig:
+        """How images are drawn with some fields changed; those that are None stay.
+
+        Raises:
+            ConfigError: a value is out of range, or does not go with the model.
+        """
+        changed = replace(self.sampling, **{name: value for name, value in changes.items() if value is not None})
+        return replace(self, sampling=changed).sampling
+
     def _check_family(self) -> None:
         """Requires that only fields of the model's own family are set."""
         family = self.model.images
@@ -329,11 +360,14 @@ class Config(Run):
                 "sampling.temperature goes with model.images='codes': latents are denoised",
             )
             return
-        elsewhere = {
+        elsewhere: dict[str, tuple] = {
             "image_loss_weight": (self.image_loss_weight, 5.0),
             "diffusion": (self.diffusion, DiffusionConfig()),
             "data.clean_context": (self.data.clean_context, 0.0),
-            "sampling.steps": (self.sampling.steps, SamplingConfig().steps),
+            **{
+                f"sampling.{name}": (getattr(self.sampling, name), getattr(SamplingConfig(), name))
+                for name in OF_LATENTS
+            },
             "data.max_text": (self.data.max_text, 0),  # every element bears a loss
         }
         for name, (value, default) in elsewhere.items():

@@ -1,13 +1,21 @@
-"""Samplers over any subset of the timesteps: ancestral (DDPM, arXiv 2006.11239), and Euler's for rectified flow.
+"""Samplers over any subset of the timesteps, each a table of weights.
 
-Both take the clean image from the model's prediction, whatever that is, and go from there: one kind of step, with
-other weights.
+Every one takes the clean image from the model's prediction, whatever that is, and goes on to a weighted sum of that
+image, the one of the evaluation before, the noised image and fresh noise: one kind of step, with other weights.
+
+| name | path | |
+|---|---|---|
+| ancestral | diffusion | DDPM, arXiv 2006.11239 |
+| ddim | diffusion | arXiv 2010.02502, η = 0 |
+| dpm++ | diffusion | DPM-Solver++ (2M), arXiv 2211.01095 |
+| euler | straight line | first order |
+| heun | straight line | second order; asks the model twice at every timestep but the first |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,84 +36,83 @@ CLEAN: dict[str, Callable] = {  # of (signal, noise) at t: the weights of x_t an
 class Weights(NamedTuple):
     """The weights of one step's terms; arrays of several steps alike."""
 
-    clean_from_x: np.ndarray
-    clean_from_prediction: np.ndarray
-    mean_from_clean: np.ndarray
-    mean_from_x: np.ndarray
-    std: np.ndarray
+    clean_from_x: Any
+    clean_from_prediction: Any
+    onward_from_clean: Any
+    onward_from_previous: Any  # the clean image of the evaluation before
+    onward_from_x: Any
+    std: Any
 
 
-def posterior(alpha_bar: np.ndarray, alpha_bar_next: np.ndarray, objective: str = "epsilon") -> Weights:
-    """From ᾱ_t and ᾱ_s, s < t: equations 6 and 7 of arXiv 2006.11239, with the posterior variance ("fixed small").
+class Steps(NamedTuple):
+    """A sampler's way to the clean image: one entry for each evaluation of the model."""
+
+    timesteps: Any  # where it is asked
+    weights: Weights  # what comes of its answer
+
+
+def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str = "auto") -> Steps:
+    """The way of a sampler from the noisiest timestep that it visits to 0.
 
     In float64 on the host, for in float32 `1 − ᾱ` cancels at small t.
-    """
-    now, following = np.asarray(alpha_bar, np.float64), np.asarray(alpha_bar_next, np.float64)
-    alpha = now / following
-    from_x, from_prediction = CLEAN[objective](np.sqrt(now), np.sqrt(1 - now))
-    return Weights(
-        clean_from_x=from_x,
-        clean_from_prediction=from_prediction,
-        mean_from_clean=np.sqrt(following) * (1 - alpha) / (1 - now),
-        mean_from_x=np.sqrt(alpha) * (1 - following) / (1 - now),
-        std=np.sqrt((1 - following) / (1 - now) * (1 - alpha)),
-    )
 
-
-def euler(noise: np.ndarray, noise_next: np.ndarray) -> Weights:
-    """Of a step along the predicted ε − x_0 on the straight line, from its noise at t and at s < t.
-
-    `x + (noise_s − noise_t) prediction`, written as a mean of x and the clean image that it points to.
-    """
-    kept = np.asarray(noise_next, np.float64) / noise
-    from_x, from_prediction = CLEAN["flow"](1 - noise, noise)
-    return Weights(from_x, from_prediction, mean_from_clean=1 - kept, mean_from_x=kept, std=0 * kept)
-
-
-def visits(schedule: Path, steps: int, objective: str) -> tuple[np.ndarray, Weights]:
-    """The timesteps `[steps + 1]` that a sampler stops at, the last one 0, and the weights `[steps]` between them.
+    Args:
+        path: the schedule trained with.
+        steps: how many of its timesteps to visit.
+        objective: what is predicted, an entry of `objective.TARGETS`.
+        sampler: one of the path's; "auto" is the first of them.
 
     Raises:
-        ValueError: there are not so many timesteps.
+        ValueError: there are not so many timesteps, or no such sampler of this path.
     """
-    if isinstance(schedule, Schedule):
-        visited = respace(schedule.timesteps, steps)
-        alpha_bar = schedule.alpha_bar[visited]
-        return visited, posterior(alpha_bar[:-1], alpha_bar[1:], objective)
-    visited = evenly(schedule.timesteps, steps)
-    return visited, euler(schedule.noises[visited[:-1]], schedule.noises[visited[1:]])
+    known = samplers_of(path)
+    if sampler not in ("auto", *known):
+        raise ValueError(f"no sampler {sampler!r} of this schedule: one of {', '.join(known)}")
+    visited = (respace if isinstance(path, Schedule) else evenly)(path.timesteps, steps)
+    if sampler == "heun":
+        visited = np.concatenate([visited[:1], np.repeat(visited[1:-1], 2), visited[-1:]])
+    signal, noise = path.signals[visited], path.noises[visited]
+    from_x, from_prediction = CLEAN[objective](signal[:-1], noise[:-1])
+    onward = known[next(iter(known)) if sampler == "auto" else sampler](signal, noise)
+    return Steps(visited[:-1], Weights(from_x, from_prediction, *onward))
 
 
-def ancestral_step(
+def samplers_of(path: Path) -> dict[str, Moves]:
+    """The samplers of a path by name, the default one first."""
+    return DIFFUSION if isinstance(path, Schedule) else STRAIGHT
+
+
+def take_step(
     x: jax.Array,
+    previous: jax.Array,
     prediction: jax.Array,
     fresh_noise: jax.Array,
     weights: Weights,
     bounds: Bounds | None = None,
-) -> jax.Array:
-    """A sample of the less noisy `x_s` from `x_t`.
+) -> tuple[jax.Array, jax.Array]:
+    """The less noisy image that a step leads to, and the clean one that it pointed to.
 
     Args:
         x: `[…]`, at timestep t.
+        previous: the clean image of the step before; it has no weight in the first.
         prediction: the model's for x, of the objective that the weights are for.
-        fresh_noise: standard normal, of x's shape; it has no weight in the step to s = 0, and none in Euler's.
-        weights: scalars, from `posterior` or `euler`.
+        fresh_noise: standard normal, of x's shape; only an ancestral step but the last gives it weight.
+        weights: scalars, from `make_steps`.
         bounds: lowest and highest value that a clean image can have; None leaves it as it is.
     """
     clean = weights.clean_from_x * x + weights.clean_from_prediction * prediction
     if bounds is not None:
         clean = jnp.clip(clean, *bounds)
-    return weights.mean_from_clean * clean + weights.mean_from_x * x + weights.std * fresh_noise
+    kept = weights.onward_from_previous * previous + weights.onward_from_x * x
+    return weights.onward_from_clean * clean + kept + weights.std * fresh_noise, clean
 
 
 def sample(
     predict: Callable[[jax.Array, jax.Array], jax.Array],
     keys: jax.Array,
     shape: tuple[int, ...],
-    schedule: Path,
-    steps: int,
+    steps: Steps,
     bounds: Bounds | None = None,
-    objective: str = "epsilon",
 ) -> jax.Array:
     """Images drawn from noise.
 
@@ -113,23 +120,74 @@ def sample(
         predict: `(x [S, …], t scalar) → prediction [S, …]`.
         keys: `[S]` random keys, one per sample: a sample does not depend on its neighbours.
         shape: of one sample.
-        schedule: the one trained with.
-        steps: how many of its timesteps to visit.
-        bounds: see `ancestral_step`.
-        objective: what is predicted, an entry of `objective.TARGETS`.
+        steps: from `make_steps`.
+        bounds: see `take_step`.
 
     Returns:
         `[S, *shape]`, float32.
     """
-    visited, weights = visits(schedule, steps, objective)
-    weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weights)
 
-    def normal(index: jax.Array) -> jax.Array:
-        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
+    def step(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
+        (x, previous), (index, (t, weights)) = carry, scanned
+        return take_step(x, previous, predict(x, t), normal(keys, index + 1, shape), weights, bounds), None
 
-    def step(x: jax.Array, scanned: tuple) -> tuple[jax.Array, None]:
-        index, t, weights = scanned
-        return ancestral_step(x, predict(x, t), normal(index + 1), weights, bounds), None
+    x = normal(keys, jnp.int32(0), shape)
+    scanned = jnp.arange(len(steps.timesteps)), on_device(steps)
+    return jax.lax.scan(step, (x, jnp.zeros_like(x)), scanned)[0][0]
 
-    scanned = (jnp.arange(steps), jnp.asarray(visited[:-1]), weights)
-    return jax.lax.scan(step, normal(jnp.int32(0)), scanned)[0]
+
+def normal(keys: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise `[S, *shape]`, the index-th of each key: 0 to begin with, then one for each step."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
+
+
+def on_device(steps: Steps) -> Steps:
+    """Timesteps as int32, weights as float32."""
+    weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), steps.weights)
+    return Steps(jnp.asarray(steps.timesteps, jnp.int32), weights)
+
+
+Onward = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # the last four of `Weights`
+Moves = Callable[[np.ndarray, np.ndarray], Onward]  # of the visited timesteps' signals and noises
+
+
+def ancestral(signal: np.ndarray, noise: np.ndarray) -> Onward:
+    """Equations 6 and 7 of arXiv 2006.11239, with the posterior variance ("fixed small")."""
+    alpha_bar, following = np.square(signal[:-1]), np.square(signal[1:])
+    alpha = alpha_bar / following
+    from_clean = signal[1:] * (1 - alpha) / (1 - alpha_bar)
+    from_x = np.sqrt(alpha) * (1 - following) / (1 - alpha_bar)
+    std = np.sqrt((1 - following) / (1 - alpha_bar) * (1 - alpha))
+    return from_clean, 0 * std, from_x, std
+
+
+def direct(signal: np.ndarray, noise: np.ndarray) -> Onward:
+    """To the next timestep with the noise that x is now said to hold: DDIM, and Euler's on a straight line."""
+    from_x = noise[1:] / noise[:-1]
+    return signal[1:] - signal[:-1] * from_x, 0 * from_x, from_x, 0 * from_x
+
+
+def multistep(signal: np.ndarray, noise: np.ndarray) -> Onward:
+    """The same towards where the last two clean images point, in log SNR; the first and last step are `direct`."""
+    from_clean, _, from_x, none = direct(signal, noise)
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(signal) - np.log(noise)
+    ahead = 0 * none
+    ahead[1:-1] = np.diff(log_snr)[1:-1] / np.diff(log_snr)[:-2] / 2
+    return from_clean * (1 + ahead), -from_clean * ahead, from_x, none
+
+
+def heun(signal: np.ndarray, noise: np.ndarray) -> Onward:
+    """Euler's step, and from where it led, a correction: half of it is taken with the slope found there.
+
+    A slope is `(x − clean) / noise`, and both clean images lie on lines through the x that Euler's step led to.
+    """
+    from_clean, from_previous, from_x, none = direct(signal, noise)
+    corrects = np.flatnonzero(noise[1:] == noise[:-1])
+    half = (noise[corrects - 1] - noise[corrects]) / noise[corrects] / 2
+    from_clean[corrects], from_previous[corrects] = half, -half
+    return from_clean, from_previous, from_x, none
+
+
+DIFFUSION: dict[str, Moves] = {"ancestral": ancestral, "ddim": direct, "dpm++": multistep}
+STRAIGHT: dict[str, Moves] = {"euler": direct, "heun": heun}

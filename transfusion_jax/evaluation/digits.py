@@ -31,7 +31,7 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     seed = int(jax.random.bits(key, dtype=np.uint32))
 
     def accuracy(guidance: float) -> float:
-        drawn = draw(task, params, data.codec, prompts, seed, guidance=guidance)
+        drawn = draw(task, params, data.codec, prompts, seed, config.sampling_with(guidance=guidance))
         return float(np.mean(judge.predict(features(drawn)) == asked))
 
     captions = caption(task, params, data.codec, unseen.images)

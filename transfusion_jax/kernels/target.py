@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.extend.backend import get_backend
+
+from transfusion_jax.config import ModelConfig
 
 
 def platform() -> str:
@@ -23,3 +26,10 @@ def compute_capability() -> float | None:
     """That of this process's NVIDIA GPUs, such as 8.0 for Ampere; None where it has none."""
     capability = getattr(jax.local_devices()[0], "compute_capability", None)
     return None if capability is None else float(capability)
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """The dtype of activations: as configured, or by the platform that the program is made for."""
+    if config.compute_dtype != "auto":
+        return jnp.dtype(config.compute_dtype)
+    return jnp.dtype("float32" if platform() == "cpu" else "bfloat16")

@@ -24,16 +24,14 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     spans: Spans,
-    query_offset: int | jax.Array = 0,
     implementation: str | None = None,
 ) -> jax.Array:
     """Softmax attention of each query over the keys of its span, scaled by 1/√D.
 
     Args:
         q: `[B, Tq, H, D]`.
-        k, v: `[B, Tk, H, D]`; Tq and Tk may differ (a cache).
-        spans: `[B, S]` with `S ≥ query_offset + Tq`: query i has entry `query_offset + i`, in key positions.
-        query_offset: where in `spans` the first query stands.
+        k, v: `[B, Tk, H, D]`; Tq and Tk may differ.
+        spans: `[B, Tq]`, in key positions.
         implementation: "tpu" and "gpu" (our Pallas kernels), "blocked" (linear memory in T, any backend),
             "reference" (dense, for tests), or "auto", which is also the default: see `choose`.
 
@@ -45,11 +43,8 @@ def attention(
             not agree.
     """
     check_shapes(q, k, v, spans)
-    queries = q.shape[1]
-    if spans.start.shape[1] != queries or not isinstance(query_offset, int) or query_offset != 0:
-        spans = Spans(*(jax.lax.dynamic_slice_in_dim(jnp.asarray(x), query_offset, queries, 1) for x in spans))
     spans = Spans(jnp.asarray(spans.start), jnp.asarray(spans.end))
-    name = choose(queries) if implementation in (None, "auto") else implementation
+    name = choose(q.shape[1]) if implementation in (None, "auto") else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"unknown attention implementation {name!r}: one of {', '.join(IMPLEMENTATIONS)}")
     return over_devices(IMPLEMENTATIONS[name])(q, k, v, spans.start, spans.end)
@@ -69,8 +64,8 @@ def check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans) -> None
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
         raise ValueError(f"attention shapes do not agree: q {q.shape}, k {k.shape}, v {v.shape}")
     for x in spans:
-        if x.shape[0] != q.shape[0] or x.shape[1] < q.shape[1]:
-            raise ValueError(f"spans {x.shape} do not cover the queries {q.shape[:2]}")
+        if x.shape != q.shape[:2]:
+            raise ValueError(f"spans {x.shape} are not of the queries {q.shape[:2]}")
 
 
 def over_devices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -1,7 +1,7 @@
 """The mixed-modality model: four pure steps around one transformer.
 
 x, skips = model.embed(params, tokens, image_slot, patch_index, latents, timesteps)
-hidden, cache = model.trunk(params, x, spans, positions)
+hidden, present = model.trunk(params, x, spans, positions)
 logits = model.text_logits(params, hidden)                      # where text is predicted
 predicted = model.denoise(params, patch_hidden, timesteps, skips)  # where images are
 """
@@ -18,9 +18,11 @@ from flax import nnx
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
+from transfusion_jax.kernels.target import compute_dtype
+from transfusion_jax.model.cache import Cache, Past
 from transfusion_jax.model.patch_coder import LinearPatchCoder
 from transfusion_jax.model.spans import Array, Spans
-from transfusion_jax.model.trunk import Cache, Trunk, compute_dtype, dot, normal, take_elements
+from transfusion_jax.model.trunk import Trunk, dot, normal, take_elements
 from transfusion_jax.model.unet import UNetPatchCoder
 from transfusion_jax.parallel.sharding import split
 
@@ -55,7 +57,7 @@ class Model:
             tokens: `[B, T]` int; ignored where `image_slot ≥ 0`, unless images are codes: then these alone count.
             image_slot: `[B, T]`, which of the row's images an element belongs to, −1 for text.
             patch_index: `[B, T]`, which patch of that image.
-            latents: `[B, N, h, w, c]`, noised.
+            latents: `[B, N, h, w, c]`, noised; with N = 0 all is text.
             timesteps: `[B, N]`.
 
         Returns:
@@ -71,8 +73,8 @@ class Model:
         positions: jax.Array,
         cache: Cache | None = None,
         patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Hidden states `[B, T, width]`, and the cache grown by these elements; see `Trunk`."""
+    ) -> tuple[jax.Array, Past | None]:
+        """Hidden states `[B, T, width]`, and with a cache, what these elements add to it; see `Trunk`."""
         return self._bind(params).trunk(x, spans, positions, cache, patch_places)
 
     def text_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
@@ -126,7 +128,7 @@ class Transfusion(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """See `Model.embed`."""
         text = split(self.embedding[...])[tokens]  # of the whole table
-        if self.config.images != "latents":
+        if self.config.images != "latents" or latents.shape[1] == 0:
             return split(text, "batch", "elements"), None
         patches, skips = self.patch_coder.encode(latents.astype(text.dtype), timesteps)  # [B, N, P, width]
         flat = split(patches, "batch").reshape(len(tokens), -1, patches.shape[-1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from jax import checkpoint_policies as policies
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.parts import OUTPUTS
-from transfusion_jax.kernels.target import platform
 from transfusion_jax.model.attention import attention
+from transfusion_jax.model.cache import Cache, Past, attend_with_past
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import is_split, split
 
@@ -30,21 +30,6 @@ REMAT_POLICIES = {
         policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUTS)
     ),
 }
-
-
-class Cache(NamedTuple):
-    """Keys and values of the elements already seen."""
-
-    keys: jax.Array  # [layers, B, S, heads, head_dim]
-    values: jax.Array
-    length: jax.Array  # elements filled, a scalar
-
-    @classmethod
-    def empty(cls, config: ModelConfig, rows: int, size: int) -> Cache:
-        """A cache for `size` elements per row, with nothing in it."""
-        shape = (config.layers, rows, size, config.heads, config.head_dim)
-        zeros = jnp.zeros(shape, compute_dtype(config))
-        return cls(zeros, zeros, jnp.int32(0))
 
 
 class Trunk(nnx.Module):
@@ -64,14 +49,14 @@ class Trunk(nnx.Module):
         positions: jax.Array,
         cache: Cache | None = None,
         patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Hidden states after the final norm, and the cache with these elements added.
+    ) -> tuple[jax.Array, Past | None]:
+        """Hidden states after the final norm, and, where there is a cache, these elements' keys and values.
 
         Args:
             x: `[B, T, width]`, embedded elements.
-            spans: `[B, S]`, in key positions; S is T, or the size of the cache.
+            spans: `[B, T]`, in places of the row, where x begins at 0, or behind what the cache holds.
             positions: `[B, T]`, each element's place in its document.
-            cache: earlier elements' keys and values; `x` continues them.
+            cache: earlier elements' keys and values, which x continues; `Cache.grown` adds to them.
             patch_places: `[B, M]`, where the patches stand among the T elements, T where there is none; only untied
                 modality weights ask for it.
 
@@ -85,23 +70,17 @@ class Trunk(nnx.Module):
         structure, stacked = nnx.split(self.layers)
         rotation = rotary(positions, self.config.head_dim, self.config.rope_theta)
 
-        def body(x: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
+        def body(x: jax.Array, scanned: tuple) -> tuple[jax.Array, Past | None]:
             params, past = scanned
-            x, present = nnx.merge(structure, params)(x, spans, rotation, past, places)
+            layer = None if past is None or cache is None else Cache(past, cache.length)
+            x, present = nnx.merge(structure, params)(x, spans, rotation, layer, places)
             return split(x, "batch", "elements"), present
 
         policy = REMAT_POLICIES[self.config.remat]
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        past = None
-        if cache is not None:
-            repeated = jnp.full(self.config.layers, cache.length)
-            past = Cache(cache.keys, cache.values, repeated)
-        x, present = jax.lax.scan(body, x, (stacked, past))
-        if cache is not None:
-            keys, values = present
-            cache = Cache(keys, values, cache.length + x.shape[1])
-        return split(self.final_norm(x), "batch", "elements"), cache
+        x, present = jax.lax.scan(body, x, (stacked, cache.past if cache else None))
+        return split(self.final_norm(x), "batch", "elements"), present
 
 
 class Block(nnx.Module):
@@ -148,10 +127,10 @@ class Layer(Block):
         x: jax.Array,
         spans: Spans,
         rotation: tuple[jax.Array, jax.Array],
-        past: Cache | None,
+        cache: Cache | None,
         patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """`[B, T, width]` to the same, and this layer's cached keys and values."""
+    ) -> tuple[jax.Array, Past | None]:
+        """`[B, T, width]` to the same, and with a cache of this layer, the keys and values to add to it."""
 
         def each(function: Callable[[Block, jax.Array], Any], x: jax.Array) -> Any:
             """Of every element, by its own weights; those of text run on all."""
@@ -162,7 +141,7 @@ class Layer(Block):
             return jax.tree.map(lambda all_, some: put_elements(all_, some, patch_places), result, patches)
 
         q, k, v = each(Block.project, x)
-        mixed, present = attend(self.config, rotate(q, rotation), rotate(k, rotation), v, spans, past)
+        mixed, present = attend(self.config, rotate(q, rotation), rotate(k, rotation), v, spans, cache)
         x = x + each(Block.attended, mixed)
         return x + each(Block.feed_forward, x), present
 
@@ -195,17 +174,14 @@ class Attention(nnx.Module):
 
 
 def attend(
-    config: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, past: Cache | None
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-    """What attention gives each element, `[B, T, width]`, and the cached keys and values with these written in."""
-    offset: int | jax.Array = 0
-    present = None
-    if past is not None:
-        offset = past.length
-        k = jax.lax.dynamic_update_slice_in_dim(past.keys, k, offset, axis=1)
-        v = jax.lax.dynamic_update_slice_in_dim(past.values, v, offset, axis=1)
-        present = k, v
-    mixed = attention(q, k, v, spans, offset, config.attention)
+    config: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, cache: Cache | None
+) -> tuple[jax.Array, Past | None]:
+    """What attention gives each element, `[B, T, width]`, and with a cache, the keys and values to add to it."""
+    present = None if cache is None else Past.of(k, v)
+    if cache is None or cache.size == 0:
+        mixed = attention(q, k, v, spans, config.attention)
+    else:
+        mixed = attend_with_past(q, Past.of(k, v), spans, cache)
     return mixed.reshape(*mixed.shape[:2], config.width), present
 
 
@@ -295,10 +271,3 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
-
-
-def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """The dtype of activations: as configured, or by the platform that the program is made for."""
-    if config.compute_dtype != "auto":
-        return jnp.dtype(config.compute_dtype)
-    return jnp.dtype("float32" if platform() == "cpu" else "bfloat16")

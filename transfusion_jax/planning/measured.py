@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from transfusion_jax.config import Config
-from transfusion_jax.model.trunk import compute_dtype
+from transfusion_jax.kernels.target import compute_dtype
 from transfusion_jax.planning import roofline
 from transfusion_jax.planning.contents import Contents
 from transfusion_jax.planning.estimate import estimate

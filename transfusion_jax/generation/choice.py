@@ -1,0 +1,82 @@
+"""Choosing the next token: the likeliest, or a draw from the likelier ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from transfusion_jax.config import require
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How texts are written.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    max_tokens: int = 256  # of all that one sample writes
+    temperature: float = 0.0  # 0 takes the likeliest token
+    top_k: int = 0  # 0 keeps all
+    top_p: float = 1.0  # the likeliest tokens that make up so much
+    min_p: float = 0.0  # of the likeliest token's probability
+    stop: tuple[str, ...] = ()  # text ends before the first of these
+
+    def __post_init__(self) -> None:
+        require(self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}")
+        require(0 <= self.temperature < math.inf, f"temperature must not be negative, not {self.temperature}")
+        require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
+        require(0 < self.top_p <= 1, f"top_p must lie above 0 and at most at 1, not {self.top_p}")
+        require(0 <= self.min_p <= 1, f"min_p must lie between 0 and 1, not {self.min_p}")
+        require(all(self.stop), "a stop string must not be empty")
+        require(self.temperature > 0 or not self.filters, "top_k, top_p and min_p go with a temperature above 0")
+
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are left out."""
+        return (self.top_k, self.top_p, self.min_p) != (0, 1, 0)
+
+    def chances(self) -> Chances:
+        """What `choose` reads."""
+        return Chances(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+class Chances(NamedTuple):
+    """The numbers of a `Writing`: scalars, so that none of them is compiled for."""
+
+    temperature: jax.Array | float
+    top_k: jax.Array | int
+    top_p: jax.Array | float
+    min_p: jax.Array | float
+
+
+def choose(logits: jax.Array, keys: jax.Array, chances: Chances, filters: bool) -> jax.Array:
+    """A token of each row `[B]` from softmax(logits / temperature), or the likeliest where that is 0.
+
+    Args:
+        logits: `[B, V]` float32.
+        keys: `[B]` random keys, one for each draw.
+        chances: how.
+        filters: whether tokens are left out: without, nothing is sorted.
+    """
+    scaled = logits / jnp.where(chances.temperature > 0, chances.temperature, 1.0)
+    kept = likelier(scaled, chances) if filters else scaled
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    return jnp.argmax(jnp.where(chances.temperature > 0, kept + noise, logits), -1)
+
+
+def likelier(scaled: jax.Array, chances: Chances) -> jax.Array:
+    """Logits `[B, V]` with −∞ for those left out: by top-k, then of what is left by top-p, then by min-p."""
+    falling = -jnp.sort(-scaled, axis=-1)
+    count = jnp.where(chances.top_k > 0, chances.top_k, scaled.shape[-1])
+    lowest = jnp.take_along_axis(falling, jnp.full((len(scaled), 1), jnp.minimum(count, scaled.shape[-1]) - 1), -1)
+    probability = jax.nn.softmax(jnp.where(falling >= lowest, falling, -jnp.inf), axis=-1)
+    above = jnp.cumsum(probability, axis=-1) - probability
+    within = jnp.where((above < chances.top_p) & (falling >= lowest), falling, jnp.inf)
+    lowest = jnp.maximum(jnp.min(within, -1, keepdims=True), falling[:, :1] + jnp.log(chances.min_p))
+    return jnp.where(scaled >= lowest, scaled, -jnp.inf)

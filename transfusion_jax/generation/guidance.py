@@ -1,0 +1,59 @@
+"""Classifier-free guidance (arXiv 2207.12598): what several branches predict, as one weighted sum.
+
+The branches go through the model in one pass, each with a cache of its own.
+
+| branches | sees | |
+|---|---|---|
+| 1 | the prompt | no guidance |
+| 2 | the prompt; nothing but `BOS BOI` | |
+| 3 | the prompt; its images alone; nothing | texts and images apart, as in arXiv 2211.09800 |
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion_jax.config import SamplingConfig
+
+
+def branches_of(sampling: SamplingConfig, pictured: bool) -> int:
+    """How many branches there are, for prompts with images or without."""
+    text, image = sampling.guidance, sampling.image_guidance
+    if pictured and image not in (0, text):
+        return 3
+    return 1 if text == 1 else 2
+
+
+def branch_weights(sampling: SamplingConfig, branches: int, noisiness: np.ndarray) -> np.ndarray:
+    """The weights of the branches `[E, branches]` at each evaluation of the model.
+
+    Args:
+        sampling: the scales, and the interval that they act in.
+        branches: how many there are.
+        noisiness: t / T of each evaluation `[E]`.
+    """
+    text, image = sampling.guidance, sampling.image_guidance
+    guided = {1: (1.0,), 2: (text, 1 - text), 3: (text, image - text, 1 - image)}[branches]
+    plain = (1.0,) + (0.0,) * (branches - 1)
+    low, high = sampling.guidance_interval
+    acts = (low <= noisiness) & (noisiness <= high)
+    return np.where(acts[:, None], guided, plain).astype(np.float32)
+
+
+def combine(predictions: jax.Array, weights: jax.Array, rescale: jax.Array | float) -> jax.Array:
+    """One prediction `[S, …]` of the branches' `[branches · S, …]`, the first branch's first.
+
+    Args:
+        predictions: what the model predicts.
+        weights: `[branches]`.
+        rescale: 0 to 1, how far each is brought back to the first branch's deviation (arXiv 2305.08891).
+    """
+    by_branch = predictions.reshape(len(weights), -1, *predictions.shape[1:])
+    guided = jnp.tensordot(weights, by_branch, 1)
+    if len(weights) == 1:
+        return guided
+    axes = tuple(range(1, guided.ndim))
+    ratio = jnp.std(by_branch[0], axes, keepdims=True) / jnp.maximum(jnp.std(guided, axes, keepdims=True), 1e-12)
+    return guided * (rescale * ratio + (1 - rescale))

@@ -1,0 +1,121 @@
+"""Drawing and writing without a cache, the whole row computed at every step: simple, slow, the definition.
+
+`interleaved` gives the same, and is held to it by tests.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion_jax.config import SamplingConfig
+from transfusion_jax.data.batch import Batch
+from transfusion_jax.data.documents import Document, Image
+from transfusion_jax.data.load import Codec
+from transfusion_jax.diffusion import sampler
+from transfusion_jax.diffusion.sampler import Bounds, Steps, make_steps
+from transfusion_jax.generation.prompt import rows_of
+from transfusion_jax.model.transfusion import Params, find_patches, gather_patches
+from transfusion_jax.parallel.sharding import to_host
+from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.training.transfusion import TransfusionTask
+
+
+def draw_latents(
+    task: TransfusionTask,
+    params: Params,
+    codec: Codec,
+    documents: list[Document],
+    keys: jax.Array,
+    sampling: SamplingConfig,
+) -> np.ndarray:
+    """Latents `[S, h, w, c]` of one image behind each document, with guidance against `BOS BOI` and nothing finer.
+
+    Each has a key `[S]`. Images in the documents are clean.
+    """
+    config, guided = task.config, sampling.guidance != 1
+    blank = Image(np.zeros(config.model.latent_shape, np.float32))
+    before = documents + [Document(())] * len(documents) if guided else documents
+    rows, _ = rows_of([Document((*document.segments, blank)) for document in before], config, codec)
+    slots = jnp.array([document.images for document in before])
+    steps = make_steps(task.schedule, sampling.steps, config.diffusion.objective, sampling.sampler)
+    return to_host(_denoise(task, guided, params, rows, slots, keys, steps, sampling.guidance, codec.bounds()))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _denoise(
+    task: TransfusionTask,
+    guided: bool,
+    params: Params,
+    rows: Batch,
+    slots: jax.Array,
+    keys: jax.Array,
+    steps: Steps,
+    guidance: float,
+    bounds: Bounds | None,
+) -> jax.Array:
+    """Latents `[S, h, w, c]`; with guidance, the second half of the rows is its other branch."""
+    row, clean = jnp.arange(len(slots)), jnp.asarray(rows.latents)
+
+    def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+        latents = clean.at[row, slots].set(jnp.concatenate([x, x]) if guided else x)
+        times = jnp.zeros(latents.shape[:2], jnp.int32).at[row, slots].set(t)
+        predicted = predict_images(task, params, rows, latents, times)[row, slots]
+        if not guided:
+            return predicted
+        conditional, other = jnp.split(predicted, 2)
+        return other + guidance * (conditional - other)
+
+    return sampler.sample(predict, keys, task.config.model.latent_shape, steps, bounds)
+
+
+def predict_images(
+    task: TransfusionTask, params: Params, rows: Batch, latents: jax.Array, timesteps: jax.Array
+) -> jax.Array:
+    """The model's prediction `[B, N, h, w, c]` for noised latents in their rows."""
+    model = task.model
+    x, skips = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, latents, timesteps)
+    places = find_patches(rows.image_slot, latents.shape[1], task.config.model.patches)
+    hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
+    patches = gather_patches(hidden, rows.image_slot, latents.shape[1], task.config.model.patches)
+    return model.denoise(params, patches, timesteps, skips)
+
+
+def write_greedily(
+    task: ModelTask, params: Params, codec: Codec, documents: list[Document], max_tokens: int
+) -> list[str]:
+    """The likeliest continuation of each document, token by token, until EOS or `max_tokens`."""
+    rows, lengths = rows_of(documents, task.config, codec, max_tokens)
+    written = _write(task, max_tokens, codec.special.eos, params, rows, jnp.asarray(lengths))
+    texts = []
+    for tokens in to_host(written):
+        ends = np.flatnonzero(tokens == codec.special.eos)
+        texts.append(codec.tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens))
+    return texts
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _write(
+    task: ModelTask, max_tokens: int, eos: int, params: Params, rows: Batch, lengths: jax.Array
+) -> jax.Array:
+    """Tokens `[S, max_tokens]`; what follows EOS is EOS."""
+    model, sample = task.model, jnp.arange(len(lengths))
+    clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
+    entry = jnp.arange(task.config.model.padded_vocabulary)
+    allowed = (entry < task.config.model.vocabulary) | (entry == eos)
+
+    def one(carry: tuple, index: jax.Array) -> tuple[tuple, jax.Array]:
+        tokens, ended = carry
+        x, _ = model.embed(params, tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
+        places = find_patches(rows.image_slot, rows.latents.shape[1], task.config.model.patches)
+        hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
+        logits = model.text_logits(params, hidden[sample, lengths + index - 1])
+        chosen = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), -1).astype(tokens.dtype)
+        chosen = jnp.where(ended, eos, chosen)
+        return (tokens.at[sample, lengths + index].set(chosen), ended | (chosen == eos)), chosen
+
+    begin = (jnp.asarray(rows.tokens), jnp.zeros(len(lengths), bool))
+    return jax.lax.scan(one, begin, jnp.arange(max_tokens))[1].T
