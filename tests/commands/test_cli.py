@@ -118,6 +118,86 @@ def test_sample_captions_files_and_held_out_images(trained, tmp_path):
     assert held_out.stdout.count("\n") == 1 + 1 + 3
 
 
+def test_sample_reads_prompts_with_images_and_writes_what_it_made(trained, tmp_path):
+    Image.new("L", (8, 8), 100).save(tmp_path / "grey.png")
+    prompts = [
+        {"prompt": "a four", "n": 2},
+        {"prompt": [{"image": "grey.png"}, "in black"], "seed": 7},
+        {"prompt": {"image": "grey.png"}},
+        {"prompt": "once", "follow": "any"},
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    how = [
+        "--sampling-steps",
+        "4",
+        "--sampler",
+        "ddim",
+        "--max-tokens",
+        "6",
+        "--text-temperature",
+        "1.0",
+        "--seed",
+        "1",
+    ]
+    command = ["sample", "--workdir", str(trained[0]), "--prompts", str(tmp_path / "prompts.jsonl"), *how]
+    assert main([*command, "--output", str(tmp_path / "made")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "made/samples.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines][:2] == ["a four", "a four"]
+    assert [(line["seed"], line["number"]) for line in lines] == [(1, 0), (1, 1), (7, 0), (1, 3), (1, 4)]
+    assert [line["reason"] for line in lines[:3]] == ["images"] * 3
+    images = [np.asarray(Image.open(tmp_path / "made" / line["segments"][0]["image"])) for line in lines[:3]]
+    assert images[0].shape == (8, 8, 3)
+    assert isinstance(lines[3]["segments"][0], str)
+    page = (tmp_path / "made/samples.html").read_text()
+    drawn = sum(isinstance(segment, dict) for line in lines for segment in line["segments"])
+    assert page.count("data:image/png;base64,") == drawn == len(list((tmp_path / "made").glob("*.png")))
+    assert "ddim" in page
+
+    alone = ["sample", "--workdir", str(trained[0]), "--image", str(tmp_path / "grey.png"), "--prompt", "in black"]
+    output = str(tmp_path / "edited.png")
+    assert main([*alone, "--edit", *how[:4], "--seed", "7", "--output", output]) == 0
+    sheet = np.asarray(Image.open(output)).astype(int)  # one image, enlarged, in a frame
+    assert np.abs(sheet[6:-6:8, 6:-6:8][:8, :8] - images[2]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: Expecting"),
+        ('{"text": "x"}', 'line 2: each line is an object with the key "prompt"'),
+        ('{"prompt": "x", "folow": "any"}', "unknown key 'folow'; did you mean 'follow'"),
+        ('{"prompt": "x", "follow": "images"}', "did you mean 'image'"),
+        ('{"prompt": ["x", 3]}', "a prompt is made of strings"),
+        ('{"prompt": "x", "n": 0}', "n must be a whole number of at least 1"),
+        ('{"prompt": "x", "seed": -1}', "seed must be below"),
+    ],
+)
+def test_a_wrong_line_of_prompts_is_named(line, message, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "good"}\n' + line)
+    command = ["sample", "--workdir", "nowhere", "--output", "x", "--prompts", str(tmp_path / "prompts.jsonl")]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sample_says_how_likely_texts_are(trained, capsys):
+    command = [
+        "sample",
+        "--workdir",
+        str(trained[0]),
+        "--prompt",
+        "a handwritten",
+        "--score",
+        "zq",
+        "--score",
+        " four",
+    ]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert {line.split("nats of ")[1] for line in lines} == {"5 tokens   four", "2 tokens  zq"}
+    chances = [float(line.split()[0]) for line in lines]
+    assert chances == sorted(chances, reverse=True)
+
+
 def test_evaluate_prints_a_table_or_json_and_writes_the_same(trained):
     result = transfusion("evaluate", "--workdir", str(trained[0]), "--suite", "loss", "--json")
     assert result.returncode == 0, result.stderr
@@ -143,15 +223,32 @@ def test_what_cannot_be_read_is_one_sentence(trained, tmp_path, capsys):
     output = str(tmp_path / "x.png")
     for arguments, message in [
         (["sample", "--workdir", "nowhere", "--prompt", "x", "--output", output], "no run in nowhere"),
-        (["sample", "--workdir", workdir, "--prompt", "x"], "--prompt needs --output"),
+        (["sample", "--workdir", workdir, "--prompt", "x"], "images are drawn: say where to"),
         (["sample", "--workdir", workdir, "--prompt", "x" * 200, "--output", output], "the model's context is 128"),
         (
             ["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "--sampling-steps", "0"],
-            "between 1",
+            "sampling.steps must be positive",
         ),
         (["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "-n", "0"], "-n must be"),
         (["sample", "--workdir", workdir, "--image", "no.png"], "cannot read image no.png"),
-        (["sample", "--workdir", workdir, "--held-out", "3", "--seed", "1"], "goes with --prompt"),
+        (["sample", "--workdir", workdir, "--held-out", "3", "--edit"], "it takes no --edit"),
+        (["sample", "--workdir", workdir], "say what to begin with"),
+        (["sample", "--workdir", workdir, "--prompt", "x", "--edit"], "--edit needs --image and --prompt"),
+        (["sample", "--workdir", workdir, "--prompt", "x", "--output", "x.gif"], "--output ends with .gif"),
+        (["sample", "--workdir", workdir, "--image", "x.png", "--guidance", "2"], "leave out guidance"),
+        (
+            ["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "--stop", "x"],
+            "nothing is written",
+        ),
+        (
+            ["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "--sampler", "heun"],
+            "'heun' does not go with diffusion.objective 'epsilon'",
+        ),
+        (
+            ["sample", "--workdir", workdir, "--prompt", "x", "--follow", "any", "--output", output],
+            "a sheet shows one image",
+        ),
+        (["sample", "--workdir", workdir, "--prompt", "x", "--score", "y", "--output", output], "--score prints"),
         (["sample", "--workdir", workdir, "--step", "7", "--held-out", "3"], "no checkpoint 7: there are 10, 20"),
         (["evaluate", "--workdir", workdir, "--config.seed=1"], "is an option of train"),
     ]:

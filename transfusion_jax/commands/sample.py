@@ -1,98 +1,240 @@
-"""`transfusion sample`: draws images from prompts, or writes captions for images."""
+"""`transfusion sample`: draws, writes, captions, edits and scores, with any mix of texts and images as prompts."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from typing import Any
 
 import numpy as np
 
+from transfusion_jax.commands.asking import (
+    SEEDS,
+    Prompt,
+    default_follow,
+    document_of,
+    read_prompts,
+    requests_of,
+)
 from transfusion_jax.commands.reading import add_reading_flags, read_model
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import Config, SamplingConfig, require
 from transfusion_jax.data import load as data_loading
-from transfusion_jax.data.documents import Image, Text
-from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.picture import grid, read_image, write_png
-from transfusion_jax.generation.text import caption
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.load import Codec
+from transfusion_jax.generation.album import Made, write_album, write_lines, write_page, write_sheet
+from transfusion_jax.generation.choice import Writing
+from transfusion_jax.generation.interleaved import FOLLOWS, Drew, Ended, Event, generate
+from transfusion_jax.generation.scoring import score
+from transfusion_jax.generation.text import write
+from transfusion_jax.model.transfusion import Params
 from transfusion_jax.storage import place
+from transfusion_jax.training.tasks import ModelTask
+
+EXAMPLES = """\
+examples, each with --workdir W:
+  --prompt "a red circle" -n 8 --output circles.png             eight images on a sheet
+  --image photo.png                                             a caption
+  --image photo.png --prompt "make it red" --edit --output red.png
+  --prompt "once" --follow any --output story                   texts and images, as the model likes
+  --prompts prompts.jsonl --output drawn                        a folder: samples.jsonl, samples.html, images
+  --image photo.png --score "a cat" --score "a dog"             how likely each text is
+"""
+EVERY = 5.0  # seconds between two reports
 
 
 def add_parser(commands: Any) -> None:
     """Declares the command."""
-    parser = commands.add_parser("sample", help="draw images from prompts, or caption images", description=__doc__)
+    parser = commands.add_parser(
+        "sample",
+        help="draw, write, caption, edit or score",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_reading_flags(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", action="append", help="text to draw; repeat it for more rows of the sheet")
-    what.add_argument("--image", type=place, nargs="+", help="image files to caption")
-    what.add_argument("--held-out", type=int, metavar="N", help="caption N images that were kept from training")
-    parser.add_argument("-n", type=int, help="images per prompt (default: 1)")
-    parser.add_argument("--output", type=place, help="PNG to write the images to (needed with --prompt)")
-    parser.add_argument("--sampling-steps", type=int, help="denoising steps (default: the config's)")
-    parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: the config's)")
-    parser.add_argument("--temperature", type=float, help="of codes, drawn one by one (default: the config's)")
-    parser.add_argument("--seed", type=int, help="of the noise (default: 0)")
+    asked = parser.add_argument_group("what stands before")
+    asked.add_argument("--prompt", action="append", default=[], help="a text; repeat it for more prompts")
+    asked.add_argument(
+        "--image", type=place, nargs="+", default=[], help="image files; each stands before each --prompt"
+    )
+    asked.add_argument("--prompts", type=place, metavar="FILE", help="prompts, one per line; .jsonl: with images")
+    asked.add_argument("--held-out", type=int, metavar="N", help="caption N images that were kept from training")
+    follows = parser.add_argument_group("what is to follow")
+    follows.add_argument("--follow", choices=FOLLOWS, help="default: an image after a text, text after an image")
+    follows.add_argument("--edit", action="store_true", help="an image after --image and --prompt")
+    follows.add_argument("--score", action="append", default=[], metavar="TEXT", help="how likely this text is")
+    follows.add_argument("-n", type=int, default=1, help="samples per prompt (default: 1)")
+    follows.add_argument("--output", type=place, help="where to: FILE.png (a sheet), .html, .jsonl, or a folder")
+    follows.add_argument("--seed", type=int, default=0, help="of noise and draws (default: 0)")
+    follows.add_argument("--max-images", type=int, default=8, help="images that one sample draws (default: 8)")
+    drawing = parser.add_argument_group("how images are drawn (default: the config's)")
+    drawing.add_argument("--sampling-steps", dest="steps", type=int, help="denoising steps")
+    drawing.add_argument("--sampler", help="ancestral, ddim or dpm++; of a flow euler or heun")
+    drawing.add_argument("--guidance", type=float, help="guidance scale, 1 for none")
+    drawing.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of t / T, where it acts"
+    )
+    drawing.add_argument("--guidance-rescale", type=float, help="0 to 1: against what is too saturated")
+    drawing.add_argument(
+        "--image-guidance", type=float, help="of the images before, apart from the text's: for --edit"
+    )
+    drawing.add_argument("--temperature", type=float, help="of codes, drawn one by one")
+    writing = parser.add_argument_group("how texts are written")
+    writing.add_argument("--max-tokens", type=int, default=256, help="tokens of one sample (default: 256)")
+    writing.add_argument("--text-temperature", type=float, default=0.0, help="0, the default, takes the likeliest")
+    writing.add_argument("--top-k", type=int, default=0, help="of so many likeliest tokens")
+    writing.add_argument("--top-p", type=float, default=1.0, help="of the likeliest that make up this probability")
+    writing.add_argument("--min-p", type=float, default=0.0, help="of those with this share of the likeliest's")
+    writing.add_argument("--stop", action="append", default=[], help="text ends before this; repeat it for more")
     parser.set_defaults(run=run, takes_overrides=False)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Samples; returns the exit code."""
     del overrides
-    if arguments.prompt:
-        return _draw(arguments)
-    for name in ("n", "output", "sampling_steps", "guidance", "temperature", "seed"):
-        if getattr(arguments, name) is not None:
-            raise ConfigError(
-                f"option {name.replace('_', '-')} goes with --prompt; captions are printed, without chance"
-            )
-    return _caption_files(arguments) if arguments.image else _caption_held_out(arguments)
-
-
-def _draw(arguments: argparse.Namespace) -> int:
-    if arguments.output is None or arguments.output.suffix.lower() != ".png":
-        raise ConfigError("--prompt needs --output FILE.png")
-    count, seed = 1 if arguments.n is None else arguments.n, arguments.seed or 0
-    if count < 1:
-        raise ConfigError(f"-n must be at least 1, not {count}")
-    if seed < 0:
-        raise ConfigError(f"--seed must not be negative, not {seed}")
+    if arguments.held_out is not None:
+        return _caption_held_out(arguments)
+    prompts, writing = _prompts(arguments), _writing(arguments)
+    _check(arguments, prompts)
     task, params, workdir, _, _ = read_model(arguments, print)
-    sampling = task.config.sampling_with(
-        steps=arguments.sampling_steps, guidance=arguments.guidance, temperature=arguments.temperature
+    config, codec = task.config, workdir.codec()
+    if arguments.score:
+        return _score(arguments, task, params, codec, prompts)
+    sampling = _sampling(arguments, config)
+    requests = requests_of(prompts, config, codec, arguments.seed)
+    samples = generate(
+        *(task, params, codec, requests, sampling, writing, arguments.max_images), watch=_Report(len(requests))
     )
-    prompts = [prompt for prompt in arguments.prompt for _ in range(count)]
-    images = draw(task, params, workdir.codec(), prompts, seed, sampling)
-    labels = arguments.prompt if len(arguments.prompt) > 1 else None
-    write_png(arguments.output, grid(images, count, labels))
-    print(f"{len(images)} image(s) in {arguments.output}")
+    labels = [prompt.label for prompt in prompts for _ in range(prompt.count)]
+    made = [Made(*each) for each in zip(labels, requests, samples, strict=True)]
+    if arguments.output is None:
+        for one in made:
+            print(f"{one.prompt}: {one.sample.text}")
+        return 0
+    how = {name: value for name, value in vars(sampling).items() if value != getattr(SamplingConfig(), name)}
+    WRITERS[arguments.output.suffix.lower()](arguments.output, made, how | {"seed": arguments.seed})
+    drawn = sum(len(one.sample.images) for one in made)
+    print(f"{len(made)} sample(s) with {drawn} image(s) in {arguments.output}")
     return 0
 
 
-def _caption_files(arguments: argparse.Namespace) -> int:
-    task, params, workdir, _, _ = read_model(arguments, print)
-    codec = workdir.codec()
-    height, width, channels = codec.autoencoder.image_shape(task.config.model.latent_shape)
-    images = []
-    for path in arguments.image:
-        try:
-            images.append(read_image(path, (height, width), channels))
-        except OSError as error:
-            raise ConfigError(f"cannot read image {path}: {error}") from error
-    for path, text in zip(arguments.image, caption(task, params, codec, np.stack(images)), strict=True):
-        print(f"{path}: {text}")
+DRAWING = "steps", "sampler", "guidance", "guidance_interval", "guidance_rescale", "image_guidance", "temperature"
+WRITERS = {".png": write_sheet, ".html": write_page, ".jsonl": write_lines, "": write_album}
+
+
+def _check(arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
+    """Raises ConfigError where options do not go together."""
+    output, follows = arguments.output, {prompt.follow for prompt in prompts}
+    require(0 <= arguments.seed < SEEDS, f"--seed must lie between 0 and 2³² − 1, not {arguments.seed}")
+    require(arguments.max_images >= 1, f"--max-images must be at least 1, not {arguments.max_images}")
+    if arguments.score:
+        require(output is None and not arguments.edit, "--score prints numbers: it takes no --output and no --edit")
+        return
+    if follows == {"text"}:
+        given = [name for name in DRAWING if getattr(arguments, name) is not None]
+        require(not given, f"nothing is drawn: leave out {', '.join(given)}")
+    if follows == {"image"}:
+        require(_writing(arguments) == Writing(), "nothing is written: leave out the options of texts")
+    require(
+        output is not None or follows == {"text"},
+        "images are drawn: say where to, by --output FILE.png or a folder",
+    )
+    if output is not None:
+        suffix = output.suffix.lower()
+        require(suffix in WRITERS, f"--output ends with {suffix}: name FILE.png, .html or .jsonl, or a folder")
+        require(
+            suffix != ".png" or follows == {"image"},
+            "a sheet shows one image of each sample: for texts name FILE.html, FILE.jsonl or a folder",
+        )
+
+
+def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
+    """What the arguments ask for, images before texts.
+
+    Raises:
+        ConfigError: they ask for nothing, or for what does not go together.
+    """
+    count, edit, follow = arguments.n, arguments.edit, arguments.follow
+    require(count >= 1, f"-n must be at least 1, not {count}")
+    if edit:
+        require(bool(arguments.image and arguments.prompt), "--edit needs --image and --prompt")
+        require(follow in (None, "image"), "--edit draws an image: leave --follow out")
+        follow = "image"
+    found = []
+    if arguments.image or arguments.prompt:
+        for image in arguments.image or [None]:
+            for text in arguments.prompt or [None]:
+                segments = tuple(s for s in (image, text) if s is not None)
+                found.append(Prompt(segments, follow or default_follow(segments), count))
+    if arguments.prompts is not None:
+        found += read_prompts(arguments.prompts, follow, count)
+    require(bool(found), "say what to begin with: --prompt, --image, --prompts or --held-out")
+    return found
+
+
+def _writing(arguments: argparse.Namespace) -> Writing:
+    return Writing(
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.text_temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        stop=tuple(arguments.stop),
+    )
+
+
+def _sampling(arguments: argparse.Namespace, config: Config) -> SamplingConfig:
+    given = {name: getattr(arguments, name) for name in DRAWING}
+    interval = given["guidance_interval"]
+    return config.sampling_with(**given | {"guidance_interval": interval and tuple(interval)})
+
+
+class _Report:
+    """Says how many samples have ended, and how many images come each second."""
+
+    def __init__(self, samples: int):
+        self.samples, self.drawn, self.ended = samples, 0, 0
+        self.begin = self.said = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        self.drawn += isinstance(event, Drew)
+        self.ended += isinstance(event, Ended)
+        now = time.monotonic()
+        if now - self.said >= EVERY:
+            self.said = now
+            speed = f", {self.drawn / (now - self.begin):.2f} images/s" if self.drawn else ""
+            print(f"{self.ended}/{self.samples} samples{speed}", file=sys.stderr, flush=True)
+
+
+def _score(
+    arguments: argparse.Namespace, task: ModelTask, params: Params, codec: Codec, prompts: list[Prompt]
+) -> int:
+    documents = [document_of(prompt.segments, task.config, codec) for prompt in prompts]
+    texts = [codec.tokenizer.encode(text) for text in arguments.score]
+    scores = score(task, params, codec, [d for d in documents for _ in texts], texts * len(documents))
+    for index, prompt in enumerate(prompts):
+        of_prompt = scores[index * len(texts) : (index + 1) * len(texts)]
+        print(f"{prompt.label}:")
+        for text, one in sorted(zip(arguments.score, of_prompt, strict=True), key=lambda x: -x[1].log_likelihood):
+            print(f"  {one.log_likelihood:9.3f} nats of {one.tokens} tokens  {text}")
     return 0
 
 
 def _caption_held_out(arguments: argparse.Namespace) -> int:
-    if arguments.held_out < 1:
-        raise ConfigError(f"--held-out must be at least 1, not {arguments.held_out}")
+    others = "prompt", "image", "prompts", "follow", "edit", "score", "output"
+    for name in others:
+        require(not getattr(arguments, name), f"--held-out captions images: it takes no --{name}")
+    require(arguments.held_out >= 1, f"--held-out must be at least 1, not {arguments.held_out}")
+    writing = _writing(arguments)
     task, params, workdir, _, _ = read_model(arguments, print)
     data = data_loading.load(task.config, workdir.codec().statistics)
     shown = data.held_out.pairs(arguments.held_out)
-    if not shown:
-        raise ConfigError("this run holds out no captioned images")
+    require(bool(shown), "this run holds out no captioned images")
     latents = np.stack([s.latent for d in shown for s in d.segments if isinstance(s, Image)])
     true = [data.codec.tokenizer.decode(s.tokens) for d in shown for s in d.segments if isinstance(s, Text)]
-    written = caption(task, params, data.codec, data.codec.images(latents))
+    documents = [Document((Image(latent),)) for latent in latents]
+    written = write(task, params, data.codec, documents, writing, arguments.seed)
     true, written = ([" ".join(text.split()) for text in texts] for texts in (true, written))  # one line each
     width = max(map(len, true))
     print(f"{'held-out image':<{width}}    the model's caption")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -113,14 +113,17 @@ def generate(
     sampling: SamplingConfig | None = None,
     writing: Writing | None = None,
     max_images: int = 8,
+    watch: Callable[[Event], None] | None = None,
 ) -> list[Sample]:
-    """What follows each request; see `stream`."""
+    """What follows each request, which `watch` is told of as it comes; see `stream`."""
     found: list[Sample] = []
     for begin in range(0, len(requests), size := rows_at_a_time(task.config)):
         part = requests[begin : begin + size]
         segments: list[list[str | np.ndarray]] = [[] for _ in part]
         reasons = [""] * len(part)
         for event in stream(task, params, codec, part, sampling, writing, max_images):
+            if watch is not None:
+                watch(event)
             match event:
                 case Wrote(sample, text):
                     if segments[sample] and isinstance(last := segments[sample][-1], str):

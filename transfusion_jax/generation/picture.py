@@ -42,9 +42,14 @@ def grid(images: np.ndarray, columns: int, labels: list[str] | None = None) -> n
 def write_png(path: Place, image: np.ndarray) -> None:
     """Writes `[H, W, 3]` uint8, making the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(image))
+
+
+def png(image: np.ndarray) -> bytes:
+    """`[H, W, 3]` uint8 as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
-    path.write_bytes(file.getvalue())
+    return file.getvalue()
 
 
 def read_image(path: Place, size: tuple[int, int], channels: int) -> np.ndarray:

@@ -1,0 +1,67 @@
+import jax
+import numpy as np
+import pytest
+
+from helpers import LATENT, code_codec, tiny_codec, tiny_config, token_config
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data.assemble import Piece, assemble
+from transfusion_jax.data.batch import stack
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.generation.choice import Writing
+from transfusion_jax.generation.scoring import score
+from transfusion_jax.generation.text import write
+from transfusion_jax.training.tasks import make_task
+
+RANDOM = np.random.default_rng(0)
+ORDER = dict(data__image_first=1.0, data__caption_dropout=0.0)  # a caption behind its image
+LATENTS = make_task(tiny_config(**ORDER))
+CODES = make_task(token_config(**ORDER))
+
+
+@pytest.mark.parametrize("task", [LATENTS, CODES], ids=["latents", "codes"])
+def test_a_score_is_the_loss_of_training(task):
+    codec, params = codec_of(task), params_of(task)
+    documents = [Document((Text(np.array([1, 2])), image(task))), Document(()), Document((image(task),))]
+    texts = [np.array([3, 4, 5]), np.array([6]), np.array([7, 8])]
+    for found, document, tokens in zip(score(task, params, codec, documents, texts), documents, texts, strict=True):
+        whole = Document((*document.segments, Text(tokens)))
+        piece = Piece(whole, 0, whole.length(task.config.model.patches), 0)
+        row = stack([assemble(0, [piece], task.config, codec.special)])
+        clean = np.zeros(row.latents.shape[:2], np.int32)
+        x, _ = task.model.embed(params, row.tokens, row.image_slot, row.patch_index, row.latents, clean)
+        hidden, _ = task.model.trunk(params, x, row.spans, row.positions)
+        losses, _ = task.model.text_losses(params, hidden, row.targets)
+        end = whole.length(task.config.model.patches) - 1
+        assert found.log_likelihood == pytest.approx(-float(losses[0, end - len(tokens) : end].sum()), rel=1e-5)
+        assert found.tokens == len(tokens)
+
+
+def test_what_would_be_written_is_greedy_and_nothing_else_is():
+    params, codec = params_of(LATENTS), tiny_codec()
+    document = Document((image(LATENTS), Text(np.array([5]))))
+    text = write(LATENTS, params, codec, [document], Writing(max_tokens=4))[0]
+    tokens = codec.tokenizer.encode(text)
+    other = tokens.copy()
+    other[1] = (other[1] + 1) % 20
+    written, changed = score(LATENTS, params, codec, [document] * 2, [tokens, other])
+    assert written.greedy
+    assert not changed.greedy
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="take 49 elements, and the model's context is 48"):
+        score(LATENTS, params_of(LATENTS), tiny_codec(), [Document(())], [np.ones(48, np.int32)])
+
+
+def codec_of(task):
+    return code_codec() if task is CODES else tiny_codec()
+
+
+def params_of(task):
+    return jax.tree.map(lambda p: 5 * p, task.init(jax.random.key(0)))
+
+
+def image(task):
+    if task is CODES:
+        return Image(RANDOM.integers(0, 11, LATENT[:2]).astype(np.int32))
+    return Image(RANDOM.standard_normal(LATENT).astype(np.float32))
