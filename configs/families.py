@@ -6,9 +6,16 @@
     transfusion prepare … --encode autoencoders/kl-f4c8    # the first command again; all three for vq, as vq-f4
     transfusion train --config configs/families.py:linear --workdir runs/linear
 
+    transfusion prepare edits:8000:1 --output data/edits32 --image-size 32 --held-out 0.02 \\
+        --tokenizer data/shapes32/tokenizer.json --encode autoencoders/kl-f4c8
+    transfusion train --config configs/families.py:editing --workdir runs/editing --init-from runs/linear
+
 The argument is `linear` or `unet` (Transfusion with that patch coder) or `chameleon`, which may be followed by
 `,match=images`: Chameleon then trains until it has seen as many images, instead of as many elements. An image takes
 16 elements of Transfusion's and 64 of Chameleon's, the ratio that the paper has (256 and 1,024).
+
+`editing` goes on from `linear` with 8,000 edits, as many as the paper's (section 4.5). Half of them are stories, a
+caption, its drawing, a change and what comes of it, and so the model also writes and draws by turns.
 """
 
 from ml_collections import ConfigDict
@@ -49,6 +56,16 @@ COMMON = dict(
 FAMILIES = {
     "linear": {"sampling.steps": 50},
     "unet": {"sampling.steps": 50, "model.patch_coder": "unet", "model.unet_channels": (32, 64)},
+    "editing": {
+        "sampling.steps": 50,
+        "sampling.guidance": 1.5,
+        "data.sources.shapes.path": "data/edits32",
+        "data.max_images": 14,
+        "data.clean_context": 0.5,
+        "optimizer.learning_rate": 4e-3,
+        "optimizer.final_learning_rate": 4e-5,
+        "evaluation.suites": ("loss", "edits"),
+    },
     "chameleon": {
         "model.images": "codes",
         "model.codebook": 512,

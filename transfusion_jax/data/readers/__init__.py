@@ -8,6 +8,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.config.checks import one_of
 from transfusion_jax.data.readers import (
     digits,
+    edits,
     emoji,
     files,
     folder,
@@ -22,7 +23,14 @@ from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 
 FILES = (webdataset.FORMAT, parquet.FORMAT, jsonl.FORMAT, folder.FOLDER, folder.COCO)
-SETS = (tfds.FORMAT, digits.FORMAT, prose.FORMAT, emoji.FORMAT, shapes.FORMAT)  # by name, as in shapes:20000
+SETS = (
+    tfds.FORMAT,
+    digits.FORMAT,
+    prose.FORMAT,
+    emoji.FORMAT,
+    shapes.FORMAT,
+    edits.FORMAT,
+)  # by name, as in shapes:20000
 FORMATS: Mapping[str, Format] = {format.name: format for format in FILES + SETS}
 ALWAYS = ("image_size",)  # options that hold for every format
 

@@ -22,13 +22,12 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
     Raises:
         ConfigError: the path says something else.
     """
-    count, step = _count_and_seed(path)[0], options.shard_size
-    return [InputShard("shapes", path, begin, min(begin + step, count)) for begin in range(0, count, step)]
+    return ranges("shapes", path, options)
 
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
     """A caption, then its drawing at `options.image_size`; the exact scene stands in the document's meta."""
-    count, seed = _count_and_seed(shard.path)
+    count, seed = count_and_seed("shapes", shard.path)
     for index in range(shard.begin, shard.end or count):
         scene, caption = example(seed, index)
         segments = (RawText(caption), RawImage(scenes.render(scene, options.image_size)))
@@ -42,10 +41,21 @@ def example(seed: int, index: int) -> tuple[scenes.Scene, str]:
     return scene, claims.say(claims.claims(scene, rng), rng)
 
 
-def _count_and_seed(path: str) -> tuple[int, int]:
+def ranges(name: str, path: str, options: ReadOptions) -> list[InputShard]:
+    """Ranges of a set of this name that is made of a number and a seed."""
+    count, step = count_and_seed(name, path)[0], options.shard_size
+    return [InputShard(name, path, begin, min(begin + step, count)) for begin in range(0, count, step)]
+
+
+def count_and_seed(name: str, path: str) -> tuple[int, int]:
+    """What `20000:7`, `20000` or nothing stands for.
+
+    Raises:
+        ConfigError: the path says something else.
+    """
     found = re.fullmatch(r"(?:([1-9]\d*)(?::(\d+))?)?", path)
     if found is None:
-        raise ConfigError(f"shapes:{path} should be a number of scenes, with or without a seed, as shapes:20000:7")
+        raise ConfigError(f"{name}:{path} should be a number of scenes, with or without a seed, as {name}:20000:7")
     count, seed = found.groups()
     return int(count or COUNT), int(seed or 0)
 

@@ -1,0 +1,43 @@
+import json
+
+import numpy as np
+import pytest
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data import edits, scenes
+from transfusion_jax.data.readers import edits as reader
+from transfusion_jax.data.readers import shapes
+from transfusion_jax.data.readers.format import ReadOptions
+from transfusion_jax.data.readers.raw import RawImage, RawText
+
+OPTIONS = ReadOptions(image_size=32, shard_size=64)
+
+
+def test_documents_are_stories_and_requests_by_turns():
+    for document in documents("40:4"):
+        meta = json.loads(json.dumps(document.meta))
+        before, after = scenes.from_graph(meta["before"]), scenes.from_graph(meta["edit"]["after"])
+        images = [s for s in document.segments if isinstance(s, RawImage)]
+        for image, scene in zip(images, (before, after), strict=True):
+            np.testing.assert_array_equal(image.data, scenes.render(scene, 32))
+        assert after in [edit.after for edit in edits.edits(before)]
+        story = int(document.key) % 2 == 0
+        assert [s.loss for s in document.segments] == ([True] * 4 if story else [False, False, True])
+        if story:
+            assert document.segments[0] == RawText(shapes.example(4, int(document.key))[1])
+
+
+def test_documents_do_not_depend_on_the_cut_into_shards():
+    whole = documents("50", shard_size=1000)
+    assert [d.key for d in whole] == [str(index) for index in range(50)]
+    assert [d.meta for d in documents("50", shard_size=7)] == [d.meta for d in whole]
+
+
+def test_another_path_is_refused():
+    with pytest.raises(ConfigError, match=r"edits:many should be a number of scenes, .* as edits:20000:7"):
+        reader.shards("many", OPTIONS)
+
+
+def documents(path, shard_size=64):
+    options = ReadOptions(image_size=32, shard_size=shard_size)
+    return [d for shard in reader.shards(path, options) for d in reader.read(shard, options)]

@@ -1,0 +1,66 @@
+"""Whether edited drawings show what was asked for: scenes that no training set holds, judged by their pixels."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from transfusion_jax.data import edits, scenes
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.load import Codec, Data
+from transfusion_jax.generation.interleaved import Request, generate
+from transfusion_jax.generation.picture import to_pixels
+from transfusion_jax.model.transfusion import Params
+from transfusion_jax.training.tasks import ModelTask
+
+SEED = 2**31 - 1  # of the scenes; training sets have smaller ones
+
+
+def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
+    """Share of edits done, over all and by action; of the judge on true drawings; and of doing nothing, by chance.
+
+    An edit is done where no other edit of that scene, nor the scene itself, comes nearer to what was drawn.
+    """
+    codec = data.codec
+    size = codec.autoencoder.image_shape(task.config.model.latent_shape)[0]
+    asked = [_asked(index) for index in range(task.config.evaluation.images)]
+    requests = [
+        Request(document_of(scene, text, size, codec), "image", int(jax.random.bits(key, dtype=np.uint32)), number)
+        for number, (scene, _, text) in enumerate(asked)
+    ]
+    drawn = np.stack([sample.images[0] for sample in generate(task, params, codec, requests)])
+    true = codec.images(codec.latents(np.stack([picture(edit.after, size) for _, edit, _ in asked])))
+    done, judged = (
+        np.array([_done(*a[:2], x) for a, x in zip(asked, images, strict=True)]) for images in (drawn, true)
+    )
+    actions = np.array([edit.action for _, edit, _ in asked])
+    by_action = {f"edit_accuracy_{name}": float(done[actions == name].mean()) for name in sorted(set(actions))}
+    choices = np.array([1 + len(edits.edits(scene)) for scene, _, _ in asked])
+    return {
+        "judge_accuracy": float(judged.mean()),
+        "edit_accuracy": float(done.mean()),
+        **by_action,
+        "edit_accuracy_by_chance": float(np.mean(1 / choices)),
+    }
+
+
+def document_of(scene: scenes.Scene, text: str, size: int, codec: Codec) -> Document:
+    """A scene's drawing, and what to change."""
+    (latent,) = codec.latents(picture(scene, size)[None])
+    return Document((Image(latent), Text(codec.tokenizer.encode(text))))
+
+
+def picture(scene: scenes.Scene, size: int) -> np.ndarray:
+    """A drawing `[size, size, 3]` in [−1, 1]."""
+    return scenes.render(scene, size).astype(np.float32) / 127.5 - 1
+
+
+def _asked(index: int) -> tuple[scenes.Scene, edits.Edit, str]:
+    scene, rng = scenes.scene(SEED, index), np.random.default_rng([SEED, index, 2])
+    edit = edits.choose(scene, rng)
+    return scene, edit, edits.say(edit, scene, rng)
+
+
+def _done(scene: scenes.Scene, edit: edits.Edit, image: np.ndarray) -> bool:
+    choices = [scene, *(other.after for other in edits.edits(scene))]
+    return choices[edits.shown(to_pixels(image[None])[0], choices)] == edit.after
