@@ -17,7 +17,7 @@ EVERY = (
     "digits",
     "debug",
     *(f"paper:{size}" for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b", "7b,2t", *FAMILIES)),
-    *(f"families:{family}" for family in ("linear", "unet", "editing", "chameleon", "chameleon,match=images")),
+    *("digits:unet", "digits:chameleon", "shapes", "shapes:latents", "shapes:editing"),
 )
 DEBUG = f"{CONFIGS}/debug.py"
 

@@ -8,12 +8,23 @@ import sys
 from collections.abc import Sequence
 
 from transfusion_jax import __version__
-from transfusion_jax.commands import autoencoder, convert, doctor, evaluate, launch, plan, prepare, sample, train
+from transfusion_jax.commands import (
+    autoencoder,
+    convert,
+    doctor,
+    evaluate,
+    launch,
+    plan,
+    prepare,
+    sample,
+    serve,
+    train,
+)
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.parallel import processes
 
-COMMANDS = (prepare, doctor, plan, train, launch, sample, evaluate, autoencoder, convert)
+COMMANDS = (prepare, doctor, plan, train, launch, sample, serve, evaluate, autoencoder, convert)
 OVERRIDE = "--config."
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

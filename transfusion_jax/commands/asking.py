@@ -12,8 +12,9 @@ import numpy as np
 from transfusion_jax.config import Config, ConfigError, nearest, one_of, require
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.load import Codec
+from transfusion_jax.data.readers.pictures import PictureError
 from transfusion_jax.generation.interleaved import FOLLOWS, Request
-from transfusion_jax.generation.picture import read_image
+from transfusion_jax.generation.prompt import pixels_of
 from transfusion_jax.storage import Place, place
 
 KEYS = ("prompt", "follow", "n", "seed")
@@ -123,13 +124,12 @@ def document_of(segments: Sequence[str | Place], config: Config, codec: Codec) -
 
 
 def load_image(path: Place, config: Config, codec: Codec) -> np.ndarray:
-    """An image file as the model's autoencoder wants it, `[H, W, channels]`.
+    """An image file as the model's autoencoder wants it, `[H, W, channels]` in [−1, 1].
 
     Raises:
         ConfigError: it cannot be read.
     """
-    height, width, channels = codec.autoencoder.image_shape(config.model.latent_shape)
     try:
-        return read_image(path, (height, width), channels)
-    except OSError as error:
+        return pixels_of(path.read_bytes(), config, codec)
+    except (OSError, PictureError) as error:
         raise ConfigError(f"cannot read image {path}: {error}") from error

@@ -155,7 +155,7 @@ def stream(
     max_images: int = 8,
     previews: int = 0,
     chunk: int = CHUNK,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Makes what follows the requests, all at once, and tells of it as it comes.
 
     Args:
@@ -173,8 +173,8 @@ def stream(
         ConfigError: a request does not fit the context, or the model does nothing of the kind.
     """
     sampling, writing = sampling or task.config.sampling, writing or Writing()
+    check(task.config, requests, sampling)
     rows = [_Row(number, request, codec, writing) for number, request in enumerate(requests)]
-    _check(task.config, rows, sampling)
     others = _fill(len(rows)) - len(rows)
     rows += [_Row(len(rows) + n, requests[0], codec, writing, reason="none asked") for n in range(others)]
     state = _prefill(
@@ -199,6 +199,31 @@ def stream(
                 placed = np.zeros((len(rows), *images.shape[1:]), images.dtype)
                 placed[drawn] = images
                 state = decoder.add_images(task, codec.special, params, state, placed, jnp.asarray(drawn))
+
+
+def edits(requests: Sequence[Request]) -> bool:
+    """Whether every request is one image after others: then images and texts can guide apart."""
+    return all(request.follow == "image" and request.document.images for request in requests)
+
+
+def check(config: Config, requests: Sequence[Request], sampling: SamplingConfig) -> None:
+    """Raises ConfigError where the model cannot do what is asked."""
+    images, patches, context = config.model.images, config.model.patches, config.data.context_length
+    for request in requests:
+        document, follow = request.document, request.follow
+        one_of("follow", follow, FOLLOWS)
+        require(images != "none" or follow != "image", "this is a model of text alone: it draws no images")
+        require(images != "none" or not document.images, "this is a model of text alone: it sees no images")
+        length = document.length(patches) + (patches + 2 if follow == "image" else 1)
+        require(
+            length <= context,
+            f"the prompt and what is to be made take {length} elements, and the model's context is {context}: "
+            "shorten the prompt",
+        )
+    require(
+        sampling.image_guidance in (0, sampling.guidance) or edits(requests),
+        "image guidance is apart from that of the texts where one image follows others: this is no such prompt",
+    )
 
 
 @dataclass
@@ -276,7 +301,7 @@ class _Drawer:
     ):
         self.task, self.params, self.codec = task, params, codec
         self.sampling, self.previews, self.rows = sampling, previews, rows
-        self.branches = branches_of(sampling, _edits(rows))
+        self.branches = branches_of(sampling, edits([row.request for row in rows]))
 
     @functools.cached_property
     def others(self) -> tuple[State, ...]:
@@ -330,31 +355,6 @@ class _Drawer:
                 shown = self.codec.images(to_host(canvas.clean)[: len(rows)])
                 yield from (Draws(r.number, image, end, total) for r, image in zip(rows, shown, strict=True))
         return to_host(canvas.x)
-
-
-def _edits(rows: list[_Row]) -> bool:
-    """Whether every request is one image after others."""
-    return all(row.request.follow == "image" and row.request.document.images for row in rows)
-
-
-def _check(config: Config, rows: list[_Row], sampling: SamplingConfig) -> None:
-    """Raises ConfigError where the model cannot do what is asked."""
-    images, patches, context = config.model.images, config.model.patches, config.data.context_length
-    for row in rows:
-        document, follow = row.request.document, row.request.follow
-        one_of("follow", follow, FOLLOWS)
-        require(images != "none" or follow != "image", "this is a model of text alone: it draws no images")
-        require(images != "none" or not document.images, "this is a model of text alone: it sees no images")
-        length = document.length(patches) + (patches + 2 if follow == "image" else 1)
-        require(
-            length <= context,
-            f"the prompt and what is to be made take {length} elements, and the model's context is {context}: "
-            "shorten the prompt",
-        )
-    require(
-        sampling.image_guidance in (0, sampling.guidance) or _edits(rows),
-        "image guidance is apart from that of the texts where one image follows others: this is no such prompt",
-    )
 
 
 def _prefill(task: ModelTask, params: Params, codec: Codec, documents: list[Document], size: int) -> State:

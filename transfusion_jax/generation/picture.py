@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from transfusion_jax.storage import Place
 
@@ -50,22 +49,3 @@ def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
-
-
-def read_image(path: Place, size: tuple[int, int], channels: int) -> np.ndarray:
-    """An image file as `[H, W, channels]` in [−1, 1], cropped at its centre and resized.
-
-    Raises:
-        OSError: the file is missing or no image.
-    """
-    height, width = size
-    try:
-        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes())) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
-    except Image.DecompressionBombError as error:
-        raise OSError(str(error)) from error
-    scale = max(width / image.width, height / image.height)
-    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
-    left, top = (resized.width - width) // 2, (resized.height - height) // 2
-    cropped = np.asarray(resized.crop((left, top, left + width, top + height)), np.float32)
-    return cropped.reshape(height, width, channels) / 127.5 - 1

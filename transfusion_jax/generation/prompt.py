@@ -9,6 +9,7 @@ from transfusion_jax.data.assemble import Piece, empty_row, lay_out, place
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.load import Codec
+from transfusion_jax.data.readers import pictures
 
 ROUND_TO = 32  # row lengths are rounded up, so that few shapes are compiled
 
@@ -17,6 +18,16 @@ def prompt_of(text: str, codec: Codec) -> Document:
     """A document of this text; one without segments where it is empty."""
     tokens = codec.tokenizer.encode(text)
     return Document((Text(tokens),) if len(tokens) else ())
+
+
+def pixels_of(file: bytes, config: Config, codec: Codec) -> np.ndarray:
+    """An image's file as the autoencoder wants it, `[H, W, channels]` in [−1, 1]; cut and resized as data are.
+
+    Raises:
+        PictureError: it is no image, damaged or too large.
+    """
+    height, _, channels = codec.autoencoder.image_shape(config.model.latent_shape)
+    return pictures.decode(file, height, channels).astype(np.float32) / 127.5 - 1
 
 
 def before_image(document: Document, codec: Codec) -> Document:

@@ -1,0 +1,34 @@
+"""`transfusion serve`: a page and an API on a trained model, on this machine alone unless told otherwise."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.config import ConfigError, require
+
+NEEDED = "transfusion serve needs FastAPI: pip install 'transfusion-jax[serve]'"
+
+
+def add_parser(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser("serve", help="a page and an API on a trained model", description=__doc__)
+    add_reading_flags(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0 takes a free one)")
+    parser.add_argument("--waiting", type=int, default=64, help="requests that may wait (default: 64)")
+    parser.set_defaults(run=run, takes_overrides=False)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Serves until it is told to end; returns the exit code."""
+    del overrides
+    require(0 <= arguments.port < 2**16, f"--port must lie between 0 and 65535, not {arguments.port}")
+    require(arguments.waiting >= 1, f"--waiting must be at least 1, not {arguments.waiting}")
+    try:
+        from transfusion_jax.serving.server import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{NEEDED} ({error.name} is missing)") from error
+    task, params, workdir, step, weights = read_model(arguments, print)
+    return serve(task, params, workdir, (step, weights), (arguments.host, arguments.port), arguments.waiting)

@@ -1,0 +1,1 @@
+"""A web page and a small HTTP API on a trained model."""
