@@ -347,6 +347,7 @@ class _Drawer:
         weights = branch_weights(sampling, self.branches, steps.timesteps / schedule.timesteps)
         canvas = decoder.blank(task.config.model.latent_shape, keys)
         total = len(steps.timesteps)
+        steps, weights = jax.tree.map(_padded, (steps, weights))
         how = on_device(steps), jnp.asarray(weights), sampling.guidance_rescale, self.codec.bounds()
         stops = np.unique(np.linspace(0, total, self.previews + 2).astype(int)).tolist()
         for begin, end in itertools.pairwise(stops):
@@ -394,6 +395,11 @@ def _folded(seed: jax.Array, number: jax.Array, which: jax.Array) -> jax.Array:
 def _fill(count: int) -> int:
     """The next power of two, or as many as there may be: few shapes are compiled."""
     return min(1 << (count - 1).bit_length(), max(count, ROWS))
+
+
+def _padded(x: np.ndarray) -> np.ndarray:
+    """With zeros up to `_room`, so that not every number of steps is compiled."""
+    return np.pad(x, [(0, _room(len(x)) - len(x)), *[(0, 0)] * (x.ndim - 1)])
 
 
 def _room(elements: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -78,6 +79,11 @@ def make_app(engine: Engine, served: Served) -> FastAPI:
     @app.exception_handler(ConfigError)
     async def refuse(_: Request, error: ConfigError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 400)
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(_: Request, error: RequestValidationError) -> JSONResponse:
+        told = [{name: fault[name] for name in ("loc", "msg", "type")} for fault in error.errors()]
+        return JSONResponse({"detail": told}, 422)  # without what was sent, which may be no JSON: infinity is none
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

@@ -66,8 +66,8 @@ function Part({ part, edit, number }) {
     ${part.drawing && html`<progress value=${part.done} max=${part.total} aria-label="denoising"></progress>`}
     ${!part.drawing &&
     html`<div class="actions">
-      <button type="button" class="secondary outline" onClick=${() => edit(part)}>Use</button>
-      <a role="button" class="secondary outline" href=${part.image} download=${`image-${number}.png`}>Save</a>
+      <button type="button" class="secondary outline small" onClick=${() => edit(part)}>Use</button>
+      <a role="button" class="secondary outline small" href=${part.image} download=${`image-${number}.png`}>Save</a>
     </div>`}
   </figure>`;
 }
@@ -95,6 +95,7 @@ function Page() {
   const [error, setError] = useState("");
   const stop = useRef(null);
   const box = useRef(null);
+  const end = useRef(null);
   const busy = turns.some((turn) => turn.busy);
 
   useEffect(() => {
@@ -115,6 +116,8 @@ function Page() {
       sessionStorage.removeItem(KEPT); // too large to keep: a reload begins anew
     }
   }, [turns, busy]);
+
+  useEffect(() => end.current.scrollIntoView({ block: "end" }), [turns]);
 
   async function send(event) {
     event?.preventDefault();
@@ -170,12 +173,24 @@ function Page() {
     <header>
       <h1>${model?.name ?? "transfusion"}</h1>
       ${model && html`<p>step ${model.step}, ${model.weights} weights, images of ${model.image_size.slice(0, 2).join(" × ")}</p>`}
+      <details>
+        <summary>Settings</summary>
+        <fieldset>
+          ${model?.images === "latents" && number("steps", "Steps", 1, model.most_steps, 1)}
+          ${model?.images !== "none" && number("guidance", "Guidance", 0, 100, "any")}
+          ${number("seed", "Seed", 0, 4294967295, 1)}
+          <label class="wide"><input type="checkbox" checked=${how.onward} onChange=${(e) => setHow({ ...how, onward: e.target.checked })} />
+            go on from the conversation below</label>
+          <button type="button" class="wide secondary outline small" disabled=${busy} onClick=${() => setTurns([])}>New conversation</button>
+        </fieldset>
+      </details>
     </header>
     <main>
       <ol class="turns" aria-label="conversation">
         ${turns.map((turn, i) => html`<${Turn} key=${i} turn=${turn} edit=${use} number=${i} />`)}
       </ol>
       <p class="hidden" role="status">${said}</p>
+      <span class="end" ref=${end}></span>
       <form class="ask" onSubmit=${send}>
         ${error && html`<p class="error" role="alert">${error}</p>`}
         <label class="hidden" for="prompt">Prompt</label>
@@ -185,7 +200,7 @@ function Page() {
         <div class="row">
           ${attached && html`<span class="attached">
             <img src=${attached.image} alt="the image that goes with the prompt" />
-            <button type="button" class="secondary outline" onClick=${() => setAttached(null)}>Remove</button>
+            <button type="button" class="secondary outline small" onClick=${() => setAttached(null)}>Remove</button>
           </span>`}
           ${model?.images !== "none" && html`
             <label role="button" class="secondary outline" tabindex="0"
@@ -193,24 +208,13 @@ function Page() {
               Upload<input class="hidden" type="file" accept="image/*" tabindex="-1" aria-label="Upload an image"
                 onChange=${(e) => { attach(e.target.files[0]); e.target.value = ""; }} />
             </label>
-            <label>makes <select aria-label="What is made" value=${follow} onChange=${(e) => setFollow(e.target.value)}>
+            <label class="makes">makes <select aria-label="What is made" value=${follow} onChange=${(e) => setFollow(e.target.value)}>
               ${Object.entries(FOLLOWS).map(([name, words]) => html`<option value=${name}>${words}</option>`)}
             </select></label>`}
           ${busy
             ? html`<button type="button" class="send secondary" onClick=${() => stop.current.abort()}>Stop</button>`
             : html`<button type="submit" class="send" disabled=${!model}>Send</button>`}
         </div>
-        <details>
-          <summary>Settings</summary>
-          <fieldset>
-            ${model?.images === "latents" && number("steps", "Steps", 1, model.most_steps, 1)}
-            ${model?.images !== "none" && number("guidance", "Guidance", 0, 100, "any")}
-            ${number("seed", "Seed", 0, 4294967295, 1)}
-          </fieldset>
-          <label><input type="checkbox" checked=${how.onward} onChange=${(e) => setHow({ ...how, onward: e.target.checked })} />
-            go on from the conversation above</label>
-          <button type="button" class="secondary outline" disabled=${busy} onClick=${() => setTurns([])}>New conversation</button>
-        </details>
       </form>
     </main>`;
 }

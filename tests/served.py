@@ -1,0 +1,53 @@
+"""A tiny model of bytes and grey images to serve."""
+
+import base64
+import io
+
+import jax
+import numpy as np
+from PIL import Image
+
+from helpers import tiny_config
+from transfusion_jax.autoencoder import Identity
+from transfusion_jax.data.load import Codec
+from transfusion_jax.data.statistics import LatentStatistics
+from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
+from transfusion_jax.training.tasks import make_task
+
+
+def made():
+    """A task, and weights large enough that the prompt matters."""
+    config = tiny_config(
+        model__vocabulary=256,
+        model__latent_shape=(8, 8, 1),
+        model__patch_size=4,
+        data__context_length=128,
+        sampling__steps=6,
+        sampling__guidance=2.0,
+    )
+    task = make_task(config)
+    random = np.random.default_rng(3)
+    fresh = task.init(jax.random.key(0))
+    return task, jax.tree.map(lambda p: p + 0.3 * random.standard_normal(p.shape, np.float32) * (p.ndim > 1), fresh)
+
+
+def codec():
+    """Bytes, and pixels as they are."""
+    return Codec(ByteTokenizer(), SpecialTokens.after(256), Identity(), LatentStatistics(np.zeros(1), np.ones(1)))
+
+
+def png_url():
+    """A small picture as a data URL."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def text(value):
+    """A part of a prompt."""
+    return {"type": "text", "text": value}
+
+
+def drawing(**how):
+    """A request for one image."""
+    return {"parts": [text("ab")], "follow": "image", **how}

@@ -1,0 +1,65 @@
+"""The API on a real port against its own schema, with whatever Schemathesis thinks of."""
+
+import socket
+import threading
+
+import hypothesis
+import pytest
+import schemathesis
+import uvicorn
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from served import codec, made
+from transfusion_jax.serving.app import Served, make_app
+from transfusion_jax.serving.engine import Engine
+from transfusion_jax.serving.measures import Measures
+
+EXAMPLES = hypothesis.settings(
+    max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+
+
+@pytest.fixture(scope="module")
+def schema():
+    engine = Engine(*made(), codec(), waiting=8, measures=Measures())
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(engine, Served("tiny", 7, "ema")), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield schemathesis.openapi.from_url(f"http://127.0.0.1:{listening.getsockname()[1]}/openapi.json")
+    server.should_exit = True
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not engine.alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/model"])
+def test_what_is_read_is_as_the_schema_says(schema, path):
+    check(schema[path]["GET"].as_strategy(), {200})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/caption"])
+def test_what_the_schema_allows_is_served_or_refused_with_a_reason(schema, path):
+    check(schema[path]["POST"].as_strategy(), {200, 400} if path.endswith("generate") else {400})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/caption"])
+def test_what_the_schema_forbids_is_refused(schema, path):
+    check(schema[path]["POST"].as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE), {422})
+
+
+def check(cases, expected):
+    """Every answer is one that the schema knows, and these are among them."""
+    found = set()
+
+    @hypothesis.given(case=cases)
+    @EXAMPLES
+    def call(case):
+        # A model may be unable to do what the schema of all models allows.
+        found.add(case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code)
+
+    call()
+    assert expected <= found <= expected | {400, 413, 415, 422}
