@@ -1,10 +1,14 @@
 """A tiny model of bytes and grey images to serve."""
 
 import base64
+import contextlib
 import io
+import socket
+import threading
 
 import jax
 import numpy as np
+import uvicorn
 from PIL import Image
 
 from helpers import tiny_config
@@ -12,6 +16,9 @@ from transfusion_jax.autoencoder import Identity
 from transfusion_jax.data.load import Codec
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
+from transfusion_jax.serving.app import Served, make_app
+from transfusion_jax.serving.engine import Engine
+from transfusion_jax.serving.measures import Measures
 from transfusion_jax.training.tasks import make_task
 
 
@@ -29,6 +36,23 @@ def made():
     random = np.random.default_rng(3)
     fresh = task.init(jax.random.key(0))
     return task, jax.tree.map(lambda p: p + 0.3 * random.standard_normal(p.shape, np.float32) * (p.ndim > 1), fresh)
+
+
+@contextlib.contextmanager
+def server(waiting=8):
+    """The address of a server on a real port, in threads of this process."""
+    engine = Engine(*made(), codec(), waiting, Measures())
+    listening = socket.create_server(("127.0.0.1", 0))
+    web = uvicorn.Server(uvicorn.Config(make_app(engine, Served("tiny", 7, "ema")), log_level="error"))
+    thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        web.should_exit = True
+        thread.join(60)
+    assert not thread.is_alive()
+    assert not engine.alive
 
 
 def codec():

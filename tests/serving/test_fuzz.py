@@ -1,18 +1,11 @@
 """The API on a real port against its own schema, with whatever Schemathesis thinks of."""
 
-import socket
-import threading
-
 import hypothesis
 import pytest
 import schemathesis
-import uvicorn
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from served import codec, made
-from transfusion_jax.serving.app import Served, make_app
-from transfusion_jax.serving.engine import Engine
-from transfusion_jax.serving.measures import Measures
+from served import server
 
 EXAMPLES = hypothesis.settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
@@ -21,16 +14,8 @@ EXAMPLES = hypothesis.settings(
 
 @pytest.fixture(scope="module")
 def schema():
-    engine = Engine(*made(), codec(), waiting=8, measures=Measures())
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(engine, Served("tiny", 7, "ema")), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield schemathesis.openapi.from_url(f"http://127.0.0.1:{listening.getsockname()[1]}/openapi.json")
-    server.should_exit = True
-    thread.join(60)
-    assert not thread.is_alive()
-    assert not engine.alive
+    with server() as url:
+        yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
 @pytest.mark.slow

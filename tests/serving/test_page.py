@@ -1,0 +1,171 @@
+"""The page in Chromium: what a person does with mouse, keyboard or phone."""
+
+import base64
+import json
+import urllib.request
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from served import png_url, server
+
+CHROMIUM = "/usr/bin/chromium"
+REFUSED = "the server responded with a status of 400"  # Chromium's own words; the page has some, too
+WAIT = 60_000  # ms: the first image is compiled for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def url():
+    with server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    page = browser.new_page()
+    page.set_default_timeout(WAIT)
+    expect.set_options(timeout=WAIT)
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on(
+        "console",
+        lambda line: faults.append(line.text) if line.type == "error" and REFUSED not in line.text else None,
+    )
+    page.on("request", lambda asked: faults.append(asked.url) if not asked.url.startswith((url, "data:")) else None)
+    page.goto(url)
+    yield page
+    page.close()
+    assert not faults
+
+
+def test_an_image_appears_and_sharpens(page):
+    seen = []
+    page.on("response", lambda answer: seen.append(answer.headers.get("content-type", "")))
+    page.get_by_label("Prompt").fill("a four")
+    page.get_by_role("button", name="Send").click()
+    image = page.get_by_role("img", name="a drawn image")
+    expect(image).to_be_visible()
+    assert image.evaluate("img => img.naturalWidth") == 8
+    expect(page.get_by_role("status")).to_have_text("The model made an image")
+    assert any(kind.startswith("text/event-stream") for kind in seen)
+
+
+def test_text_streams_to_its_end_by_keyboard_alone(page):
+    page.get_by_label("What is made").select_option("text")
+    page.get_by_label("Prompt").focus()
+    page.keyboard.type("once")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("more")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    asked, made = page.get_by_role("listitem").all()
+    assert asked.text_content().endswith("once\nmore")
+    assert len(made.text_content()) > len("Model: ") + 10
+
+
+def test_an_upload_is_captioned_and_edited(page):
+    upload(page)
+    expect(page.get_by_label("What is made")).to_have_value("text")  # an image alone asks for words
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("img", name="an uploaded image")).to_be_visible()
+    expect(page.get_by_role("listitem")).to_have_count(2)
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    page.get_by_role("button", name="Use").first.click()
+    page.get_by_label("What is made").select_option("image")
+    page.keyboard.press("Tab")
+    page.get_by_label("Prompt").fill("make it red")
+    with page.expect_request("**/v1/generate") as sent:
+        page.keyboard.press("Enter")
+    body = json.loads(sent.value.post_data)
+    assert [part["type"] for part in body["parts"]] == ["image", "text"]
+    assert body["follow"] == "image"
+    expect(page.get_by_role("img", name="a drawn image")).to_be_visible()
+
+
+def test_settings_are_sent_and_seeds_repeat(page):
+    page.get_by_text("Settings").click()
+    drawn = []
+    for seed in ("3", "3", "4"):
+        page.get_by_label("Seed").fill(seed)
+        page.get_by_label("Steps").fill("5")
+        page.get_by_label("Guidance").fill("1.5")
+        page.get_by_label("Prompt").fill("a four")
+        with page.expect_request("**/v1/generate") as sent:
+            page.keyboard.press("Enter")
+        body = json.loads(sent.value.post_data)
+        assert (body["seed"], body["steps"], body["guidance"]) == (int(seed), 5, 1.5)
+        expect(page.get_by_role("img", name="a drawn image")).to_have_count(len(drawn) + 1)
+        drawn.append(page.get_by_role("img", name="a drawn image").last.get_attribute("src"))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_reload_keeps_the_conversation_and_it_can_begin_anew(page):
+    page.get_by_label("Prompt").fill("a four")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("img", name="a drawn image")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("img", name="a drawn image")).to_be_visible()
+    page.get_by_text("Settings").click()
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.get_by_role("listitem")).to_have_count(0)
+    page.reload()
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    expect(page.get_by_role("listitem")).to_have_count(0)
+
+
+def test_what_the_server_refuses_is_shown_and_the_next_request_goes_through(page):
+    page.get_by_label("What is made").select_option("text")
+    page.get_by_label("Prompt").fill("x" * 127)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("the model's context is 128: shorten the prompt")
+    page.get_by_label("Prompt").fill("once")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("listitem")).to_have_count(4)
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+
+
+def test_a_phone_shows_all_of_it(page):
+    page.set_viewport_size({"width": 360, "height": 640})
+    page.get_by_text("Settings").click()
+    upload(page)
+    page.get_by_label("Prompt").fill("word " * 10 + "w" * 60)
+    page.get_by_label("What is made").select_option("image")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("img", name="a drawn image")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for name in ("Send", "Use", "New conversation"):
+        box = page.get_by_role("button", name=name).first.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+
+
+def test_everything_has_a_name_and_can_be_reached_with_tab(page):
+    names = page.evaluate(
+        """[...document.querySelectorAll("button, input, select, textarea, a[href], summary")].map(
+            (e) => e.ariaLabel || e.labels?.[0]?.textContent.trim() || e.textContent.trim())"""
+    )
+    assert all(names)
+    reached = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.tagName"))
+    assert {"SUMMARY", "TEXTAREA", "SELECT", "BUTTON"} <= reached
+    with urllib.request.urlopen(page.url) as answer:
+        assert b'lang="en"' in answer.read()
+
+
+def upload(page):
+    file = base64.b64decode(png_url().partition(",")[2])
+    page.get_by_label("Upload an image").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": file})
+    expect(page.get_by_role("img", name="the image that goes with the prompt")).to_be_visible()
