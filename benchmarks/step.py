@@ -10,6 +10,7 @@ rematerialisation the step computes some activations again in its backward pass;
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ import harness
 import pytorch_step
 from harness import compare, matmul_peak, parser, publish
 from training import config_of, make_batch, our_step, shape_flags, title_of, with_remat
-from transfusion_jax.config import Config
+from transfusion_jax.config import Config, ModelConfig
 from transfusion_jax.data.batch import Batch
 
 OURS = {"transfusion_jax": "none", "with remat dots": "dots", "with remat full": "full"}
+LIBRARY_MARKS = 3 + 2 + 129  # ids that it adds to the tokenizer's: sentence, modality and shape marks
 LIBRARY_NOTES = [
     "transfusion-pytorch: equal width, depth, heads, hidden size, vocabulary and elements. No option of it works",
     "without time-conditioned norms and gates, attention over earlier layers, U-Net skips, soft-capped scores and",
@@ -60,12 +62,10 @@ def plain_step(config: Config, batch: Batch) -> tuple[Callable[[], object], None
     return pytorch_step.make_step(config, batch), None
 
 
-def library_step(config: Config) -> tuple[Callable[[], object], None]:
-    """The same with transfusion-pytorch, as near to plain as its options go."""
-    shape, data = config.model, config.data
-    added = 3 + 2 + 129  # ids that it adds to the tokenizer's: sentence, modality and shape marks
-    model = transfusion_pytorch.Transfusion(
-        num_text_tokens=shape.padded_vocabulary - added,
+def library_model(shape: ModelConfig, **options: Any) -> transfusion_pytorch.Transfusion:
+    """transfusion-pytorch's model of the same width, depth, heads, hidden size, vocabulary and patches."""
+    return transfusion_pytorch.Transfusion(
+        num_text_tokens=shape.padded_vocabulary - LIBRARY_MARKS,
         dim_latent=shape.patch_channels,
         modality_default_shape=(shape.patches,),
         prob_uncond=0.0,
@@ -78,7 +78,14 @@ def library_step(config: Config) -> tuple[Callable[[], object], None]:
             "qk_rmsnorm": False,
             "attn_kwargs": {"gate_values": False},
         },
+        **options,
     )
+
+
+def library_step(config: Config) -> tuple[Callable[[], object], None]:
+    """The same with transfusion-pytorch, as near to plain as its options go."""
+    shape, data = config.model, config.data
+    model = library_model(shape)
     optimizer = pytorch_step.make_optimizer(model, config.optimizer)
     marks = 3 + len(str(shape.patches))  # the image's shape is spelled out in front of it
     text = data.context_length - 1 - data.max_images * (shape.patches + marks)
@@ -88,7 +95,7 @@ def library_step(config: Config) -> tuple[Callable[[], object], None]:
         segments = []
         for length in lengths:
             segments += [
-                torch.randint(shape.vocabulary - added, (length,)),
+                torch.randint(shape.vocabulary - LIBRARY_MARKS, (length,)),
                 torch.randn(shape.patches, shape.patch_channels),
             ]
         return segments[:-1]  # text stands at both ends
