@@ -1,10 +1,10 @@
-"""Drawing and writing on this machine's CPU, with a cache and without, beside transfusion-pytorch's batched sampler.
+"""Drawing and writing on this machine's CPU, with a cache and without, beside transfusion-pytorch's sampler.
 
     python benchmarks/sampling.py
 
 All models have the same width, depth and image size, and are asked as often for each image: every evaluation is
-two passes, with the prompt and without, for guidance. transfusion-pytorch's follows its flow by Euler's method. Texts
-are greedy. Weights are random: nothing ends early.
+two passes, with the prompt and without, for guidance. transfusion-pytorch samples a batch together and follows its
+flow by Euler's method. Texts are greedy. Weights are random: nothing ends early.
 """
 
 from __future__ import annotations
