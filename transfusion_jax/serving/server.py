@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 
 import uvicorn
@@ -37,5 +38,7 @@ def serve(
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(DRAIN), server_header=False)
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     print(f"serving at http://{host}:{listening.getsockname()[1]}", flush=True)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
     return 0

@@ -1,0 +1,65 @@
+"""`transfusion serve` as a process, loaded and told to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from transfusion_jax.cli import main
+
+REQUESTS = 40
+
+
+@pytest.mark.slow
+def test_a_loaded_server_loses_nothing_and_ends_when_all_is_done(tmp_path):
+    workdir = str(tmp_path / "run")
+    debug = ["--config", "configs/debug.py", "--config.loop.evaluate_every=0", "--config.loop.sample_every=0"]
+    program = [sys.executable, "-m", "transfusion_jax.cli"]
+    one_device = os.environ | {"XLA_FLAGS": ""}
+    train = [*program, "train", *debug, "--config.steps=2", "--workdir", workdir]
+    subprocess.run(train, check=True, stdout=subprocess.DEVNULL, env=one_device)
+    serve = [*program, "serve", "--workdir", workdir, "--port", "0"]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True, env=one_device) as process:
+        try:
+            url = next(line for line in process.stdout if line.startswith("serving at")).split()[-1]
+            assert ask(url, 0)["reason"] == "images"  # compiled
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                answers = [pool.submit(ask, url, seed) for seed in range(REQUESTS)]
+                while waiting(url) < 2:
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGTERM)
+                made = [answer.result() for answer in answers]
+            assert len({answer["parts"][0]["image"] for answer in made}) == REQUESTS
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_an_address_in_use_is_one_sentence(tmp_path, capsys):
+    assert main(["serve", "--workdir", str(tmp_path), "--port", "70000"]) == 2
+    assert "--port must lie between 0 and 65535" in capsys.readouterr().err
+    assert main(["serve", "--workdir", str(tmp_path / "none")]) == 2
+    assert "no run in" in capsys.readouterr().err
+
+
+def ask(url, seed):
+    """One image, with many steps."""
+    body = {"parts": [{"type": "text", "text": "a"}], "follow": "image", "steps": 900, "seed": seed}
+    request = urllib.request.Request(
+        f"{url}/v1/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def waiting(url):
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return float(next(line for line in lines if line.startswith("transfusion_waiting ")).split()[1])
