@@ -1,4 +1,5 @@
 # make demo       trains on handwritten digits, draws, captions, scores: seven to nine minutes on two cores
+# make page       uses the page of `transfusion serve` on that run, in Debian's Chromium; takes docs/page.png
 # make test       the tests, without PyTorch
 # make test-all   every test but the drills: slow ones, and parity with Hugging Face, diffusers and PyTorch
 # make drill      real training processes through every fault; puts their table into docs/reliability.md
@@ -18,7 +19,7 @@ SOURCES := pyproject.toml setup.py
 # XLA on CPU frees its memory at every step and takes it anew: large pages spare it the faults.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-all drill slurm lint lock
+.PHONY: demo page test test-all drill slurm lint lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/cpu
@@ -29,11 +30,14 @@ demo: $(VENV)/cpu
 	$(BIN)/transfusion sample --workdir $(RUN) --held-out 10
 	$(BIN)/transfusion evaluate --workdir $(RUN)
 
+page: $(VENV)/test
+	TRANSFUSION_RUN=$(RUN) SCREENSHOT=docs/page.png $(BIN)/pytest -m demo tests/serving/test_digits.py
+
 test: $(VENV)/test
 	$(BIN)/pytest $(PARALLEL)
 
 test-all: $(VENV)/parity
-	$(BIN)/pytest $(PARALLEL) -m "not drill and not slurm"
+	$(BIN)/pytest $(PARALLEL) -m "not drill and not slurm and not demo"
 
 drill: $(VENV)/test
 	$(BIN)/pytest --numprocesses auto --dist worksteal -m drill tests/drills --drill-table docs/reliability.md
