@@ -54,8 +54,8 @@ HEAD = """# The families side by side
 Transfusion with a linear and with a U-Net patch coder and Chameleon, on the same handwritten digits and the same
 prose, from one preparation: 8×8 pixels, 16 elements an image, for Transfusion; their 17 levels of grey as 64 codes
 for Chameleon. The trunk, the tokenizer, the documents and the text loss are the same. Chameleon runs twice: for as
-many elements, and 66 / 18 times as long, which is what an image takes of its elements and of Transfusion's: so it has
-seen at least as many images, and more often than is good for it, as its loss on held-out images shows.
+many elements, and 66 / 18 times as long, which is what an image takes of its elements and of Transfusion's: so it
+has seen at least as many images, and more often than is good for it, as its loss on held-out images shows.
 
 ```
 transfusion prepare digits --output data/digits --image-size 8 --channels 1 --held-out 0.15 --encode grey-f1k17
