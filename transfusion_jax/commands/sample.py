@@ -201,7 +201,7 @@ class _Report:
         self.drawn += isinstance(event, Drew)
         self.ended += isinstance(event, Ended)
         now = time.monotonic()
-        if now - self.said >= EVERY:
+        if isinstance(event, Ended) and now - self.said >= EVERY:
             self.said = now
             speed = f", {self.drawn / (now - self.begin):.2f} images/s" if self.drawn else ""
             print(f"{self.ended}/{self.samples} samples{speed}", file=sys.stderr, flush=True)
