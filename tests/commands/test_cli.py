@@ -231,11 +231,20 @@ def test_what_cannot_be_read_is_one_sentence(trained, tmp_path, capsys):
         ),
         (["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "-n", "0"], "-n must be"),
         (["sample", "--workdir", workdir, "--image", "no.png"], "cannot read image no.png"),
-        (["sample", "--workdir", workdir, "--held-out", "3", "--edit"], "it takes no --edit"),
+        (
+            ["sample", "--workdir", workdir, "--held-out", "3", "--edit"],
+            "--held-out captions images: leave out --edit",
+        ),
+        (["sample", "--workdir", workdir, "--held-out", "3", "--guidance", "2"], "leave out --guidance"),
+        (["sample", "--workdir", workdir, "--prompt", "x", "--score", "y", "--stop", "z"], "leave out --stop"),
+        (["sample", "--workdir", workdir, "--image", "x.png", "--max-images", "3"], "leave out --max-images"),
         (["sample", "--workdir", workdir], "say what to begin with"),
         (["sample", "--workdir", workdir, "--prompt", "x", "--edit"], "--edit needs --image and --prompt"),
         (["sample", "--workdir", workdir, "--prompt", "x", "--output", "x.gif"], "--output ends with .gif"),
-        (["sample", "--workdir", workdir, "--image", "x.png", "--guidance", "2"], "leave out guidance"),
+        (
+            ["sample", "--workdir", workdir, "--image", "x.png", "--sampling-steps", "2"],
+            "leave out --sampling-steps",
+        ),
         (
             ["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "--stop", "x"],
             "nothing is written",

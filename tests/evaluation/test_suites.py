@@ -6,7 +6,9 @@ import pytest
 
 from helpers import digits_config, tiny_codec, tiny_config, tiny_corpus
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data import edits
 from transfusion_jax.data.load import Data, load
+from transfusion_jax.evaluation import edits as suite
 from transfusion_jax.evaluation.digits import features, fit_judge, pictures
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.training.transfusion import TransfusionTask
@@ -41,3 +43,13 @@ def test_a_model_that_knows_nothing_needs_log_vocabulary_nats_per_token():
     np.testing.assert_allclose(first["loss_image"], 1, atol=0.2)  # predicting no noise at all
     np.testing.assert_allclose(first["loss"], first["loss_text"] + 5 * first["loss_image"], rtol=1e-6)
     assert nats / math.log(2) < first["bits_per_byte"] < 1.2 * nats / math.log(2)  # EOS costs bits and is no byte
+
+
+def test_an_edit_is_done_where_its_own_drawing_comes_nearest():
+    for index in range(30):
+        scene, edit, text = suite.asked_for(index)
+        assert text
+        assert suite.is_done(scene, edit, suite.picture(edit.after, 32))
+        assert not suite.is_done(scene, edit, suite.picture(scene, 32))
+        for other in edits.edits(scene):
+            assert suite.is_done(scene, edit, suite.picture(other.after, 32)) == (other.after == edit.after)

@@ -88,6 +88,7 @@ def test_an_upload_is_put_into_words_and_edited(client):
         ({"parts": [text("a")], "follow": "image", "steps": 1001}, 400, "must not exceed diffusion.timesteps"),
         ({"parts": [text("a")], "sampler": "heun"}, 400, "does not go with diffusion.objective"),
         ({"parts": [text("a" * 500)]}, 400, "the model's context is 128"),
+        ({"parts": [text("a")], "previews": 2}, 400, "previews go with a stream"),
         ({"parts": [text("a")], "top_k": 3}, 400, "go with a temperature above 0"),
         ({"parts": [text("a")], "image_guidance": 3.0}, 400, "this is no such prompt"),
         ({"parts": [{"type": "image", "image": "§"}]}, 400, "data URL or base64"),

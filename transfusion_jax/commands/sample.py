@@ -41,6 +41,11 @@ examples, each with --workdir W:
   --image photo.png --score "a cat" --score "a dog"             how likely each text is
 """
 EVERY = 5.0  # seconds between two reports
+DRAWING = "steps", "sampler", "guidance", "guidance_interval", "guidance_rescale", "image_guidance", "temperature"
+WRITING = "max_tokens", "text_temperature", "top_k", "top_p", "min_p", "stop"
+DEFAULTS: dict[str, Any] = dict(
+    n=1, seed=0, max_images=8, max_tokens=256, text_temperature=0.0, top_k=0, top_p=1.0, min_p=0.0
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -64,10 +69,10 @@ def add_parser(commands: Any) -> None:
     follows.add_argument("--follow", choices=FOLLOWS, help="default: an image after a text, text after an image")
     follows.add_argument("--edit", action="store_true", help="an image after --image and --prompt")
     follows.add_argument("--score", action="append", default=[], metavar="TEXT", help="how likely this text is")
-    follows.add_argument("-n", type=int, default=1, help="samples per prompt (default: 1)")
+    follows.add_argument("-n", type=int, help="samples per prompt (default: 1)")
     follows.add_argument("--output", type=place, help="where to: FILE.png (a sheet), .html, .jsonl, or a folder")
-    follows.add_argument("--seed", type=int, default=0, help="of noise and draws (default: 0)")
-    follows.add_argument("--max-images", type=int, default=8, help="images that one sample draws (default: 8)")
+    follows.add_argument("--seed", type=int, help="of noise and draws (default: 0)")
+    follows.add_argument("--max-images", type=int, help="images that one sample draws (default: 8)")
     drawing = parser.add_argument_group("how images are drawn (default: the config's)")
     drawing.add_argument("--sampling-steps", dest="steps", type=int, help="denoising steps")
     drawing.add_argument("--sampler", help="ancestral, ddim or dpm++; of a flow euler or heun")
@@ -81,13 +86,13 @@ def add_parser(commands: Any) -> None:
     )
     drawing.add_argument("--temperature", type=float, help="of codes, drawn one by one")
     writing = parser.add_argument_group("how texts are written")
-    writing.add_argument("--max-tokens", type=int, default=256, help="tokens of one sample (default: 256)")
-    writing.add_argument("--text-temperature", type=float, default=0.0, help="0, the default, takes the likeliest")
-    writing.add_argument("--top-k", type=int, default=0, help="of so many likeliest tokens")
-    writing.add_argument("--top-p", type=float, default=1.0, help="of the likeliest that make up this probability")
-    writing.add_argument("--min-p", type=float, default=0.0, help="of those with this share of the likeliest's")
+    writing.add_argument("--max-tokens", type=int, help="tokens of one sample (default: 256)")
+    writing.add_argument("--text-temperature", type=float, help="0, the default, takes the likeliest")
+    writing.add_argument("--top-k", type=int, help="of so many likeliest tokens")
+    writing.add_argument("--top-p", type=float, help="of the likeliest that make up this probability")
+    writing.add_argument("--min-p", type=float, help="of those with this share of the likeliest's")
     writing.add_argument("--stop", action="append", default=[], help="text ends before this; repeat it for more")
-    parser.set_defaults(run=run, takes_overrides=False)
+    parser.set_defaults(run=run, takes_overrides=False, **DEFAULTS)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -119,7 +124,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-DRAWING = "steps", "sampler", "guidance", "guidance_interval", "guidance_rescale", "image_guidance", "temperature"
 WRITERS = {".png": write_sheet, ".html": write_page, ".jsonl": write_lines, "": write_album}
 
 
@@ -129,13 +133,25 @@ def _check(arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
     require(0 <= arguments.seed < SEEDS, f"--seed must lie between 0 and 2³² − 1, not {arguments.seed}")
     require(arguments.max_images >= 1, f"--max-images must be at least 1, not {arguments.max_images}")
     if arguments.score:
-        require(output is None and not arguments.edit, "--score prints numbers: it takes no --output and no --edit")
+        _refuse(
+            arguments,
+            "--score prints numbers",
+            "output",
+            "edit",
+            "follow",
+            "n",
+            "seed",
+            "max_images",
+            *DRAWING,
+            *WRITING,
+        )
         return
+    if "any" not in follows:
+        _refuse(arguments, "no more than one image follows", "max_images")
     if follows == {"text"}:
-        given = [name for name in DRAWING if getattr(arguments, name) is not None]
-        require(not given, f"nothing is drawn: leave out {', '.join(given)}")
+        _refuse(arguments, "nothing is drawn", *DRAWING)
     if follows == {"image"}:
-        require(_writing(arguments) == Writing(), "nothing is written: leave out the options of texts")
+        _refuse(arguments, "nothing is written", *WRITING)
     require(
         output is not None or follows == {"text"},
         "images are drawn: say where to, by --output FILE.png or a folder",
@@ -147,6 +163,18 @@ def _check(arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
             suffix != ".png" or follows == {"image"},
             "a sheet shows one image of each sample: for texts name FILE.html, FILE.jsonl or a folder",
         )
+
+
+def _refuse(arguments: argparse.Namespace, why: str, *names: str) -> None:
+    """Raises ConfigError where one of these options was given."""
+    values = {name: getattr(arguments, name) for name in names}
+    unset = [name for name, value in values.items() if value in (None, []) or value is False]
+    given = [name for name, value in values.items() if name not in unset and value != DEFAULTS.get(name)]
+    flags = ", ".join("-n" if name == "n" else "--" + FLAGS.get(name, name.replace("_", "-")) for name in given)
+    require(not given, f"{why}: leave out {flags}")
+
+
+FLAGS = {"steps": "sampling-steps"}  # whose names are not their own
 
 
 def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
@@ -222,9 +250,8 @@ def _score(
 
 
 def _caption_held_out(arguments: argparse.Namespace) -> int:
-    others = "prompt", "image", "prompts", "follow", "edit", "score", "output"
-    for name in others:
-        require(not getattr(arguments, name), f"--held-out captions images: it takes no --{name}")
+    others = "prompt", "image", "prompts", "follow", "edit", "score", "output", "n", "max_images"
+    _refuse(arguments, "--held-out captions images", *others, *DRAWING)
     require(arguments.held_out >= 1, f"--held-out must be at least 1, not {arguments.held_out}")
     writing = _writing(arguments)
     task, params, workdir, _, _ = read_model(arguments, print)

@@ -23,7 +23,7 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     """
     codec = data.codec
     size = codec.autoencoder.image_shape(task.config.model.latent_shape)[0]
-    asked = [_asked(index) for index in range(task.config.evaluation.images)]
+    asked = [asked_for(index) for index in range(task.config.evaluation.images)]
     requests = [
         Request(document_of(scene, text, size, codec), "image", int(jax.random.bits(key, dtype=np.uint32)), number)
         for number, (scene, _, text) in enumerate(asked)
@@ -31,7 +31,7 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     drawn = np.stack([sample.images[0] for sample in generate(task, params, codec, requests)])
     true = codec.images(codec.latents(np.stack([picture(edit.after, size) for _, edit, _ in asked])))
     done, judged = (
-        np.array([_done(*a[:2], x) for a, x in zip(asked, images, strict=True)]) for images in (drawn, true)
+        np.array([is_done(*a[:2], x) for a, x in zip(asked, images, strict=True)]) for images in (drawn, true)
     )
     actions = np.array([edit.action for _, edit, _ in asked])
     by_action = {f"edit_accuracy_{name}": float(done[actions == name].mean()) for name in sorted(set(actions))}
@@ -55,12 +55,14 @@ def picture(scene: scenes.Scene, size: int) -> np.ndarray:
     return scenes.render(scene, size).astype(np.float32) / 127.5 - 1
 
 
-def _asked(index: int) -> tuple[scenes.Scene, edits.Edit, str]:
+def asked_for(index: int) -> tuple[scenes.Scene, edits.Edit, str]:
+    """A scene, a change, and the sentence that asks for it."""
     scene, rng = scenes.scene(SEED, index), np.random.default_rng([SEED, index, 2])
     edit = edits.choose(scene, rng)
     return scene, edit, edits.say(edit, scene, rng)
 
 
-def _done(scene: scenes.Scene, edit: edits.Edit, image: np.ndarray) -> bool:
+def is_done(scene: scenes.Scene, edit: edits.Edit, image: np.ndarray) -> bool:
+    """Whether an image `[H, H, 3]` in [−1, 1] comes nearest to the scene after the edit."""
     choices = [scene, *(other.after for other in edits.edits(scene))]
     return choices[edits.shown(to_pixels(image[None])[0], choices)] == edit.after

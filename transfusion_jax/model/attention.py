@@ -16,7 +16,7 @@ from transfusion_jax.kernels.target import platform
 from transfusion_jax.model.spans import Spans, dense_mask
 from transfusion_jax.parallel.sharding import partition
 
-FEW_QUERIES = 128  # with fewer, as in decoding, a kernel's blocks would be mostly empty
+FEW_QUERIES = 128  # with fewer, as of a short prompt, a kernel's blocks would be mostly empty
 
 
 def attention(

@@ -18,7 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from transfusion_jax import __version__
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.readers.pictures import PictureError
 from transfusion_jax.diffusion.sampler import samplers_of
@@ -152,8 +152,7 @@ def _job(engine: Engine, asked: Generate) -> Callable[[Callable], Job]:
             if part.text:
                 segments.append(Text(codec.tokenizer.encode(part.text)))
             continue
-        if config.model.images == "none":
-            raise ConfigError("this is a model of text alone: it sees no images")
+        require(config.model.images != "none", "this is a model of text alone: it sees no images")
         try:
             pixels = pixels_of(file_of(part.image), config, codec)
         except PictureError as error:
@@ -170,7 +169,8 @@ def _job(engine: Engine, asked: Generate) -> Callable[[Callable], Job]:
     writing = Writing(
         *(asked.max_tokens, asked.temperature, asked.top_k, asked.top_p, asked.min_p, tuple(asked.stop))
     )
-    how = How(sampling, writing, asked.max_images, asked.previews if asked.stream else 0)
+    require(asked.stream or not asked.previews, "previews go with a stream: leave them out")
+    how = How(sampling, writing, asked.max_images, asked.previews)
     request = Asked(Document(tuple(segments)), asked.follow, asked.seed)
     return lambda tell: Job(request, how, tell)
 
