@@ -48,7 +48,7 @@ COMMON = dict(
     evaluation=dict(suites=("loss",), during_training=("loss",), rows=128, images=200),
     loop=dict(log_every=100, save_every=500),
 )
-FAMILIES = {
+FAMILIES: dict[str, dict] = {
     "linear": {"sampling.steps": 50},
     "unet": {"sampling.steps": 50, "model.patch_coder": "unet", "model.unet_channels": (32, 64)},
     "chameleon": {
@@ -65,7 +65,6 @@ FAMILIES = {
     },
     "text": {
         "model.images": "none",
-        "data.sources": {"prose": {"path": "data/prose512"}},
         "data.max_images": 1,
     },
 }
@@ -81,9 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict(COMMON | {"name": f"scaling-{size}-{family}"})
     config.model.update(SIZES[size])
     config.model.init_std = SIZES[size]["width"] ** -0.5
-    for name, value in FAMILIES[family].items():
-        if name == "data.sources":
-            config.data.sources = ConfigDict(value)
-        else:
-            config.update_from_flattened_dict({name: value})
+    if family == "text":
+        del config.data.sources["shapes"]
+    config.update_from_flattened_dict(FAMILIES[family])
     return config
