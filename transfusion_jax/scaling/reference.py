@@ -1,9 +1,9 @@
 """Reference curves: is a run's loss right?
 
 A reference holds the losses of runs that are known to be right: several seeds, and the first seed again in ways
-that must not matter (another dtype, a batch in parts). A run of the same recipe is held to two bands: that of the seeds,
-which any seed must keep within, and, where its own seed is among them, a far narrower one around that seed's curve,
-since rows and noise are the same: as wide as the other ways make it.
+that must not matter (another dtype, a batch in parts). A run of the same recipe is held to two bands: that of the
+seeds, which any seed must keep within, and, where its own seed is among them, a far narrower one around that seed's
+curve, since rows and noise are the same: as wide as the other ways make it.
 """
 
 from __future__ import annotations
