@@ -97,6 +97,6 @@ def test_no_text_leaves_the_picture(figure):
 
 
 def test_the_description_says_what_is_seen(found):
-    text = describe(found, found.panels[0])
+    text = describe(found.panels[0])
     assert text.startswith("FID over training FLOPs: ours from ")
     assert "ours at parity with chameleon at " in text

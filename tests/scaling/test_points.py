@@ -50,6 +50,7 @@ def test_what_is_empty_is_absent_and_what_is_about_the_run_is_no_metric(tmp_path
         ("points.csv", "family,size,parameters,elements,flops_6nd\na,b,1,x,1\n", "not 'x'"),
         ("points.csv", "family,size,parameters,elements,flops_6nd\na,b,1,1,1,9\n", "line 2 of the points has more"),
         ("points.csv", "family,size,parameters,elements,flops_6nd,seed\na,b,1,1,1,0.5\n", "seed must be a whole"),
+        ("points.csv", "family,size,parameters,elements,flops_6nd,seed\na,b,1,1,1,nan\n", "seed must be a whole"),
         ("points.csv", "family,size,parameters,elements,flops_6nd\na,b,1,1,1\na,b,1,1,1\n", "twice"),
     ],
 )

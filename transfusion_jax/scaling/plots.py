@@ -60,7 +60,7 @@ def looks_of(found: Study) -> dict[str, dict[str, Any]]:
     return dict(zip(families, itertools.cycle(looks), strict=False))
 
 
-def describe(found: Study, panel: Panel) -> str:
+def describe(panel: Panel) -> str:
     """What the panel shows, for those who cannot see it."""
     parts = []
     for fit in panel.fits:

@@ -191,7 +191,7 @@ def _point(values: Mapping[str, Any], where: str) -> Point:
         fine = _is_number(value) and 0 < value < math.inf
         require(fine, f"{where}: {name} must be a number above 0, not {value!r}")
     seed = values.get("seed", 0)
-    require(_is_number(seed) and seed == int(seed), f"{where}: seed must be a whole number, not {seed!r}")
+    require(_is_number(seed) and float(seed).is_integer(), f"{where}: seed must be a whole number, not {seed!r}")
     known = {"family", "size", *POSITIVE, "flops_exact", "seed"}
     rest = {name: value for name, value in values.items() if name not in known}
     scores = {name: float(value) for name, value in rest.items() if _is_number(value) and name not in ABOUT}

@@ -82,6 +82,7 @@ def encode(figure: Figure, kind: str) -> bytes:
 
 def html(found: Study, folder: Place) -> str:
     """The page: figures, tables, the ladder's samples, every point with its config."""
+    samples = _samples(found.points, folder)  # first, since a picture may be missing
     families = list(dict.fromkeys(point.family for point in found.points))
     title = f"Scaling of {', '.join(families)}"
     head = (
@@ -96,7 +97,7 @@ def html(found: Study, folder: Place) -> str:
         "<h2>Fits and ratios</h2>",
         *map(_table, tables.tables(found)),
         *_notes(found),
-        *_samples(found.points, folder),
+        *samples,
         "<h2>Points</h2>",
         _table(_points(found)),
         *_runs(found.points),
@@ -108,7 +109,7 @@ def _figures(found: Study) -> list[str]:
     shown = []
     for panel in found.panels:
         source = _data("image/svg+xml", encode(draw(found, [panel], keys=False), "svg"))
-        shown.append(f'<figure><img src="{source}" alt="{escape(describe(found, panel))}"></figure>')
+        shown.append(f'<figure><img src="{source}" alt="{escape(describe(panel))}"></figure>')
     return [f"<p>{KEYS}</p>", '<div class="figures">', *shown, "</div>"]
 
 

@@ -27,6 +27,7 @@ LATEX = {
     "×": r"$\times$",
     "²": r"$^2$",
     "∞": r"$\infty$",
+    "∝": r"$\propto$",
     "–": "--",
 }
 POWER = re.compile(r"(\d[\d.]*)e(\d+)")
@@ -154,7 +155,7 @@ def interval(ends: tuple[float, float] | None) -> str:
 def escape(cell: str) -> str:
     """A cell's text as LaTeX."""
     plain = "".join(LATEX.get(letter, letter) for letter in cell)
-    return MINUS.sub("$-$", POWER.sub(r"$\1\\times10^{\2}$", plain)).replace("∝", r"$\propto$")
+    return MINUS.sub("$-$", POWER.sub(r"$\1\\times10^{\2}$", plain))
 
 
 def _latex_row(cells: Iterable[str]) -> str:
