@@ -14,6 +14,7 @@ from PIL import Image
 from ladders import ladder, point, write
 from transfusion_jax.cli import main
 
+ROOT = Path(__file__).parents[2]
 LAWS = {
     "linear": {"loss_text": lambda c: 1 + 100 * c**-0.2, "cider": lambda c: 2e-4 * c**0.35},
     "chameleon": {"loss_text": lambda c: 1 + 120 * c**-0.2, "cider": lambda c: 1e-4 * c**0.35},
@@ -40,6 +41,7 @@ def test_fit_prints_the_papers_ratios(capsys):
         [line] = [x for x in out.splitlines() if x.startswith(label) and "2.02e22" in x]
         assert ratio in line.split()
     assert "chameleon has 1 point: a line takes 2" in out
+    assert f"$ transfusion scale fit --points paper\n{out}```\n" in (ROOT / "docs/scaling.md").read_text()
 
 
 def test_fit_prints_json(workdir, capsys):
