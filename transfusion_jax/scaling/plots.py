@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 from matplotlib.transforms import offset_copy
 
 from transfusion_jax.scaling.parity import Parity
@@ -29,7 +36,7 @@ LEGEND = 0.22  # inches for a row of it
 LETTERS = 60  # of a legend that fit below a panel
 GREY = "0.4"
 CURVED = (0, (1, 1.5))
-DECADES = 8.0  # an axis whose ends are so far apart has ticks at powers of ten and between
+TALL, WIDE = 8.0, 30.0  # an axis whose ends are so far apart has ticks at powers of ten, or a few between
 
 
 def draw(found: Study, panels: Sequence[Panel], keys: bool = True) -> Figure:
@@ -145,9 +152,13 @@ def _range(rungs: Sequence[Rung], beyond: float | None = None) -> np.ndarray:
 
 
 def _ticks(axes: Axes) -> None:
-    """Plain numbers on the score's axis: round ones where it spans less than a decade or so."""
+    """Plain numbers on the score's axis, powers of ten on that of FLOPs; more of them where it spans little."""
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5) if high < WIDE * low else (1,), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_ylim()
-    if high < DECADES * low:
+    if high < TALL * low:
         ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if tick > 0]
         axes.yaxis.set_major_locator(FixedLocator(ticks))
     else:
@@ -155,6 +166,12 @@ def _ticks(axes: Axes) -> None:
     axes.set_ylim(low, high)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+
+
+def _power(value: float) -> str:
+    """One digit and a power of ten; a digit of one is left out."""
+    digit, power = f"{value:.0e}".split("e")
+    return ("$" if digit == "1" else rf"${digit}\times") + f"10^{{{int(power)}}}$"
 
 
 def _floored(panels: Sequence[Panel]) -> bool:
