@@ -10,6 +10,7 @@ from transfusion_jax.scaling.fits import fit_line, residuals
 from transfusion_jax.scaling.parity import find_parity, widened
 from transfusion_jax.scaling.points import ALL, PAPER, read
 from transfusion_jax.scaling.study import Options, study, to_dict
+from transfusion_jax.scaling.tables import text
 
 LAW = {"loss_text": lambda c: 40 * c**-0.1, "geneval": lambda c: 1e-4 * c**0.25}
 CHEAPER = {  # reaches the same scores with 0.4 of the compute
@@ -145,6 +146,7 @@ def test_without_a_baseline_there_is_no_ratio():
     found = study(ladder({"a": LAW, "b": LAW}), Options(), "here")
     assert found.reference is None
     assert not any(panel.parities or panel.why_no_parity for panel in found.panels)
+    assert "--reference FAMILY names the one" in text(found)
 
 
 @pytest.mark.parametrize(

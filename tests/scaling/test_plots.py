@@ -1,5 +1,7 @@
 """Figures show what the fits found."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,18 @@ def test_axes_are_logarithmic_and_labelled(figure, found):
     for axes in figure.axes:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
         assert axes.get_xlabel() == "training compute, FLOPs (6ND)"
+
+
+def test_ticks_of_a_short_ladder_do_not_touch():
+    found = study(ladder(LAWS)[:4], Options(fit_on="all"), "here")
+    figure = draw(found, found.panels)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels(which="both") if label.get_text()]
+        boxes.sort(key=lambda box: box.x0)
+        assert len(boxes) >= 2
+        assert {label.get_text() for label in axes.get_xticklabels()} >= {r"$2\times10^{13}$", "$10^{14}$"}
+        assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_points_that_fits_leave_out_are_hollow(figure, found):

@@ -12,8 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import offset_copy
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from transfusion_jax.scaling.parity import Parity
 from transfusion_jax.scaling.points import FLOORED, Rung, in_fit
@@ -29,7 +35,7 @@ LEGEND = 0.22  # inches for a row of it
 LETTERS = 60  # of a legend that fit below a panel
 GREY = "0.4"
 CURVED = (0, (1, 1.5))
-DECADES = 8.0  # an axis whose ends are so far apart has ticks at powers of ten and between
+TALL, WIDE = 8.0, 50.0  # an axis whose ends are so far apart has ticks at powers of ten, or a few between
 
 
 def draw(found: Study, panels: Sequence[Panel], keys: bool = True) -> Figure:
@@ -76,14 +82,15 @@ def describe(panel: Panel) -> str:
 def _panel(axes: Axes, panel: Panel, looks: dict[str, dict[str, Any]], x: str) -> None:
     for fit in panel.fits:
         _fit(axes, fit, looks[fit.family])
-    for number, parity in enumerate(panel.parities):
-        _arrow(axes, parity, number, looks[parity.family]["color"])
+    _arrows(axes, panel.parities, looks)
+    for parity in panel.parities:
         fit = next(fit for fit in panel.fits if fit.family == parity.family)
         if parity.outside and fit.line:
             places = _range(in_fit(fit.rungs), parity.flops)
             axes.plot(places, fit.line.predict(places), color=looks[fit.family]["color"], ls="--", lw=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.margins(y=0.1)  # room for ratios
     if panel.metric.floor is not None and _floored([panel]):
         axes.axhline(panel.metric.floor, color=GREY, lw=1, ls=":")
     _ticks(axes)
@@ -114,26 +121,30 @@ def _fit(axes: Axes, fit: Fit, look: dict[str, Any]) -> None:
         axes.plot(places_at, fit.curve.predict(places_at), color=color, lw=1.2, ls=CURVED)
 
 
-def _arrow(axes: Axes, parity: Parity, number: int, color: str) -> None:
-    """From the reference's largest run to the FLOPs at which the family has its score, with the ratio."""
-    y, ends = parity.reference.score, (parity.reference.flops, parity.flops)
-    above = number % 2 == 0  # so that two at one score do not cover each other
-    shift = 0 if number == 0 else 5 * (number + 1) // 2 * (1 if above else -1)  # points
-    at = offset_copy(axes.transData, axes.get_figure(root=True), 0, shift, "points")
-    style = {"arrowstyle": "-|>", "color": color, "lw": 1.4}
-    axes.annotate("", (ends[1], y), (ends[0], y), xycoords=at, textcoords=at, arrowprops=style)
-    axes.annotate(
-        f"{digits(parity.ratio)}×",
-        (np.sqrt(ends[0] * ends[1]), y),
-        (0, shift + (4 if above else -4)),
-        textcoords="offset points",
-        ha="center",
-        va="bottom" if above else "top",
-        color=color,
-        fontsize="small",
-        fontweight="bold",
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],
-    )
+def _arrows(axes: Axes, parities: Sequence[Parity], looks: dict[str, dict[str, Any]]) -> None:
+    """From the reference's largest run to the FLOPs at which each family has its score, with the ratio.
+
+    They lie at one height: a shorter one covers a longer one, whose ratio stands at the rest of it.
+    """
+    covered: dict[bool, float] = {}  # FLOPs so far, by side
+    for number, parity in enumerate(sorted(parities, key=lambda parity: abs(np.log(parity.ratio)))):
+        color, y, side = looks[parity.family]["color"], parity.reference.score, parity.ratio > 1
+        style = {"arrowstyle": "-|>", "color": color, "lw": 1.4}
+        ends = (parity.flops, y), (parity.reference.flops, y)
+        axes.annotate("", *ends, arrowprops=style, zorder=3 - number / 10)
+        axes.annotate(
+            f"{digits(parity.ratio)}×",
+            (np.sqrt(covered.get(side, parity.reference.flops) * parity.flops), y),
+            (0, -4 if number % 2 else 4),
+            textcoords="offset points",
+            ha="center",
+            va="top" if number % 2 else "bottom",
+            color=color,
+            fontsize="small",
+            fontweight="bold",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
+        covered[side] = parity.flops
 
 
 def _range(rungs: Sequence[Rung], beyond: float | None = None) -> np.ndarray:
@@ -145,16 +156,26 @@ def _range(rungs: Sequence[Rung], beyond: float | None = None) -> np.ndarray:
 
 
 def _ticks(axes: Axes) -> None:
-    """Plain numbers on the score's axis: round ones where it spans less than a decade or so."""
+    """Plain numbers on the score's axis, powers of ten on that of FLOPs; more of them where it spans little."""
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5) if high < WIDE * low else (1,), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_ylim()
-    if high < DECADES * low:
+    if high < TALL * low:
         ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if tick > 0]
         axes.yaxis.set_major_locator(FixedLocator(ticks))
     else:
-        axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=12))
+        axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 3, 5), numticks=12))
     axes.set_ylim(low, high)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+
+
+def _power(value: float) -> str:
+    """One digit and a power of ten; a digit of one is left out."""
+    digit, power = f"{value:.0e}".split("e")
+    return ("$" if digit == "1" else rf"${digit}\times") + f"10^{{{int(power)}}}$"
 
 
 def _floored(panels: Sequence[Panel]) -> bool:

@@ -86,6 +86,8 @@ def notes(found: Study) -> list[str]:
         lines.append(
             "off the frontier, and left out: what its family beats with no more FLOPs (--fit-on all fits all)"
         )
+    if found.reference is None and len({point.family for point in found.points}) > 1:
+        lines.append("no parity FLOP ratio: --reference FAMILY names the one to compare with")
     if found.unused:
         lines.append(f"not used: {', '.join(found.unused)}; --metric NAME:lower or NAME:higher takes one in")
     return lines
@@ -204,9 +206,13 @@ def _held_out(held: HeldOut | None) -> list[str]:
     assert held is not None
     measured, cells = held.rung.score, [NOTHING] * 2
     if held.by_curve is not None:
-        cells = [score(held.by_curve), f"{held.by_curve / measured - 1:+.1%}"]
-    ours = [score(held.predicted), interval(held.interval), f"{held.error:+.1%}"]
+        cells = [score(held.by_curve), _percent(held.by_curve / measured - 1)]
+    ours = [score(held.predicted), interval(held.interval), _percent(held.error)]
     return [held.rung.size, score(measured), *ours, *cells]
+
+
+def _percent(value: float) -> str:
+    return f"{round(value, 3) + 0:+.1%}"  # never −0.0
 
 
 def _parity(parity: Parity) -> list[str]:
