@@ -28,7 +28,7 @@ def add_parsers(parts: Any) -> None:
     """Declares these parts of `scale`."""
     compare = parts.add_parser("compare", help=COMPARE, description=COMPARE)
     compare.add_argument(
-        "--run", dest="workdir", type=Path, required=True, metavar="DIR", help="a run that is done"
+        "--run", dest="workdir", type=Path, required=True, metavar="DIR", help="a run, done or under way"
     )
     compare.add_argument("--reference", required=True, metavar="NAME", help="debug, digits, or a file")
     compare.add_argument("--json", action="store_true", help="print one JSON object")
@@ -52,7 +52,8 @@ def _compare(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _sentences(verdict: Verdict) -> str:
     if verdict.passes:
         bands = " and ".join(reference.BANDS[band] for band in verdict.held_to)
-        return f"every loss stays within the bands of {verdict.reference}: {bands}"
+        losses = ", ".join(verdict.losses)
+        return f"up to step {verdict.step:,} {losses} stay within the bands of {verdict.reference}: {bands}"
     lines = [f"this is not how {verdict.reference} trains; where each loss first leaves a band:"]
     lines += [
         f"  step {d.step:,}: {d.loss} {d.value:.4f}, {reference.BANDS[d.band]} {d.low:.4f} to {d.high:.4f}"

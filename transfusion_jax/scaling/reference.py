@@ -75,6 +75,8 @@ class Verdict:
 
     reference: str
     seed: int
+    step: int  # up to which it was compared
+    losses: tuple[str, ...]  # that it has
     held_to: tuple[str, ...]  # the bands
     departures: tuple[Departure, ...]  # the first of each loss and band, the earliest first
 
@@ -113,32 +115,32 @@ def windows_of(steps: int) -> tuple[int, ...]:
 
 
 def curve(workdir: Path, windows: Sequence[int], way: str = "") -> Curve:
-    """A run's means.
+    """A run's means, over the windows that it has trained through.
 
     Raises:
-        ConfigError: it is not done, or has a window without a record.
+        ConfigError: there is none yet.
     """
     run = Workdir(workdir)
-    config, records = run.config(), read_lines(run.metrics)
-    require(
-        bool(records) and records[-1]["step"] == windows[-1],
-        f"{workdir} is at step {records[-1]['step'] if records else 0} of {windows[-1]}: train it to its end first",
-    )
+    records = read_lines(run.metrics)
+    last = records[-1]["step"] if records else 0
+    done = [end for end in windows if end <= last]
+    require(bool(done), f"{workdir} is at step {last}: its losses can be compared from step {windows[0]} on")
     losses = {}
     for loss in LOSSES:
-        means = []
-        for begin, end in zip((0, *windows), windows, strict=False):
-            means.append([r[loss] for r in records if begin < r["step"] <= end and loss in r])
+        means = [
+            [r[loss] for r in records if begin < r["step"] <= end and loss in r]
+            for begin, end in zip((0, *done), done, strict=False)
+        ]
         if all(means):
             losses[loss] = tuple(float(np.mean(values)) for values in means)
-    return Curve(config.seed, way, losses)
+    return Curve(run.config().seed, way, losses)
 
 
 def compare(workdir: Path, reference: Reference) -> Verdict:
     """Holds a run to the bands.
 
     Raises:
-        ConfigError: it is of another recipe, or not done.
+        ConfigError: it is of another recipe, or has only begun.
     """
     config = Workdir(workdir).config()
     require(
@@ -146,18 +148,20 @@ def compare(workdir: Path, reference: Reference) -> Verdict:
         f"{workdir} was trained by another recipe than {reference.name}, which is: {reference.command}",
     )
     mine = curve(workdir, reference.windows)
-    held_to, found = [SEEDS], _departures(mine, reference, SEEDS, *_seeds_band(reference))
+    held_to, found = [SEEDS], _departures(mine, reference, SEEDS, *seeds_band(reference))
     own = [c for c in reference.by_way("") if c.seed == mine.seed]
     if own and (band := _way_band(reference, own[0])):
         held_to.append(OWN)
         found += _departures(mine, reference, OWN, *band)
-    return Verdict(reference.name, mine.seed, tuple(held_to), tuple(sorted(found, key=lambda d: d.step)))
+    step = reference.windows[len(next(iter(mine.losses.values()))) - 1]
+    departures = tuple(sorted(found, key=lambda d: d.step))
+    return Verdict(reference.name, mine.seed, step, tuple(mine.losses), tuple(held_to), departures)
 
 
 Band = dict[str, np.ndarray]  # by loss, one number for each window
 
 
-def _seeds_band(reference: Reference) -> tuple[Band, Band]:
+def seeds_band(reference: Reference) -> tuple[Band, Band]:
     """Where one more seed falls: Student's prediction interval, at a level for all windows and losses together."""
     curves = reference.by_way("")
     checks = len(reference.windows) * len(curves[0].losses)
@@ -191,7 +195,8 @@ def _departures(mine: Curve, reference: Reference, band: str, low: Band, high: B
         if loss not in mine.losses:
             continue
         values = np.array(mine.losses[loss])
-        outside = ~((low[loss] <= values) & (values <= high[loss]))
+        count = len(values)
+        outside = ~((low[loss][:count] <= values) & (values <= high[loss][:count]))
         if outside.any():
             i = int(np.argmax(outside))
             step, value = reference.windows[i], float(values[i])
