@@ -41,7 +41,7 @@ def test_families_see_the_same_elements_and_text_alone_its_share():
 
 def test_words_train_what_the_point_says():
     point = ladder.points(make(changes=("batch_rows=32",)), {})[0]
-    words = point.training(Path("W")).words
+    words = point.training(Path("W"), Path("logs")).words
     assert words[:5] == ["train", "--config", "configs/scaling.py:xs,linear", "--workdir", "W/" + point.name]
     assert "--config.batch_rows=32" in words
     assert "--config.steps=25" in words  # twice the rows, half the steps

@@ -68,7 +68,9 @@ def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config, root = configs.load(arguments.config, overrides), arguments.workdir
     runs = {f"seed{seed}": ("", [f"seed={seed}"]) for seed in range(arguments.seeds)}
     runs |= {f"seed0-way{i}": (way, [way]) for i, way in enumerate(WAYS)}
-    trainings = [training(name, root, arguments.config, [*overrides, *more]) for name, (_, more) in runs.items()]
+    trainings = [
+        training(name, root, root, arguments.config, [*overrides, *more]) for name, (_, more) in runs.items()
+    ]
     failed: list[str] = []
 
     def end(ended: Any, code: int) -> None:

@@ -24,6 +24,7 @@ from transfusion_jax.planning import topology as topologies
 from transfusion_jax.scaling import costs, ladder
 from transfusion_jax.scaling.ladder import Ladder, Point
 from transfusion_jax.scaling.running import Training, run_trainings
+from transfusion_jax.storage import Place, place
 from transfusion_jax.training.files import write_lines, write_whole
 from transfusion_jax.training.goodput import RESTART, account, read_attempts
 from transfusion_jax.training.metrics import duration
@@ -37,7 +38,8 @@ def add_parser(parts: Any) -> None:
     """Declares this part of `scale`."""
     parser = parts.add_parser("run", help="train a ladder's models", description=__doc__)
     parser.add_argument("--ladder", type=Path, required=True, metavar="FILE", help="such as configs/ladders/cpu.py")
-    parser.add_argument("--workdir", type=Path, help="where the runs and their numbers are kept")
+    parser.add_argument("--workdir", type=place, help="where the runs and their numbers are kept")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="of what they print (default: the workdir)")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (default: 1)"
     )
@@ -61,7 +63,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     require(arguments.workdir is not None, "scale run needs --workdir DIR (or --dry-run to look only)")
     require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
     launcher = ["launch", *shlex.split(arguments.launch)] if arguments.launch else []
-    train = functools.partial(_train, root=arguments.workdir, jobs=arguments.jobs, launcher=launcher)
+    logs = arguments.logs or arguments.workdir
+    require(isinstance(logs, Path), "--logs DIR is needed where the workdir is in a bucket")
+    train = functools.partial(_train, root=arguments.workdir, logs=logs, jobs=arguments.jobs, launcher=launcher)
     sweep = ladder.sweep_points(found)
     if (code := train(sweep)) or not _done(sweep, arguments.workdir):
         return code
@@ -73,7 +77,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return train(ladder.points(found, rates), gathered=True)
 
 
-def _train(points: Sequence[Point], root: Path, jobs: int, launcher: Sequence[str], gathered: bool = False) -> int:
+def _train(
+    points: Sequence[Point], root: Place, logs: Path, jobs: int, launcher: Sequence[str], gathered: bool = False
+) -> int:
     left = sorted((p for p in points if not p.measured(root)), key=lambda p: p.flops, reverse=True)
     if points:
         print(f"{len(points) - len(left)} of {len(points)} runs are done", flush=True)
@@ -99,18 +105,18 @@ def _train(points: Sequence[Point], root: Path, jobs: int, launcher: Sequence[st
         if gathered:
             _gather(points, root)
 
-    asked = run_trainings([point.training(root) for point in left], jobs, launcher, start, end)
+    asked = run_trainings([point.training(root, logs) for point in left], jobs, launcher, start, end)
     if gathered:
         _gather(points, root)
         print(f"written to {root / JSONL} and {root / CSV}")
     return INTERRUPTED if asked else FAILED if failed else 0
 
 
-def _done(points: Sequence[Point], root: Path) -> bool:
+def _done(points: Sequence[Point], root: Place) -> bool:
     return all(point.measured(root) for point in points)
 
 
-def _gather(points: Sequence[Point], root: Path) -> None:
+def _gather(points: Sequence[Point], root: Place) -> None:
     """Writes the numbers of runs that are done, in the ladder's order; nothing in the CSV hangs on time."""
     found = [(point, ladder.record(point, root)) for point in points if point.measured(root)]
     lines = [
@@ -133,7 +139,7 @@ def _gather(points: Sequence[Point], root: Path) -> None:
     write_whole(root / CSV, text.getvalue())
 
 
-def _seconds(workdir: Path) -> float:
+def _seconds(workdir: Place) -> float:
     """That a run took, without what lay between its attempts."""
     spent = account(read_attempts(Workdir(workdir).attempts))
     return spent.total - spent.seconds[RESTART]

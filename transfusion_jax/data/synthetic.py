@@ -49,7 +49,7 @@ class SyntheticDocuments:
     @property
     def hash(self) -> str:
         """Of everything that they depend on."""
-        about = repr(self) + (f" codes {self.codebook}" if self.codebook else "")
+        about = repr(self) + (f" codes {self.codebook}" if self.codebook else " colours")
         return hashlib.sha256(about.encode()).hexdigest()[:16]
 
     @cached_property

@@ -15,6 +15,7 @@ from transfusion_jax.config import Config, ConfigError, positive, require
 from transfusion_jax.config.parsing import parse_as, read_file
 from transfusion_jax.flops import count_parameters, six_nd
 from transfusion_jax.scaling.running import Training
+from transfusion_jax.storage import Place
 from transfusion_jax.training.metrics import record_of
 from transfusion_jax.training.workdir import Workdir
 
@@ -102,20 +103,20 @@ class Point:
         """6ND."""
         return six_nd(self.config.model, self.config.steps * self.config.elements_per_step)
 
-    def training(self, root: Path) -> Training:
+    def training(self, root: Place, logs: Path) -> Training:
         """What trains it, or goes on, in a workdir of its name."""
-        return training(self.name, root, self.spec, self.changes)
+        return training(self.name, root, logs, self.spec, self.changes)
 
-    def measured(self, root: Path) -> dict[str, float]:
+    def measured(self, root: Place) -> dict[str, float]:
         """The last step's record, or nothing where the run is not done."""
         return record_of(Workdir(root / self.name).metrics, self.config.steps)
 
 
-def training(name: str, root: Path, spec: str, changes: Iterable[str]) -> Training:
+def training(name: str, root: Place, logs: Path, spec: str, changes: Iterable[str]) -> Training:
     """Of a config with some fields changed."""
     overrides = [f"--config.{change}" for change in changes]
     words = ["train", "--config", spec, "--workdir", str(root / name), *overrides]
-    return Training(name, words, root / f"{name}.log")
+    return Training(name, words, logs / f"{name}.log")
 
 
 def load(path: Path) -> Ladder:
@@ -157,7 +158,7 @@ def points(ladder: Ladder, rates: Mapping[str, float]) -> list[Point]:
     return found
 
 
-def best_rates(ladder: Ladder, root: Path) -> dict[str, float]:
+def best_rates(ladder: Ladder, root: Place) -> dict[str, float]:
     """By family, the sweep's rate with the lowest held-out loss, the loss that the family is trained on.
 
     Raises:
@@ -173,7 +174,7 @@ def best_rates(ladder: Ladder, root: Path) -> dict[str, float]:
     return {family: rate for family, (_, rate) in best.items()}
 
 
-def record(point: Point, root: Path) -> dict[str, float | str | int]:
+def record(point: Point, root: Place) -> dict[str, float | str | int]:
     """What a run that is done says of itself, as `scale fit` reads it."""
     last, model = point.measured(root), point.config.model
     parameters = count_parameters(model)
