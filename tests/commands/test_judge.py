@@ -8,15 +8,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from helpers import digits_config
+from helpers import begin_run, digits_config
 from inceptions import random_network
 from transfusion_jax.cli import main
-from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.evaluation import fid, frechet, inception
 from transfusion_jax.evaluation.pictures import draw, pictures
 from transfusion_jax.evaluation.suite import SUITES
-from transfusion_jax.training.leaves import leaf_names
 from transfusion_jax.training.tasks import make_task
 
 
@@ -25,10 +23,7 @@ def run(digits_folder, tmp_path_factory):
     """A run that has learnt nothing."""
     path = tmp_path_factory.mktemp("runs") / "run"
     config = digits_config(digits_folder, optimizer__ema_decay=0.0, sampling__steps=2, evaluation__images=6)
-    params = make_task(config).model.init(jax.random.key(0))
-    leaves = zip(leaf_names(params), jax.tree.leaves(params), strict=True)
-    codec = data_loading.load(config).codec
-    write_run(path, config, codec, ((name, lambda leaf=leaf: np.asarray(leaf)) for name, leaf in leaves), "test")
+    begin_run(path, config)
     return path, config
 
 

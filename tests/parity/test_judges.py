@@ -10,13 +10,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torchmetrics.image.fid import _compute_fid
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from helpers import tiny_codec, tiny_config, tiny_corpus
+from helpers import begin_run, prepare, tiny_codec, tiny_config, tiny_corpus
+from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.evaluation import cider as judge
+from transfusion_jax.evaluation import fid
 from transfusion_jax.evaluation.clip import MEAN, STD, ClipScore
 from transfusion_jax.evaluation.frechet import Statistics, distance
-from transfusion_jax.evaluation.pictures import Drawn, resized
+from transfusion_jax.evaluation.pictures import Drawn
 from transfusion_jax.training.tasks import make_task
 
 pytestmark = pytest.mark.parity
@@ -31,10 +33,11 @@ def test_the_distance_is_torchmetrics():
 
 
 @pytest.mark.parametrize("size", [64, 256, 512])
-def test_resizing_is_antialiased_bicubic_in_float(size):
+def test_inceptions_images_are_resized_antialiased_bicubic_in_float(size, monkeypatch):
+    monkeypatch.setattr(fid, "_features", lambda arrays, x: x)
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3)).astype(np.uint8)
     image[: size // 2, : size // 3] = 255  # overshoots, and is cut off
-    found = resized(image, 299, Pillow.Resampling.BICUBIC)
+    (found,) = fid.features_of({}, image[None])
     x = torch.from_numpy(image).permute(2, 0, 1)[None].double()
     expected = torch.nn.functional.interpolate(x, (299, 299), mode="bicubic", antialias=True, align_corners=False)
     expected = expected.clamp(0, 255)[0].permute(1, 2, 0).numpy()
@@ -174,6 +177,37 @@ def test_captions_are_written_behind_each_image_once(monkeypatch):
     json.dumps(about)
     with pytest.raises(ConfigError, match="needs captioned images"):
         judge.run(task, {}, codec, Corpus(tiny_corpus().sources[1:]))
+
+
+def test_karpathys_test_images_are_captioned_by_the_command(tmp_path, capsys):
+    listed = []
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        Pillow.fromarray(pixels).save(tmp_path / f"{number}.png")
+        words = ("small", "noisy", "square")[: 1 + number % 3]
+        sentences = [{"raw": f"image {number} is {word}."} for word in words]
+        listed.append(dict(filename=f"{number}.png", split="test" if number > 1 else "train", sentences=sentences))
+    (tmp_path / "dataset_coco.json").write_text(json.dumps(dict(images=listed)))
+    for split in ("train", "test"):
+        options = dict(format="coco", images=str(tmp_path), split=split)
+        prepare(tmp_path / split, [str(tmp_path / "dataset_coco.json")], **options)
+    sources = dict(coco=dict(path=str(tmp_path / "train"), held_out=str(tmp_path / "test")))
+    config = tiny_config(
+        model__vocabulary=256,
+        model__latent_shape=(8, 8, 3),
+        model__patch_size=4,
+        data__sources=sources,
+        data__context_length=64,
+        optimizer__ema_decay=0.0,
+    )
+    begin_run(tmp_path / "run", config)
+    command = ["judge", "cider", "--workdir", str(tmp_path / "run"), "--prompt", "it says: ", "-n", "3"]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["images"], report["references"], report["image_timestep"]) == (3, 3 + 1 + 2, 0)
+    assert report["prompt"] == "it says: "
+    assert len(report["first_captions"]) == 3
+    assert report["metrics"]["cider"] >= 0
 
 
 def test_without_java_it_says_so(monkeypatch):
