@@ -37,8 +37,8 @@ SUITE = {
     "arc_challenge": "acc_norm",
     "boolq": "acc",
 }
-FILTERS = ("temperature", "top_k", "top_p", "min_p")
-SAME = ("do_sample", "until", "max_gen_toks", *FILTERS)  # what a task may ask of writing
+CHANCES = ("temperature", "top_k", "top_p", "min_p")
+KNOWN = ("do_sample", "until", "max_gen_toks", *CHANCES)  # what a task may ask of writing
 
 
 class HarnessModel(TemplateLM):
@@ -171,7 +171,8 @@ def _near(name: str, manager: TaskManager) -> list[str]:
 def _writing(asked: Mapping[str, Any]) -> Writing:
     options: Mapping[str, Any] = normalize_gen_kwargs(dict(asked))
     for name in options:
-        require(name in SAME, f"a task asks for {name!r} in writing, which the model does not do")
-    greedy = not options["do_sample"]
-    how = {} if greedy else {name: options[name] for name in FILTERS if name in options}
+        require(name in KNOWN, f"a task asks for {name!r} in writing, which the model does not do")
+    how = {}
+    if options["do_sample"]:  # without a temperature, at that of the model
+        how = {"temperature": 1.0} | {name: options[name] for name in CHANCES if name in options}
     return Writing(max_tokens=options["max_gen_toks"], stop=tuple(filter(None, options["until"])), **how)

@@ -14,6 +14,7 @@ from transfusion_jax.config import Config
 from transfusion_jax.data.documents import Corpus, Document, Documents, Image, Text
 from transfusion_jax.data.load import Codec, Data, plain_statistics
 from transfusion_jax.data.prepared import PreparedDocuments
+from transfusion_jax.data.shuffle import shuffled
 from transfusion_jax.generation.interleaved import Request, generate, rows_at_a_time
 from transfusion_jax.generation.picture import to_pixels
 from transfusion_jax.model.transfusion import Params
@@ -55,10 +56,11 @@ def pictures(corpus: Corpus, config: Config, codec: Codec, seed: int) -> Iterato
     Those that do not fit the context are left out, as in training.
     """
     patches, context = config.model.patches, config.data.context_length
+    corpus = Corpus(tuple(source for source in corpus.sources if source.pictured))
     as_pixels = [_as_pixels(source.documents) for source in corpus.sources]
     seen: set[bytes] = set()
-    for number in np.random.default_rng(seed).permutation(len(corpus)).tolist():
-        source, place = corpus.find(number)
+    for number in range(len(corpus)):
+        source, place = corpus.find(int(shuffled(number, len(corpus), seed)))
         if not as_pixels[source].images[place]:
             continue
         document = as_pixels[source][place]
@@ -95,7 +97,7 @@ def resized(image: np.ndarray, size: int, how: Pillow.Resampling) -> np.ndarray:
 
 def _as_pixels(documents: Documents) -> Documents:
     """The same with images as they were prepared, in [−1, 1]; what is not prepared stays as it is."""
-    if not isinstance(documents, PreparedDocuments) or not np.any(documents.images):
+    if not isinstance(documents, PreparedDocuments):
         return documents
     channels = documents.prepared.encoding("pixels")["shape"][-1]
     return replace(documents, encoding="pixels", statistics=plain_statistics(channels)).make_ready()
