@@ -301,7 +301,7 @@ class EvaluationConfig:
         positive(self, "evaluation.", "rows", "images")
         for name in ("suites", "during_training"):
             for suite in getattr(self, name):
-                one_of(f"evaluation.{name}", suite, ("loss", "digits", "edits"))
+                one_of(f"evaluation.{name}", suite, ("loss", "digits", "edits", "frechet"))
 
 
 @dataclass(frozen=True, kw_only=True)
