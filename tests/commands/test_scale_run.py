@@ -23,7 +23,7 @@ def get_config(arg):
         model=dict(
             width=int(arg), layers=1, heads=2, mlp_width=32, vocabulary=256, latent_shape=(4, 4, 1), patch_size=2
         ),
-        data=dict(sources="synthetic", context_length=64, max_images=4),
+        data=dict(sources="synthetic", context_length=128, max_images=4),
         optimizer=dict(learning_rate=1e-3),
         sampling=dict(steps=2),
         evaluation=dict(rows=4),
@@ -37,8 +37,8 @@ def get_ladder():
     return ConfigDict(dict(
         name="tiny",
         families=dict(tiny=dict(config="{config}:{{size}}")),
-        scales=[dict(size="16", elements=64 * 4 * {steps}), dict(size="32", elements=64 * 4 * {steps})],
-        sweep=dict(rates=(1e-3, 1e-2), size="16", elements=64 * 4 * 2),
+        scales=[dict(size="16", elements=128 * 4 * {steps}), dict(size="32", elements=128 * 4 * {steps})],
+        sweep=dict(rates=(1e-3, 1e-2), size="16", elements=128 * 4 * 2),
     ))
 """
 
@@ -51,9 +51,9 @@ def make_ladder(folder, steps=3):
 
 def scale(*words, **options):
     command = [sys.executable, "-m", "transfusion_jax.cli", "scale", "run", *map(str, words)]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
-    )
+    environment = os.environ | {"XLA_FLAGS": ""}  # one device
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes, **options)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_sweep_then_the_points_then_their_numbers(whole):
     assert all(float(row["learning_rate"]) == 0.01 and 0 < float(row["loss_text"]) < 10 for row in rows)
     lines = [json.loads(line) for line in (folder / "W/points.jsonl").read_text().splitlines()]
     assert all((folder / "W" / line["samples"]).is_file() and line["wall_seconds"] > 0 for line in lines)
-    assert lines[0]["flops_6nd"] == 6 * lines[0]["parameters"] * 64 * 4 * 3
+    assert lines[0]["flops_6nd"] == 6 * lines[0]["parameters"] * 128 * 4 * 3
 
 
 @pytest.mark.slow
@@ -108,15 +108,15 @@ def test_killed_half_way_and_started_again_the_numbers_are_the_same(whole, tmp_p
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     ladder = make_ladder(tmp_path)
-    text = ladder.read_text().replace('sweep=dict(rates=(1e-3, 1e-2), size="16", elements=64 * 4 * 2),', "")
+    text = ladder.read_text().replace('sweep=dict(rates=(1e-3, 1e-2), size="16", elements=128 * 4 * 2),', "")
     ladder.write_text(text)
-    (tmp_path / "W/tiny-16-768").mkdir(parents=True)
-    (tmp_path / "W/tiny-16-768/config.json").write_text("no config")
+    (tmp_path / "W/tiny-16-1536").mkdir(parents=True)
+    (tmp_path / "W/tiny-16-1536/config.json").write_text("no config")
     process = scale("--ladder", ladder, "--workdir", tmp_path / "W")
     output = process.communicate()[0]
     assert process.returncode == 1
-    assert "tiny-16-768: exit code" in output
-    assert "tiny-32-768: done" in output
+    assert "tiny-16-1536: exit code" in output
+    assert "tiny-32-1536: done" in output
     assert len((tmp_path / "W/points.csv").read_text().splitlines()) == 2
 
 
