@@ -8,7 +8,7 @@ from typing import Protocol
 import jax
 
 from transfusion_jax.data.load import Data
-from transfusion_jax.evaluation import digits, edits, loss
+from transfusion_jax.evaluation import digits, edits, loss, shapes
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.training.tasks import ModelTask
 
@@ -29,5 +29,10 @@ class Suite:
     run: Run
 
 
-ALL = Suite("loss", loss.run), Suite("digits", digits.run), Suite("edits", edits.run)
+ALL = (
+    Suite("loss", loss.run),
+    Suite("digits", digits.run),
+    Suite("edits", edits.run),
+    Suite("shapes", shapes.run),
+)
 SUITES = {suite.name: suite for suite in ALL}
