@@ -8,7 +8,7 @@ from typing import Protocol
 import jax
 
 from transfusion_jax.data.load import Data
-from transfusion_jax.evaluation import digits, edits, loss, shapes
+from transfusion_jax.evaluation import captions, digits, edits, loss, shapes, text
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.training.tasks import ModelTask
 
@@ -31,6 +31,9 @@ class Suite:
 
 ALL = (
     Suite("loss", loss.run),
+    Suite("text", text.run),
+    Suite("images", loss.run_images),
+    Suite("captions", captions.run),
     Suite("digits", digits.run),
     Suite("edits", edits.run),
     Suite("shapes", shapes.run),
