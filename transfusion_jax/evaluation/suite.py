@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,15 +28,17 @@ class Suite:
 
     name: str
     run: Run
+    size: str  # the field of `evaluation` that says on how much
+    prompts: Callable[[int], list[str]] | None = None  # so many of them; of a suite that draws
 
 
 ALL = (
-    Suite("loss", loss.run),
-    Suite("text", text.run),
-    Suite("images", loss.run_images),
-    Suite("captions", captions.run),
-    Suite("digits", digits.run),
-    Suite("edits", edits.run),
-    Suite("shapes", shapes.run),
+    Suite("loss", loss.run, "rows"),
+    Suite("text", text.run, "rows"),
+    Suite("images", loss.run_images, "rows"),
+    Suite("captions", captions.run, "images"),
+    Suite("digits", digits.run, "images", digits.prompts),
+    Suite("edits", edits.run, "images", lambda number: [edits.asked_for(index)[2] for index in range(number)]),
+    Suite("shapes", shapes.run, "images", lambda number: [prompt.caption for prompt in shapes.prompts(number)]),
 )
 SUITES = {suite.name: suite for suite in ALL}
