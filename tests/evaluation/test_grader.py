@@ -15,7 +15,7 @@ SCENES = [scenes.scene(SEED, index) for index in range(400)]
 
 @pytest.mark.parametrize(
     ("size", "blur", "noise", "least"),
-    [(32, 0, 0, 0.995), (64, 0, 0, 0.995), (32, 0.5, 12, 0.99), (64, 0.5, 12, 0.99), (32, 0, 20, 0.98)],
+    [(32, 0, 0, 0.995), (64, 0, 0, 0.995), (32, 0.7, 12, 0.98), (64, 0.7, 12, 0.995), (32, 0, 20, 0.98)],
 )
 def test_true_drawings_are_read_exactly(size, blur, noise, least):
     """Of every thing the shape, the colour, the size, and the place to half a pixel; blurred and noisy ones too."""

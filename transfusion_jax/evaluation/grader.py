@@ -1,11 +1,12 @@
 """What a picture of coloured shapes shows: the exact scene, found in its pixels by geometry alone.
 
 A pixel is a mixture of the background and one colour; the parts that hang together are held against every shape
-and size at every quarter of a pixel, as `scenes.render` draws them.
+and size at every quarter of a pixel, as `scenes.render` draws them and as they are when blurred.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cache
 
@@ -16,7 +17,8 @@ from transfusion_jax.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, SUP
 
 APART = 0.4  # share of a colour from which on a pixel belongs to a thing
 SPECK = 0.3  # of the smallest thing's pixels: what has fewer is noise
-WORST = 0.4  # squared error of the best match, of the thing's pixels: what is worse has no known shape
+SOFT = (0, 0.7)  # deviations, in pixels, of the blur that drawings may have: models draw softly
+WORST = 0.2  # squared error of the best match, of its pixels: what is worse has no known shape
 UNKNOWN = "unknown"  # the shape of a thing that is none of them
 EVERY = np.ones((3, 3))  # pixels hang together at corners, too
 
@@ -61,19 +63,15 @@ def _nearest(share: np.ndarray, middle: np.ndarray, colour: str) -> Thing:
     size = len(share)
     kinds, templates = _templates(size)
     window = templates.shape[1]
-    top, left = (int(place) - window // 2 for place in middle)
+    corners = [np.array(shift) + middle - window // 2 for shift in itertools.product((-1, 0, 1), repeat=2)]
     padded = np.pad(share, window)
-    best: tuple[float, int, int, int] = (math.inf, 0, 0, 0)
-    for y in range(top - 1, top + 2):
-        for x in range(left - 1, left + 2):
-            seen = padded[y + window : y + 2 * window, x + window : x + 2 * window]
-            errors = np.sum(np.square(templates - seen), axis=(1, 2)) + share.sum() - seen.sum()
-            kind = int(errors.argmin())
-            best = min(best, (float(errors[kind]), kind, y, x))
-    error, kind, y, x = best
-    shape, half, right, down = kinds[kind]
-    known = error <= WORST * templates[kind].sum()
-    return Thing(shape if known else UNKNOWN, colour, half, (x + right) / size, (y + down) / size)
+    seen = np.stack([padded[y + window :, x + window :][:window, :window] for y, x in corners])
+    squares = np.sum(templates * templates, axis=(1, 2))[:, None] + np.sum(share * share)
+    errors = squares - 2 * np.einsum("khw,chw->kc", templates, seen)
+    kind, corner = np.unravel_index(errors.argmin(), errors.shape)
+    (shape, half, right, down), (y, x) = kinds[kind], corners[corner]
+    known = errors[kind, corner] <= WORST * templates[kind].sum()
+    return Thing(shape if known else UNKNOWN, colour, half, float(x + right) / size, float(y + down) / size)
 
 
 @cache
@@ -89,7 +87,8 @@ def _templates(size: int) -> tuple[list[tuple[str, str, float, float]], np.ndarr
                     thing = Thing(shape, "red", name, right / size, down / size)
                     kinds.append((shape, name, right, down))
                     drawn.append(_share(thing, size)[:window, :window])
-    return kinds, np.stack(drawn)
+    sharp = np.stack(drawn)
+    return kinds * len(SOFT), np.concatenate([ndimage.gaussian_filter(sharp, (0, blur, blur)) for blur in SOFT])
 
 
 def _share(thing: Thing, size: int) -> np.ndarray:

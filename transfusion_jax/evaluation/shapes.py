@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import jax
 import numpy as np
@@ -95,7 +96,8 @@ def judge_captions(shown: Sequence[scenes.Scene], written: Sequence[str]) -> dic
     }
 
 
-def prompts(number: int) -> list[Prompt]:
+@cache
+def prompts(number: int) -> tuple[Prompt, ...]:
     """So many prompts, the categories by turns; a longer list begins with a shorter one.
 
     A scene is asked about once, by the category that fits it and has had the fewest.
@@ -112,7 +114,7 @@ def prompts(number: int) -> list[Prompt]:
         if fitting:
             category = min(fitting, key=lambda name: len(found[name]))
             found[category].append(Prompt(index, scene, text, said, category, fitting[category]))
-    return [prompt for turn in zip(*found.values(), strict=False) for prompt in turn][:number]
+    return tuple(prompt for turn in zip(*found.values(), strict=False) for prompt in turn)[:number]
 
 
 def _single_object(said: Sequence[Claim]) -> tuple[Claim, ...]:
