@@ -3,22 +3,24 @@
     python benchmarks/conversion.py
 
 A Llama of random weights goes into a run, the run into a Llama and into safetensors and back, each by its command.
-Counted is the process's own memory at its peak, without pages of files, less what a tiny model's conversion takes.
+Counted is the process's own memory at its peak, without pages of files, beyond a baseline: the peak of the same
+command on a tiny model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from transfusion_jax.conversion import llama, shards
@@ -31,7 +33,7 @@ COMMANDS = {
     "to-safetensors": ["to-safetensors", "--workdir", "run", "--output", "all", "--max-shard-size", SHARD],
     "from-safetensors": ["from-safetensors", "all", "--output", "again"],
 }
-TINY = dict(width=128, layers=2, mlp_width=256, vocabulary=512)
+TINY: dict[str, Any] = dict(width=128, layers=2, mlp_width=256, vocabulary=512)
 
 
 def main() -> None:
@@ -42,47 +44,53 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         width=arguments.width,
         layers=arguments.layers,
         mlp_width=arguments.width * 11 // 4,
         vocabulary=arguments.vocabulary,
     )
-    tiny, large = peaks(**TINY), peaks(**sizes)
-    whole = sum(4 * value.size for _, value in tensors(**sizes))
-    stacked = 4 * sizes["width"] * max(sizes["vocabulary"], sizes["layers"] * sizes["mlp_width"])
-    result = {"weights": whole, "largest_leaf": stacked, "peaks": {k: large[k] - tiny[k] for k in COMMANDS}}
+    baseline, large = peaks(**TINY), peaks(**sizes)
+    shapes = llama.tensor_shapes(config_json(**sizes))
+    matrices = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+    layer = max(size for name, size in matrices.items() if "layers" in name)
+    whole = sum(matrices.values())
+    result = {
+        "weights": whole,
+        "leaf": max(matrices[llama.HEAD], arguments.layers * layer),
+        "shard": shards.parse_size(SHARD),
+        "matrix": layer,
+        "baseline": baseline,
+        "peak": {name: large[name] - baseline[name] for name in COMMANDS},
+    }
     if arguments.json:
         print(json.dumps(result))
         return
-    print(f"weights {whole / 1e6:,.0f} MB in float32, the largest leaf {stacked / 1e6:,.0f} MB, files of {SHARD}")
-    for name, peak in result["peaks"].items():
-        print(
-            f"{name:<17} {peak / 1e6:6,.0f} MB, {peak / stacked:.1f} of the leaf, {peak / whole:.2f} of the weights"
-        )
+    print(
+        f"weights {whole / 1e6:,.0f} MB in float32, the largest leaf {result['leaf'] / 1e6:,.0f} MB, "
+        f"files of {SHARD}, a layer's largest matrix {layer / 1e6:,.1f} MB"
+    )
+    for name, peak in result["peak"].items():
+        print(f"{name:<17} {peak / 1e6:6,.0f} MB beyond a baseline of {baseline[name] / 1e6:,.0f} MB")
 
 
-def peaks(width: int, layers: int, mlp_width: int, vocabulary: int) -> dict[str, int]:
-    """Bytes of each command at its peak."""
+def peaks(
+    width: int, layers: int, mlp_width: int, vocabulary: int, commands: Collection[str] = tuple(COMMANDS)
+) -> dict[str, int]:
+    """Bytes of each command at its peak; they are run in this order."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        shards.write(root / "llama", tensors(width, layers, mlp_width, vocabulary), shards.parse_size(SHARD))
-        sizes = (width, layers, width // 64, mlp_width, vocabulary)
-        (root / "llama/config.json").write_text(json.dumps(dict(zip(llama.SIZES, sizes, strict=True))))
-        return {name: peak(words, root) for name, words in COMMANDS.items()}
+        config = config_json(width, layers, mlp_width, vocabulary)
+        shapes, rng = llama.tensor_shapes(config), np.random.default_rng(0)
+        parts = ((name, (), 0.02 * rng.standard_normal(shape, np.float32)) for name, shape in shapes.items())
+        shards.write(root / "llama", shapes, parts, "bfloat16", shards.parse_size(SHARD))
+        (root / "llama/config.json").write_text(json.dumps(config))
+        return {name: peak(COMMANDS[name], root) for name in commands}
 
 
-def tensors(width: int, layers: int, mlp_width: int, vocabulary: int) -> Iterator[tuple[str, np.ndarray]]:
-    """A Llama's, bfloat16."""
-    rng = np.random.default_rng(0)
-    shapes = {"mlp/gate": (mlp_width, width), "mlp/up": (mlp_width, width), "mlp/down": (width, mlp_width)}
-    for ours, theirs in llama.LAYER.items():
-        for layer in range(layers):
-            shape = (width,) if "norm" in ours else shapes.get(ours, (width, width))
-            yield f"model.layers.{layer}.{theirs}.weight", _random(rng, shape)
-    yield "model.norm.weight", _random(rng, (width,))
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        yield name, _random(rng, (vocabulary, width))
+def config_json(width: int, layers: int, mlp_width: int, vocabulary: int) -> dict[str, int]:
+    """A Llama of these sizes."""
+    return dict(zip(llama.SIZES, (width, layers, width // 64, mlp_width, vocabulary), strict=True))
 
 
 def peak(words: list[str], root: Path) -> int:
@@ -97,10 +105,6 @@ def peak(words: list[str], root: Path) -> int:
     if process.returncode:
         raise SystemExit(f"{' '.join(words)} failed")
     return most
-
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return (0.02 * rng.standard_normal(shape, np.float32)).astype(ml_dtypes.bfloat16)
 
 
 if __name__ == "__main__":

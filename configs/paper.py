@@ -1,9 +1,10 @@
-"""The paper's recipe (arXiv 2408.11039, sections 3 and 4) at its five sizes.
+"""The paper's recipe (arXiv 2408.11039, sections 3 and 4) at its five sizes, and at a smaller one, 0.07b.
 
     transfusion train --config configs/paper.py:7b --dry-run
 
 The argument is a size, then options after commas:
     2t              the large run of section 4.4: 4M elements per step, 500,000 steps
+    unet            the U-Net patch coder of section 4.3
     chameleon       the baseline of section 4.1: images are codes of a vector-quantised autoencoder, predicted like
                     text; query-key norm, post-norm, z-loss, learning rate 1e-4
     match=images    with chameleon: as many images seen as Transfusion sees, where the default matches elements. An
@@ -16,7 +17,8 @@ The argument is a size, then options after commas:
 
 from ml_collections import ConfigDict
 
-SIZES = {  # table 2; the SwiGLU width follows Llama's rule, 8/3 of the width rounded up to 256
+SIZES = {  # table 2, below it one more; the SwiGLU width follows Llama's rule, 8/3 of the width rounded up to 256
+    "0.07b": dict(layers=12, width=512, heads=8, mlp_width=1536),
     "0.16b": dict(layers=16, width=768, heads=12, mlp_width=2048),
     "0.37b": dict(layers=24, width=1024, heads=16, mlp_width=2816),
     "0.76b": dict(layers=24, width=1536, heads=24, mlp_width=4096),
@@ -31,6 +33,7 @@ CODES = dict(
 TEXT = dict(model=dict(images="none"))
 OPTIONS: dict[str, list[dict]] = {
     "2t": [dict(batch_rows=1024, steps=500_000)],
+    "unet": [dict(model=dict(patch_coder="unet"))],
     "chameleon": [STABLE, CODES],
     "llama": [TEXT],
     "chameleon-text": [STABLE, TEXT],

@@ -17,6 +17,7 @@ from transfusion_jax.commands import (
     plan,
     prepare,
     sample,
+    scale,
     serve,
     train,
 )
@@ -24,7 +25,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.parallel import processes
 
-COMMANDS = (prepare, doctor, plan, train, launch, sample, serve, evaluate, autoencoder, convert)
+COMMANDS = (prepare, doctor, plan, train, launch, sample, serve, evaluate, autoencoder, convert, scale)
 OVERRIDE = "--config."
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

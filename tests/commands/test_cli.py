@@ -310,7 +310,7 @@ def test_dry_run_of_the_largest_size_allocates_nothing(capsys):
     assert "6,738.4M" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["scale"], ["scale", "fit"]])
 def test_help_says_what_a_command_does(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

@@ -28,10 +28,10 @@ def test_the_text_suite_reads_each_source_by_itself_and_once():
     entries = LATENTS.config.model.vocabulary + 5
     surprise = math.log(math.exp(9) + entries - 1)
     nats = 331 * (surprise - 9) + 5 * surprise  # seven rows of 48, the last one filled from the front; 5 are EOS
-    assert found["perplexity_pairs"] == pytest.approx(math.exp(nats / 336), rel=1e-4)
-    assert found["bits_per_byte_pairs"] == pytest.approx(nats / 331 / math.log(2), rel=1e-4)
-    assert found["perplexity_texts"] == pytest.approx(math.exp(surprise), rel=2e-3)  # the norm has an ε
-    assert found["bits_per_byte_texts"] == pytest.approx(61 / 60 * surprise / math.log(2), rel=5e-3)
+    assert found["pairs_perplexity"] == pytest.approx(math.exp(nats / 336), rel=1e-4)
+    assert found["pairs_bits_per_byte"] == pytest.approx(nats / 331 / math.log(2), rel=1e-4)
+    assert found["texts_perplexity"] == pytest.approx(math.exp(surprise), rel=2e-3)  # the norm has an ε
+    assert found["texts_bits_per_byte"] == pytest.approx(61 / 60 * surprise / math.log(2), rel=5e-3)
 
 
 def test_the_text_suite_needs_texts():

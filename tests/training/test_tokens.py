@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from helpers import CODEBOOK, VOCABULARY, special, tiny_batch, token_config
@@ -100,17 +101,18 @@ def test_loss_and_z_loss_are_those_of_all_logits():
 def test_a_model_of_codes_learns_one_batch_by_heart():
     config = token_config(batch_rows=1, data__context_length=32, z_loss=0.0)
     batch, task = tiny_batch(config), make_task(config)
+    optimizer = optax.adam(1e-2)
 
     @jax.jit
     def step(params, moments):
         gradients, metrics = task.gradients(params, batch, KEY, 0)
-        moments = jax.tree.map(lambda m, g: 0.9 * m + g, moments, gradients)
-        return jax.tree.map(lambda p, m: p - 0.1 * m, params, moments), moments, metrics.loss
+        changes, moments = optimizer.update(gradients, moments)
+        return optax.apply_updates(params, changes), moments, metrics.loss
 
     params = task.init(jax.random.key(0))
-    moments = jax.tree.map(jnp.zeros_like, params)
+    moments = optimizer.init(params)
     losses = []
-    for _ in range(400):
+    for _ in range(100):
         params, moments, value = step(params, moments)
         losses.append(float(value))
     assert losses[0] > 3

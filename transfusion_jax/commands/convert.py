@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from transfusion_jax.model.transfusion import Model
 from transfusion_jax.storage import place
 from transfusion_jax.training.checkpoint import Checkpoints
 from transfusion_jax.training.leaves import leaf_names
+from transfusion_jax.training.pieces import Leaf
 from transfusion_jax.training.workdir import Workdir, read_codec
 
 DIFFERENT = 1  # exit code of diff
@@ -75,18 +76,17 @@ def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     known = set(llama.leaf_names())
     fresh = Model(config.model)
 
-    def leaves() -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-        abstract = fresh.abstract_params()
-        for name in leaf_names(abstract):
-            if name in known:
-                yield name, lambda name=name: source.leaf(name, config.model)  # type: ignore[misc]
-        if "patch_coder" in abstract:
-            coder = jax.jit(lambda key: fresh.init(key)["patch_coder"])(jax.random.key(config.seed))
-            for name, leaf in zip(leaf_names(coder), jax.tree.leaves(coder), strict=True):
-                yield f"patch_coder/{name}", lambda leaf=leaf: np.asarray(leaf)  # type: ignore[misc]
-
+    abstract = fresh.abstract_params()
+    shapes = dict(zip(leaf_names(abstract), (leaf.shape for leaf in jax.tree.leaves(abstract)), strict=True))
+    leaves = {name: source.leaf(name, shapes[name], config.model) for name in shapes if name in known}
+    if "patch_coder" in abstract:
+        coder = jax.jit(lambda key: {"patch_coder": fresh.init(key)["patch_coder"]})(jax.random.key(config.seed))
+        leaves |= {
+            name: Leaf.of(np.asarray(leaf))
+            for name, leaf in zip(leaf_names(coder), jax.tree.leaves(coder), strict=True)
+        }
     codec = Codec(tokenizer, SpecialTokens.of(tokenizer), Identity(), None)
-    write_run(arguments.output, config, codec, leaves(), f"Llama, {arguments.path.name}")
+    write_run(arguments.output, config, codec, leaves, f"Llama, {arguments.path.name}")
     print(f"{arguments.path}: {config.model.layers} layers, width {config.model.width}, {tokenizer.size} entries")
     if source.repeats > 1:
         print(f"each key and value head stands {source.repeats} times: its queries were grouped")
@@ -107,8 +107,8 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     workdir, config, tree, which = _weights(arguments)
     llama.require_llama(config.model)
     tokenizer = workdir.codec().tokenizer
-    _write(arguments, llama.tensors(tree.read, config.model))
     about = llama.config_json(config.model, config.data.context_length, tokenizer, arguments.dtype)
+    _write(arguments, llama.tensor_shapes(about), llama.tensor_parts(tree, config.model))
     special = {name: about[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(arguments.output / "config.json", about)
     _write_json(arguments.output / "generation_config.json", special)
@@ -124,7 +124,8 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     workdir, config, tree, which = _weights(arguments)
-    _write(arguments, iter(tree))
+    shapes = {name: leaf.shape for name, leaf in tree.items()}
+    _write(arguments, shapes, ((name, *piece) for name, leaf in tree.items() for piece in leaf.pieces()))
     _write_json(arguments.output / "config.json", configs.to_dict(config))
     codec = workdir.codec()
     tokenizers.save(codec.tokenizer, arguments.output)
@@ -157,7 +158,7 @@ def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> in
             wanted.get(leaf) == found.get(leaf),
             f"{path}: {leaf} is {found.get(leaf, 'absent')}, and its config asks for {wanted.get(leaf, 'none')}",
         )
-    leaves = ((leaf, lambda leaf=leaf: source[leaf].astype(np.float32)) for leaf in wanted)
+    leaves = {leaf: source.leaf(leaf, "float32") for leaf in wanted}
     write_run(arguments.output, config, codec, leaves, f"safetensors, {path.name}")
     print(f"written to {arguments.output}")
     return 0
@@ -203,7 +204,7 @@ def _diff(arguments: argparse.Namespace, overrides: list[str]) -> int:
     else:
         for difference in found:
             print(f"{difference.name}: {difference.what}")
-        print(f"{len(found)} of {len(trees[0].shapes.keys() | trees[1].shapes.keys())} leaves differ")
+        print(f"{len(found)} of {len(trees[0].keys() | trees[1].keys())} leaves differ")
     return DIFFERENT if found else 0
 
 
@@ -255,13 +256,13 @@ def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]
     return workdir, config, saved_tree(checkpoints, step, weights), f"step {step}, {weights} weights"
 
 
-def _write(arguments: argparse.Namespace, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+def _write(
+    arguments: argparse.Namespace, shapes: Mapping[str, tuple[int, ...]], parts: Iterator[shards.Part]
+) -> None:
     output: Path = arguments.output
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty: choose another --output")
-    dtype = shards.DTYPES[arguments.dtype]
-    largest = shards.parse_size(arguments.max_shard_size)
-    shards.write(output, ((name, value.astype(dtype, copy=False)) for name, value in tensors), largest)
+    shards.write(output, shapes, parts, arguments.dtype, shards.parse_size(arguments.max_shard_size))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

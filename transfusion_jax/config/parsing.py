@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from transfusion_jax.config.fields import SYNTHETIC, SYNTHETIC_TEXT, Config
 from transfusion_jax.config.run import Run
 
 R = TypeVar("R", bound=Run)
+T = TypeVar("T")
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> Config:
@@ -37,7 +39,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Config:
 def load_run(spec: str, overrides: Iterable[str] = ()) -> Run:
     """As `load`, for a config of either kind."""
     path, _, argument = spec.partition(":")
-    values = _run_config_file(Path(path), argument)
+    values = read_file(Path(path), "get_config", argument)
     for entry in overrides:
         _apply_override(values, entry)
     return parse_run(values)
@@ -88,6 +90,42 @@ def parse_run(values: Mapping[str, Any]) -> Run:
     return config
 
 
+def read_file(path: Path, function: str, *arguments: str) -> dict[str, Any]:
+    """What a function of a Python file returns, as nested plain values.
+
+    Raises:
+        ConfigError: there is no such file or function, it refuses its argument, or returns no ConfigDict.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}: pass one such as configs/digits.py")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise ConfigError(f"{path} defines no {function}({', '.join('arg' for _ in arguments)})")
+    try:
+        result = getattr(module, function)(*arguments)
+    except ValueError as error:  # what a config file raises for an argument that it does not know
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(result, ConfigDict):
+        raise ConfigError(f"{function} of {path} must return an ml_collections.ConfigDict")
+    values: dict[str, Any] = result.to_dict()
+    return values
+
+
+def parse_as(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A frozen dataclass from nested plain values.
+
+    Raises:
+        ConfigError: a key or a value is not valid.
+    """
+    result = _parse(kind, values, "")
+    assert isinstance(result, kind)
+    return result
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain values (JSON types) that `parse` reads back to the same config."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -115,26 +153,6 @@ def identity_changes(old: Run, new: Run) -> dict[str, str]:
     }
 
 
-def _run_config_file(path: Path, argument: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"no config file {path}: pass one such as configs/digits.py")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} defines no get_config(arg)")
-    try:
-        result = module.get_config(argument)
-    except ValueError as error:  # what a config file raises for an argument that it does not know
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(result, ConfigDict):
-        raise ConfigError(f"get_config of {path} must return an ml_collections.ConfigDict")
-    values: dict[str, Any] = result.to_dict()
-    return values
-
-
 def _apply_override(values: dict[str, Any], entry: str) -> None:
     name, equals, text = entry.partition("=")
     require(bool(equals), f"--config.{name} needs a value: --config.{name}=VALUE")
@@ -152,6 +170,8 @@ def _apply_override(values: dict[str, Any], entry: str) -> None:
 def _parse(kind: Any, value: Any, name: str) -> Any:
     """`value` as the annotated type `kind`; `name` is its dotted path, for messages."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:  # KIND | None
+        return None if value is None else _parse(arguments[0], value, name)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, name)
     if origin is tuple:

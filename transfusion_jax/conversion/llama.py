@@ -6,7 +6,7 @@ for their layout: Hugging Face's are `[out, in]`, one per layer; ours `[in, out]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, require
-from transfusion_jax.conversion.shards import Shards, read_json
+from transfusion_jax.conversion.shards import Part, Shards, read_json
+from transfusion_jax.conversion.trees import Tree
 from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
+from transfusion_jax.training.leaves import Box
+from transfusion_jax.training.pieces import CHUNK, Leaf, boxes
 
-LAYER = {  # the end of our leaf's name, under trunk/layers: Hugging Face's, under model.layers.N
+LAYER = {  # the end of our leaf's name, under LAYERS: Hugging Face's, under model.layers.N
     "attention/query": "self_attn.q_proj",
     "attention/key": "self_attn.k_proj",
     "attention/value": "self_attn.v_proj",
@@ -33,6 +36,8 @@ ENDS = {
     "trunk/final_norm/scale": "model.norm",
     "text_head": "lm_head",
 }
+HEAD = "lm_head.weight"
+LAYERS = "trunk/layers/"
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 VOCABULARY = ("embedding", "text_head")
 PLAIN = {  # what must hold of a config.json, where it says anything
@@ -84,26 +89,9 @@ class Llama:
         Raises:
             ConfigError: they are others.
         """
-        c = self.config
-        wide, vocabulary, hidden = c["hidden_size"], c["vocab_size"], c["intermediate_size"]
-        grouped = wide // self.repeats
-        shapes = {
-            "self_attn.k_proj": (grouped, wide),
-            "self_attn.v_proj": (grouped, wide),
-            "mlp.gate_proj": (hidden, wide),
-            "mlp.up_proj": (hidden, wide),
-            "mlp.down_proj": (wide, hidden),
-            "input_layernorm": (wide,),
-            "post_attention_layernorm": (wide,),
-        }
-        wanted = {
-            f"model.layers.{layer}.{theirs}.weight": shapes.get(theirs, (wide, wide))
-            for layer in range(c["num_hidden_layers"])
-            for theirs in LAYER.values()
-        }
-        wanted |= {"model.embed_tokens.weight": (vocabulary, wide), "model.norm.weight": (wide,)}
-        if not c.get("tie_word_embeddings", False) or "lm_head.weight" in self.shards.files:
-            wanted["lm_head.weight"] = (vocabulary, wide)
+        wanted = tensor_shapes(self.config)
+        if self.config.get("tie_word_embeddings", False) and HEAD not in self.shards.files:
+            del wanted[HEAD]
         there = [name for name in self.shards.files if not name.endswith("rotary_emb.inv_freq")]
         lacking, odd = sorted(wanted.keys() - there), sorted(set(there) - wanted.keys())
         require(not lacking, f"the checkpoint lacks {', '.join(lacking[:3])}")
@@ -129,67 +117,104 @@ class Llama:
     @property
     def repeats(self) -> int:
         """How many of our key and value heads are the same, for grouped queries."""
-        heads: int = self.config["num_attention_heads"]
-        return heads // (self.config.get("num_key_value_heads") or heads)
+        return _repeats(self.config)
 
-    def leaf(self, name: str, model: ModelConfig) -> np.ndarray:
-        """Our leaf of a name, float32: in memory is that leaf, twice at most, whatever the checkpoint's size.
+    def leaf(self, name: str, shape: tuple[int, ...], model: ModelConfig) -> Leaf:
+        """Our leaf of a name, float32. A pass over it raises ConfigError where a number is not finite.
 
         Raises:
-            ConfigError: a number is not finite.
+            ConfigError: the tokenizer has more entries than the checkpoint.
         """
-        if name in ENDS:
-            tensor = self._tensor(ENDS[name])
-            return self._vocabulary(tensor, name, model) if name in VOCABULARY else tensor
-        kind = name.removeprefix("trunk/layers/")
-        first = self._layer(kind, 0)
-        stacked = np.empty((model.layers, *first.shape), np.float32)
-        for layer in range(model.layers):
-            stacked[layer] = self._layer(kind, layer)
-        return stacked
+        require(
+            self.config["vocab_size"] >= model.vocabulary,
+            f"the checkpoint has {self.config['vocab_size']} entries, and the tokenizer {model.vocabulary}",
+        )
+        make = self._entries if name in VOCABULARY else self._layers if name.startswith(LAYERS) else self._tensor
+        return Leaf("float32", shape, lambda: ((box, make(name, box, model)) for box in boxes(shape)))
+
+    def _layers(self, name: str, box: Box, model: ModelConfig) -> np.ndarray:
+        kind = name.removeprefix(LAYERS)
+        return np.stack([self._layer(kind, layer) for layer in range(model.layers)[box[0]]])
 
     def _layer(self, kind: str, layer: int) -> np.ndarray:
-        tensor = self._tensor(f"model.layers.{layer}.{LAYER[kind]}")
+        tensor = self._read(f"model.layers.{layer}.{LAYER[kind]}")
         if kind in ("attention/key", "attention/value") and self.repeats > 1:
             groups = tensor.reshape(self.config["num_attention_heads"] // self.repeats, -1, tensor.shape[-1])
             tensor = np.repeat(groups, self.repeats, axis=0).reshape(-1, tensor.shape[-1])
         return tensor.T
 
-    def _vocabulary(self, tensor: np.ndarray, name: str, model: ModelConfig) -> np.ndarray:
+    def _entries(self, name: str, box: Box, model: ModelConfig) -> np.ndarray:
         """The tokenizer's entries as they are, and the mean of them for every entry that is new."""
-        require(
-            len(tensor) >= model.vocabulary,
-            f"the checkpoint has {len(tensor)} entries, and the tokenizer {model.vocabulary}",
-        )
-        known, size = tensor[: model.vocabulary], (model.padded_vocabulary, model.width)
-        leaf = np.empty(size if name == "embedding" else size[::-1], np.float32)
-        rows = leaf if name == "embedding" else leaf.T
-        rows[: model.vocabulary] = known
-        rows[model.vocabulary :] = known.mean(0)
-        return leaf
+        entries, along = box if name == "embedding" else box[::-1]
+        part = np.empty((entries.stop - entries.start, along.stop - along.start), np.float32)
+        known = slice(entries.start, max(entries.start, min(entries.stop, model.vocabulary)))
+        count = known.stop - known.start
+        if count:
+            part[:count] = self._read(ENDS[name], (known, along))
+        if count < len(part):
+            part[count:] = self._mean(ENDS[name], along, model.vocabulary)
+        return part if name == "embedding" else part.T
 
-    def _tensor(self, name: str) -> np.ndarray:
-        if name == "lm_head" and f"{name}.weight" not in self.shards.files:  # tied
-            name = ENDS["embedding"]
-        tensor = self.shards[f"{name}.weight"].astype(np.float32)
-        require(bool(np.all(np.isfinite(tensor))), f"{name}.weight holds numbers that are not finite")
-        return tensor
+    def _mean(self, name: str, along: slice, entries: int) -> np.ndarray:
+        step = max(1, CHUNK // (along.stop - along.start))
+        blocks = (slice(begin, min(begin + step, entries)) for begin in range(0, entries, step))
+        total = sum(self._read(name, (block, along)).sum(0, dtype=np.float64) for block in blocks)
+        mean: np.ndarray = total / entries
+        return mean
+
+    def _tensor(self, name: str, box: Box, model: ModelConfig) -> np.ndarray:
+        del model
+        return self._read(ENDS[name], box)
+
+    def _read(self, name: str, box: Box = ()) -> np.ndarray:
+        weight = f"{name}.weight"
+        if weight == HEAD and HEAD not in self.shards.files:  # tied
+            weight = f"{ENDS['embedding']}.weight"
+        part = self.shards.read(weight, box).astype(np.float32)
+        require(bool(np.all(np.isfinite(part))), f"{weight} holds numbers that are not finite")
+        return part
 
 
 def leaf_names() -> list[str]:
     """Our leaves that a Llama has."""
-    return [*ENDS, *(f"trunk/layers/{name}" for name in LAYER)]
+    return [*ENDS, *(f"{LAYERS}{name}" for name in LAYER)]
 
 
-def tensors(read: Callable[[str], np.ndarray], model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face's names and tensors of our leaves, each read once; the vocabulary without its padding."""
+def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the Llama that a `config.json` describes."""
+    wide, hidden = config["hidden_size"], config["intermediate_size"]
+    grouped = wide // _repeats(config)
+    layer = {
+        "self_attn.k_proj": (grouped, wide),
+        "self_attn.v_proj": (grouped, wide),
+        "mlp.gate_proj": (hidden, wide),
+        "mlp.up_proj": (hidden, wide),
+        "mlp.down_proj": (wide, hidden),
+        "input_layernorm": (wide,),
+        "post_attention_layernorm": (wide,),
+    }
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], wide)}
+    for number in range(config["num_hidden_layers"]):
+        shapes |= {
+            f"model.layers.{number}.{theirs}.weight": layer.get(theirs, (wide, wide)) for theirs in LAYER.values()
+        }
+    return shapes | {"model.norm.weight": (wide,), HEAD: (config["vocab_size"], wide)}
+
+
+def tensor_parts(tree: Tree, model: ModelConfig) -> Iterator[Part]:
+    """The parts of Hugging Face's tensors, as `shards.write` takes them: the vocabulary without its padding."""
     used = model.vocabulary + SPECIAL_TOKENS
-    yield f"{ENDS['embedding']}.weight", read("embedding")[:used]
-    for ours, theirs in LAYER.items():
-        for layer, matrix in enumerate(read(f"trunk/layers/{ours}")):
-            yield f"model.layers.{layer}.{theirs}.weight", matrix.T
-    yield f"{ENDS['trunk/final_norm/scale']}.weight", read("trunk/final_norm/scale")
-    yield f"{ENDS['text_head']}.weight", read("text_head")[:, :used].T
+    for name, theirs in ENDS.items():
+        for box, value in tree[name].pieces():
+            if name == "text_head":
+                box, value = box[::-1], value.T
+            if name in VOCABULARY:
+                value = value[: max(0, used - box[0].start)]
+            yield f"{theirs}.weight", box, value
+    for name, theirs in LAYER.items():
+        for box, value in tree[f"{LAYERS}{name}"].pieces():
+            for layer, matrix in zip(range(model.layers)[box[0]], value, strict=True):
+                yield f"model.layers.{layer}.{theirs}.weight", (), matrix.T
 
 
 def config_json(model: ModelConfig, context: int, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
@@ -231,3 +256,8 @@ def require_llama(model: ModelConfig) -> None:
     require(
         model.images != "codes", "model.images is 'codes': its vocabulary holds codes of images, and is no Llama's"
     )
+
+
+def _repeats(config: dict[str, Any]) -> int:
+    heads: int = config["num_attention_heads"]
+    return heads // (config.get("num_key_value_heads") or heads)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, require
@@ -15,6 +10,7 @@ from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.storage import Place
 from transfusion_jax.training.checkpoint import Checkpoints
+from transfusion_jax.training.pieces import Leaf
 from transfusion_jax.training.workdir import Workdir, facts_of
 
 
@@ -22,19 +18,17 @@ def write_run(
     path: Place,
     config: Config,
     codec: Codec,
-    leaves: Iterable[tuple[str, Callable[[], np.ndarray]]],
+    leaves: Mapping[str, Leaf],
     origin: str,
 ) -> None:
     """A run whose checkpoint 0 holds these parameters, and nothing else.
-
-    Leaves are made one at a time, into files that are mapped to memory.
 
     Args:
         path: the run's directory; no run may be there.
         config: of the model.
         codec: what its vocabulary and its latents mean; without statistics, those of the data that it is trained on
             hold.
-        leaves: names, and what makes each.
+        leaves: by name.
         origin: where they are from, for the history.
 
     Raises:
@@ -45,23 +39,5 @@ def write_run(
     data = Data(Corpus(()), Corpus(()), codec)
     path.mkdir(parents=True, exist_ok=True)
     about = facts_of(config, data) | {"skip_rows": [], "config": configs.to_dict(config)}
-    with tempfile.TemporaryDirectory(dir=path if isinstance(path, Path) else None) as folder:
-        params: dict[str, Any] = {}
-        for number, (name, make) in enumerate(leaves):
-            _put(params, name, _mapped(Path(folder) / f"{number}.npy", make()))
-        with Checkpoints(workdir.checkpoints, about=about) as checkpoints:
-            checkpoints.save_weights(params)
+    Checkpoints(workdir.checkpoints, about=about).save_weights(leaves)
     workdir.begin(config, data, "convert", source=origin, skip_rows=[])
-
-
-def _mapped(path: Path, value: np.ndarray) -> np.ndarray:
-    np.save(path, value)
-    mapped: np.ndarray = np.load(path, mmap_mode="r")
-    return mapped
-
-
-def _put(tree: dict[str, Any], name: str, value: np.ndarray) -> None:
-    *parents, leaf = name.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[leaf] = value

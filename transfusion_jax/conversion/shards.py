@@ -1,10 +1,12 @@
-"""Safetensors files, one or many with an index, as Hugging Face writes them: read and written tensor by tensor."""
+"""Safetensors files, one or many with an index, as Hugging Face writes them: read and written part by part."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.training.leaves import Box
+from transfusion_jax.training.pieces import Leaf, boxes
 
 NAME, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+Part = tuple[str, Box, np.ndarray]  # a tensor's name, a place in it, and what is there
+NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # those of the format
 
 
 @dataclass(frozen=True)
@@ -49,40 +54,66 @@ class Shards:
             return cls(_names(path / NAME))
         raise ConfigError(f"{path} holds no {NAME} and no {INDEX}")
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """A tensor as it is stored, memory-mapped where the platform can."""
-        require(name in self.files, f"there is no tensor {name}")
-        path = self.files[name]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="np")
-        tensor: np.ndarray = self._open[path].get_tensor(name)
-        return tensor
+    def leaf(self, name: str, dtype: str | None = None) -> Leaf:
+        """A tensor, in pieces; in another dtype, where one is given."""
+        shape = self.shape(name)
+        found = dtype or str(self.read(name, tuple(slice(0, 1) for _ in shape)).dtype)
+        return Leaf(found, shape, lambda: ((box, self.read(name, box).astype(found)) for box in boxes(shape)))
+
+    def read(self, name: str, box: Box) -> np.ndarray:
+        """A part of a tensor, in the dtype in which it is stored."""
+        part: np.ndarray = self._slice(name)[box]
+        return part
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        with safe_open(self.files[name], framework="np") as file:
-            return tuple(file.get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
+
+    def _slice(self, name: str) -> Any:
+        path = self.files[name]
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="np")
+        return self._open[path].get_slice(name)
 
 
-def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], largest: int) -> None:
+def write(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    parts: Iterable[Part],
+    dtype: str,
+    largest: int,
+) -> None:
     """Writes tensors in files of `largest` bytes at most, a single tensor excepted, and their index.
 
-    Only one file's tensors are in memory at a time.
+    The files are mapped to memory, where the system keeps as much of them as it has room for; besides, one part is
+    in memory at a time.
+
+    Args:
+        folder: made where it is not there.
+        shapes: all tensors, in the order in which they are put into files.
+        parts: in any order.
+        dtype: one of `DTYPES`, which all values are converted to.
+        largest: bytes.
+
+    Raises:
+        OSError: there is no room for the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts: list[list[str]] = []
-    total = 0
-    for number, part in enumerate(_parts(tensors, largest)):
-        save_file(part, folder / f"part-{number}", metadata={"format": "pt"})
-        parts.append(list(part))
-        total += sum(value.nbytes for value in part.values())
-        part.clear()  # before the next one is read
+    files = _files(shapes, dtype, largest)
+    where: dict[str, tuple[Path, int]] = {}  # the file of a tensor, and where it begins there
+    for number, tensors in enumerate(files):
+        path = folder / f"part-{number}"
+        where |= {name: (path, begin) for name, begin in _begin(path, tensors, dtype).items()}
+    for name, box, value in parts:
+        path, begin = where[name]
+        np.memmap(path, DTYPES[dtype], "r+", begin, shapes[name])[box] = value
     index: dict[str, str] = {}
-    for number, names in enumerate(parts):
-        whole = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors" if len(parts) > 1 else NAME
+    for number, tensors in enumerate(files):
+        whole = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else NAME
         (folder / f"part-{number}").replace(folder / whole)
-        index |= dict.fromkeys(names, whole)
-    if len(parts) > 1:
+        index |= dict.fromkeys(tensors, whole)
+    if len(files) > 1:
+        total = sum(_bytes(shape, dtype) for shape in shapes.values())
         about = {"metadata": {"total_size": total}, "weight_map": index}
         (folder / INDEX).write_text(json.dumps(about, indent=2) + "\n")
 
@@ -126,11 +157,37 @@ def _names(path: Path) -> dict[str, Path]:
         raise ConfigError(f"{path} is damaged: {error}") from error
 
 
-def _parts(tensors: Iterable[tuple[str, np.ndarray]], largest: int) -> Iterator[dict[str, np.ndarray]]:
-    part: dict[str, np.ndarray] = {}
-    for name, value in tensors:
-        if part and sum(v.nbytes for v in part.values()) + value.nbytes > largest:
-            yield part
-            part = {}
-        part[name] = np.ascontiguousarray(value)  # safetensors writes the memory as it lies
-    yield part
+def _files(shapes: Mapping[str, tuple[int, ...]], dtype: str, largest: int) -> list[dict[str, tuple[int, ...]]]:
+    """The tensors of each file."""
+    files: list[dict[str, tuple[int, ...]]] = [{}]
+    room = largest
+    for name, shape in shapes.items():
+        size = _bytes(shape, dtype)
+        if files[-1] and size > room:
+            files.append({})
+            room = largest
+        files[-1][name] = shape
+        room -= size
+    return files
+
+
+def _begin(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str) -> dict[str, int]:
+    """Makes a file of zeros with its header, and says at which byte each tensor begins."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begins, end = {}, 0
+    for name, shape in tensors.items():
+        begins[name], end = end, end + _bytes(shape, dtype)
+        header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [begins[name], end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    before = 8 + len(text)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        os.posix_fallocate(
+            file.fileno(), 0, before + end
+        )  # on a full disk, this fails; a write to memory would kill
+    return {name: before + begin for name, begin in begins.items()}
+
+
+def _bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize

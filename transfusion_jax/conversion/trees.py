@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,10 @@ import numpy as np
 
 from transfusion_jax.conversion.shards import INDEX, NAME, Shards
 from transfusion_jax.training.checkpoint import PARTS, Checkpoints
+from transfusion_jax.training.pieces import Leaf
 from transfusion_jax.training.starts import find_checkpoint
 
-
-@dataclass(frozen=True)
-class Tree:
-    """Leaves by name, read one at a time."""
-
-    shapes: dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape
-    read: Callable[[str], np.ndarray]
-
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        return ((name, self.read(name)) for name in self.shapes)
+Tree = dict[str, Leaf]  # leaves by name, read piece by piece
 
 
 @dataclass(frozen=True)
@@ -44,8 +37,7 @@ def open_tree(spec: str, weights: str = "raw") -> Tree:
     path = Path(spec)
     if path.suffix == ".safetensors" or (path / NAME).is_file() or (path / INDEX).is_file():
         shards = Shards.of(path)
-        shapes = {name: (str(shards[name].dtype), shards.shape(name)) for name in sorted(shards.files)}
-        return Tree(shapes, shards.__getitem__)
+        return {name: shards.leaf(name) for name in sorted(shards.files)}
     checkpoints, step = find_checkpoint(spec)
     return saved_tree(checkpoints, step, weights)
 
@@ -53,25 +45,30 @@ def open_tree(spec: str, weights: str = "raw") -> Tree:
 def saved_tree(checkpoints: Checkpoints, step: int, weights: str) -> Tree:
     """One set of weights of a checkpoint."""
     prefix = f"{PARTS[weights]}/"
-    leaves = checkpoints.manifest(step)["leaves"]
-    found = {n.removeprefix(prefix): (d, tuple(s)) for n, (d, s) in leaves.items() if n.startswith(prefix)}
-
-    return Tree(found, lambda name: checkpoints.leaf(step, prefix + name))
+    return {
+        name.removeprefix(prefix): Leaf(dtype, tuple(shape), partial(checkpoints.read_pieces, step, name))
+        for name, (dtype, shape) in checkpoints.manifest(step)["leaves"].items()
+        if name.startswith(prefix)
+    }
 
 
 def describe(tree: Tree) -> list[dict[str, Any]]:
     """Of each leaf its name, dtype, shape, number of values, and root mean square."""
     rows = []
-    for name, value in tree:
-        wide = value.astype(np.float32)
+    for name, leaf in tree.items():
+        size, squares, finite = math.prod(leaf.shape), 0.0, True
+        for _, value in leaf.pieces():
+            wide = value.astype(np.float32)
+            squares += float(np.sum(np.square(wide), dtype=np.float64))
+            finite &= bool(np.all(np.isfinite(wide)))
         rows.append(
             {
                 "name": name,
-                "dtype": str(value.dtype),
-                "shape": list(value.shape),
-                "values": int(value.size),
-                "rms": float(np.sqrt(np.mean(np.square(wide)))),
-                "finite": bool(np.all(np.isfinite(wide))),
+                "dtype": leaf.dtype,
+                "shape": list(leaf.shape),
+                "values": size,
+                "rms": math.sqrt(squares / max(size, 1)),
+                "finite": finite,
             }
         )
     return rows
@@ -80,21 +77,30 @@ def describe(tree: Tree) -> list[dict[str, Any]]:
 def differences(first: Tree, second: Tree, tolerance: float) -> list[Difference]:
     """What differs by more than a relative tolerance, and what is in one tree alone."""
     found = []
-    for name in sorted(first.shapes.keys() | second.shapes.keys()):
-        if name not in first.shapes or name not in second.shapes:
-            found.append(Difference(name, f"only in the {'first' if name in first.shapes else 'second'}"))
+    for name in sorted(first.keys() | second.keys()):
+        if name not in first or name not in second:
+            found.append(Difference(name, f"only in the {'first' if name in first else 'second'}"))
             continue
-        (_, one), (_, other) = first.shapes[name], second.shapes[name]
-        if one != other:
-            found.append(Difference(name, f"shape {list(one)} and {list(other)}"))
+        one, other = first[name], second[name]
+        if one.shape != other.shape:
+            found.append(Difference(name, f"shape {list(one.shape)} and {list(other.shape)}"))
             continue
-        dtypes = [tree.shapes[name][0] for tree in (first, second)]
-        if not tolerance and dtypes[0] != dtypes[1]:
-            found.append(Difference(name, f"dtype {' and '.join(dtypes)}"))
+        if not tolerance and one.dtype != other.dtype:
+            found.append(Difference(name, f"dtype {one.dtype} and {other.dtype}"))
             continue
-        a, b = (tree.read(name).astype(np.float32) for tree in (first, second))
-        largest = float(np.max(np.abs(a - b), initial=0))
-        relative = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30))
+        largest, relative = _distance(one, other)
         if not relative <= tolerance:  # a NaN differs
             found.append(Difference(name, f"differs by {largest:.3g} at most, {relative:.2%}", largest, relative))
     return found
+
+
+def _distance(one: Leaf, other: Leaf) -> tuple[float, float]:
+    """The largest difference, and the norm of the difference by that of the first."""
+    largest = squares = norm = 0.0
+    for (_, a), (_, b) in zip(one.pieces(), other.pieces(), strict=True):
+        a, b = a.astype(np.float32), b.astype(np.float32)
+        apart = a - b
+        largest = float(np.maximum(largest, np.max(np.abs(apart), initial=0)))
+        squares += float(np.sum(np.square(apart), dtype=np.float64))
+        norm += float(np.sum(np.square(a), dtype=np.float64))
+    return largest, math.sqrt(squares) / max(math.sqrt(norm), 1e-30)

@@ -1,6 +1,7 @@
 """Documents from (seed, number) alone: the sizes of the paper's mixture, and no data behind them.
 
 For the first hour on new hardware: captions of about twenty tokens with an image each, texts of about six hundred.
+An image is one colour under noise, so that each of its patches says something of the others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ KINDS = ("pairs", "text")
 
 @dataclass(frozen=True)
 class SyntheticDocuments:
-    """`Documents` of random tokens, a few of them frequent, and images of noise, or of random codes."""
+    """`Documents` of random tokens, a few frequent, and images of a colour and noise, or of random codes."""
 
     kind: str  # "pairs" or "text"
     split: str
@@ -48,7 +49,7 @@ class SyntheticDocuments:
     @property
     def hash(self) -> str:
         """Of everything that they depend on."""
-        about = repr(self) + (f" codes {self.codebook}" if self.codebook else "")
+        about = repr(self) + (f" codes {self.codebook}" if self.codebook else " colours")
         return hashlib.sha256(about.encode()).hexdigest()[:16]
 
     @cached_property
@@ -78,7 +79,8 @@ class SyntheticDocuments:
     def _image(self, random: np.random.Generator) -> np.ndarray:
         if self.codebook:
             return random.integers(0, self.codebook, self.latent_shape[:2], np.int32)
-        return random.standard_normal(self.latent_shape, np.float32)
+        colour = random.standard_normal(self.latent_shape[2], np.float32)
+        return (colour + random.standard_normal(self.latent_shape, np.float32)) / np.float32(np.sqrt(2))
 
     def _random(self, *entry: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, KINDS.index(self.kind), list(COUNT).index(self.split), *entry])

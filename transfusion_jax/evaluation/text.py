@@ -18,7 +18,7 @@ from transfusion_jax.training.tasks import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
-    """`perplexity_SOURCE` and `bits_per_byte_SOURCE` of every held-out source of plain texts.
+    """`SOURCE_perplexity` and `SOURCE_bits_per_byte` of every held-out source of plain texts.
 
     A source is read by itself, whatever its weight: `evaluation.rows` rows, or each of its own once where there
     are fewer.
@@ -38,8 +38,8 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
                 nats += float(np.sum(loss * once, dtype=np.float64))
                 tokens += int(np.sum(once > 0))
                 size += bytes_of(batch.targets[once > 0], data.codec)
-            found[f"perplexity_{source.name}"] = math.exp(nats / tokens)
-            found[f"bits_per_byte_{source.name}"] = nats / math.log(2) / size
+            found[f"{source.name}_perplexity"] = math.exp(nats / tokens)
+            found[f"{source.name}_bits_per_byte"] = nats / math.log(2) / size
     if not found:
         raise ConfigError("the suite 'text' needs held-out texts without images: prepare some with --held-out")
     return found

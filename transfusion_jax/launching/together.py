@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO
@@ -30,6 +31,7 @@ class Program:
 
     words: Sequence[str]
     environment: Mapping[str, str]
+    log: Path | None = None  # takes its output in
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def run_together(
 ) -> tuple[list[Ended], bool]:
     """Runs the programs until all have ended, and everything that they started with them.
 
-    Process 0 has this process's output; lines of the others go to stderr with their number before them. Signals are
-    passed on to all. Once a process has failed the others have `grace` seconds to end; then they are ended.
+    Process 0 has this process's output; lines of the others go to stderr with their number before them, but for
+    those that have a log. Signals are passed on to all. Once a process has failed the others have `grace` seconds
+    to end; then they are ended.
 
     Returns:
         The ends, in the order in which they happened, and whether a signal came.
@@ -149,14 +152,18 @@ def _guarded() -> Iterator[int]:
 
 
 def _start(program: Program, group: int, captured: bool) -> subprocess.Popen:
-    return subprocess.Popen(
-        program.words,
-        env=os.environ | program.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if captured else None,
-        stderr=subprocess.STDOUT if captured else None,
-        process_group=group,
-    )
+    with ExitStack() as files:
+        output: int | IO[bytes] | None = subprocess.PIPE if captured else None
+        if program.log is not None:
+            output = files.enter_context(program.log.open("ab"))
+        return subprocess.Popen(
+            program.words,
+            env=os.environ | program.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            process_group=group,
+        )
 
 
 def _await(number: int, process: subprocess.Popen, events: Events) -> None:

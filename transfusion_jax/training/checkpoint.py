@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,10 @@ from transfusion_jax.bucket import storage_errors
 from transfusion_jax.errors import CheckpointError, some
 from transfusion_jax.parallel.processes import each, first, on_first
 from transfusion_jax.storage import Place, for_orbax, sizes
-from transfusion_jax.training import folders
+from transfusion_jax.training import folders, pieces
 from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
 from transfusion_jax.training.files import free_path, write_whole
-from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, shape_text
+from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, part_checksum, shape_text
 from transfusion_jax.training.state import State
 
 BEST = "loss"  # the evaluation metric, lower is better, that `best` means
@@ -110,31 +110,48 @@ class Checkpoints:
             return
         place = {"next_row": next_row, "metrics": metrics, "concluded": concluded, "totals": totals}
         tree = _as_dict(state)
-        self._begin(step, tree, place, checksums(tree))
+        custom = self._custom(step, tree, place, checksums(tree))
+        with save_errors(step, self.steps):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with _chunked():
+                self._saving = step, ocp.save_async(for_orbax(self.path(step)), tree, custom_metadata=custom)
 
-    def save_weights(self, params: Any) -> None:
-        """Begins to save parameters alone, of NumPy, as step 0 of a run that others begin with.
+    def save_weights(self, leaves: Mapping[str, pieces.Leaf]) -> None:
+        """Saves parameters alone, as step 0 of a run that others begin with; no leaf is in memory whole.
 
-        None of them is copied whole: leaves may be mapped files.
+        Orbax saves zeros, which take no memory, and TensorStore writes the pieces in their place. Pieces are made
+        twice: the manifest, which Orbax writes as well, holds checksums of them.
+
+        Args:
+            leaves: the parameters by name.
 
         Raises:
             StorageError: they could not be written.
         """
-        tree = {"params": params}
-        context = ocp.Context()
-        context.memory_options.deepcopy_host_arrays = False
-        context.memory_options.write_concurrent_bytes = max(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        leaves = {f"params/{name}": leaf for name, leaf in leaves.items()}
+        tree = _nested({name: leaf.zeros() for name, leaf in leaves.items()})
         place: dict[str, Any] = {"next_row": 0, "metrics": None, "concluded": True, "totals": {}}
-        with context:
-            self._begin(0, tree, place, checksums(tree))
+        custom = self._custom(0, tree, place, {name: leaf.checksum() for name, leaf in leaves.items()})
+        unfinished = self.directory / f"0{folders.UNFINISHED}"
+        with save_errors(0, self.steps):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.clean()
+            context = _chunked()
+            context.memory_options.deepcopy_host_arrays = False
+            with context:
+                ocp.save(for_orbax(unfinished), tree, custom_metadata=custom)
+            for name, leaf in leaves.items():
+                array = pieces.opened(unfinished, name)
+                for box, value in leaf.pieces():
+                    array[box].write(value).result()
+            write_whole(unfinished / SIZES, json.dumps(_sizes(unfinished)))
+            folders.move(unfinished, self.path(0))
 
-    def _begin(self, step: int, tree: Any, place: dict[str, Any], sums: dict[str, int]) -> None:
+    def _custom(self, step: int, tree: Any, place: dict[str, Any], sums: dict[str, int]) -> dict[str, Any]:
+        """What Orbax keeps beside a tree for us."""
         manifest = self._about | {"format": FORMAT, "step": step, **place}
         manifest |= {"leaves": leaf_shapes(tree), "checksums": sums}
-        with save_errors(step, self.steps):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            custom = {"manifest": manifest, "digest": _digest(manifest)}
-            self._saving = step, ocp.save_async(for_orbax(self.path(step)), tree, custom_metadata=custom)
+        return {"manifest": manifest, "digest": _digest(manifest)}
 
     def wait(self) -> None:
         """Returns once the last save lies on disk, complete, and those that need not stay are gone.
@@ -219,19 +236,24 @@ class Checkpoints:
         leaves = {name.removeprefix(part): s for name, s in manifest["checksums"].items() if name.startswith(part)}
         return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
 
-    def leaf(self, step: int, name: str) -> np.ndarray:
-        """One leaf of the state, such as `params/embedding`, in this process's memory and on no device.
+    def read_pieces(self, step: int, name: str) -> pieces.Pieces:
+        """One leaf of the state, such as `params/embedding`, piece by piece, and on no device.
 
         Raises:
-            DamagedCheckpoint: it is not what was saved.
+            DamagedCheckpoint: it is not what was saved, which its last piece may be needed to tell.
         """
         manifest = self.manifest(step)
-        dtype, shape = manifest["leaves"][name]
-        tree: Any = np.broadcast_to(np.zeros((), dtype), shape)  # stands for its shape, and takes no memory
-        for part in reversed(name.split("/")):
-            tree = {part: tree}
-        loaded: list[np.ndarray] = jax.tree.leaves(self._load(step, manifest, tree))
-        return loaded[0]
+        shape = tuple(manifest["leaves"][name][1])
+        with load_errors(step):
+            array = pieces.opened(self.path(step), name)
+        total = 0
+        for box in pieces.boxes(shape):
+            with load_errors(step):
+                value: np.ndarray = array[box].read().result()
+            total += part_checksum(value, box, shape)
+            yield box, value
+        if total % 2**32 != manifest["checksums"][name]:
+            raise DamagedCheckpoint(step, f"wrong checksum of {name}")
 
     def conclude(self, step: int, metrics: dict[str, float] | None) -> None:
         """Notes that what was due at a step when it was saved has been done since; see `save`."""
@@ -363,6 +385,33 @@ def to_devices(abstract: Any) -> Any:
 
 def _sizes(folder: Place) -> dict[str, int]:
     return {name: size for name, size in sizes(folder).items() if name not in (SIZES, CONCLUDED)}
+
+
+def _chunked() -> ocp.Context:
+    """Has large arrays stored in chunks that are no larger than a piece."""
+    context = ocp.Context()
+    saving = context.array_options.saving
+    saving.storage_options.chunk_byte_size = 4 * pieces.CHUNK
+    saving.scoped_storage_options_creator = _by_matrix
+    return context
+
+
+def _by_matrix(path: Any, leaf: Any) -> Any:
+    """Has large stacks of matrices cut between these first."""
+    del path
+    stacked = leaf.ndim >= pieces.STACKED and pieces.is_cut(leaf.shape)
+    return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,)) if stacked else None
+
+
+def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
 
 
 def _has_ended(response: Any) -> bool:

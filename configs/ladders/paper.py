@@ -1,0 +1,29 @@
+"""The paper's comparison (section 4.2): five sizes of both families and of Llama, half a trillion elements each.
+
+    transfusion scale run --ladder configs/ladders/paper.py --dry-run
+
+Name your data in the config first, or with `changes` below: docs/reproduce.md.
+"""
+
+from ml_collections import ConfigDict
+
+ELEMENTS = 250_000 * 512 * 4096  # 0.5T
+
+
+def get_ladder() -> ConfigDict:
+    """The ladder."""
+    return ConfigDict(
+        dict(
+            name="paper",
+            families=dict(
+                linear=dict(config="configs/paper.py:{size}"),
+                unet=dict(config="configs/paper.py:{size},unet"),
+                chameleon=dict(config="configs/paper.py:{size},chameleon"),
+                llama=dict(config="configs/paper.py:{size},llama", share=0.5),
+            ),
+            scales=[dict(size=size, elements=ELEMENTS) for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b")],
+            warmup=4000 / 250_000,
+            final_rate=0.05,
+            topology="v5p-512",
+        )
+    )

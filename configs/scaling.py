@@ -1,0 +1,86 @@
+"""The families at several small sizes, on drawn shapes and English prose: what the ladder `cpu` trains.
+
+    transfusion prepare prose --output data/prose512 --tokenizer bpe:512 --held-out 0.05
+    transfusion prepare shapes:50000 --output data/shapes32 --image-size 32 --held-out 0.02 \\
+        --tokenizer data/prose512/tokenizer.json
+    transfusion autoencoder train --config configs/autoencoder.py:kl,small --workdir runs/kl
+    transfusion autoencoder train --config configs/autoencoder.py:vq,small --workdir runs/vq
+    transfusion autoencoder export --workdir runs/kl --name kl-f4c8 --output autoencoders/kl-f4c8
+    transfusion autoencoder export --workdir runs/vq --name vq-f4 --output autoencoders/vq-f4
+    transfusion prepare … --encode autoencoders/kl-f4c8 --encode autoencoders/vq-f4    # the second command again
+    transfusion scale run --ladder configs/ladders/cpu.py --workdir runs/cpu-ladder --jobs 2
+
+The argument is a size and a family, such as `s,chameleon`. Half of the elements are prose, half are shapes with
+captions, as half of the paper's are text. An image takes 16 elements of Transfusion's and 64 of Chameleon's, the
+ratio that the paper has (256 and 1,024).
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = {  # about 0.1M parameters in the trunk, and each about 2.5 times the one before
+    "xs": dict(layers=2, width=64, heads=1, mlp_width=192),
+    "s": dict(layers=3, width=96, heads=2, mlp_width=256),
+    "m": dict(layers=4, width=128, heads=2, mlp_width=384),
+    "l": dict(layers=6, width=192, heads=3, mlp_width=512),
+    "xl": dict(layers=8, width=256, heads=4, mlp_width=768),
+    "2xl": dict(layers=10, width=384, heads=6, mlp_width=1024),
+    "3xl": dict(layers=12, width=512, heads=8, mlp_width=1536),
+}
+COMMON = dict(
+    seed=0,
+    steps=2000,
+    batch_rows=16,
+    model=dict(vocabulary=512, latent_shape=(8, 8, 8), patch_size=2),
+    data=dict(
+        sources=dict(
+            shapes=dict(path="data/shapes32", weight=1.0),
+            prose=dict(path="data/prose512", weight=1.0),
+        ),
+        encoding="kl-f4c8",
+        context_length=256,
+        max_images=8,
+        image_first=0.2,
+        caption_dropout=0.1,
+    ),
+    diffusion={},
+    optimizer=dict(learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=80, ema_decay=0.998),
+    sampling=dict(guidance=3.0),
+    evaluation=dict(suites=("loss",), during_training=("loss",), rows=128, images=200),
+    loop=dict(log_every=100, save_every=500),
+)
+FAMILIES: dict[str, dict] = {
+    "linear": {"sampling.steps": 50},
+    "unet": {"sampling.steps": 50, "model.patch_coder": "unet", "model.unet_channels": (32, 64)},
+    "chameleon": {
+        "model.images": "codes",
+        "model.codebook": 512,
+        "model.latent_shape": (8, 8, 1),
+        "model.patch_size": 1,
+        "model.image_attention": "causal",
+        "model.query_key_norm": True,
+        "model.norm": "post",
+        "z_loss": 1e-5,
+        "data.encoding": "vq-f4",
+        "data.max_images": 3,
+    },
+    "text": {
+        "model.images": "none",
+        "data.max_images": 1,
+    },
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of a size and a family, such as `s,linear`, which is the default."""
+    size, _, family = (arg or "s").partition(",")
+    family = family or "linear"
+    for name, table in ((size, SIZES), (family, FAMILIES)):
+        if name not in table:
+            raise ValueError(f"unknown word {name!r}: one of {', '.join(table)}")
+    config = ConfigDict(COMMON | {"name": f"scaling-{size}-{family}"})
+    config.model.update(SIZES[size])
+    config.model.init_std = SIZES[size]["width"] ** -0.5
+    if family == "text":
+        del config.data.sources["shapes"]
+    config.update_from_flattened_dict(FAMILIES[family])
+    return config

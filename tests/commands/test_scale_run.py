@@ -1,0 +1,128 @@
+"""`scale run` as a user runs it: real runs, real signals."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from transfusion_jax.errors import INTERRUPTED
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(arg):
+    return ConfigDict(dict(
+        name="tiny", seed=0, steps=1, batch_rows=4,
+        model=dict(
+            width=int(arg), layers=1, heads=2, mlp_width=32, vocabulary=256, latent_shape=(4, 4, 1), patch_size=2
+        ),
+        data=dict(sources="synthetic", context_length=64, max_images=4),
+        optimizer=dict(learning_rate=1e-3),
+        sampling=dict(steps=2),
+        evaluation=dict(rows=4),
+        loop=dict(log_every=1, save_every=1),
+    ))
+"""
+LADDER = """
+from ml_collections import ConfigDict
+
+def get_ladder():
+    return ConfigDict(dict(
+        name="tiny",
+        families=dict(tiny=dict(config="{config}:{{size}}")),
+        scales=[dict(size="16", elements=64 * 4 * {steps}), dict(size="32", elements=64 * 4 * {steps})],
+        sweep=dict(rates=(1e-3, 1e-2), size="16", elements=64 * 4 * 2),
+    ))
+"""
+
+
+def make_ladder(folder, steps=3):
+    (folder / "tiny.py").write_text(CONFIG)
+    (folder / "ladder.py").write_text(LADDER.format(config=folder / "tiny.py", steps=steps))
+    return folder / "ladder.py"
+
+
+def scale(*words, **options):
+    command = [sys.executable, "-m", "transfusion_jax.cli", "scale", "run", *map(str, words)]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A ladder that nothing disturbed, and what the command printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = scale("--ladder", make_ladder(folder), "--workdir", folder / "W", "--jobs", 2)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return folder, output
+
+
+@pytest.mark.slow
+def test_the_sweep_then_the_points_then_their_numbers(whole):
+    folder, output = whole
+    assert "tiny: learning rate 0.01, at the sweep's end: a wider one may find a better" in output
+    rows = list(csv.DictReader((folder / "W/points.csv").open()))
+    assert [(row["family"], row["size"], row["steps"]) for row in rows] == [
+        ("tiny", "16", "3"),
+        ("tiny", "32", "3"),
+    ]
+    assert all(float(row["learning_rate"]) == 0.01 and 0 < float(row["loss_text"]) < 10 for row in rows)
+    lines = [json.loads(line) for line in (folder / "W/points.jsonl").read_text().splitlines()]
+    assert all((folder / "W" / line["samples"]).is_file() and line["wall_seconds"] > 0 for line in lines)
+    assert lines[0]["flops_6nd"] == 6 * lines[0]["parameters"] * 64 * 4 * 3
+
+
+@pytest.mark.slow
+def test_again_there_is_nothing_left_to_do(whole):
+    folder, _ = whole
+    before = (folder / "W/points.csv").read_bytes()
+    output = scale("--ladder", folder / "ladder.py", "--workdir", folder / "W").communicate()[0]
+    assert output.count("2 of 2 runs are done") == 2
+    assert (folder / "W/points.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_half_way_and_started_again_the_numbers_are_the_same(whole, tmp_path, number):
+    words = "--ladder", make_ladder(tmp_path), "--workdir", tmp_path / "W", "--jobs", 2
+    process = scale(*words, start_new_session=True)
+    wait_for(lambda: list((tmp_path / "W").glob("tiny-*/metrics.jsonl")), process)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == (INTERRUPTED if number == signal.SIGTERM else -number)
+    again = scale(*words)
+    output = again.communicate()[0]
+    assert again.returncode == 0, output
+    assert (tmp_path / "W/points.csv").read_text() == (whole[0] / "W/points.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+    ladder = make_ladder(tmp_path)
+    text = ladder.read_text().replace('sweep=dict(rates=(1e-3, 1e-2), size="16", elements=64 * 4 * 2),', "")
+    ladder.write_text(text)
+    (tmp_path / "W/tiny-16-768").mkdir(parents=True)
+    (tmp_path / "W/tiny-16-768/config.json").write_text("no config")
+    process = scale("--ladder", ladder, "--workdir", tmp_path / "W")
+    output = process.communicate()[0]
+    assert process.returncode == 1
+    assert "tiny-16-768: exit code" in output
+    assert "tiny-32-768: done" in output
+    assert len((tmp_path / "W/points.csv").read_text().splitlines()) == 2
+
+
+def wait_for(condition, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, os.listdir(".")
+        time.sleep(0.05)

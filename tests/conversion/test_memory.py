@@ -1,0 +1,23 @@
+"""How much memory the commands take, as the benchmark measures it."""
+
+import pytest
+
+import conversion
+
+SIZES = dict(width=256, mlp_width=4096, vocabulary=512)
+MATRIX = 4 * 256 * 4096  # bytes of a layer's largest
+FEW, MANY = 5, 20  # layers
+
+
+@pytest.mark.parametrize("command", ["from-llama", "to-llama"])
+def test_more_layers_take_no_more_memory(command, peaks):
+    grown = peaks[MANY][command] - peaks[FEW][command]
+    assert grown < (MANY - FEW) * MATRIX / 3, f"{grown / 1e6:.0f} MB"
+
+
+@pytest.fixture(scope="module")
+def peaks():
+    """Bytes at the peak of each command, by the number of layers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))  # what malloc would keep of freed memory varies
+        return {n: conversion.peaks(layers=n, commands=("from-llama", "to-llama"), **SIZES) for n in (FEW, MANY)}

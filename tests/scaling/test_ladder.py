@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data.documents import Document, DocumentList, Source, Text
+from transfusion_jax.scaling import costs, ladder
+from transfusion_jax.scaling.ladder import Family, Ladder, Scale, Sweep
+from transfusion_jax.training.workdir import Workdir
+
+SPEC = "configs/scaling.py:{size},%s"
+FAMILIES = {name: Family(SPEC % name) for name in ("linear", "chameleon")}
+STEP = 16 * 256  # elements
+
+
+def make(**fields):
+    return Ladder(**{"name": "test", "families": FAMILIES, "scales": (Scale("xs", 50 * STEP),)} | fields)
+
+
+def test_a_point_is_a_run_of_its_own_with_its_own_warm_up_and_decay():
+    points = ladder.points(make(scales=(Scale("xs", 50 * STEP), Scale("s", 100 * STEP, seeds=2))), {"linear": 4e-3})
+    assert [(p.family, p.size, p.seed, p.config.steps) for p in points[:3]] == [
+        ("linear", "xs", 0, 50),
+        ("linear", "s", 0, 100),
+        ("linear", "s", 1, 100),
+    ]
+    assert len({p.name for p in points}) == len(points) == 6
+    optimizer = points[1].config.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps) == (4e-3, 4)
+    assert optimizer.final_learning_rate == pytest.approx(2e-4)
+    assert points[2].config.seed == 1
+    assert points[3].config.optimizer.learning_rate == 2e-3  # Chameleon's own: nothing was found for it
+
+
+def test_families_see_the_same_elements_and_text_alone_its_share():
+    families = FAMILIES | {"text": Family(SPEC % "text", share=0.5)}
+    points = {p.family: p.config for p in ladder.points(make(families=families), {})}
+    assert points["linear"].steps == points["chameleon"].steps == 2 * points["text"].steps
+
+
+def test_words_train_what_the_point_says():
+    point = ladder.points(make(changes=("batch_rows=32",)), {})[0]
+    words = point.training(Path("W"), Path("logs")).words
+    assert words[:5] == ["train", "--config", "configs/scaling.py:xs,linear", "--workdir", "W/" + point.name]
+    assert "--config.batch_rows=32" in words
+    assert "--config.steps=25" in words  # twice the rows, half the steps
+
+
+def test_the_sweeps_best_rate_is_the_one_of_the_lowest_loss(tmp_path):
+    found = make(sweep=Sweep((1e-3, 2e-3, 4e-3), "xs", 10 * STEP))
+    points = ladder.sweep_points(found)
+    assert len(points) == 6
+    with pytest.raises(ConfigError, match="no held-out loss"):
+        ladder.best_rates(found, tmp_path)
+    for point in points:
+        rate = point.config.optimizer.learning_rate
+        loss = abs(rate - (2e-3 if point.family == "linear" else 4e-3))
+        (tmp_path / point.name).mkdir()
+        line = json.dumps({"step": point.config.steps, "held_out/loss": loss})
+        Workdir(tmp_path / point.name).metrics.write_text(line + "\n")
+    assert ladder.best_rates(found, tmp_path) == {"linear": 2e-3, "chameleon": 4e-3}
+
+
+def test_families_with_a_rate_are_not_swept():
+    found = make(
+        families={"linear": Family(SPEC % "linear", learning_rate=3e-3)}, sweep=Sweep((1e-3,), "xs", 10 * STEP)
+    )
+    assert ladder.sweep_points(found) == []
+    assert ladder.points(found, {})[0].config.optimizer.learning_rate == 3e-3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"families": {"a": {"config": "configs/debug.py"}}}, "must hold {size}"),
+        ({"scales": [{"size": "xs", "elements": -1}]}, "elements must be positive"),
+        ({"scale": []}, "unknown config key scale: did you mean 'scales'"),
+        ({"scales": [{"size": "xs", "elements": 10}]}, "less than a step"),
+        ({"sweep": {"rates": [0.0], "size": "xs", "elements": 1e6}}, "sweep.rates must be positive"),
+    ],
+)
+def test_what_a_ladder_cannot_be_is_said(tmp_path, values, message):
+    whole = {
+        "name": "test",
+        "families": {"linear": {"config": SPEC % "linear"}},
+        "scales": [{"size": "xs", "elements": 1e6}],
+    } | values
+    file = tmp_path / "ladder.py"
+    file.write_text(
+        f"from ml_collections import ConfigDict\n\ndef get_ladder():\n    return ConfigDict({whole!r})\n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        ladder.points(ladder.load(file), {})
+
+
+@pytest.mark.parametrize("name", ["paper", "academic", "gpu", "cpu"])
+def test_the_ladders_of_the_project_hold_runs(name):
+    found = ladder.load(Path(f"configs/ladders/{name}.py"))
+    points = [*ladder.sweep_points(found), *ladder.points(found, {})]
+    assert len({point.name for point in points}) == len(points)
+    compute = [point.flops for point in ladder.points(found, {})]
+    assert max(compute) / min(compute) >= 16
+    if name == "academic":
+        assert sum(compute) + sum(costs.drawing_flops(point.config) for point in points) < 1e21
+
+
+def test_the_cost_of_a_run_is_counted():
+    point = ladder.points(make(), {})[0]
+    found = costs.cost(point, None)
+    assert found.flops_6nd == 6 * found.parameters * 50 * STEP
+    assert 0.7 < found.flops_exact / found.flops_6nd < 1.3
+    assert found.disk > 4 * 4 * found.parameters  # weights, two moments and their average, in float32
+    assert found.chip_hours is None
+    assert costs.table([found, found]).splitlines()[-1].startswith("2 runs")
+
+
+def test_epochs_count_elements_of_a_pass():
+    texts = DocumentList((Document((Text([1, 2, 3]),)), Document((Text([4]),))))
+    assert costs.elements_of(Source("texts", texts), patches=16) == 2 + 4

@@ -1,0 +1,59 @@
+"""Trains with a deliberate mistake in it: `python wrong.py MISTAKE train …`."""
+
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from transfusion_jax import cli
+from transfusion_jax.data import assemble
+from transfusion_jax.diffusion import schedule
+from transfusion_jax.training.transfusion import TransfusionTask
+
+
+def causal_images():
+    """Patches see none that come after them."""
+    change_layouts(lambda layout: replace(layout, span_end=np.arange(len(layout.tokens)) + 1))
+
+
+def shifted_targets():
+    """A token predicts itself."""
+    change_layouts(lambda layout: replace(layout, targets=layout.tokens))
+
+
+def no_text_loss():
+    """Texts are not learnt."""
+    change_losses(lambda texts, images: ((jax.lax.stop_gradient(texts[0]), *texts[1:]), images))
+
+
+def no_image_loss():
+    """Images are not learnt."""
+    change_losses(lambda texts, images: (texts, jax.lax.stop_gradient(images)))
+
+
+def linear_schedule():
+    """Noise rises as in another schedule."""
+    schedule.SCHEDULES["cosine"] = schedule.linear
+
+
+def change_losses(change):
+    right = TransfusionTask.element_losses
+
+    def wrong(self, params, batch, key):
+        texts, images, timesteps = right(self, params, batch, key)
+        return *change(texts, images), timesteps
+
+    TransfusionTask.element_losses = wrong
+
+
+def change_layouts(change):
+    right = assemble.lay_out
+    assemble.lay_out = lambda *arguments: change(right(*arguments))
+
+
+MISTAKES = {f.__name__: f for f in (causal_images, shifted_targets, no_text_loss, no_image_loss, linear_schedule)}
+
+if __name__ == "__main__":
+    MISTAKES[sys.argv[1]]()
+    sys.exit(cli.main(sys.argv[2:]))

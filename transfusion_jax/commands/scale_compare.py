@@ -1,0 +1,91 @@
+"""`transfusion scale compare` and `scale reference`: is a run's loss right?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transfusion_jax import config as configs
+from transfusion_jax.config import require
+from transfusion_jax.errors import INTERRUPTED
+from transfusion_jax.scaling import reference
+from transfusion_jax.scaling.ladder import training
+from transfusion_jax.scaling.reference import Reference, Verdict
+from transfusion_jax.scaling.running import run_trainings
+
+COMPARE = "hold a run's losses to those of runs that are known to be right"
+MAKE = "train runs that are right, and keep their losses for `scale compare`"
+DIFFERENT = 1  # exit code: a loss is outside
+WAYS = ("model.compute_dtype=bfloat16", "accumulation=2")  # of the first seed, which must not matter
+
+
+def add_parsers(parts: Any) -> None:
+    """Declares these parts of `scale`."""
+    compare = parts.add_parser("compare", help=COMPARE, description=COMPARE)
+    compare.add_argument(
+        "--run", dest="workdir", type=Path, required=True, metavar="DIR", help="a run, done or under way"
+    )
+    compare.add_argument("--reference", required=True, metavar="NAME", help="debug, digits, or a file")
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
+    compare.set_defaults(run=_compare, takes_overrides=False)
+    make = parts.add_parser("reference", help=MAKE, description=MAKE)
+    make.add_argument("--config", required=True, metavar="FILE[:arg]", help="the recipe")
+    make.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    make.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
+    make.add_argument("--seeds", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    make.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    make.set_defaults(run=_make, takes_overrides=True)
+
+
+def _compare(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    verdict = reference.compare(arguments.workdir, reference.load(arguments.reference))
+    print(json.dumps(asdict(verdict) | {"passes": verdict.passes}) if arguments.json else _sentences(verdict))
+    return 0 if verdict.passes else DIFFERENT
+
+
+def _sentences(verdict: Verdict) -> str:
+    if verdict.passes:
+        bands = " and ".join(reference.BANDS[band] for band in verdict.held_to)
+        losses = ", ".join(verdict.losses)
+        return f"up to step {verdict.step:,} {losses} stay within the bands of {verdict.reference}: {bands}"
+    lines = [f"this is not how {verdict.reference} trains; where each loss first leaves a band:"]
+    lines += [
+        f"  step {d.step:,}: {d.loss} {d.value:.4f}, {reference.BANDS[d.band]} {d.low:.4f} to {d.high:.4f}"
+        for d in verdict.departures
+    ]
+    return "\n".join(lines)
+
+
+def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    require(arguments.seeds > 2, f"--seeds {arguments.seeds} make no band: 3 at least")
+    require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
+    config, root = configs.load(arguments.config, overrides), arguments.workdir
+    runs = {f"seed{seed}": ("", [f"seed={seed}"]) for seed in range(arguments.seeds)}
+    runs |= {f"seed0-way{i}": (way, [way]) for i, way in enumerate(WAYS)}
+    trainings = [
+        training(name, root, root, arguments.config, [*overrides, *more]) for name, (_, more) in runs.items()
+    ]
+    failed: list[str] = []
+
+    def end(ended: Any, code: int) -> None:
+        print(f"{ended.name}: {'done' if code == 0 else f'exit code {code}, see {ended.log}'}", file=sys.stderr)
+        failed.extend([ended.name] if code else [])
+
+    if run_trainings(trainings, arguments.jobs, (), lambda begun: None, end):
+        return INTERRUPTED
+    require(not failed, f"{', '.join(failed)} failed")
+    windows = reference.windows_of(config.steps)
+    curves = tuple(reference.curve(root / name, windows, way) for name, (way, _) in runs.items())
+    words = ["transfusion", "train", "--config", arguments.config, *(f"--config.{o}" for o in overrides)]
+    name = arguments.output.stem
+    reference.store(
+        Reference(name, shlex.join(words), reference.recipe_of(config), windows, curves), arguments.output
+    )
+    print(f"written to {arguments.output}")
+    return 0

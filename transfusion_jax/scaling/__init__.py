@@ -1,0 +1,1 @@
+"""Scaling curves: the points of a ladder of runs, lines through them, and what one family saves over another."""

@@ -1,0 +1,148 @@
+"""What a ladder takes, before any of it is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfusion_jax.config import Config
+from transfusion_jax.data.documents import Source
+from transfusion_jax.data.load import load
+from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_flops
+from transfusion_jax.planning.contents import expected
+from transfusion_jax.planning.plan import make_plan
+from transfusion_jax.planning.search import choose_mesh
+from transfusion_jax.planning.sizes import checkpoint_bytes
+from transfusion_jax.planning.topology import Topology
+from transfusion_jax.scaling.ladder import Point
+from transfusion_jax.storage import place
+from transfusion_jax.training.tasks import make_task
+
+KEPT = 1  # checkpoints beside the newest `loop.keep`: the best one
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run."""
+
+    name: str
+    parameters: int  # as the paper counts them
+    elements: int
+    steps: int
+    flops_6nd: float
+    flops_exact: float  # of rows as `transfusion plan` expects them
+    flops_evaluation: float  # of one evaluation that draws `evaluation.images`, guided
+    disk: int  # bytes of the checkpoints that are kept
+    chip_hours: float | None  # None where no machine is named
+    epochs: dict[str, float]  # passes by source; of prepared sources alone
+
+
+def cost(point: Point, topology: Topology | None) -> Cost:
+    """Counted from shapes; nothing is compiled.
+
+    Raises:
+        ConfigError: the run fits no mesh of the topology.
+    """
+    config, model = point.config, point.config.model
+    contents, rows = expected(config), config.steps * config.batch_rows
+    per_row = step_flops(model, contents.elements, contents.text_losses, contents.images, contents.span_area)
+    hours = None
+    if topology is not None:
+        plan = make_plan(choose_mesh(config, topology, contents), topology, contents, analytic=True)
+        hours = plan.step * config.steps * topology.chips / 3600
+    return Cost(
+        point.name,
+        count_parameters(model).paper,
+        config.steps * config.elements_per_step,
+        config.steps,
+        point.flops,
+        rows * per_row,
+        drawing_flops(config),
+        checkpoint_bytes(make_task(config), config)
+        * (min(config.loop.keep, math.ceil(config.steps / config.loop.save_every)) + KEPT),
+        hours,
+        epochs(config, contents.elements),
+    )
+
+
+def drawing_flops(config: Config) -> float:
+    """Of drawing `evaluation.images` with guidance: two passes of an image's elements for each evaluation."""
+    model = config.model
+    if model.images == "none":
+        return 0.0
+    steps = config.sampling.steps if model.images == "latents" else 1  # codes go through the trunk once
+    elements = 2 * steps * model.patches * config.evaluation.images
+    return step_flops(model, elements, 0, 2 * steps * config.evaluation.images, 0) / FORWARD_AND_BACKWARD
+
+
+def epochs(config: Config, per_row: float) -> dict[str, float]:
+    """Passes over each source at so many elements a row; nothing where a source is not there yet."""
+    if not config.folders or not all((place(folder) / "data.json").is_file() for folder in config.folders):
+        return {}
+    sizes = {source.name: elements_of(source, config.model.patches) for source in load(config).train.sources}
+    found = dict.fromkeys(sizes, 0.0)
+    rows = config.steps * config.batch_rows
+    phases = config.data.mixtures
+    for phase, after in zip(phases, [*(later.start for later in phases[1:]), rows], strict=True):
+        elements = per_row * max(min(after, rows) - phase.start, 0)
+        for name, weight in phase.weights.items():
+            found[name] += elements * weight / sum(phase.weights.values()) / sizes[name]
+    return found
+
+
+def elements_of(source: Source, patches: int) -> int:
+    """Elements of one pass: a document's texts, its images with their marks, and BOS."""
+    documents = source.documents
+    return len(source) + int(
+        np.sum(documents.text_lengths) + np.sum(documents.images, dtype=np.int64) * (patches + 2)
+    )
+
+
+def table(costs: Sequence[Cost]) -> str:
+    """A line for each run, and the sum."""
+    heads = ("run", "parameters", "elements", "steps", "6ND", "exact", "drawing", "chip-hours", "disk", "epochs")
+    total = Cost(
+        f"{len(costs)} runs",
+        0,
+        sum(c.elements for c in costs),
+        sum(c.steps for c in costs),
+        sum(c.flops_6nd for c in costs),
+        sum(c.flops_exact for c in costs),
+        sum(c.flops_evaluation for c in costs),
+        sum(c.disk for c in costs),
+        None if any(c.chip_hours is None for c in costs) else sum(c.chip_hours or 0 for c in costs),
+        {},
+    )
+    rows = [heads, *(_cells(c) for c in (*costs, total))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """The first cell to the left, the others to the right."""
+    cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+    return "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
+
+
+def _cells(c: Cost) -> tuple[str, ...]:
+    return (
+        c.name,
+        f"{c.parameters / 1e6:,.2f}M" if c.parameters else "",
+        f"{c.elements:.3g}",
+        f"{c.steps:,}",
+        f"{c.flops_6nd:.3g}",
+        f"{c.flops_exact:.3g}",
+        f"{c.flops_evaluation:.2g}",
+        "" if c.chip_hours is None else f"{c.chip_hours:,.1f}",
+        f"{c.disk / 2**30:,.2f} GiB",
+        ", ".join(f"{name} {passes:.2f}" for name, passes in c.epochs.items()),
+    )

@@ -1,0 +1,222 @@
+"""Ladders: models of several sizes and families, trained for several budgets, each a run of its own.
+
+A ladder file such as `configs/ladders/cpu.py` defines `get_ladder()`, which returns an `ml_collections.ConfigDict`
+of the fields below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfusion_jax import config as configs
+from transfusion_jax.config import Config, ConfigError, positive, require
+from transfusion_jax.config.parsing import parse_as, read_file
+from transfusion_jax.flops import count_parameters, six_nd
+from transfusion_jax.scaling.running import Training
+from transfusion_jax.storage import Place
+from transfusion_jax.training.metrics import record_of
+from transfusion_jax.training.workdir import Workdir
+
+HELD_OUT = "held_out/"  # before the names of what is measured during training
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that differ in size alone."""
+
+    config: str  # FILE:arg, where {size} stands for a size's name
+    learning_rate: float = 0.0  # of all sizes; 0: the sweep's best, or the config's own where nothing is swept
+    share: float = 1.0  # of a budget's elements: the half that is text, for models of text alone
+
+    def __post_init__(self) -> None:
+        require("{size}" in self.config, f"families.*.config {self.config!r} must hold {{size}}, a size's name")
+        require(self.learning_rate >= 0, "families.*.learning_rate must not be negative")
+        require(0 < self.share <= 1, f"families.*.share must lie above 0 and not above 1, not {self.share}")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size and a budget, which every family is trained at."""
+
+    size: str
+    elements: float  # to train on
+    seeds: int = 1  # runs, from seed 0 on
+
+    def __post_init__(self) -> None:
+        positive(self, "scales.*.", "elements", "seeds")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Learning rates that every family without one is tried with at a small scale; the best is for all sizes."""
+
+    rates: tuple[float, ...]
+    size: str
+    elements: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(self.rates) and min(self.rates) > 0, "sweep.rates must be positive")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Families × scales."""
+
+    name: str
+    families: Mapping[str, Family]
+    scales: tuple[Scale, ...]
+    warmup: float = 0.04  # share of a run's steps
+    final_rate: float = 0.05  # of the learning rate, at a run's end
+    changes: tuple[str, ...] = ()  # of every run's config, as FIELD=VALUE
+    sweep: Sweep | None = None
+    topology: str = ""  # the machine that --dry-run counts chip-hours of
+
+    def __post_init__(self) -> None:
+        positive(self, "", "warmup")
+        require(0 <= self.final_rate <= 1, f"final_rate must lie between 0 and 1, not {self.final_rate}")
+        require(bool(self.families) and bool(self.scales), "a ladder needs families and scales")
+
+    @property
+    def swept(self) -> list[str]:
+        """Families whose rate is found by the sweep."""
+        return [name for name, family in self.families.items() if self.sweep and not family.learning_rate]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run."""
+
+    family: str
+    size: str
+    seed: int
+    elements: float  # that were asked for
+    name: str  # of its workdir
+    spec: str  # FILE:arg
+    config: Config
+    changes: tuple[str, ...]  # what makes the file's config that
+
+    @property
+    def flops(self) -> float:
+        """6ND."""
+        return six_nd(self.config.model, self.config.steps * self.config.elements_per_step)
+
+    def training(self, root: Place, logs: Path) -> Training:
+        """What trains it, or goes on, in a workdir of its name."""
+        return training(self.name, root, logs, self.spec, self.changes)
+
+    def measured(self, root: Place) -> dict[str, float]:
+        """The last step's record, or nothing where the run is not done."""
+        return record_of(Workdir(root / self.name).metrics, self.config.steps)
+
+
+def training(name: str, root: Place, logs: Path, spec: str, changes: Iterable[str]) -> Training:
+    """Of a config with some fields changed."""
+    overrides = [f"--config.{change}" for change in changes]
+    words = ["train", "--config", spec, "--workdir", str(root / name), *overrides]
+    return Training(name, words, logs / f"{name}.log")
+
+
+def load(path: Path) -> Ladder:
+    """The ladder of a file.
+
+    Raises:
+        ConfigError: there is none, or a field is not valid.
+    """
+    return parse_as(Ladder, read_file(path, "get_ladder"))
+
+
+def sweep_points(ladder: Ladder) -> list[Point]:
+    """The sweep's runs; none where nothing is swept."""
+    sweep = ladder.sweep
+    if sweep is None:
+        return []
+    return [
+        _point(ladder, name, sweep.size, sweep.seed, sweep.elements, rate, prefix=f"sweep-{rate:g}-")
+        for name in ladder.swept
+        for rate in sweep.rates
+    ]
+
+
+def points(ladder: Ladder, rates: Mapping[str, float]) -> list[Point]:
+    """The ladder's runs, family by family.
+
+    Args:
+        ladder: what to train.
+        rates: learning rates of families that the sweep found.
+    """
+    found = []
+    for name, family in ladder.families.items():
+        rate = family.learning_rate or rates.get(name, 0.0)
+        found += [
+            _point(ladder, name, scale.size, seed, scale.elements, rate)
+            for scale in ladder.scales
+            for seed in range(scale.seeds)
+        ]
+    return found
+
+
+def best_rates(ladder: Ladder, root: Place) -> dict[str, float]:
+    """By family, the sweep's rate with the lowest held-out loss, the loss that the family is trained on.
+
+    Raises:
+        ConfigError: a run of the sweep is not done, or measured no such loss.
+    """
+    best: dict[str, tuple[float, float]] = {}
+    for point in sweep_points(ladder):
+        loss = point.measured(root).get(f"{HELD_OUT}loss")
+        if loss is None:
+            raise ConfigError(f"{root / point.name} of the sweep has no held-out loss at its end")
+        found = loss, point.config.optimizer.learning_rate
+        best[point.family] = min(best.get(point.family, found), found)
+    return {family: rate for family, (_, rate) in best.items()}
+
+
+def record(point: Point, root: Place) -> dict[str, float | str | int]:
+    """What a run that is done says of itself, as `scale fit` reads it."""
+    last, model = point.measured(root), point.config.model
+    parameters = count_parameters(model)
+    metrics = {name.removeprefix(HELD_OUT): value for name, value in last.items() if name.startswith(HELD_OUT)}
+    return {
+        "name": point.name,
+        "family": point.family,
+        "size": point.size,
+        "seed": point.seed,
+        "parameters": parameters.paper,
+        "parameters_total": parameters.total,
+        "elements": point.config.steps * point.config.elements_per_step,
+        "images": int(last["total_images"]),
+        "steps": point.config.steps,
+        "learning_rate": point.config.optimizer.learning_rate,
+        "flops_6nd": point.flops,
+        "flops_exact": last["total_flops"],
+        **metrics,
+    }
+
+
+def _point(
+    ladder: Ladder, family: str, size: str, seed: int, elements: float, rate: float, prefix: str = ""
+) -> Point:
+    spec = ladder.families[family].config.replace("{size}", size)
+    base = configs.load(spec, ladder.changes)
+    rate = rate or base.optimizer.learning_rate
+    steps = round(elements * ladder.families[family].share / base.elements_per_step)
+    require(steps > 0, f"{elements:g} elements are less than a step of {spec}, {base.elements_per_step:,}")
+    fields = {
+        "seed": seed,
+        "steps": steps,
+        "optimizer.learning_rate": rate,
+        "optimizer.final_learning_rate": rate * ladder.final_rate,
+        "optimizer.warmup_steps": max(round(steps * ladder.warmup), 1),
+        "loop.evaluate_every": steps,
+        "loop.sample_every": steps if base.model.images != "none" else 0,
+    }
+    changes = (*ladder.changes, *_assignments(fields))
+    name = f"{prefix}{family}-{size}-{elements:g}" + (f"-seed{seed}" if seed else "")
+    return Point(family, size, seed, elements, name.replace("+", ""), spec, configs.load(spec, changes), changes)
+
+
+def _assignments(fields: Mapping[str, float]) -> Sequence[str]:
+    return [f"{name}={value!r}" for name, value in fields.items()]

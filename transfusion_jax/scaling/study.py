@@ -1,0 +1,225 @@
+"""All fits and ratios of a file of points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transfusion_jax.config import nearest, require
+from transfusion_jax.scaling import metrics as table
+from transfusion_jax.scaling.fits import Curve, HeldOut, Line, fit_curve, fit_line, hold_out, why_no_line
+from transfusion_jax.scaling.metrics import Metric
+from transfusion_jax.scaling.parity import Parity, find_parity, widened
+from transfusion_jax.scaling.points import FRONTIER, Point, Rung, in_fit, rungs
+
+BASELINE = "chameleon"  # the reference where none is named
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is fitted, and how. The defaults are those of the command."""
+
+    metrics: tuple[str, ...] = ()  # as --metric names them; none: all of the table that the points have
+    reference: str | None = None
+    flops: str = "6nd"
+    fit_on: str = FRONTIER
+    bootstrap: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One family in one metric."""
+
+    family: str
+    rungs: list[Rung]  # by rising FLOPs, those that are left out as well
+    line: Line | None
+    curve: Curve | None
+    held_out: HeldOut | None
+    why_no_line: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric: a fit for each family that has it, and what the others need of the reference's compute."""
+
+    metric: Metric
+    fits: list[Fit]
+    parities: list[Parity]
+    why_no_parity: list[str]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that was found in the points."""
+
+    source: str
+    points: list[Point]
+    options: Options
+    reference: str | None  # the family, where there is one to compare with
+    panels: list[Panel]
+    unused: list[str]  # metrics of the points that the table does not know
+
+
+def study(points: Sequence[Point], options: Options, source: str) -> Study:
+    """Fits every metric and family.
+
+    Raises:
+        ConfigError: a metric or family that the points do not have, no metric at all, nothing to draw a line
+            through, or a score that has no logarithm.
+    """
+    present = {name for point in points for name in point.scores}
+    chosen = [table.parse(spec, present) for spec in options.metrics] or table.known(present)
+    require(
+        bool(chosen),
+        f"{source} has no metric that is known ({', '.join(sorted(present)) or 'none at all'}): "
+        "name one with its direction, as in --metric NAME:lower",
+    )
+    families = list(dict.fromkeys(point.family for point in points))
+    reference = options.reference or (BASELINE if BASELINE in families else None)
+    if reference is not None:
+        require(reference in families, f"no point is of --reference {reference}; {nearest(reference, families)}")
+    panels = [_panel(metric, families, points, options, reference) for metric in chosen]
+    require(
+        any(fit.line for panel in panels for fit in panel.fits),
+        f"{source}: nothing to fit. {_reasons(panels)}",
+    )
+    unused = sorted(present - {metric.name for metric in chosen}) if not options.metrics else []
+    return Study(source, list(points), options, reference, panels, unused)
+
+
+def to_dict(found: Study) -> dict[str, Any]:
+    """The study as JSON has it: what is infinite is null."""
+    o = found.options
+    return {
+        "source": found.source,
+        "flops": o.flops,
+        "fit_on": o.fit_on,
+        "reference": found.reference,
+        "bootstrap": o.bootstrap,
+        "seed": o.seed,
+        "metrics": [_panel_dict(panel) for panel in found.panels],
+        "unused": found.unused,
+    }
+
+
+def _panel(
+    metric: Metric, families: Sequence[str], points: Sequence[Point], options: Options, reference: str | None
+) -> Panel:
+    fits = {}
+    for family in families:
+        own = [point for point in points if point.family == family]
+        found = rungs(own, metric, options.flops, options.fit_on)
+        if found:
+            fits[family] = _fit(family, found, metric)
+    parities, why_not = [], []
+    if reference is not None:
+        for family in families:
+            if family != reference:
+                parity = _parity(metric, fits.get(family), fits.get(reference), options)
+                if isinstance(parity, Parity):
+                    parities.append(parity)
+                else:
+                    why_not.append(f"{family}: {parity}")
+    return Panel(metric, list(fits.values()), parities, why_not)
+
+
+def _fit(family: str, found: list[Rung], metric: Metric) -> Fit:
+    used = in_fit(found)
+    why_not = why_no_line(used)
+    if why_not:
+        return Fit(family, found, None, None, None, why_not)
+    return Fit(family, found, fit_line(used), fit_curve(used, metric), hold_out(used, metric), "")
+
+
+def _parity(metric: Metric, fit: Fit | None, reference: Fit | None, options: Options) -> Parity | str:
+    """The ratio, or why there is none."""
+    if not metric.shared:
+        return "the unit is each family's own"
+    if fit is None or reference is None:
+        return "only one of the two families has this metric"
+    if fit.line is None:
+        return fit.why_no_line
+    if not fit.line.improves(metric):
+        return "its line does not improve with compute"
+    scored = in_fit(reference.rungs)
+    if not scored:
+        return f"every point of {reference.family} is left out"
+    noise = widened(reference.line, scored)
+    return find_parity(in_fit(fit.rungs), fit.line, fit.curve, scored[-1], noise, options.bootstrap, options.seed)
+
+
+def _reasons(panels: Sequence[Panel]) -> str:
+    fits = [(panel.metric.name, fit) for panel in panels for fit in panel.fits]
+    return "; ".join(f"{name} of {fit.family}: {fit.why_no_line}" for name, fit in fits)
+
+
+def _panel_dict(panel: Panel) -> dict[str, Any]:
+    m = panel.metric
+    return {
+        "name": m.name,
+        "better": m.better,
+        "floor": m.floor,
+        "families": [_fit_dict(fit) for fit in panel.fits],
+        "parity": [_parity_dict(parity) for parity in panel.parities],
+        "why_no_parity": panel.why_no_parity,
+    }
+
+
+def _fit_dict(fit: Fit) -> dict[str, Any]:
+    line, curve, held = fit.line, fit.curve, fit.held_out
+    return {
+        "family": fit.family,
+        "points": [asdict(rung) for rung in fit.rungs],
+        "line": line
+        and {
+            "slope": line.slope,
+            "slope_error": _finite(line.slope_error),
+            "score_at_centre": math.exp(line.level),
+            "centre_flops": math.exp(line.centre),
+            "r2": line.r2,
+            "count": line.count,
+        },
+        "why_no_line": fit.why_no_line,
+        "curve": curve
+        and {
+            "limit": _finite(curve.limit),
+            "interval": _ends(curve.interval),
+            "exponent": curve.exponent,
+            "identified": not curve.why_not,
+            "why_not": curve.why_not,
+        },
+        "held_out": held
+        and {
+            "size": held.rung.size,
+            "flops": held.rung.flops,
+            "measured": held.rung.score,
+            "predicted": held.predicted,
+            "interval": _ends(held.interval),
+            "error_percent": 100 * held.error,
+            "predicted_by_curve": held.by_curve,
+        },
+    }
+
+
+def _parity_dict(parity: Parity) -> dict[str, Any]:
+    return {
+        "family": parity.family,
+        "reference": asdict(parity.reference),
+        "flops": parity.flops,
+        "ratio": parity.ratio,
+        "interval": _ends(parity.interval),
+        "reference_noise": parity.reference_noise,
+        "extrapolated": parity.outside or None,
+        "ratio_by_curve": _finite(parity.by_curve) if parity.by_curve is not None else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _ends(interval: tuple[float, float] | None) -> list[float | None] | None:
+    return None if interval is None else [_finite(end) for end in interval]
