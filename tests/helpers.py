@@ -13,10 +13,11 @@ import numpy as np
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Grey, Identity
 from transfusion_jax.config import Config
+from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
-from transfusion_jax.data.load import Codec, Data
+from transfusion_jax.data.load import Codec, Data, load
 from transfusion_jax.data.prepare import Job
 from transfusion_jax.data.prepare import begin as begin_preparing
 from transfusion_jax.data.prepare.finish import finish
@@ -28,6 +29,7 @@ from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training.interruption import Interruption
+from transfusion_jax.training.leaves import leaf_names
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.starts import Start, begin
 from transfusion_jax.training.tasks import make_task
@@ -186,6 +188,14 @@ def tiny_run(
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))
+
+
+def begin_run(path: Path, config: Config) -> None:
+    """A run that has learnt nothing: random weights on the data that its config names."""
+    params = make_task(config).model.init(jax.random.key(0))
+    leaves = zip(leaf_names(params), jax.tree.leaves(params), strict=True)
+    made = ((name, lambda leaf=leaf: np.asarray(leaf)) for name, leaf in leaves)
+    write_run(path, config, load(config).codec, made, "random")
 
 
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[int]:

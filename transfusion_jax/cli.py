@@ -13,6 +13,7 @@ from transfusion_jax.commands import (
     convert,
     doctor,
     evaluate,
+    judge,
     launch,
     plan,
     prepare,
@@ -25,7 +26,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.parallel import processes
 
-COMMANDS = (prepare, doctor, plan, train, launch, sample, serve, evaluate, autoencoder, convert, scale)
+COMMANDS = (prepare, doctor, plan, train, launch, sample, serve, evaluate, judge, autoencoder, convert, scale)
 OVERRIDE = "--config."
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

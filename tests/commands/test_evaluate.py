@@ -165,5 +165,5 @@ def entries(workdir):
 def fake(monkeypatch, name, metrics):
     """A suite that measures nothing and says this."""
     known = suite.SUITES[name]
-    other = suite.Suite(name, lambda *arguments: metrics, known.size, known.prompts)
+    other = suite.Suite(name, lambda *arguments: metrics, known.size, known.draws, known.prompts)
     monkeypatch.setitem(suite.SUITES, name, other)

@@ -8,8 +8,9 @@ from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.generation.choice import Writing
-from transfusion_jax.generation.scoring import score
+from transfusion_jax.generation.scoring import score, score_tokens
 from transfusion_jax.generation.text import write
+from transfusion_jax.model.spans import Spans
 from transfusion_jax.training.tasks import make_task
 
 RANDOM = np.random.default_rng(0)
@@ -48,9 +49,34 @@ def test_what_would_be_written_is_greedy_and_nothing_else_is():
     assert not changed.greedy
 
 
+@pytest.mark.parametrize("task", [LATENTS, CODES], ids=["latents", "codes"])
+def test_tokens_alone_are_scored_among_texts(task):
+    codec, params = codec_of(task), params_of(task)
+    contexts, texts = [[1, 2], [], [3] * 40], [[3, 4, 5], [6], [7, 8]]
+    behind = [[codec.special.bos, *before] for before in contexts]
+    found = dict(score_tokens(task, params, codec, behind, texts))
+    assert sorted(found) == [0, 1, 2]
+    config = task.config.model
+    for number, (before, after) in enumerate(zip(contexts, texts, strict=True)):
+        # BOS and the text, by the whole softmax without marks and codes
+        row = np.array([[codec.special.bos, *before, *after]])
+        place = np.full_like(row, -1)
+        x, _ = task.model.embed(params, row, place, place, np.zeros((1, 0, 0, 0, 0)), np.zeros((1, 0)))
+        index = np.arange(row.shape[1])[None]
+        hidden, _ = task.model.trunk(params, x, Spans(0 * index, index + 1), index)
+        logits = np.asarray(task.model.text_logits(params, hidden))[0, -len(after) - 1 : -1]
+        logits = logits[:, [*range(config.vocabulary), codec.special.eos]].astype(np.float64)
+        expected = logits[np.arange(len(after)), after].sum() - np.log(np.exp(logits).sum(-1)).sum()
+        assert found[number].log_likelihood == pytest.approx(expected, rel=1e-4)
+        assert found[number].tokens == len(after)
+        assert found[number].greedy == (logits.argmax(-1) == after).all()
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="take 49 elements, and the model's context is 48"):
         score(LATENTS, params_of(LATENTS), tiny_codec(), [Document(())], [np.ones(48, np.int32)])
+    with pytest.raises(ConfigError, match="49 tokens do not fit the model's context of 48"):
+        list(score_tokens(LATENTS, params_of(LATENTS), tiny_codec(), [[1] * 48], [[1, 1]]))
 
 
 def codec_of(task):

@@ -150,8 +150,8 @@ def _suites(arguments: argparse.Namespace, config: Config) -> list[Suite]:
     chosen = [SUITES[name] for name in arguments.suite or config.evaluation.suites]
     if not arguments.protocol:
         return chosen
-    drawing = [suite for suite in chosen if suite.prompts]
-    others = [suite.name for suite in chosen if not suite.prompts]
+    drawing = [suite for suite in chosen if suite.draws]
+    others = [suite.name for suite in chosen if not suite.draws]
     if not drawing or (arguments.suite and others):
         raise ConfigError(f"--protocol says how to draw, and {', '.join(others)} draws nothing: name other suites")
     return drawing

@@ -288,7 +288,7 @@ class SamplingConfig:
 OF_LATENTS = ("steps", "sampler", "guidance_interval", "guidance_rescale", "image_guidance")  # not of codes
 
 
-SUITES = ("loss", "text", "images", "captions", "digits", "edits", "shapes")  # see `evaluation.suite`
+SUITES = ("loss", "text", "images", "captions", "digits", "edits", "shapes", "frechet")  # see `evaluation.suite`
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,12 @@ def settings(suite: Suite, config: Config, data: Data, protocol: str | None) -> 
     """What a suite's numbers depend on beside the weights; of one that draws, how, and a hash of its prompts."""
     found: dict[str, Any] = {suite.size: getattr(config.evaluation, suite.size), "data": data.held_out.hash}
     if suite.prompts:
+        prompts = "\n".join(suite.prompts(config.evaluation.images))
+        found["prompts"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
+    if suite.draws:
         sampling = dataclasses.asdict(config.sampling)
         how = {name: value for name, value in sampling.items() if name not in UNUSED[config.model.images]}
-        prompts = "\n".join(suite.prompts(config.evaluation.images))
-        found |= {"protocol": protocol, "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16]}
-        found["sampling"] = json.loads(json.dumps(how))  # as it is read back
+        found |= {"protocol": protocol, "sampling": json.loads(json.dumps(how))}  # as it is read back
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import jax
 
 from transfusion_jax.data.load import Data
-from transfusion_jax.evaluation import captions, digits, edits, loss, shapes, text
+from transfusion_jax.evaluation import captions, digits, edits, frechet, loss, shapes, text
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.training.tasks import ModelTask
 
@@ -29,7 +29,8 @@ class Suite:
     name: str
     run: Run
     size: str  # the field of `evaluation` that says on how much
-    prompts: Callable[[int], list[str]] | None = None  # so many of them; of a suite that draws
+    draws: bool = False
+    prompts: Callable[[int], list[str]] | None = None  # so many, of a suite whose prompts are not those of the data
 
 
 ALL = (
@@ -37,8 +38,9 @@ ALL = (
     Suite("text", text.run, "rows"),
     Suite("images", loss.run_images, "rows"),
     Suite("captions", captions.run, "images"),
-    Suite("digits", digits.run, "images", digits.prompts),
-    Suite("edits", edits.run, "images", lambda number: [edits.asked_for(index)[2] for index in range(number)]),
-    Suite("shapes", shapes.run, "images", lambda number: [prompt.caption for prompt in shapes.prompts(number)]),
+    Suite("digits", digits.run, "images", True, digits.prompts),
+    Suite("edits", edits.run, "images", True, lambda number: [edits.asked_for(i)[2] for i in range(number)]),
+    Suite("shapes", shapes.run, "images", True, lambda number: [p.caption for p in shapes.prompts(number)]),
+    Suite("frechet", frechet.run, "images", True),
 )
 SUITES = {suite.name: suite for suite in ALL}

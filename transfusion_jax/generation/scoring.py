@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion_jax.data.batch import Batch
+from transfusion_jax.config import require
+from transfusion_jax.data.batch import TEXT, Batch
 from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.data.load import Codec
 from transfusion_jax.generation.prompt import rows_of
+from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Params, find_patches
 from transfusion_jax.parallel.sharding import split, to_host
 from transfusion_jax.training.tasks import ModelTask
 
 ROWS = 32  # scored at a time
+SHORTEST = 32  # elements of a row of tokens, the next size being twice that
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,46 @@ def score(
     return found
 
 
+def score_tokens(
+    task: ModelTask,
+    params: Params,
+    codec: Codec,
+    contexts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+) -> Iterator[tuple[int, Score]]:
+    """The log-likelihood of tokens after tokens where only text can follow, by number, the longest first.
+
+    Other than in `score`, entries that no text holds (marks and codes of images) have no share in the likelihood:
+    it is that of writing text alone, and of a language model with these weights. BOS is not added.
+
+    Args:
+        task: the trained model's task.
+        params: its weights.
+        codec: how it codes texts.
+        contexts: tokens before, one at least.
+        continuations: tokens behind each.
+
+    Raises:
+        ConfigError: all but the last token do not fit the context.
+    """
+    whole = [np.array([*a, *b], np.int32) for a, b in zip(contexts, continuations, strict=True)]
+    order = sorted(range(len(whole)), key=lambda number: -len(whole[number]))
+    limit = task.config.data.context_length
+    for begin in range(0, len(order), ROWS):
+        part = order[begin : begin + ROWS]
+        longest = len(whole[part[0]]) - 1
+        require(longest <= limit, f"{longest} tokens do not fit the model's context of {limit}")
+        shape = 1 << (len(part) - 1).bit_length(), min(max(SHORTEST, 1 << (longest - 1).bit_length()), limit)
+        tokens, follows, asked = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
+        for row, number in enumerate(part):
+            end = len(whole[number]) - 1
+            tokens[row, :end], follows[row, :end] = whole[number][:-1], whole[number][1:]
+            asked[row, len(contexts[number]) - 1 : end] = True
+        chances, counts, greedy = to_host(_score_tokens(task, codec.special.eos, params, tokens, follows, asked))
+        for row, number in enumerate(part):
+            yield number, Score(float(chances[row]), int(counts[row]), bool(greedy[row]))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
     task: ModelTask, eos: int, params: Params, rows: Batch, begins: jax.Array, ends: jax.Array
@@ -72,17 +115,46 @@ def _score(
     x, _ = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
     places = find_patches(rows.image_slot, rows.latents.shape[1], config.patches)
     hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
+    index = jnp.arange(rows.tokens.shape[1] - 1)
+    asked = (begins[:, None] <= index + 1) & (index + 1 < ends[:, None])
+    follows = jnp.asarray(rows.tokens)[:, 1:]
+    return _likelihoods(task, eos, params, hidden[:, :-1], follows, asked, among_texts=False)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score_tokens(
+    task: ModelTask, eos: int, params: Params, tokens: jax.Array, follows: jax.Array, asked: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same of the tokens `[B, T]` that follow these where they are asked for."""
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    nowhere = jnp.full_like(tokens, TEXT)
+    no_latents, no_times = jnp.zeros((len(tokens), 0, 0, 0, 0)), jnp.zeros((len(tokens), 0))
+    x, _ = task.model.embed(params, tokens, nowhere, nowhere, no_latents, no_times)
+    causal = Spans(jnp.zeros_like(index), index + 1)
+    hidden, _ = task.model.trunk(params, x, causal, index, patch_places=index[:, :0])
+    return _likelihoods(task, eos, params, hidden, follows, asked, among_texts=True)
+
+
+def _likelihoods(
+    task: ModelTask,
+    eos: int,
+    params: Params,
+    hidden: jax.Array,
+    follows: jax.Array,
+    asked: jax.Array,
+    among_texts: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    config = task.config.model
     entry = jnp.arange(config.padded_vocabulary)
     text = (entry < config.vocabulary) | (entry == eos)
-    index = jnp.arange(rows.tokens.shape[1] - 1)
 
     def one(args: tuple) -> tuple:  # row by row: logits of all would be large
-        hidden, tokens, begin, end = args
-        logits = model.text_logits(params, hidden[:-1])
-        follows = tokens[1:, None]
-        asked = (begin <= index + 1) & (index + 1 < end)
-        chance = jnp.take_along_axis(jax.nn.log_softmax(logits), follows, 1)[:, 0]
-        likeliest = jnp.argmax(jnp.where(text, logits, -jnp.inf), -1) == follows[:, 0]
+        hidden, follows, asked = args
+        logits = task.model.text_logits(params, hidden)
+        of_texts = jnp.where(text, logits, -jnp.inf)
+        chances = jax.nn.log_softmax(of_texts if among_texts else logits)
+        chance = jnp.take_along_axis(chances, follows[:, None], 1)[:, 0]
+        likeliest = jnp.argmax(of_texts, -1) == follows
         return jnp.sum(jnp.where(asked, chance, 0)), jnp.sum(asked), jnp.all(likeliest | ~asked)
 
-    return jax.lax.map(one, (hidden, jnp.asarray(rows.tokens), begins, ends))
+    return jax.lax.map(one, (hidden, follows, asked))

@@ -1,0 +1,139 @@
+"""`transfusion judge` on a run with random weights, with networks of the judges as random."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from helpers import begin_run, digits_config
+from inceptions import random_network
+from transfusion_jax.cli import main
+from transfusion_jax.data import load as data_loading
+from transfusion_jax.evaluation import fid, frechet, inception
+from transfusion_jax.evaluation.pictures import draw, pictures
+from transfusion_jax.evaluation.suite import SUITES
+from transfusion_jax.training.tasks import make_task
+
+
+@pytest.fixture(scope="module")
+def run(digits_folder, tmp_path_factory):
+    """A run that has learnt nothing."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    config = digits_config(digits_folder, optimizer__ema_decay=0.0, sampling__steps=2, evaluation__images=6)
+    begin_run(path, config)
+    return path, config
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / "inception.safetensors"
+    save_file(random_network(), path)
+    return path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A mean of places in Inception's stead, which has a test of its own."""
+    monkeypatch.setattr(
+        fid, "_features", lambda arrays, x: x.reshape(len(x), 23, 13, 23, 13, 3).mean((2, 4, 5))[:, :5, 0]
+    )
+    monkeypatch.setattr("transfusion_jax.commands.judge.FEATURES", 5)
+    monkeypatch.setattr(fid, "TOGETHER", 4)
+
+
+def judge(run, *words):
+    return main(["judge", words[0], "--workdir", str(run[0]), *map(str, words[1:])])
+
+
+def test_fid_is_the_distance_of_the_captions_own_images_and_drawn_ones(run, weights, quick, capsys, tmp_path):
+    path, config = run
+    assert judge(run, "images", "--inception", weights, "-n", 6, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((path / "judge-images.json").read_text())
+    assert report["images"] == 6
+    assert report["sampling"] == {"sampler": "auto", "steps": 2, "guidance": 3.0}
+    assert "clean-fid" in report["fid_variant"]
+    assert fid.hash_of(weights) in report["inception"]
+
+    data, task = data_loading.load(config), make_task(config)
+    params = task.model.init(jax.random.key(0))
+    shown = [
+        next_one
+        for next_one, _ in zip(pictures(data.held_out, config, data.codec, config.seed), range(6), strict=False)
+    ]
+    drawn = draw(task, params, data.codec, [picture.caption for picture in shown], config.seed)
+    arrays = inception.load(weights)
+    theirs, ours = (fid.features_of(arrays, x) for x in (np.stack([p.image for p in shown]), drawn))
+    expected = frechet.distance(frechet.Statistics.of(ours), frechet.Statistics.of(theirs))
+    assert report["metrics"]["fid"] == pytest.approx(expected, rel=1e-3)
+
+    known = tmp_path / "known.npz"
+    np.savez(known, mu=ours.mean(0), sigma=np.cov(ours, rowvar=False))
+    assert judge(run, "images", "--inception", weights, "--statistics", known, "-n", 6) == 0
+    said = capsys.readouterr().out
+    assert "known.npz" in said
+    assert json.loads((path / "judge-images.json").read_text())["metrics"]["fid"] < 1e-3 * expected
+
+
+def test_images_for_genevals_prompts_lie_as_its_scorer_reads_them(run, tmp_path, capsys):
+    path, _ = run
+    lines = [
+        {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a bench"},
+        {"tag": "counting", "include": [{"class": "cat", "count": 2}], "prompt": "two cats"},
+        {"tag": "colors", "include": [{"class": "cow", "count": 1, "color": "red"}], "prompt": "a red cow"},
+    ]
+    prompts, output = tmp_path / "evaluation_metadata.jsonl", tmp_path / "images"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert judge(run, "geneval", prompts, "--output", output, "-n", 2) == 0
+    assert sorted(x.name for x in output.iterdir()) == ["00000", "00001", "00002"]
+    images = []
+    for number, line in enumerate(lines):
+        folder = output / f"{number:05}"
+        assert json.loads((folder / "metadata.jsonl").read_text()) == line
+        assert sorted(x.name for x in (folder / "samples").iterdir()) == ["0000.png", "0001.png"]
+        images += [np.asarray(Image.open(x)) for x in sorted((folder / "samples").iterdir())]
+    assert {image.shape for image in images} == {(8, 8, 3)}
+    assert len({image.tobytes() for image in images}) == 6  # each with noise of its own
+    assert json.loads((path / "judge-geneval.json").read_text())["images"] == 6
+    capsys.readouterr()
+    assert judge(run, "geneval", prompts, "--output", output) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_the_suite_of_small_pixels_has_its_floor(run):
+    _, config = run
+    task, data = make_task(config), data_loading.load(config)
+    metrics = SUITES["frechet"].run(task, task.model.init(jax.random.key(0)), data, jax.random.key(0))
+    assert set(metrics) == {"frechet_pixels", "frechet_pixels_real"}
+    assert 0 < metrics["frechet_pixels_real"] < metrics["frechet_pixels"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["images"], "name a judge of images"),
+        (["images", "--inception", "no.pth"], "there is no file no.pth"),
+        (["images", "--clip", "no", "--statistics", "x.npz"], "--statistics goes with --inception"),
+        (["images", "--inception", "x.pth", "-n", "1"], "-n must be at least 2"),
+        (["harness", "--limit", "1.5"], "--limit must be a count or a share"),
+        (["harness", "--include", "no"], "there is no folder no"),
+        (["cider", "-n", "0"], "-n must be at least 1"),
+        (["geneval", "no.jsonl", "--output", "x"], "there is no file no.jsonl"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_before_weights_are_read(words, message, tmp_path, capsys):
+    assert judge((tmp_path / "no run",), *words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("{", "line 2"), ('{"prompt": "a cat"}', "needs a prompt and a tag")]
+)
+def test_prompts_that_the_scorer_could_not_read_are_refused(line, message, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a dog", "tag": "single_object"}\n' + line)
+    assert judge((tmp_path / "no run",), "geneval", prompts, "--output", tmp_path / "x") == 2
+    assert message in capsys.readouterr().err

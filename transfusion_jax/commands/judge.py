@@ -1,0 +1,210 @@
+"""`transfusion judge`: a checkpoint before the judges of papers; each needs packages or files of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.data import load as data_loading
+from transfusion_jax.data.load import Data
+from transfusion_jax.evaluation import geneval
+from transfusion_jax.evaluation.fid import Fid
+from transfusion_jax.evaluation.frechet import Statistics
+from transfusion_jax.evaluation.inception import FEATURES
+from transfusion_jax.evaluation.pictures import drawn_for_held_out
+from transfusion_jax.model.transfusion import Params
+from transfusion_jax.training.files import write_whole
+from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.training.workdir import Workdir
+
+Verdict = tuple[dict[str, float], dict[str, Any]]  # metrics by name, and what else the report says
+Ask = Callable[[ModelTask, Params, Workdir], Verdict]
+DRAWING = {"latents": ("sampler", "steps", "guidance"), "codes": ("temperature", "guidance"), "none": ()}
+
+
+def add_parser(commands: Any) -> None:
+    """Declares the command and its parts."""
+    parser = commands.add_parser("judge", help="a checkpoint before the judges of papers", description=__doc__)
+    parts = parser.add_subparsers(metavar="JUDGE", required=True)
+    for name, (declare, prepare, text) in JUDGES.items():
+        part = parts.add_parser(name, help=text, description=text)
+        add_reading_flags(part)
+        declare(part)
+        part.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+        part.set_defaults(run=run, judge=name, prepare=prepare, takes_overrides=False)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Judges; returns the exit code."""
+    del overrides
+    ask: Ask = arguments.prepare(arguments)  # what is missing is said before weights are read
+    say = lambda line: print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)  # noqa: E731
+    task, params, workdir, step, weights = read_model(arguments, say)
+    metrics, about = ask(task, params, workdir)
+    report = {"judge": arguments.judge, "step": step, "weights": weights, **about, "metrics": metrics}
+    path = workdir.path / f"judge-{arguments.judge}.json"
+    write_whole(path, json.dumps(report, indent=2) + "\n")
+    if arguments.json:
+        print(json.dumps(report))
+        return 0
+    for name, value in about.items():
+        if isinstance(value, str | int):
+            print(f"  {name}: {value}")
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"  {name:<{width}}  {value:7.4f}")
+    print(f"written to {path}")
+    return 0
+
+
+def _judge(name: str, extra: str) -> Any:
+    """A module of `evaluation` whose packages are in an extra.
+
+    Raises:
+        ConfigError: they are not installed.
+    """
+    try:
+        return import_module(f"transfusion_jax.evaluation.{name}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this judge needs the package {error.name}: pip install 'transfusion-jax[{extra}]'"
+        ) from error
+
+
+def _declare_harness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "tasks",
+        nargs="*",
+        default=["llama"],
+        metavar="TASK",
+        help="tasks or groups of lm-evaluation-harness; llama (default) is the paper's suite of seven",
+    )
+    parser.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples before a question (default: the task's)"
+    )
+    parser.add_argument("--limit", type=float, metavar="N", help="documents of each task; below 1, their share")
+    parser.add_argument("--include", type=Path, metavar="FOLDER", help="a folder with tasks of your own, as YAML")
+
+
+def _prepare_harness(arguments: argparse.Namespace) -> Ask:
+    shots, limit, include = arguments.num_fewshot, arguments.limit, arguments.include
+    require(shots is None or shots >= 0, f"--num-fewshot must not be negative, not {shots}")
+    require(
+        limit is None or 0 < limit < 1 or limit % 1 == 0 < limit, f"--limit must be a count or a share, not {limit}"
+    )
+    require(include is None or include.is_dir(), f"--include: there is no folder {include}")
+    harness = _judge("harness", "harness")
+
+    def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
+        model = harness.HarnessModel(task, params, workdir.codec())
+        metrics, details = harness.run(model, arguments.tasks, shots, limit, include)
+        return metrics, {"tasks": " ".join(arguments.tasks), "harness": details}
+
+    return ask
+
+
+def _declare_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="FID by these weights of Inception v3")
+    parser.add_argument(
+        "--statistics", type=Path, metavar="FILE", help="for FID: an .npz with mu and sigma, not held-out images'"
+    )
+    parser.add_argument(
+        "--clip", type=Path, metavar="FOLDER", help="CLIP score by this CLIP, saved by transformers"
+    )
+    parser.add_argument("-n", type=int, default=30_000, metavar="N", help="images at most (default: 30000)")
+
+
+def _prepare_images(arguments: argparse.Namespace) -> Ask:
+    require(bool(arguments.inception or arguments.clip), "name a judge of images: --inception, --clip or both")
+    require(arguments.inception or not arguments.statistics, "--statistics goes with --inception")
+    require(arguments.n >= 2, f"-n must be at least 2, not {arguments.n}")
+    judges: list[Any] = []
+    if arguments.inception:
+        known = Statistics.load(arguments.statistics, FEATURES) if arguments.statistics else None
+        judges.append(Fid(arguments.inception, known))
+    if arguments.clip:
+        judges.append(_judge("clip", "clip").ClipScore(arguments.clip))
+
+    def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
+        drawn = 0
+        for part in drawn_for_held_out(task, params, _data(task, workdir), arguments.n):
+            for judge in judges:
+                judge.see(part)
+            drawn += len(part.drawn)
+            print(f"{drawn} images", file=sys.stderr)
+        require(drawn >= 2, "this judge needs captioned images among the held-out data")
+        about = {"images": drawn, "reference": str(arguments.statistics or "the captions' own images")}
+        metrics: dict[str, float] = {}
+        for judge in judges:
+            about |= judge.about()
+            metrics |= judge.metrics()
+        return metrics, about | _sampling(task.config)
+
+    return ask
+
+
+def _declare_cider(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompt", default="", metavar="TEXT", help="between an image and its caption (default: nothing)"
+    )
+    parser.add_argument("-n", type=int, metavar="N", help="images at most (default: all that are held out)")
+
+
+def _prepare_cider(arguments: argparse.Namespace) -> Ask:
+    require(arguments.n is None or arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
+    cider = _judge("cider", "captions")
+    cider.require_java()
+
+    def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
+        data = _data(task, workdir)
+        verdict: Verdict = cider.run(task, params, data.codec, data.held_out, arguments.prompt, arguments.n)
+        return verdict
+
+    return ask
+
+
+def _declare_geneval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompts", type=Path, metavar="FILE", help="GenEval's evaluation_metadata.jsonl")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="an empty folder, for its scorer"
+    )
+    parser.add_argument(
+        "-n", type=int, default=geneval.IMAGES, metavar="N", help="images of each prompt (default: 4)"
+    )
+
+
+def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
+    require(arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
+    lines, output = geneval.read(arguments.prompts), arguments.output
+    require(not output.exists() or not any(output.iterdir()), f"{output} is not empty: choose another --output")
+
+    def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
+        for done in geneval.write(task, params, workdir.codec(), lines, output, arguments.n):
+            print(f"{done} of {len(lines)} prompts", file=sys.stderr)
+        return {}, {"prompts": len(lines), "images": len(lines) * arguments.n, **_sampling(task.config)}
+
+    return ask
+
+
+def _data(task: ModelTask, workdir: Workdir) -> Data:
+    return data_loading.load(task.config, workdir.codec().statistics)
+
+
+def _sampling(config: Config) -> dict[str, Any]:
+    """How images are drawn."""
+    return {"sampling": {name: getattr(config.sampling, name) for name in DRAWING[config.model.images]}}
+
+
+JUDGES: dict[str, tuple[Callable, Callable, str]] = {
+    "harness": (_declare_harness, _prepare_harness, "text tasks of lm-evaluation-harness"),
+    "images": (_declare_images, _prepare_images, "FID and CLIP score of images for held-out captions"),
+    "cider": (_declare_cider, _prepare_cider, "CIDEr of captions for held-out images"),
+    "geneval": (_declare_geneval, _prepare_geneval, "images for GenEval's prompts, in its scorer's layout"),
+}

@@ -1,0 +1,70 @@
+"""Images for GenEval's prompts, in the folders that its own scorer (github.com/djghosh13/geneval) reads.
+
+00000/metadata.jsonl      the first line of evaluation_metadata.jsonl
+00000/samples/0000.png    images of its prompt
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transfusion_jax.config import ConfigError, require
+from transfusion_jax.data.documents import Text
+from transfusion_jax.data.load import Codec
+from transfusion_jax.evaluation.pictures import draw
+from transfusion_jax.generation.interleaved import rows_at_a_time
+from transfusion_jax.generation.picture import png
+from transfusion_jax.model.transfusion import Params
+from transfusion_jax.training.tasks import ModelTask
+
+IMAGES = 4  # of each prompt, as in the paper (arXiv 2310.11513)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of an `evaluation_metadata.jsonl`.
+
+    Raises:
+        ConfigError: there is no such file, or a line of it is no object with `prompt` and `tag`.
+    """
+    require(path.is_file(), f"there is no file {path}")
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from error
+        good = isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("prompt", "tag"))
+        require(good, f"{path}, line {number}: it needs a prompt and a tag")
+        found.append(value)
+    require(bool(found), f"{path} holds no prompts")
+    return found
+
+
+def write(
+    task: ModelTask,
+    params: Params,
+    codec: Codec,
+    lines: list[dict[str, Any]],
+    output: Path,
+    count: int = IMAGES,
+) -> Iterator[int]:
+    """Draws `count` images for each line's prompt into `output`, which the scorer is then given; yields lines done.
+
+    Raises:
+        ConfigError: a prompt does not fit the context, or the model draws no images.
+    """
+    together = max(1, rows_at_a_time(task.config) // count)  # prompts
+    for begin in range(0, len(lines), together):
+        part = lines[begin : begin + together]
+        texts = [Text(codec.tokenizer.encode(line["prompt"])) for line in part for _ in range(count)]
+        images = draw(task, params, codec, texts, task.config.seed, begin * count)
+        for number, line in enumerate(part):
+            folder = output / f"{begin + number:05}"
+            (folder / "samples").mkdir(parents=True)
+            (folder / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+            for sample, image in enumerate(images[number * count : (number + 1) * count]):
+                (folder / f"samples/{sample:04}.png").write_bytes(png(image))
+        yield begin + len(part)
