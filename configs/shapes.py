@@ -3,8 +3,9 @@
     transfusion prepare shapes:20000 --output data/shapes --image-size 64
     transfusion train --config configs/shapes.py --workdir runs/shapes
     transfusion sample --workdir runs/shapes --prompt "two red circles above a blue square" -n 4 --output shapes.png
+    transfusion evaluate --workdir runs/shapes
 
-Counts, colours, sizes and relations can be graded against the caption: `transfusion_jax/data/claims.py`.
+Counts, colours, sizes and relations are graded against the caption: docs/evaluation.md.
 
 The argument `latents` trains on latents of smaller pictures, and `editing` goes on from there with 8,000 edits, as
 many as the paper's (section 4.5). Half of those are stories, a caption, its drawing, a change and what comes of it,
@@ -52,6 +53,7 @@ PIXELS = dict(
         warmup_steps=200,
         ema_decay=0.999,
     ),
+    evaluation=dict(suites=("loss", "images", "captions", "shapes")),
     sampling=dict(steps=50, guidance=3.0),
     loop=dict(log_every=50, save_every=500, evaluate_every=1000, sample_every=1000),
 )
@@ -79,7 +81,7 @@ EDITING = {
     "data.clean_context": 0.5,
     "optimizer.learning_rate": 1e-3,
     "optimizer.final_learning_rate": 1e-5,
-    "evaluation": ConfigDict(dict(suites=("loss", "edits"))),
+    "evaluation.suites": ("loss", "edits"),
     "sampling.guidance": 1.5,
 }
 VARIANTS = {"": {}, "latents": LATENTS, "editing": EDITING}

@@ -203,9 +203,10 @@ def test_evaluate_prints_a_table_or_json_and_writes_the_same(trained):
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report == json.loads((trained[0] / "evaluation.json").read_text())
-    assert report["step"] == STEPS
-    assert report["weights"] == "ema"
-    assert 0 < report["metrics"]["bits_per_byte"] < 10
+    (entry,) = report["evaluations"]
+    assert entry["step"] == STEPS
+    assert entry["weights"] == "ema"
+    assert 0 < entry["metrics"]["bits_per_byte"] < 10
 
 
 def test_a_damaged_checkpoint_is_not_read_and_the_others_are_named(trained, tmp_path, capsys):

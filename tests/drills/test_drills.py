@@ -112,7 +112,8 @@ def test_a_run_whose_workdir_and_data_are_in_a_bucket(tmp_path, emulated, drill)
     ):
         assert main(command) == 0, command
     written = json.loads(place(f"{url}/run/evaluation.json").read_text())
-    assert written["metrics"]["loss"] == pytest.approx(records(tmp_path / "run")[12]["held_out/loss"])
+    loss = records(tmp_path / "run")[12]["held_out/loss"]
+    assert written["evaluations"][0]["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)  # on other devices
 
 
 def test_kills_at_many_moments(tmp_path, undisturbed, drill):

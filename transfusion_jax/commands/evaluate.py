@@ -1,17 +1,35 @@
-"""`transfusion evaluate`: runs suites on a checkpoint, prints a table, writes evaluation.json."""
+"""`transfusion evaluate`: runs suites on a checkpoint, prints their numbers, adds them to evaluation.json."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.cache import keep_programs
+from transfusion_jax.commands.reading import add_reading_flags, choose_weights, naming_others
+from transfusion_jax.config import Config, ConfigError, MeshConfig, require
 from transfusion_jax.data import load as data_loading
-from transfusion_jax.evaluation.suite import SUITES
+from transfusion_jax.data.load import Data
+from transfusion_jax.evaluation import results
+from transfusion_jax.evaluation.protocols import PROTOCOLS
+from transfusion_jax.evaluation.results import METRICS, Entry
+from transfusion_jax.evaluation.suite import SUITES, Suite
+from transfusion_jax.parallel import processes
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.sharding import state_shardings
+from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
+from transfusion_jax.training.tasks import ModelTask, make_task
+from transfusion_jax.training.workdir import Workdir
+
+POLL = 10.0  # seconds between two looks for a new checkpoint
 
 
 def add_parser(commands: Any) -> None:
@@ -19,28 +37,142 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="run evaluation suites on a checkpoint", description=__doc__)
     add_reading_flags(parser)
     parser.add_argument("--suite", action="append", choices=sorted(SUITES), help="a suite (default: the config's)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), help="draw as a section of the paper does; of suites that draw"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="evaluate every checkpoint of a run that trains, until its last step"
+    )
+    parser.add_argument("--again", action="store_true", help="measure anew what evaluation.json holds already")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each checkpoint instead")
     parser.set_defaults(run=run, takes_overrides=False)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluates; returns the exit code."""
     del overrides
-    say = lambda line: print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)  # noqa: E731
-    task, params, workdir, step, weights = read_model(arguments, say)
-    data = data_loading.load(task.config, workdir.codec().statistics)
-    results: dict[str, float] = {}
-    for name in arguments.suite or task.config.evaluation.suites:
-        results |= SUITES[name].run(task, params, data, jax.random.key(task.config.seed))
-    how = {"latents": ("steps", "guidance"), "codes": ("temperature", "guidance"), "none": ()}
-    sampling = {name: getattr(task.config.sampling, name) for name in how[task.config.model.images]}
-    report = {"step": step, "weights": weights, "sampling": sampling, "metrics": results}
-    workdir.evaluation.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.json:
-        print(json.dumps(report))
-    else:
-        width = max(map(len, results))
-        for name, value in results.items():
-            print(f"  {name:<{width}}  {value:7.4f}")
-        print(f"written to {workdir.evaluation}")
+    processes.connect()
+    stream = sys.stderr if arguments.json else sys.stdout
+    say = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
+    require(
+        not arguments.follow or arguments.step == "latest", "--follow evaluates every checkpoint: leave --step out"
+    )
+    workdir, config, weights = choose_weights(arguments)
+    suites = _suites(arguments, config)
+    keep_programs()
+    if arguments.protocol:
+        config = PROTOCOLS[arguments.protocol].applied(config)
+    data = data_loading.load(config, workdir.codec().statistics)
+    task = make_task(config)
+    protocol, again = arguments.protocol, arguments.again
+    job = _Job(task, data, _mesh(task), workdir, weights, suites, protocol, again, say)
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        if arguments.follow:
+            reports = job.follow(checkpoints)
+        else:
+            with naming_others(checkpoints):
+                reports = iter([job.evaluate(checkpoints, checkpoints.find(arguments.step))])
+        for entries in reports:
+            if arguments.json and processes.first():
+                print(results.as_text(entries, indent=None), end="", flush=True)
+    say(f"written to {workdir.evaluation}")
     return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is measured of every checkpoint."""
+
+    task: ModelTask
+    data: Data
+    mesh: Mesh
+    workdir: Workdir
+    weights: str
+    suites: list[Suite]
+    protocol: str | None
+    again: bool
+    say: Callable[[str], None]
+
+    def follow(self, checkpoints: Checkpoints) -> Iterator[list[Entry]]:
+        """Entries of each checkpoint there is and comes, oldest first, until that of the run's last step."""
+        done: set[int] = set()
+        while self.workdir.config().steps not in done:
+            new = [step for step in processes.on_first(lambda: checkpoints.steps) if step not in done]
+            if not new:
+                time.sleep(POLL)
+                continue
+            done.add(new[0])
+            try:
+                yield self.evaluate(checkpoints, new[0])
+            except DamagedCheckpoint:
+                if new[0] in processes.on_first(lambda: checkpoints.steps):
+                    raise
+                self.say(f"step {new[0]} was deleted before it could be evaluated; loop.keep keeps more of them")
+
+    def evaluate(self, checkpoints: Checkpoints, step: int) -> list[Entry]:
+        """An entry for each suite: what the file holds, or what is measured now, and written as each suite ends."""
+        config = self.task.config
+        self.say(f"{self.workdir.path}: step {step} of {config.steps}, {self.weights} weights")
+        about = {"step": step, "weights": self.weights, "checkpoint": checkpoints.hash(step, self.weights)}
+        params, entries = None, []
+        for suite in self.suites:
+            settings = results.settings(suite, config, self.data, self.protocol)
+            key = {**about, "suite": suite.name, "settings": settings}
+            entry = None if self.again else results.find(self.workdir, key)
+            self.say(f"{suite.name}: {_words(settings)}{', measured before' if entry else ''}")
+            if entry is None:
+                if params is None:
+                    params = self._load(checkpoints, step)
+                with jax.set_mesh(self.mesh):
+                    metrics = suite.run(self.task, params, self.data, jax.random.key(config.seed))
+                entry = {**key, METRICS: metrics}
+                results.write(self.workdir, entry)
+            width = max(map(len, entry[METRICS]))
+            for name, value in entry[METRICS].items():
+                self.say(f"  {name:<{width}}  {value:7.4f}")
+            entries.append(entry)
+        return entries
+
+    def _load(self, checkpoints: Checkpoints, step: int) -> Any:
+        """The weights, split over the mesh."""
+        abstract = self.task.model.abstract_params()
+        shardings = state_shardings(abstract, self.mesh)
+        split = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        return checkpoints.weights(step, self.weights, split)
+
+
+def _suites(arguments: argparse.Namespace, config: Config) -> list[Suite]:
+    """Those that are asked for; with a protocol, those of the config that draw.
+
+    Raises:
+        ConfigError: a protocol, and a suite that does not draw, or none that does.
+    """
+    chosen = [SUITES[name] for name in arguments.suite or config.evaluation.suites]
+    if not arguments.protocol:
+        return chosen
+    drawing = [suite for suite in chosen if suite.draws]
+    others = [suite.name for suite in chosen if not suite.draws]
+    if not drawing or (arguments.suite and others):
+        raise ConfigError(f"--protocol says how to draw, and {', '.join(others)} draws nothing: name other suites")
+    return drawing
+
+
+def _mesh(task: ModelTask) -> Mesh:
+    """The run's own mesh, or one that splits the parameters over all devices, or one that has them whole on each.
+
+    It is the first that covers the devices, which may be others than the run's, and divides the parameters.
+    """
+    abstract = task.model.abstract_params()
+    for sizes in (task.config.mesh, MeshConfig(data=1, fsdp=-1)):
+        with suppress(ConfigError, ValueError):
+            mesh = make_mesh(sizes)
+            jax.tree.map(lambda x, s: s.shard_shape(x.shape), abstract, state_shardings(abstract, mesh))
+            return mesh
+    return make_mesh(MeshConfig())
+
+
+def _words(settings: dict[str, Any]) -> str:
+    """Settings for the user."""
+    flat = {name: value for name, value in settings.items() if not isinstance(value, dict) and value is not None}
+    flat |= {name: value for part in settings.values() if isinstance(part, dict) for name, value in part.items()}
+    return ", ".join(f"{name} {value}" for name, value in flat.items())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from transfusion_jax.cache import keep_programs
 from transfusion_jax.config import Config, ConfigError
@@ -49,13 +50,18 @@ def read_model(arguments: argparse.Namespace, say: Callable) -> tuple[ModelTask,
     workdir, config, weights = choose_weights(arguments)
     keep_programs()
     task = make_task(config)
-    with Checkpoints(workdir.checkpoints) as checkpoints:
+    with Checkpoints(workdir.checkpoints) as checkpoints, naming_others(checkpoints):
         step = checkpoints.find(arguments.step)
-        abstract = to_devices(task.model.abstract_params())
-        try:
-            params = checkpoints.weights(step, weights, abstract)
-        except DamagedCheckpoint as error:
-            others = ", ".join(str(other) for other in checkpoints.steps if other != step) or "there is none"
-            raise CheckpointError(f"{error}; choose another --step: {others}") from error
+        params = checkpoints.weights(step, weights, to_devices(task.model.abstract_params()))
     say(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
     return task, params, workdir, step, weights
+
+
+@contextmanager
+def naming_others(checkpoints: Checkpoints) -> Iterator[None]:
+    """Raises CheckpointError for a damaged checkpoint, and names those that could be read in its place."""
+    try:
+        yield
+    except DamagedCheckpoint as error:
+        others = ", ".join(str(other) for other in checkpoints.steps if other != error.step) or "there is none"
+        raise CheckpointError(f"{error}; choose another --step: {others}") from error

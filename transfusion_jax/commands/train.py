@@ -149,8 +149,10 @@ def _hooks(task: ModelTask, config: Config, data: Data, workdir: Workdir) -> tup
         del step, writer
         results: dict[str, float] = {}
         for name in config.evaluation.during_training:
-            results |= SUITES[name].run(task, params, data, jax.random.key(config.seed))
-        return {f"held_out/{name}": value for name, value in results.items()}
+            found = SUITES[name].run(task, params, data, jax.random.key(config.seed))
+            prefix = "held_out" if name == "loss" else f"held_out/{name}"
+            results |= {f"{prefix}/{metric}": value for metric, value in found.items()}
+        return results
 
     def sample(step: int, params: Any, writer: Writer) -> dict[str, float]:
         prompts = _held_out_captions(data, count=10)

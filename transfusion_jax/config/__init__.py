@@ -4,6 +4,7 @@ from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Losses
 from transfusion_jax.config.checks import ConfigError, nearest, one_of, positive, require
 from transfusion_jax.config.fields import (
+    OF_LATENTS,
     SPECIAL_TOKENS,
     Config,
     DataConfig,
@@ -29,6 +30,7 @@ from transfusion_jax.config.parsing import (
 from transfusion_jax.config.run import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 
 __all__ = [
+    "OF_LATENTS",
     "SPECIAL_TOKENS",
     "Architecture",
     "AutoencoderRun",

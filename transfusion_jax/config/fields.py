@@ -288,6 +288,9 @@ class SamplingConfig:
 OF_LATENTS = ("steps", "sampler", "guidance_interval", "guidance_rescale", "image_guidance")  # not of codes
 
 
+SUITES = ("loss", "text", "images", "captions", "digits", "edits", "shapes", "frechet")  # see `evaluation.suite`
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured, and on how much."""
@@ -301,7 +304,7 @@ class EvaluationConfig:
         positive(self, "evaluation.", "rows", "images")
         for name in ("suites", "during_training"):
             for suite in getattr(self, name):
-                one_of(f"evaluation.{name}", suite, ("loss", "digits", "edits", "frechet"))
+                one_of(f"evaluation.{name}", suite, SUITES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,22 +27,28 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     seen, unseen = (pictures(corpus, data.codec) for corpus in (data.train, data.held_out))
     judge = fit_judge(seen)
     asked = np.arange(config.evaluation.images) % len(digits.NAMES)
-    prompts = [digits.captions(int(d))[i // 10 % len(digits.WORDINGS)] for i, d in enumerate(asked)]
+    captions = prompts(len(asked))
     seed = int(jax.random.bits(key, dtype=np.uint32))
 
     def accuracy(guidance: float) -> float:
-        drawn = draw(task, params, data.codec, prompts, seed, config.sampling_with(guidance=guidance))
+        drawn = draw(task, params, data.codec, captions, seed, config.sampling_with(guidance=guidance))
         return float(np.mean(judge.predict(features(drawn)) == asked))
 
-    captions = caption(task, params, data.codec, unseen.images)
+    written = caption(task, params, data.codec, unseen.images)
     return {
         "judge_accuracy": float(judge.score(features(unseen.images), unseen.labels)),
         "generation_accuracy": accuracy(config.sampling.guidance),
         "generation_accuracy_unguided": accuracy(1.0),
         "caption_accuracy": float(
-            np.mean([digits.digit_in(c) == d for c, d in zip(captions, unseen.labels, strict=True)])
+            np.mean([digits.digit_in(c) == d for c, d in zip(written, unseen.labels, strict=True)])
         ),
     }
+
+
+def prompts(number: int) -> list[str]:
+    """So many captions, the digits and the wordings by turns."""
+    count = len(digits.NAMES)
+    return [digits.captions(i % count)[i // count % len(digits.WORDINGS)] for i in range(number)]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import jax
 
 from transfusion_jax.data.load import Data
-from transfusion_jax.evaluation import digits, edits, frechet, loss
+from transfusion_jax.evaluation import captions, digits, edits, frechet, loss, shapes, text
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.training.tasks import ModelTask
 
@@ -27,7 +28,19 @@ class Suite:
 
     name: str
     run: Run
+    size: str  # the field of `evaluation` that says on how much
+    draws: bool = False
+    prompts: Callable[[int], list[str]] | None = None  # so many, of a suite whose prompts are not those of the data
 
 
-ALL = Suite("loss", loss.run), Suite("digits", digits.run), Suite("edits", edits.run), Suite("frechet", frechet.run)
+ALL = (
+    Suite("loss", loss.run, "rows"),
+    Suite("text", text.run, "rows"),
+    Suite("images", loss.run_images, "rows"),
+    Suite("captions", captions.run, "images"),
+    Suite("digits", digits.run, "images", True, digits.prompts),
+    Suite("edits", edits.run, "images", True, lambda number: [edits.asked_for(i)[2] for i in range(number)]),
+    Suite("shapes", shapes.run, "images", True, lambda number: [p.caption for p in shapes.prompts(number)]),
+    Suite("frechet", frechet.run, "images", True),
+)
 SUITES = {suite.name: suite for suite in ALL}

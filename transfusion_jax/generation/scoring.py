@@ -17,7 +17,7 @@ from transfusion_jax.data.load import Codec
 from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Params, find_patches
-from transfusion_jax.parallel.sharding import to_host
+from transfusion_jax.parallel.sharding import split, to_host
 from transfusion_jax.training.tasks import ModelTask
 
 ROWS = 32  # scored at a time
@@ -110,6 +110,7 @@ def _score(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-likelihood, number and greediness `[B]` of the tokens from begin to end."""
     model, config = task.model, task.config.model
+    rows = jax.tree.map(lambda x: split(x, "batch"), rows)
     clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
     x, _ = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
     places = find_patches(rows.image_slot, rows.latents.shape[1], config.patches)

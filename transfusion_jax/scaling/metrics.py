@@ -52,8 +52,8 @@ METRICS = (
     Metric("*loss_image", "{}", LOWER, shared=False),
     Metric("*image_loss", "{}", LOWER, shared=False),
     Metric("*bits_per_byte", "{}", LOWER),
-    Metric("generation_accuracy", "generation_accuracy", HIGHER, 0.2),
-    Metric("caption_accuracy", "caption_accuracy", HIGHER, 0.2),
+    Metric("digits/generation_accuracy", "generation_accuracy", HIGHER, 0.2),
+    Metric("digits/caption_accuracy", "caption_accuracy", HIGHER, 0.2),
 )
 
 

@@ -226,6 +226,16 @@ class Checkpoints:
         part = PARTS[which]
         return self._load(step, self.manifest(step), {part: abstract})[part]
 
+    def hash(self, step: int, which: str) -> str:
+        """A hash of one set of weights, from the checksums of its leaves: `which` is "raw" or "ema".
+
+        Raises:
+            DamagedCheckpoint: the manifest is not what was saved.
+        """
+        manifest, part = self.manifest(step), PARTS[which] + "/"
+        leaves = {name.removeprefix(part): s for name, s in manifest["checksums"].items() if name.startswith(part)}
+        return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
+
     def read_pieces(self, step: int, name: str) -> pieces.Pieces:
         """One leaf of the state, such as `params/embedding`, piece by piece, and on no device.
 

@@ -107,9 +107,12 @@ class TransfusionTask:
         return tokens, image_loss, timesteps
 
     def held_out(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """The losses of `evaluation.loss` with their weights, by name."""
-        tokens, image_loss, _ = self.element_losses(params, batch, key)
-        return {"loss_text": (tokens.loss, tokens.weight), "loss_image": (image_loss, batch.image_weight)}
+        """The losses of `evaluation.loss` with their weights, by name; those of images by noise, too."""
+        tokens, image_loss, t = self.element_losses(params, batch, key)
+        parts = {"loss_text": (tokens.loss, tokens.weight), "loss_image": (image_loss, batch.image_weight)}
+        for name, here in self._noise(t).items():
+            parts[f"loss_image/{name}"] = image_loss, batch.image_weight * here
+        return parts
 
     def flops(self, counts: dict[str, float]) -> float:
         """Exact operations of the step that reported these counts."""
@@ -117,6 +120,11 @@ class TransfusionTask:
         return float(
             flops.step_flops(self.config.model, c["elements"], c["text_losses"], c["images"], c["span_area"])
         )
+
+    def _noise(self, t: jax.Array) -> dict[str, jax.Array]:
+        """Which images lie in each bin of timesteps; clean ones lie in none."""
+        bins = (t - 1) * NOISE_BINS // self.schedule.timesteps
+        return {f"noise_{i}": bins == i for i in range(NOISE_BINS)}
 
     def _parts(
         self,
@@ -138,7 +146,6 @@ class TransfusionTask:
 
         anywhere = jnp.array(True)
         before, total = images_seen(batch)
-        bins = (t - 1) * NOISE_BINS // self.schedule.timesteps
         sums = {
             "loss_text": text(anywhere),
             "loss_text/caption_first": text((total > 0) & (before == 0)),
@@ -147,7 +154,7 @@ class TransfusionTask:
             "loss_image/caption_first": image(~batch.image_first),
             "loss_image/image_first": image(batch.image_first),
         }
-        sums |= {f"loss_image/noise_{i}": image(bins == i) for i in range(NOISE_BINS)}
+        sums |= {f"loss_image/{name}": image(here) for name, here in self._noise(t).items()}
         for i, name in enumerate(self.config.data.source_names):
             sums[f"loss_text/source_{name}"] = text(batch.source == i)
             sums[f"loss_image/source_{name}"] = image(batch.image_source == i)

@@ -82,7 +82,7 @@ class Workdir:
 
     @property
     def evaluation(self) -> Place:
-        """The last results of `transfusion evaluate`."""
+        """What `transfusion evaluate` measured; see `evaluation.results`."""
         return self.path / "evaluation.json"
 
     def exists(self) -> bool:

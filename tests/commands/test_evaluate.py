@@ -1,0 +1,169 @@
+"""`transfusion evaluate` on a small run of two checkpoints, on eight devices."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from helpers import tiny_config
+from transfusion_jax.cli import main
+from transfusion_jax.commands import evaluate
+from transfusion_jax.config import load
+from transfusion_jax.data.load import load as load_data
+from transfusion_jax.evaluation import suite
+from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
+from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.training.checkpoint import Checkpoints
+from transfusion_jax.training.state import create_state
+from transfusion_jax.training.tasks import make_task
+from transfusion_jax.training.workdir import Workdir
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {
+    "steps": 4,
+    "batch_rows": 8,
+    "model.latent_shape": (32, 32, 3),
+    "model.patch_size": 16,
+    "data.context_length": 160,
+    "evaluation.rows": 8,
+    "evaluation.images": 7,
+    "evaluation.suites": ("loss", "shapes"),
+    "sampling.steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What a run leaves that was saved at steps 2 and 4, without the time that training takes."""
+    workdir = Workdir(tmp_path_factory.mktemp("runs") / "run")
+    config = load(f"{ROOT}/configs/debug.py", [f"{name}={value}" for name, value in OPTIONS.items()])
+    workdir.begin(config, load_data(config), "start")
+    state = create_state(make_task(config), config, make_mesh(config.mesh, jax.devices()[:1]))
+    with Checkpoints(workdir.checkpoints, about=workdir.about()) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(replace(state, step=jnp.int32(step), ema=scaled(state.params, 1 + step)), 8 * step)
+    return workdir.path
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(workdir, capsys, monkeypatch):
+    first = evaluated(workdir, capsys)
+    assert [(e["step"], e["weights"], e["suite"]) for e in first] == [(4, "ema", "loss"), (4, "ema", "shapes")]
+    assert first == entries(workdir)
+    assert first[0]["settings"].keys() == {"rows", "data"}
+    assert first[1]["settings"]["sampling"]["guidance"] == 2
+    assert first[1]["settings"]["protocol"] is None
+    assert set(first[1]["metrics"]) >= {"judge_accuracy", "generation_accuracy_position", "caption_parseable"}
+
+    fake(monkeypatch, "loss", {"loss": 7.0})
+    fake(monkeypatch, "shapes", {"generation_accuracy": 0.5})
+    assert evaluated(workdir, capsys) == first
+    other = evaluated(workdir, capsys, "--weights", "raw", "--suite", "loss")
+    assert other[0]["checkpoint"] != first[0]["checkpoint"]
+    assert other[0]["metrics"] == {"loss": 7.0}
+    assert evaluated(workdir, capsys, "--suite", "loss", "--again")[0]["metrics"] == {"loss": 7.0}
+    assert len(entries(workdir)) == 3
+
+
+def test_a_suite_that_fails_leaves_those_before_it(workdir, capsys, monkeypatch):
+    fake(monkeypatch, "loss", {"loss": 7.0})
+    assert main(["evaluate", "--workdir", str(workdir), "--suite", "loss", "--suite", "digits"]) == 2
+    assert "needs captioned digits" in capsys.readouterr().err
+    assert [entry["suite"] for entry in entries(workdir)] == ["loss"]
+
+
+def test_protocols_are_never_mixed(workdir, capsys, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "section-4.2", Protocol(5.0, 14, steps=3))
+    fake(monkeypatch, "shapes", {"generation_accuracy": 0.5})
+    (own,) = evaluated(workdir, capsys, "--suite", "shapes")
+    (drawn,) = evaluated(workdir, capsys, "--protocol", "section-4.2")
+    assert (drawn["settings"]["protocol"], drawn["settings"]["images"]) == ("section-4.2", 14)
+    assert (drawn["settings"]["sampling"]["guidance"], drawn["settings"]["sampling"]["steps"]) == (5, 3)
+    assert drawn["settings"]["prompts"] != own["settings"]["prompts"]
+    assert entries(workdir) == [own, drawn]
+    assert main(["evaluate", "--workdir", str(workdir), "--protocol", "section-4.3", "--suite", "loss"]) == 2
+    assert "loss draws nothing" in capsys.readouterr().err
+
+
+def test_the_papers_protocols():
+    found = {name: (p.guidance, p.images, p.steps) for name, p in PROTOCOLS.items()}
+    assert found == {"section-4.2": (5, 30_000, 250), "section-4.3": (3, 5_000, 250)}
+
+
+def test_a_run_is_followed_to_its_last_step(workdir, capsys, monkeypatch):
+    """The last checkpoint comes while it waits; another is deleted before it is reached."""
+    fake(monkeypatch, "loss", {"loss": 7.0})
+    checkpoints, aside = workdir / "checkpoints", workdir / "later"
+    shutil.copytree(checkpoints / "2", checkpoints / "3")
+    (checkpoints / "4").rename(aside)
+    real = evaluate._Job.evaluate
+
+    def measure(job, found, step):
+        if step == 3:
+            shutil.rmtree(checkpoints / "3")
+        return real(job, found, step)
+
+    monkeypatch.setattr(evaluate._Job, "evaluate", measure)
+    monkeypatch.setattr(evaluate.time, "sleep", lambda seconds: aside.rename(checkpoints / "4"))
+    assert main(["evaluate", "--workdir", str(workdir), "--suite", "loss", "--follow", "--json"]) == 0
+    output = capsys.readouterr()
+    assert [json.loads(line)["evaluations"][0]["step"] for line in output.out.splitlines()] == [2, 4]
+    assert "step 3 was deleted before it could be evaluated" in output.err
+    assert [entry["step"] for entry in entries(workdir)] == [2, 4]
+
+
+def test_following_leaves_no_choice_of_a_step(workdir, capsys):
+    assert main(["evaluate", "--workdir", str(workdir), "--follow", "--step", "2"]) == 2
+    assert "leave --step out" in capsys.readouterr().err
+
+
+def test_a_table_names_the_settings(workdir, capsys, monkeypatch):
+    fake(monkeypatch, "shapes", {"generation_accuracy": 0.5})
+    assert main(["evaluate", "--workdir", str(workdir), "--suite", "shapes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(line for line in lines if line.startswith("shapes: images 7"))
+    assert "guidance 2.0" in header
+    assert "prompts " in header
+    assert "  generation_accuracy   0.5000" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, dict(data=8, fsdp=1)),  # data=-1
+        (dict(mesh__data=1), dict(data=1, fsdp=8)),  # it was trained on one device
+        (dict(mesh__data=1, model__width=36), dict(data=8, fsdp=1)),  # eight do not divide this width
+        (dict(mesh__data=2, mesh__fsdp=4), dict(data=2, fsdp=4)),
+    ],
+)
+def test_the_devices_are_shared_as_in_training_where_they_can(changes, expected):
+    mesh = evaluate._mesh(make_task(tiny_config(**(dict(mesh__data=-1) | changes))))
+    assert {axis: mesh.shape[axis] for axis in expected} == expected
+
+
+def scaled(params, factor):
+    return jax.tree.map(lambda leaf: factor * leaf, params)
+
+
+def evaluated(workdir, capsys, *options):
+    assert main(["evaluate", "--workdir", str(workdir), "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)["evaluations"]
+
+
+def entries(workdir):
+    return json.loads((workdir / "evaluation.json").read_text())["evaluations"]
+
+
+def fake(monkeypatch, name, metrics):
+    """A suite that measures nothing and says this."""
+    known = suite.SUITES[name]
+    other = suite.Suite(name, lambda *arguments: metrics, known.size, known.draws, known.prompts)
+    monkeypatch.setitem(suite.SUITES, name, other)

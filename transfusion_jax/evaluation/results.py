@@ -1,0 +1,73 @@
+"""`evaluation.json`: what was measured, one entry for each set of weights, suite and settings.
+
+    {"evaluations": [{"step": 2400, "weights": "ema", "checkpoint": "5c0f…", "suite": "loss",
+                      "settings": {"rows": 128, "data": "91ab…"}, "metrics": {"loss": 1.75, …}}, …]}
+
+Everything but the metrics is the entry's key. What was measured under one key is not measured again, and numbers
+of different settings stand in different entries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from transfusion_jax.config import OF_LATENTS, Config
+from transfusion_jax.data.load import Data
+from transfusion_jax.evaluation.suite import Suite
+from transfusion_jax.parallel.processes import on_first
+from transfusion_jax.training.files import write_whole
+from transfusion_jax.training.workdir import Workdir
+
+Entry = dict[str, Any]
+
+EVALUATIONS, METRICS = "evaluations", "metrics"
+UNUSED = {"latents": ("temperature",), "codes": OF_LATENTS, "none": ()}  # fields of `sampling`, by model.images
+
+
+def settings(suite: Suite, config: Config, data: Data, protocol: str | None) -> dict[str, Any]:
+    """What a suite's numbers depend on beside the weights; of one that draws, how, and a hash of its prompts."""
+    found: dict[str, Any] = {suite.size: getattr(config.evaluation, suite.size), "data": data.held_out.hash}
+    if suite.prompts:
+        prompts = "\n".join(suite.prompts(config.evaluation.images))
+        found["prompts"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
+    if suite.draws:
+        sampling = dataclasses.asdict(config.sampling)
+        how = {name: value for name, value in sampling.items() if name not in UNUSED[config.model.images]}
+        found |= {"protocol": protocol, "sampling": json.loads(json.dumps(how))}  # as it is read back
+    return found
+
+
+def read(workdir: Workdir) -> list[Entry]:
+    """Every entry of a run; none where nothing was evaluated."""
+    if not workdir.evaluation.exists():
+        return []
+    entries: list[Entry] = json.loads(workdir.evaluation.read_text()).get(EVALUATIONS, [])
+    return entries
+
+
+def find(workdir: Workdir, key: Entry) -> Entry | None:
+    """The entry of a key, on every process."""
+    return on_first(lambda: next((entry for entry in read(workdir) if _key(entry) == key), None))
+
+
+def write(workdir: Workdir, new: Entry) -> None:
+    """Adds an entry, in the place of the one with the same key."""
+
+    def put() -> None:
+        others = [entry for entry in read(workdir) if _key(entry) != _key(new)]
+        entries = sorted([*others, new], key=lambda entry: entry["step"])
+        write_whole(workdir.evaluation, as_text(entries))
+
+    on_first(put)
+
+
+def as_text(entries: list[Entry], indent: int | None = 2) -> str:
+    """Entries as the file holds them."""
+    return json.dumps({EVALUATIONS: entries}, indent=indent) + "\n"
+
+
+def _key(entry: Entry) -> Entry:
+    return {name: value for name, value in entry.items() if name != METRICS}
