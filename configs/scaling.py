@@ -26,6 +26,7 @@ SIZES = {  # about 0.1M parameters in the trunk, and each about 2.5 times the on
     "2xl": dict(layers=10, width=384, heads=6, mlp_width=1024),
     "3xl": dict(layers=12, width=512, heads=8, mlp_width=1536),
 }
+SUITES = ("loss", "text", "captions", "shapes", "frechet")
 COMMON = dict(
     seed=0,
     steps=2000,
@@ -45,7 +46,7 @@ COMMON = dict(
     diffusion={},
     optimizer=dict(learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=80, ema_decay=0.998),
     sampling=dict(guidance=3.0),
-    evaluation=dict(suites=("loss",), during_training=("loss",), rows=128, images=200),
+    evaluation=dict(suites=SUITES, during_training=SUITES, rows=128, images=200),
     loop=dict(log_every=100, save_every=500),
 )
 FAMILIES: dict[str, dict] = {
@@ -82,5 +83,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.init_std = SIZES[size]["width"] ** -0.5
     if family == "text":
         del config.data.sources["shapes"]
+        config.evaluation.suites = config.evaluation.during_training = SUITES[:2]
     config.update_from_flattened_dict(FAMILIES[family])
     return config

@@ -91,14 +91,17 @@ def test_again_there_is_nothing_left_to_do(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_half_way_and_started_again_the_numbers_are_the_same(whole, tmp_path, number):
+def test_killed_half_way_and_started_again_the_numbers_are_the_same(whole, tmp_path):
     words = "--ladder", make_ladder(tmp_path), "--workdir", tmp_path / "W", "--jobs", 2
-    process = scale(*words, start_new_session=True)
-    wait_for(lambda: list((tmp_path / "W").glob("tiny-*/metrics.jsonl")), process)
-    process.send_signal(number)
-    process.communicate()
-    assert process.returncode == (INTERRUPTED if number == signal.SIGTERM else -number)
+    for number, code, seen in (
+        (signal.SIGKILL, -signal.SIGKILL, "sweep-*/metrics.jsonl"),
+        (signal.SIGTERM, INTERRUPTED, "tiny-*/metrics.jsonl"),
+    ):
+        process = scale(*words, start_new_session=True)
+        wait_for(lambda seen=seen: list((tmp_path / "W").glob(seen)), process)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == code
     again = scale(*words)
     output = again.communicate()[0]
     assert again.returncode == 0, output
