@@ -36,8 +36,9 @@ class Metric:
         return "↓" if self.better == LOWER else "↑"
 
 
-# Floors of FID, CLIP and CIDEr are the paper's (footnote 16). The accuracies are of the ten digits, and their floor
-# twice what guessing gives. An image loss is a squared error with latents and nats with codes.
+# Floors of FID, CLIP and CIDEr are the paper's (footnote 16). That of digits is twice what guessing gives; those of
+# shapes are about what colours and backgrounds alone give. An image loss is a squared error with latents, and nats
+# with codes.
 METRICS = (
     Metric("c4_perplexity", "C4 perplexity", LOWER),
     Metric("wikipedia_perplexity", "Wikipedia perplexity", LOWER),
@@ -52,6 +53,10 @@ METRICS = (
     Metric("*loss_image", "{}", LOWER, shared=False),
     Metric("*image_loss", "{}", LOWER, shared=False),
     Metric("*bits_per_byte", "{}", LOWER),
+    Metric("captions/caption_loss", "Caption loss given the image, nats per token", LOWER),
+    Metric("shapes/generation_accuracy", "Shapes drawn right", HIGHER, 0.1),
+    Metric("shapes/caption_accuracy", "Shapes captioned right", HIGHER, 0.02),
+    Metric("frechet/frechet_pixels", "Fréchet distance of pixels", LOWER),
     Metric("digits/generation_accuracy", "generation_accuracy", HIGHER, 0.2),
     Metric("digits/caption_accuracy", "caption_accuracy", HIGHER, 0.2),
 )
