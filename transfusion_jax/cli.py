@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments, overrides)
     except UserError as error:
         return _end(error.exit_code, error)
+    except KeyboardInterrupt:  # where a command has nothing to save
+        return _end(128 + signal.SIGINT, "interrupted")
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _end(code: int, error: Exception) -> int:
+def _end(code: int, error: Exception | str) -> int:
     print(f"transfusion: {error}", file=sys.stderr)
     if processes.count() > 1:  # the others must not wait for this one
         processes.leave(code, str(error))

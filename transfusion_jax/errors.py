@@ -9,7 +9,7 @@
 | 74 | nothing can be written or read, as on a full disk or from a bucket; the last checkpoint is whole |
 | 75 | a signal ended training and the state is saved: the same command goes on |
 | 76 | another process of the run is gone, or nothing went on for too long: the same command goes on |
-| 130, 143 | a second SIGINT or SIGTERM ended the process at once |
+| 130, 143 | SIGINT ended a command that has nothing to save, or a second SIGINT or SIGTERM one that has |
 """
 
 from collections.abc import Sequence

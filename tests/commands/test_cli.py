@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from transfusion_jax.cli import main
+from transfusion_jax.commands import evaluate
 from transfusion_jax.errors import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
@@ -308,6 +309,15 @@ def test_dry_run_of_the_largest_size_allocates_nothing(capsys):
     assert summary["config"]["steps"] == 250_000
     assert main(["train", "--config", str(ROOT / "configs/paper.py:7b"), "--dry-run"]) == 0
     assert "6,738.4M" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_a_command_with_nothing_to_save_ends_it_without_a_traceback(monkeypatch, capsys):
+    def interrupted(arguments, overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "run", interrupted)
+    assert main(["evaluate", "--workdir", "runs/any"]) == 130
+    assert capsys.readouterr().err == "transfusion: interrupted\n"
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["scale"], ["scale", "fit"]])
