@@ -51,12 +51,14 @@ class Cache(NamedTuple):
     def grown(self, present: Past, count: jax.Array | int) -> Cache:
         """With the first `count` `[B]` of T new elements added to each row.
 
-        There must be room for all T; what lies beyond the length means nothing and is overwritten later.
+        What lies beyond the length means nothing and is overwritten later; what finds no room is dropped.
         """
+        _, rows, _, new, _ = present.keys.shape
+        row, place = jnp.arange(rows)[:, None], self.length[:, None] + jnp.arange(new)
 
-        def write(held: jax.Array, new: jax.Array) -> jax.Array:
-            place = lambda row, added, at: jax.lax.dynamic_update_slice_in_dim(row, added, at, axis=2)  # noqa: E731
-            return jax.vmap(place, in_axes=(1, 1, 0), out_axes=1)(held, new.astype(held.dtype), self.length)
+        def write(held: jax.Array, added: jax.Array) -> jax.Array:
+            by_place = jnp.transpose(added, (1, 3, 0, 2, 4)).astype(held.dtype)  # the indexed axes come first
+            return held.at[:, row, :, place].set(by_place, mode="drop", unique_indices=True)
 
         return Cache(jax.tree.map(write, self.past, present), self.length + count)
 
