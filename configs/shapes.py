@@ -7,17 +7,19 @@
 
 Counts, colours, sizes and relations are graded against the caption: docs/evaluation.md.
 
-The argument `latents` trains on latents of smaller pictures, and `editing` goes on from there with 8,000 edits, as
-many as the paper's (section 4.5). Half of those are stories, a caption, its drawing, a change and what comes of it,
-and so the model also writes and draws by turns.
+The argument `latents` trains on latents of smaller pictures, whose things are large and stand in the corners, so
+that a small model learns them in minutes. `editing` goes on from there with 8,000 edits, as many as the paper's
+(section 4.5). Half of those are stories, a caption, its drawing, a change and what comes of it: so the model also
+writes and draws by turns.
 
     transfusion prepare shapes:20000 --output data/shapes32 --image-size 32 --tokenizer bpe:512 --held-out 0.02
     transfusion autoencoder train --config configs/autoencoder.py:kl,small --workdir runs/kl
     transfusion autoencoder export --workdir runs/kl --name kl-f4c8 --output autoencoders/kl-f4c8
-    transfusion prepare … --encode autoencoders/kl-f4c8    # the first command again
+    transfusion prepare shapes:20000:0:corners --output data/corners32 --image-size 32 --held-out 0.02 \\
+        --tokenizer data/shapes32/tokenizer.json --encode autoencoders/kl-f4c8
     transfusion train --config configs/shapes.py:latents --workdir runs/shapes-latents
 
-    transfusion prepare edits:8000:1 --output data/edits32 --image-size 32 --held-out 0.02 \\
+    transfusion prepare edits:8000:1:corners --output data/edits32 --image-size 32 --held-out 0.02 \\
         --tokenizer data/shapes32/tokenizer.json --encode autoencoders/kl-f4c8
     transfusion train --config configs/shapes.py:editing --workdir runs/editing --init-from runs/shapes-latents
 """
@@ -59,7 +61,6 @@ PIXELS = dict(
 )
 LATENTS = {
     "name": "shapes-latents",
-    "batch_rows": 2,
     "model.width": 128,
     "model.init_std": 0.08,
     "model.layers": 4,
@@ -67,17 +68,18 @@ LATENTS = {
     "model.mlp_width": 384,
     "model.vocabulary": 410,
     "model.latent_shape": (8, 8, 8),
-    "model.patch_size": 2,
-    "data.sources.shapes.path": "data/shapes32",
+    "model.patch_size": 4,
+    "data.sources.shapes.path": "data/corners32",
     "data.encoding": "kl-f4c8",
     "data.context_length": 320,
-    "data.max_images": 12,
+    "data.max_images": 20,
+    "evaluation.scenes": "corners",
 }
 EDITING = {
     **LATENTS,
     "name": "editing",
     "data.sources.shapes.path": "data/edits32",
-    "data.max_images": 14,
+    "data.max_images": 24,
     "data.clean_context": 0.5,
     "optimizer.learning_rate": 1e-3,
     "optimizer.final_learning_rate": 1e-5,

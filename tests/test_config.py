@@ -43,6 +43,7 @@ EXECUTION = {
     "evaluation.during_training",
     "evaluation.rows",
     "evaluation.images",
+    "evaluation.scenes",
     "accumulation",
     "guard.max_in_a_row",
     "mesh.context",

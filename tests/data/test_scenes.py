@@ -78,6 +78,18 @@ def test_sizes_say_nothing_of_the_number_up_to_four():
 def test_a_scene_is_a_function_of_seed_and_index_alone():
     assert [scenes.scene(3, index) for index in reversed(range(200))] == MANY[:200][::-1]
     assert len({scenes.scene(seed, index) for seed in range(5) for index in range(200)}) == 1000
+
+
+def test_in_the_corners_things_are_large_and_each_has_one_of_its_own():
+    counts = set()
+    for index in range(500):
+        things = scenes.scene(3, index, scenes.CORNERED).things
+        places = {(thing.x < 0.5, thing.y < 0.5) for thing in things}
+        assert len(places) == len(things)
+        assert {thing.size for thing in things} == {"large"}
+        assert all(abs(abs(at - 0.5) - 0.33) < 1e-6 for thing in things for at in (thing.x, thing.y))
+        counts.add(len(things))
+    assert counts == {1, 2, 3, 4}
     graphs = json.dumps([asdict(scene) for scene in MANY[:100]])
     assert hashlib.sha256(graphs.encode()).hexdigest()[:16] == "8bcb4d2e8ddb4d41"
 

@@ -299,12 +299,16 @@ class EvaluationConfig:
     during_training: tuple[str, ...] = execution(("loss",))  # every loop.evaluate_every steps
     rows: int = execution(128)  # held-out rows of the loss suite
     images: int = execution(200)  # images drawn by a suite that judges them
+    scenes: str = execution(
+        "free"
+    )  # of the suites `shapes` and `edits`; or "corners", as the data are
 
     def __post_init__(self) -> None:
         positive(self, "evaluation.", "rows", "images")
         for name in ("suites", "during_training"):
             for suite in getattr(self, name):
                 one_of(f"evaluation.{name}", suite, SUITES)
+        one_of("evaluation.scenes", self.scenes, ("free", "corners"))
 
 
 @dataclass(frozen=True, kw_only=True)

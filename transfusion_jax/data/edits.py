@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from transfusion_jax.data.scenes import COLOURS, GAP, MARGIN, SIZES, Kind, Scene, Thing, pick, render
+from transfusion_jax.data.scenes import COLOURS, GAP, SIZES, Kind, Scene, Thing, corner, pick, render
 
 CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
 WORDINGS = {
@@ -89,8 +89,7 @@ def _kinds(scene: Scene) -> list[Kind]:
 
 
 def _moved(thing: Thing, sides: tuple[int, int]) -> Thing:
-    low = MARGIN + SIZES[thing.size]
-    x, y = (round(low + side * (1 - 2 * low), 4) for side in sides)
+    x, y = corner(*sides, thing.size)
     return replace(thing, x=x, y=y)
 
 

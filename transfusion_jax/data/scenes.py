@@ -44,6 +44,8 @@ COUNTS = (  # how many things of each kind a scene has; every entry is as likely
     *((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (3, 2)),
     *((1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1)),
 )
+FREE, CORNERED = "free", "corners"  # arrangements: of all sizes anywhere, or large ones in the corners
+ARRANGEMENTS = FREE, CORNERED
 ATTEMPTS = 10  # to place a thing among the others, and as many to place all anew
 SUPERSAMPLING = 4
 
@@ -83,16 +85,25 @@ class Scene:
     things: tuple[Thing, ...]
 
 
-def scene(seed: int, index: int) -> Scene:
-    """One of a seed's scenes."""
+def scene(seed: int, index: int, arrangement: str = FREE) -> Scene:
+    """One of a seed's scenes; in the corners there are four things at most."""
     rng = np.random.default_rng([seed, index])
     background = pick(rng, ("white", *BACKGROUNDS))  # half of them white
+    if arrangement == CORNERED:
+        return _cornered(rng, background)
     counts = pick(rng, COUNTS)
     while True:  # there is no room for five large things, and chance may find none for four
-        kinds = [kind for kind, n in zip(_kinds(rng, len(counts)), counts, strict=True) for _ in range(n)]
+        kinds = _each(_kinds(rng, len(counts), tuple(SIZES)), counts)
         places = _places(rng, [SIZES[size] for _, _, size in kinds])
         if places:
             return Scene(background, tuple(Thing(*k, *p) for k, p in zip(kinds, places, strict=True)))
+
+
+def corner(across: int, down: int, size: str) -> tuple[float, float]:
+    """The centre of a thing in the corner that is so many sides, 0 or 1, from the top left."""
+    low = MARGIN + SIZES[size]
+    x, y = (round(low + side * (1 - 2 * low), 4) for side in (across, down))
+    return x, y
 
 
 def from_graph(graph: dict[str, Any]) -> Scene:
@@ -120,10 +131,21 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def _kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str, str]]:
+def _cornered(rng: np.random.Generator, background: str) -> Scene:
+    counts = pick(rng, [counts for counts in COUNTS if sum(counts) <= 4])
+    kinds = _each(_kinds(rng, len(counts), ("large",)), counts)
+    places = [corner(int(n) % 2, int(n) // 2, "large") for n in rng.permutation(4)]
+    return Scene(background, tuple(Thing(*k, *p) for k, p in zip(kinds, places, strict=False)))
+
+
+def _each(kinds: Sequence[tuple[str, str, str]], counts: Sequence[int]) -> list[tuple[str, str, str]]:
+    return [kind for kind, n in zip(kinds, counts, strict=True) for _ in range(n)]
+
+
+def _kinds(rng: np.random.Generator, count: int, sizes: tuple[str, ...]) -> list[tuple[str, str, str]]:
     kinds: dict[tuple[str, str, str], None] = {}  # in order, each once
     while len(kinds) < count:
-        kinds[pick(rng, SHAPES), pick(rng, tuple(COLOURS)), pick(rng, tuple(SIZES))] = None
+        kinds[pick(rng, SHAPES), pick(rng, tuple(COLOURS)), pick(rng, sizes)] = None
     return list(kinds)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from transfusion_jax.config import EvaluationConfig
 from transfusion_jax.data import edits, scenes
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.load import Codec, Data
@@ -23,19 +24,19 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     """
     codec = data.codec
     size = codec.autoencoder.image_shape(task.config.model.latent_shape)[0]
-    asked = [asked_for(index) for index in range(task.config.evaluation.images)]
+    wanted = asked(task.config.evaluation)
     requests = [
         Request(document_of(scene, text, size, codec), "image", int(jax.random.bits(key, dtype=np.uint32)), number)
-        for number, (scene, _, text) in enumerate(asked)
+        for number, (scene, _, text) in enumerate(wanted)
     ]
     drawn = np.stack([sample.images[0] for sample in generate(task, params, codec, requests)])
-    true = codec.images(codec.latents(np.stack([picture(edit.after, size) for _, edit, _ in asked])))
+    true = codec.images(codec.latents(np.stack([picture(edit.after, size) for _, edit, _ in wanted])))
     done, judged = (
-        np.array([is_done(*a[:2], x) for a, x in zip(asked, images, strict=True)]) for images in (drawn, true)
+        np.array([is_done(*a[:2], x) for a, x in zip(wanted, images, strict=True)]) for images in (drawn, true)
     )
-    actions = np.array([edit.action for _, edit, _ in asked])
+    actions = np.array([edit.action for _, edit, _ in wanted])
     by_action = {f"edit_accuracy_{name}": float(done[actions == name].mean()) for name in sorted(set(actions))}
-    choices = np.array([1 + len(edits.edits(scene)) for scene, _, _ in asked])
+    choices = np.array([1 + len(edits.edits(scene)) for scene, _, _ in wanted])
     return {
         "judge_accuracy": float(judged.mean()),
         "edit_accuracy": float(done.mean()),
@@ -55,9 +56,14 @@ def picture(scene: scenes.Scene, size: int) -> np.ndarray:
     return scenes.render(scene, size).astype(np.float32) / 127.5 - 1
 
 
-def asked_for(index: int) -> tuple[scenes.Scene, edits.Edit, str]:
+def asked(config: EvaluationConfig) -> list[tuple[scenes.Scene, edits.Edit, str]]:
+    """`evaluation.images` of `asked_for`, of `evaluation.scenes`."""
+    return [asked_for(index, config.scenes) for index in range(config.images)]
+
+
+def asked_for(index: int, arrangement: str = scenes.FREE) -> tuple[scenes.Scene, edits.Edit, str]:
     """A scene, a change, and the sentence that asks for it."""
-    scene, rng = scenes.scene(SEED, index), np.random.default_rng([SEED, index, 2])
+    scene, rng = scenes.scene(SEED, index, arrangement), np.random.default_rng([SEED, index, 2])
     edit = edits.choose(scene, rng)
     return scene, edit, edits.say(edit, scene, rng)
 

@@ -31,7 +31,7 @@ def settings(suite: Suite, config: Config, data: Data, protocol: str | None) -> 
     """What a suite's numbers depend on beside the weights; of one that draws, how, and a hash of its prompts."""
     found: dict[str, Any] = {suite.size: getattr(config.evaluation, suite.size), "data": data.held_out.hash}
     if suite.prompts:
-        prompts = "\n".join(suite.prompts(config.evaluation.images))
+        prompts = "\n".join(suite.prompts(config.evaluation))
         found["prompts"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
     if suite.draws:
         sampling = dataclasses.asdict(config.sampling)

@@ -14,7 +14,7 @@ from functools import cache
 import jax
 import numpy as np
 
-from transfusion_jax.config import require
+from transfusion_jax.config import EvaluationConfig, require
 from transfusion_jax.data import claims, scenes
 from transfusion_jax.data.claims import Background, Claim, Count, Relation
 from transfusion_jax.data.load import Data
@@ -60,14 +60,14 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     require(config.model.images != "none", "the suite 'shapes' draws, and this is a model of text alone")
     size, _, channels = codec.autoencoder.image_shape(config.model.latent_shape)
     require(channels == 3, "the suite 'shapes' draws in colour, and this model's images are grey")
-    asked = prompts(config.evaluation.images)
-    true = np.stack([picture(prompt.scene, size) for prompt in asked])
-    drawn = draw(task, params, codec, [p.caption for p in asked], int(jax.random.bits(key, dtype=np.uint32)))
-    judged = judge_drawings(asked, codec.images(codec.latents(true)))
+    wanted = asked(config.evaluation)
+    true = np.stack([picture(prompt.scene, size) for prompt in wanted])
+    drawn = draw(task, params, codec, [p.caption for p in wanted], int(jax.random.bits(key, dtype=np.uint32)))
+    judged = judge_drawings(wanted, codec.images(codec.latents(true)))
     return {
         "judge_accuracy": judged["generation_accuracy"],
-        **judge_drawings(asked, drawn),
-        **judge_captions([prompt.scene for prompt in asked], caption(task, params, codec, true)),
+        **judge_drawings(wanted, drawn),
+        **judge_captions([prompt.scene for prompt in wanted], caption(task, params, codec, true)),
     }
 
 
@@ -97,7 +97,12 @@ def judge_captions(shown: Sequence[scenes.Scene], written: Sequence[str]) -> dic
 
 
 @cache
-def prompts(number: int) -> tuple[Prompt, ...]:
+def asked(config: EvaluationConfig) -> tuple[Prompt, ...]:
+    """`evaluation.images` prompts of `evaluation.scenes`."""
+    return prompts(config.images, config.scenes)
+
+
+def prompts(number: int, arrangement: str = scenes.FREE) -> tuple[Prompt, ...]:
     """So many prompts, the categories by turns; a longer list begins with a shorter one.
 
     A scene is asked about once, by the category that fits it and has had the fewest.
@@ -107,7 +112,7 @@ def prompts(number: int) -> tuple[Prompt, ...]:
     for index in itertools.count():
         if min(map(len, found.values())) >= wanted:
             break
-        scene, text = shapes.example(SEED, index)
+        scene, text = shapes.example(SEED, index, arrangement)
         said = claims.parse(text)
         assert said is not None  # captions of data can be read
         fitting = {category: asked for category, asks in CATEGORIES.items() if (asked := asks(said))}

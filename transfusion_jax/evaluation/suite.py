@@ -8,6 +8,7 @@ from typing import Protocol
 
 import jax
 
+from transfusion_jax.config import EvaluationConfig
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation import captions, digits, edits, frechet, loss, shapes, text
 from transfusion_jax.model.transfusion import Params
@@ -30,7 +31,7 @@ class Suite:
     run: Run
     size: str  # the field of `evaluation` that says on how much
     draws: bool = False
-    prompts: Callable[[int], list[str]] | None = None  # so many, of a suite whose prompts are not those of the data
+    prompts: Callable[[EvaluationConfig], list[str]] | None = None  # of a suite whose prompts are not the data's
 
 
 ALL = (
@@ -38,9 +39,9 @@ ALL = (
     Suite("text", text.run, "rows"),
     Suite("images", loss.run_images, "rows"),
     Suite("captions", captions.run, "images"),
-    Suite("digits", digits.run, "images", True, digits.prompts),
-    Suite("edits", edits.run, "images", True, lambda number: [edits.asked_for(i)[2] for i in range(number)]),
-    Suite("shapes", shapes.run, "images", True, lambda number: [p.caption for p in shapes.prompts(number)]),
+    Suite("digits", digits.run, "images", True, lambda config: digits.prompts(config.images)),
+    Suite("edits", edits.run, "images", True, lambda config: [text for _, _, text in edits.asked(config)]),
+    Suite("shapes", shapes.run, "images", True, lambda config: [p.caption for p in shapes.asked(config)]),
     Suite("frechet", frechet.run, "images", True),
 )
 SUITES = {suite.name: suite for suite in ALL}

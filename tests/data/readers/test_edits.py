@@ -33,6 +33,13 @@ def test_documents_do_not_depend_on_the_cut_into_shards():
     assert [d.meta for d in documents("50", shard_size=7)] == [d.meta for d in whole]
 
 
+def test_scenes_may_stand_in_the_corners():
+    for document in documents("40:4:corners"):
+        meta = json.loads(json.dumps(document.meta))
+        for scene in (scenes.from_graph(meta["before"]), scenes.from_graph(meta["edit"]["after"])):
+            assert all(abs(thing.x - 0.5) == pytest.approx(0.33) for thing in scene.things)
+
+
 def test_another_path_is_refused():
     with pytest.raises(ConfigError, match=r"edits:many should be a number of scenes, .* as edits:20000:7"):
         reader.shards("many", OPTIONS)

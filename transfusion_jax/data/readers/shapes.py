@@ -17,7 +17,7 @@ COUNT = 20_000
 
 
 def shards(path: str, options: ReadOptions) -> list[InputShard]:
-    """Ranges of the scenes; `path` is their number, their number and a seed as in `20000:7`, or empty.
+    """Ranges of the scenes; `path` is empty, or their number, with a seed and an arrangement, as `20000:7:corners`.
 
     Raises:
         ConfigError: the path says something else.
@@ -27,37 +27,40 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
     """A caption, then its drawing at `options.image_size`; the exact scene stands in the document's meta."""
-    count, seed = count_and_seed("shapes", shard.path)
+    count, seed, arrangement = parse("shapes", shard.path)
     for index in range(shard.begin, shard.end or count):
-        scene, caption = example(seed, index)
+        scene, caption = example(seed, index, arrangement)
         segments = (RawText(caption), RawImage(scenes.render(scene, options.image_size)))
         yield RawDocument(str(index), segments, {"seed": seed, "index": index, **asdict(scene)})
 
 
-def example(seed: int, index: int) -> tuple[scenes.Scene, str]:
+def example(seed: int, index: int, arrangement: str = scenes.FREE) -> tuple[scenes.Scene, str]:
     """One of a seed's scenes, and its caption."""
-    scene = scenes.scene(seed, index)
+    scene = scenes.scene(seed, index, arrangement)
     rng = np.random.default_rng([seed, index, 1])  # the scene was made from [seed, index]
     return scene, claims.say(claims.claims(scene, rng), rng)
 
 
 def ranges(name: str, path: str, options: ReadOptions) -> list[InputShard]:
     """Ranges of a set of this name that is made of a number and a seed."""
-    count, step = count_and_seed(name, path)[0], options.shard_size
+    count, step = parse(name, path)[0], options.shard_size
     return [InputShard(name, path, begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def count_and_seed(name: str, path: str) -> tuple[int, int]:
-    """What `20000:7`, `20000` or nothing stands for.
+def parse(name: str, path: str) -> tuple[int, int, str]:
+    """Number, seed and arrangement that `20000:7:corners`, `20000:7`, `20000` or nothing stands for.
 
     Raises:
         ConfigError: the path says something else.
     """
-    found = re.fullmatch(r"(?:([1-9]\d*)(?::(\d+))?)?", path)
+    found = re.fullmatch(rf"(?:([1-9]\d*)(?::(\d+)(?::({'|'.join(scenes.ARRANGEMENTS)}))?)?)?", path)
     if found is None:
-        raise ConfigError(f"{name}:{path} should be a number of scenes, with or without a seed, as {name}:20000:7")
-    count, seed = found.groups()
-    return int(count or COUNT), int(seed or 0)
+        raise ConfigError(
+            f"{name}:{path} should be a number of scenes, with or without a seed, as {name}:20000:7, and "
+            f"an arrangement, {' or '.join(scenes.ARRANGEMENTS)}, after it"
+        )
+    count, seed, arrangement = found.groups()
+    return int(count or COUNT), int(seed or 0), arrangement or scenes.FREE
 
 
 FORMAT = Format("shapes", shards, read, options=("shard_size",))
