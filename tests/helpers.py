@@ -31,6 +31,7 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.leaves import leaf_names
 from transfusion_jax.training.loop import Hook, Outcome, train
+from transfusion_jax.training.pieces import Leaf
 from transfusion_jax.training.starts import Start, begin
 from transfusion_jax.training.tasks import make_task
 from transfusion_jax.training.watch import NOTHING_MORE, Watching
@@ -194,7 +195,7 @@ def begin_run(path: Path, config: Config) -> None:
     """A run that has learnt nothing: random weights on the data that its config names."""
     params = make_task(config).model.init(jax.random.key(0))
     leaves = zip(leaf_names(params), jax.tree.leaves(params), strict=True)
-    made = ((name, lambda leaf=leaf: np.asarray(leaf)) for name, leaf in leaves)
+    made = {name: Leaf.of(np.asarray(leaf)) for name, leaf in leaves}
     write_run(path, config, load(config).codec, made, "random")
 
 

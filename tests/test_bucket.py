@@ -1,5 +1,7 @@
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import PurePosixPath
 
 import pytest
@@ -23,6 +25,18 @@ def test_a_path_has_the_parts_of_pathlibs():
     assert pickle.loads(pickle.dumps(path)) == path.absolute() == path
     with pytest.raises(TypeError):
         os.fspath(path)  # no local file of that name may come of it
+
+
+def test_an_emulator_is_not_asked_for_a_buckets_kind_whoever_imports_gcsfs_first():
+    code = """
+import gcsfs, gcsfs.core
+from transfusion_jax import bucket
+core = gcsfs.core.GCSFileSystem
+assert gcsfs.GCSFileSystem is not core
+assert type(bucket._filesystem("http://localhost:1")) is core
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GCSFS")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_objects_are_put_read_listed_copied_and_deleted(remote, tmp_path):

@@ -218,13 +218,13 @@ def _ask(method: str, path: BucketPath, *values: Any, first: str | None = None, 
 @lru_cache(maxsize=4)
 def _filesystem(emulator: str | None) -> Any:
     """gcsfs, asking anew each time what a bucket holds."""
-    if emulator:  # emulators do not answer gcsfs's question for a bucket's kind
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
-        import gcsfs
+        import gcsfs.core
     except ImportError as error:
         raise ConfigError("gs:// needs a package that is missing: pip install 'transfusion-jax[gcs]'") from error
-    return gcsfs.GCSFileSystem(use_listings_cache=False, endpoint_url=emulator, token="anon" if emulator else None)
+    # gcsfs's own choice asks for a bucket's kind first, and emulators do not answer that.
+    kind = gcsfs.core.GCSFileSystem if emulator else gcsfs.GCSFileSystem
+    return kind(use_listings_cache=False, endpoint_url=emulator, token="anon" if emulator else None)
 
 
 def _in_short(error: Exception) -> str:

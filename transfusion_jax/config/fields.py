@@ -299,9 +299,7 @@ class EvaluationConfig:
     during_training: tuple[str, ...] = execution(("loss",))  # every loop.evaluate_every steps
     rows: int = execution(128)  # held-out rows of the loss suite
     images: int = execution(200)  # images drawn by a suite that judges them
-    scenes: str = execution(
-        "free"
-    )  # of the suites `shapes` and `edits`; or "corners", as the data are
+    scenes: str = execution("free")  # of the suites `shapes` and `edits`; or "corners", as the data are
 
     def __post_init__(self) -> None:
         positive(self, "evaluation.", "rows", "images")

@@ -117,7 +117,7 @@ def _system(path: str) -> tuple[Any, str]:
         return LocalFileSystem(), path
     scheme = path.partition("://")[0]
     if "STORAGE_EMULATOR_HOST" in os.environ:  # emulators do not answer gcsfs's question for a bucket's kind
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        fsspec.register_implementation("gs", "gcsfs.core.GCSFileSystem", clobber=True)
     try:
         system, name = fsspec.core.url_to_fs(path)
     except ImportError as error:
