@@ -261,7 +261,9 @@ def others_seconds() -> float:
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
     own = [Path(f"/proc/{child.pid}/stat").read_text() for child in multiprocessing.active_children()]
     ticks = sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in own)
-    return (user + nice + system - ticks) / os.sysconf("SC_CLK_TCK") - time.process_time()
+    ended = os.times()  # children that have ended are no longer active
+    mine = time.process_time() + ended.children_user + ended.children_system
+    return (user + nice + system - ticks) / os.sysconf("SC_CLK_TCK") - mine
 
 
 def machine() -> dict[str, object]:
