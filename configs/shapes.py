@@ -69,6 +69,7 @@ LATENTS = {
     "model.vocabulary": 410,
     "model.latent_shape": (8, 8, 8),
     "model.patch_size": 4,
+    "diffusion.objective": "x",  # a patch holds 128 values, as many as the model is wide: too many for their noise
     "data.sources.shapes.path": "data/corners32",
     "data.encoding": "kl-f4c8",
     "data.context_length": 320,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import METRICS, Entry
 from transfusion_jax.evaluation.suite import SUITES, Suite
 from transfusion_jax.parallel import processes
-from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.mesh import check_batch, make_mesh
 from transfusion_jax.parallel.sharding import state_shardings
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from transfusion_jax.training.tasks import ModelTask, make_task
@@ -160,15 +161,23 @@ def _suites(arguments: argparse.Namespace, config: Config) -> list[Suite]:
 def _mesh(task: ModelTask) -> Mesh:
     """The run's own mesh, or one that splits the parameters over all devices, or one that has them whole on each.
 
-    It is the first that covers the devices, which may be others than the run's, and divides the parameters.
+    It is the first that covers the devices, which may be others than the run's, and divides parameters and rows.
+    One process leaves devices out where none does.
+
+    Raises:
+        ConfigError: the rows of a batch cannot be split over the devices of several processes.
     """
-    abstract = task.model.abstract_params()
-    for sizes in (task.config.mesh, MeshConfig(data=1, fsdp=-1)):
+    config, abstract = replace(task.config, accumulation=1), task.model.abstract_params()
+    for sizes in (config.mesh, MeshConfig(data=1, fsdp=-1)):
         with suppress(ConfigError, ValueError):
             mesh = make_mesh(sizes)
+            check_batch(mesh, config)
             jax.tree.map(lambda x, s: s.shard_shape(x.shape), abstract, state_shardings(abstract, mesh))
             return mesh
-    return make_mesh(MeshConfig())
+    few = jax.devices()[: math.gcd(config.batch_rows, jax.device_count())]
+    mesh = make_mesh(MeshConfig(), few if processes.count() == 1 else None)
+    check_batch(mesh, config)
+    return mesh
 
 
 def _words(settings: dict[str, Any]) -> str:
