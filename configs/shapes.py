@@ -61,6 +61,7 @@ PIXELS = dict(
 )
 LATENTS = {
     "name": "shapes-latents",
+    "steps": 3000,
     "model.width": 128,
     "model.init_std": 0.08,
     "model.layers": 4,
@@ -79,6 +80,7 @@ LATENTS = {
 EDITING = {
     **LATENTS,
     "name": "editing",
+    "steps": 4000,
     "data.sources.shapes.path": "data/edits32",
     "data.max_images": 24,
     "data.clean_context": 0.5,
