@@ -54,7 +54,8 @@ def test_fid_is_the_distance_of_the_captions_own_images_and_drawn_ones(run, weig
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((path / "judge-images.json").read_text())
     assert report["images"] == 6
-    assert report["sampling"] == {"sampler": "auto", "steps": 2, "guidance": 3.0}
+    assert report["sampling"].items() >= {"sampler": "auto", "steps": 2, "guidance": 3.0}.items()
+    assert "temperature" not in report["sampling"]  # that of codes
     assert "clean-fid" in report["fid_variant"]
     assert fid.hash_of(weights) in report["inception"]
 

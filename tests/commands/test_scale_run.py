@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from transfusion_jax.cli import main
 from transfusion_jax.errors import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,17 @@ def test_the_sweep_then_the_points_then_their_numbers(whole):
     lines = [json.loads(line) for line in (folder / "W/points.jsonl").read_text().splitlines()]
     assert all((folder / "W" / line["samples"]).is_file() and line["wall_seconds"] > 0 for line in lines)
     assert lines[0]["flops_6nd"] == 6 * lines[0]["parameters"] * 128 * 4 * 3
+
+
+@pytest.mark.slow
+def test_its_points_are_what_fit_and_plot_read(whole, capsys):
+    workdir = str(whole[0] / "W")
+    assert main(["scale", "fit", "--workdir", workdir, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"loss_text", "loss_image"} <= {metric["name"] for metric in found["metrics"]}
+    assert found["unused"] == ["loss"]  # its sum is of each family's own; what is about a run is no metric
+    assert main(["scale", "plot", "--workdir", workdir]) == 0
+    assert "Samples along the ladder" in (whole[0] / "W/plots/report.html").read_text()
 
 
 @pytest.mark.slow

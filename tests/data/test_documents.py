@@ -17,6 +17,13 @@ def test_a_document_counts_its_elements():
     assert Document(()).length(patches=4) == 1
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_pair_is_a_caption_and_an_image_in_whichever_order(order):
+    assert Document((CAPTION, IMAGE)[::order]).pair == (CAPTION, IMAGE)
+    with pytest.raises(ValueError, match="unpack"):
+        _ = Document((CAPTION, CAPTION)).pair
+
+
 @pytest.mark.parametrize(
     ("segments", "pair"),
     [

@@ -4,17 +4,29 @@ import pytest
 
 from helpers import tiny_codec, tiny_config, tiny_corpus
 from transfusion_jax.autoencoder import Identity
-from transfusion_jax.config import ConfigError
-from transfusion_jax.data import claims
+from transfusion_jax.config import ConfigError, EvaluationConfig
+from transfusion_jax.data import claims, scenes
 from transfusion_jax.data.load import Codec, Data, plain_statistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
-from transfusion_jax.evaluation import shapes
+from transfusion_jax.evaluation import edits, shapes
 from transfusion_jax.evaluation.edits import picture
 from transfusion_jax.training.tasks import make_task
 
 PROMPTS = shapes.prompts(140)
 TRUE = np.stack([picture(prompt.scene, 32) for prompt in PROMPTS])
 CONFIG = dict(model__vocabulary=256, model__latent_shape=(32, 32, 3), model__patch_size=8, evaluation__images=35)
+
+
+def test_the_config_says_which_scenes_are_asked_about():
+    for prompt in shapes.asked(EvaluationConfig(images=28, scenes="corners")):
+        assert {thing.size for thing in prompt.scene.things} == {"large"}
+    assert shapes.asked(EvaluationConfig(images=28)) == PROMPTS[:28]
+    for scene, edit, _ in edits.asked(EvaluationConfig(images=28, scenes="corners")):
+        assert {thing.size for thing in (*scene.things, *edit.after.things)} == {"large"}
+    for arrangement in scenes.ARRANGEMENTS:
+        assert EvaluationConfig(scenes=arrangement).scenes == arrangement
+    with pytest.raises(ConfigError, match=r"evaluation\.scenes is 'corner'; did you mean .corners."):
+        EvaluationConfig(scenes="corner")
 
 
 def test_prompts_are_of_every_category_by_turns_and_true_of_their_scenes():

@@ -19,7 +19,7 @@ def make(**fields):
 
 
 def test_a_point_is_a_run_of_its_own_with_its_own_warm_up_and_decay():
-    points = ladder.points(make(scales=(Scale("xs", 50 * STEP), Scale("s", 100 * STEP, seeds=2))), {"linear": 4e-3})
+    points = ladder.runs(make(scales=(Scale("xs", 50 * STEP), Scale("s", 100 * STEP, seeds=2))), {"linear": 4e-3})
     assert [(p.family, p.size, p.seed, p.config.steps) for p in points[:3]] == [
         ("linear", "xs", 0, 50),
         ("linear", "s", 0, 100),
@@ -35,12 +35,12 @@ def test_a_point_is_a_run_of_its_own_with_its_own_warm_up_and_decay():
 
 def test_families_see_the_same_elements_and_text_alone_its_share():
     families = FAMILIES | {"text": Family(SPEC % "text", share=0.5)}
-    points = {p.family: p.config for p in ladder.points(make(families=families), {})}
+    points = {p.family: p.config for p in ladder.runs(make(families=families), {})}
     assert points["linear"].steps == points["chameleon"].steps == 2 * points["text"].steps
 
 
 def test_words_train_what_the_point_says():
-    point = ladder.points(make(changes=("batch_rows=32",)), {})[0]
+    point = ladder.runs(make(changes=("batch_rows=32",)), {})[0]
     words = point.training(Path("W"), Path("logs")).words
     assert words[:5] == ["train", "--config", "configs/scaling.py:xs,linear", "--workdir", "W/" + point.name]
     assert "--config.batch_rows=32" in words
@@ -49,7 +49,7 @@ def test_words_train_what_the_point_says():
 
 def test_the_sweeps_best_rate_is_the_one_of_the_lowest_loss(tmp_path):
     found = make(sweep=Sweep((1e-3, 2e-3, 4e-3), "xs", 10 * STEP))
-    points = ladder.sweep_points(found)
+    points = ladder.sweep_runs(found)
     assert len(points) == 6
     with pytest.raises(ConfigError, match="no held-out loss"):
         ladder.best_rates(found, tmp_path)
@@ -66,8 +66,8 @@ def test_families_with_a_rate_are_not_swept():
     found = make(
         families={"linear": Family(SPEC % "linear", learning_rate=3e-3)}, sweep=Sweep((1e-3,), "xs", 10 * STEP)
     )
-    assert ladder.sweep_points(found) == []
-    assert ladder.points(found, {})[0].config.optimizer.learning_rate == 3e-3
+    assert ladder.sweep_runs(found) == []
+    assert ladder.runs(found, {})[0].config.optimizer.learning_rate == 3e-3
 
 
 @pytest.mark.parametrize(
@@ -91,22 +91,27 @@ def test_what_a_ladder_cannot_be_is_said(tmp_path, values, message):
         f"from ml_collections import ConfigDict\n\ndef get_ladder():\n    return ConfigDict({whole!r})\n"
     )
     with pytest.raises(ConfigError, match=message):
-        ladder.points(ladder.load(file), {})
+        ladder.runs(ladder.load(file), {})
+
+
+def test_a_ladder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no ladder .*none.py: pass one such as configs/ladders/cpu.py"):
+        ladder.load(tmp_path / "none.py")
 
 
 @pytest.mark.parametrize("name", ["paper", "academic", "gpu", "cpu"])
 def test_the_ladders_of_the_project_hold_runs(name):
     found = ladder.load(Path(f"configs/ladders/{name}.py"))
-    points = [*ladder.sweep_points(found), *ladder.points(found, {})]
+    points = [*ladder.sweep_runs(found), *ladder.runs(found, {})]
     assert len({point.name for point in points}) == len(points)
-    compute = [point.flops for point in ladder.points(found, {})]
+    compute = [point.flops for point in ladder.runs(found, {})]
     assert max(compute) / min(compute) >= 16
     if name == "academic":
         assert sum(compute) + sum(costs.drawing_flops(point.config) for point in points) < 1e21
 
 
 def test_the_cost_of_a_run_is_counted():
-    point = ladder.points(make(), {})[0]
+    point = ladder.runs(make(), {})[0]
     found = costs.cost(point, None)
     assert found.flops_6nd == 6 * found.parameters * 50 * STEP
     assert 0.7 < found.flops_exact / found.flops_6nd < 1.3

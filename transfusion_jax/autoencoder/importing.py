@@ -19,9 +19,10 @@ from safetensors import numpy as tensors
 
 from transfusion_jax.autoencoder import names
 from transfusion_jax.autoencoder.network import Network
-from transfusion_jax.autoencoder.trained import Trained, check_name, flat, nested
+from transfusion_jax.autoencoder.trained import Trained, check_name, flat
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.training.leaves import nested
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREFIX = "first_stage_model."

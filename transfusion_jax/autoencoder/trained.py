@@ -24,6 +24,7 @@ from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.storage import Place
 from transfusion_jax.training.files import write_whole
+from transfusion_jax.training.leaves import nested
 
 ABOUT, WEIGHTS = "autoencoder.json", "weights.safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -164,18 +165,6 @@ def flat(params: Params) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     return {name: _on_host(named[name]) for name in sorted(named)}
-
-
-def nested(leaves: dict[str, Any]) -> Params:
-    """The inverse of `flat`."""
-    params: Params = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        tree = params
-        for parent in parents:
-            tree = tree.setdefault(parent, {})
-        tree[last] = leaf
-    return params
 
 
 def _on_host(leaf: Any) -> Any:

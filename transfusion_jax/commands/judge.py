@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transfusion_jax.commands.reading import add_reading_flags, read_model
-from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation import geneval
@@ -19,6 +19,7 @@ from transfusion_jax.evaluation.fid import Fid
 from transfusion_jax.evaluation.frechet import Statistics
 from transfusion_jax.evaluation.inception import FEATURES
 from transfusion_jax.evaluation.pictures import drawn_for_held_out
+from transfusion_jax.evaluation.results import sampling_of
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.tasks import ModelTask
@@ -26,7 +27,6 @@ from transfusion_jax.training.workdir import Workdir
 
 Verdict = tuple[dict[str, float], dict[str, Any]]  # metrics by name, and what else the report says
 Ask = Callable[[ModelTask, Params, Workdir], Verdict]
-DRAWING = {"latents": ("sampler", "steps", "guidance"), "codes": ("temperature", "guidance"), "none": ()}
 
 
 def add_parser(commands: Any) -> None:
@@ -145,7 +145,7 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
         for judge in judges:
             about |= judge.about()
             metrics |= judge.metrics()
-        return metrics, about | _sampling(task.config)
+        return metrics, about | {"sampling": sampling_of(task.config)}
 
     return ask
 
@@ -188,18 +188,13 @@ def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
         for done in geneval.write(task, params, workdir.codec(), lines, output, arguments.n):
             print(f"{done} of {len(lines)} prompts", file=sys.stderr)
-        return {}, {"prompts": len(lines), "images": len(lines) * arguments.n, **_sampling(task.config)}
+        return {}, {"prompts": len(lines), "images": len(lines) * arguments.n, "sampling": sampling_of(task.config)}
 
     return ask
 
 
 def _data(task: ModelTask, workdir: Workdir) -> Data:
     return data_loading.load(task.config, workdir.codec().statistics)
-
-
-def _sampling(config: Config) -> dict[str, Any]:
-    """How images are drawn."""
-    return {"sampling": {name: getattr(config.sampling, name) for name in DRAWING[config.model.images]}}
 
 
 JUDGES: dict[str, tuple[Callable, Callable, str]] = {

@@ -16,7 +16,8 @@ from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.scaling import reference
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.reference import Reference, Verdict
-from transfusion_jax.scaling.running import run_trainings
+from transfusion_jax.scaling.running import FAILED, Training, run_trainings
+from transfusion_jax.storage import place
 
 COMPARE = "hold a run's losses to those of runs that are known to be right"
 MAKE = "train runs that are right, and keep their losses for `scale compare`"
@@ -28,9 +29,11 @@ def add_parsers(parts: Any) -> None:
     """Declares these parts of `scale`."""
     compare = parts.add_parser("compare", help=COMPARE, description=COMPARE)
     compare.add_argument(
-        "--run", dest="workdir", type=Path, required=True, metavar="DIR", help="a run, done or under way"
+        "--run", dest="workdir", type=place, required=True, metavar="DIR", help="a run, done or under way"
     )
-    compare.add_argument("--reference", required=True, metavar="NAME", help="debug, digits, or a file")
+    compare.add_argument(
+        "--reference", required=True, metavar="NAME", help=f"{reference.known()}, or a file that reference made"
+    )
     compare.add_argument("--json", action="store_true", help="print one JSON object")
     compare.set_defaults(run=_compare, takes_overrides=False)
     make = parts.add_parser("reference", help=MAKE, description=MAKE)
@@ -71,15 +74,16 @@ def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
     trainings = [
         training(name, root, root, arguments.config, [*overrides, *more]) for name, (_, more) in runs.items()
     ]
-    failed: list[str] = []
+    codes: list[int] = []
 
-    def end(ended: Any, code: int) -> None:
+    def end(ended: Training, code: int) -> None:
         print(f"{ended.name}: {'done' if code == 0 else f'exit code {code}, see {ended.log}'}", file=sys.stderr)
-        failed.extend([ended.name] if code else [])
+        codes.append(code)
 
     if run_trainings(trainings, arguments.jobs, (), lambda begun: None, end):
         return INTERRUPTED
-    require(not failed, f"{', '.join(failed)} failed")
+    if any(codes):
+        return FAILED
     windows = reference.windows_of(config.steps)
     curves = tuple(reference.curve(root / name, windows, way) for name, (way, _) in runs.items())
     words = ["transfusion", "train", "--config", arguments.config, *(f"--config.{o}" for o in overrides)]

@@ -22,16 +22,16 @@ from transfusion_jax.config import require
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.planning import topology as topologies
 from transfusion_jax.scaling import costs, ladder
-from transfusion_jax.scaling.ladder import Ladder, Point
-from transfusion_jax.scaling.running import Training, run_trainings
+from transfusion_jax.scaling.ladder import Ladder, LadderRun
+from transfusion_jax.scaling.points import IN_WORKDIR
+from transfusion_jax.scaling.running import FAILED, Training, run_trainings
 from transfusion_jax.storage import Place, place
 from transfusion_jax.training.files import write_lines, write_whole
 from transfusion_jax.training.goodput import RESTART, account, read_attempts
 from transfusion_jax.training.metrics import duration
 from transfusion_jax.training.workdir import Workdir
 
-JSONL, CSV = "points.jsonl", "points.csv"
-FAILED = 1
+CSV = "points.csv"
 
 
 def add_parser(parts: Any) -> None:
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     logs = arguments.logs or arguments.workdir
     require(isinstance(logs, Path), "--logs DIR is needed where the workdir is in a bucket")
     train = functools.partial(_train, root=arguments.workdir, logs=logs, jobs=arguments.jobs, launcher=launcher)
-    sweep = ladder.sweep_points(found)
+    sweep = ladder.sweep_runs(found)
     if (code := train(sweep)) or not _done(sweep, arguments.workdir):
         return code
     rates = ladder.best_rates(found, arguments.workdir)
@@ -74,69 +74,75 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         ends = rate in (min(found.sweep.rates), max(found.sweep.rates)) if found.sweep else False
         note = ", at the sweep's end: a wider one may find a better" if ends else ""
         print(f"{family}: learning rate {rate:g}{note}", flush=True)
-    return train(ladder.points(found, rates), gathered=True)
+    return train(ladder.runs(found, rates), gathered=True)
 
 
 def _train(
-    points: Sequence[Point], root: Place, logs: Path, jobs: int, launcher: Sequence[str], gathered: bool = False
+    runs: Sequence[LadderRun], root: Place, logs: Path, jobs: int, launcher: Sequence[str], gathered: bool = False
 ) -> int:
-    left = sorted((p for p in points if not p.measured(root)), key=lambda p: p.flops, reverse=True)
-    if points:
-        print(f"{len(points) - len(left)} of {len(points)} runs are done", flush=True)
+    left = sorted((p for p in runs if not p.measured(root)), key=lambda p: p.flops, reverse=True)
+    if runs:
+        print(f"{len(runs) - len(left)} of {len(runs)} runs are done", flush=True)
     whole, done, began = sum(p.flops for p in left), 0.0, time.monotonic()
-    by_name = {point.name: point for point in left}
-    failed: list[Point] = []
+    by_name = {each.name: each for each in left}
+    failed: list[LadderRun] = []
 
     def start(training: Training) -> None:
         print(f"{training.name}: {shlex.join(['tail', '-f', str(training.log)])}", flush=True)
 
     def end(training: Training, code: int) -> None:
         nonlocal done
-        point = by_name[training.name]
-        if code == 0 and point.measured(root):
-            done += point.flops
+        each = by_name[training.name]
+        if code == 0 and each.measured(root):
+            done += each.flops
             seconds = (time.monotonic() - began) / done * (whole - done)
-            print(f"{point.name}: done" + (f"; {duration(seconds)} left" if seconds else ""), flush=True)
+            print(f"{each.name}: done" + (f"; {duration(seconds)} left" if seconds else ""), flush=True)
         elif code == 0:
-            print(f"{point.name}: submitted; give this command again when it has ended", flush=True)
+            print(f"{each.name}: submitted; give this command again when it has ended", flush=True)
         elif code != INTERRUPTED:
-            failed.append(point)
-            print(f"{point.name}: exit code {code}, see {training.log}", file=sys.stderr, flush=True)
+            failed.append(each)
+            print(f"{each.name}: exit code {code}, see {training.log}", file=sys.stderr, flush=True)
         if gathered:
-            _gather(points, root)
+            _gather(runs, root)
 
-    asked = run_trainings([point.training(root, logs) for point in left], jobs, launcher, start, end)
+    asked = run_trainings([each.training(root, logs) for each in left], jobs, launcher, start, end)
     if gathered:
-        _gather(points, root)
-        print(f"written to {root / JSONL} and {root / CSV}")
+        _gather(runs, root)
+        print(f"written to {root / IN_WORKDIR} and {root / CSV}")
     return INTERRUPTED if asked else FAILED if failed else 0
 
 
-def _done(points: Sequence[Point], root: Place) -> bool:
-    return all(point.measured(root) for point in points)
+def _done(runs: Sequence[LadderRun], root: Place) -> bool:
+    return all(each.measured(root) for each in runs)
 
 
-def _gather(points: Sequence[Point], root: Place) -> None:
+def _gather(runs: Sequence[LadderRun], root: Place) -> None:
     """Writes the numbers of runs that are done, in the ladder's order; nothing in the CSV hangs on time."""
-    found = [(point, ladder.record(point, root)) for point in points if point.measured(root)]
+    found = [(each, ladder.record(each, root)) for each in runs if each.measured(root)]
     lines = [
         record
         | {
-            "config": point.spec,
-            "changes": list(point.changes),
-            "workdir": point.name,
-            "samples": f"{point.name}/samples/{point.config.steps:08d}.png",
-            "wall_seconds": round(_seconds(root / point.name)),
+            "config": each.spec,
+            "changes": list(each.changes),
+            "workdir": each.name,
+            **_samples(each),
+            "wall_seconds": round(_seconds(root / each.name)),
         }
-        for point, record in found
+        for each, record in found
     ]
-    write_lines(root / JSONL, lines)
+    write_lines(root / IN_WORKDIR, lines)
     text = io.StringIO()
     columns = dict.fromkeys(name for _, record in found for name in record)
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(record for _, record in found)
     write_whole(root / CSV, text.getvalue())
+
+
+def _samples(run: LadderRun) -> dict[str, str]:
+    """Where its last drawings are; models of text alone have none."""
+    drawn = f"{run.name}/samples/{run.config.steps:08d}.png"
+    return {"samples": drawn} if run.config.loop.sample_every else {}
 
 
 def _seconds(workdir: Place) -> float:
@@ -148,8 +154,8 @@ def _seconds(workdir: Place) -> float:
 def _dry_run(found: Ladder, arguments: argparse.Namespace) -> int:
     name = arguments.topology or found.topology
     topology = topologies.parse(name) if name else None
-    points = [*ladder.sweep_points(found), *ladder.points(found, {})]
-    counted = [costs.cost(point, topology) for point in points]
+    runs = [*ladder.sweep_runs(found), *ladder.runs(found, {})]
+    counted = [costs.cost(each, topology) for each in runs]
     if arguments.json:
         print(json.dumps({"ladder": found.name, "topology": name or None, "runs": [asdict(c) for c in counted]}))
         return 0

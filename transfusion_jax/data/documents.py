@@ -40,6 +40,17 @@ class Document:
         return both and all(s.loss for s in self.segments)
 
     @property
+    def pair(self) -> tuple[Text, Image]:
+        """Its caption and its image, of a document of these two, in whichever order.
+
+        Raises:
+            ValueError: it is of others.
+        """
+        (text,) = (s for s in self.segments if isinstance(s, Text))
+        (image,) = (s for s in self.segments if isinstance(s, Image))
+        return text, image
+
+    @property
     def images(self) -> int:
         """Images in the document."""
         return sum(isinstance(s, Image) for s in self.segments)

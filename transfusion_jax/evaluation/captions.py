@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.data.load import Data
 from transfusion_jax.generation.scoring import score
 from transfusion_jax.model.transfusion import Params
@@ -45,12 +45,12 @@ def captioned(task: ModelTask, data: Data) -> list[tuple[Image, np.ndarray]]:
     config = task.config
     if config.model.images == "none":
         raise ConfigError("the suite 'captions' shows images, and this is a model of text alone")
-    pairs = [
-        sorted(document.segments, key=lambda segment: isinstance(segment, Text))
+    found = [
+        document.pair
         for document in data.held_out.pairs(config.evaluation.images)
         if document.text_length and document.length(config.model.patches) <= config.data.context_length
     ]
-    found = [(i, c.tokens) for i, c in pairs if isinstance(i, Image) and isinstance(c, Text)]
     if not found:
         raise ConfigError("the suite 'captions' needs held-out images with captions: prepare some with --held-out")
-    return sorted(found, key=lambda pair: len(pair[1]))  # so that rows scored together are about as long
+    pairs = [(image, caption.tokens) for caption, image in found]
+    return sorted(pairs, key=lambda pair: len(pair[1]))  # so that rows scored together are about as long

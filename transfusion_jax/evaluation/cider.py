@@ -63,9 +63,7 @@ def references(corpus: Corpus, codec: Codec) -> list[tuple[Image, list[str]]]:
     found: dict[bytes, tuple[Image, list[str]]] = {}
     for document in itertools.chain(*(source for source in corpus.sources if source.pictured)):
         if document.is_pair:
-            text, image = sorted(document.segments, key=lambda segment: isinstance(segment, Image))
-            assert isinstance(text, Text)
-            assert isinstance(image, Image)
+            text, image = document.pair
             name = hashlib.sha256(image.latent.tobytes()).digest()
             found.setdefault(name, (image, []))[1].append(codec.tokenizer.decode(text.tokens))
     return list(found.values())

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.documents import Corpus, Image, Text
+from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.readers import digits
 from transfusion_jax.generation.images import draw
@@ -68,8 +68,8 @@ def pictures(corpus: Corpus, codec: Codec) -> Pictures:
     found: dict[bytes, tuple[np.ndarray, int]] = {}
     for source in corpus.sources:
         for document in source if source.pictured else ():
-            text, image = sorted(document.segments, key=lambda segment: isinstance(segment, Image))
-            if isinstance(text, Text) and isinstance(image, Image):
+            if document.is_pair:
+                text, image = document.pair
                 digit = digits.digit_in(codec.tokenizer.decode(text.tokens))
                 if digit is not None:
                     found[image.latent.tobytes()] = (image.latent, digit)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from transfusion_jax.config import Config
-from transfusion_jax.data.documents import Corpus, Document, Documents, Image, Text
+from transfusion_jax.data.documents import Corpus, Document, Documents, Text
 from transfusion_jax.data.load import Codec, Data, plain_statistics
 from transfusion_jax.data.prepared import PreparedDocuments
 from transfusion_jax.data.shuffle import shuffled
@@ -66,9 +66,7 @@ def pictures(corpus: Corpus, config: Config, codec: Codec, seed: int) -> Iterato
         document = as_pixels[source][place]
         if not document.is_pair or document.length(patches) > context:
             continue
-        text, image = sorted(document.segments, key=lambda segment: isinstance(segment, Image))
-        assert isinstance(text, Text)
-        assert isinstance(image, Image)
+        text, image = document.pair
         name = hashlib.sha256(image.latent.tobytes()).digest()
         if name not in seen:
             seen.add(name)

@@ -34,10 +34,16 @@ def settings(suite: Suite, config: Config, data: Data, protocol: str | None) -> 
         prompts = "\n".join(suite.prompts(config.evaluation))
         found["prompts"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
     if suite.draws:
-        sampling = dataclasses.asdict(config.sampling)
-        how = {name: value for name, value in sampling.items() if name not in UNUSED[config.model.images]}
-        found |= {"protocol": protocol, "sampling": json.loads(json.dumps(how))}  # as it is read back
+        found |= {"protocol": protocol, "sampling": sampling_of(config)}
     return found
+
+
+def sampling_of(config: Config) -> dict[str, Any]:
+    """How the config draws: the fields that its kind of images has a use for, as JSON reads them back."""
+    fields = dataclasses.asdict(config.sampling)
+    how = {name: value for name, value in fields.items() if name not in UNUSED[config.model.images]}
+    read_back: dict[str, Any] = json.loads(json.dumps(how))
+    return read_back
 
 
 def read(workdir: Workdir) -> list[Entry]:

@@ -81,8 +81,3 @@ def sizes(shapes: State, config: Config, mesh: Any) -> Sizes:
     batch = jax.tree.leaves(abstract_batch(config))
     by_kind["batch"] = sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in batch)
     return Sizes(by_kind, sum(leaf.whole for leaf in state))
-
-
-def checkpoint_bytes(task: Task, config: Config) -> int:
-    """Of one checkpoint, over all devices."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(task, config)))

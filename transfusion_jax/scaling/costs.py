@@ -15,9 +15,9 @@ from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_f
 from transfusion_jax.planning.contents import expected
 from transfusion_jax.planning.plan import make_plan
 from transfusion_jax.planning.search import choose_mesh
-from transfusion_jax.planning.sizes import checkpoint_bytes
+from transfusion_jax.planning.sizes import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.scaling.ladder import Point
+from transfusion_jax.scaling.ladder import LadderRun
 from transfusion_jax.storage import place
 from transfusion_jax.training.tasks import make_task
 
@@ -40,29 +40,29 @@ class Cost:
     epochs: dict[str, float]  # passes by source; of prepared sources alone
 
 
-def cost(point: Point, topology: Topology | None) -> Cost:
+def cost(run: LadderRun, topology: Topology | None) -> Cost:
     """Counted from shapes; nothing is compiled.
 
     Raises:
         ConfigError: the run fits no mesh of the topology.
     """
-    config, model = point.config, point.config.model
+    config, model = run.config, run.config.model
     contents, rows = expected(config), config.steps * config.batch_rows
     per_row = step_flops(model, contents.elements, contents.text_losses, contents.images, contents.span_area)
     hours = None
     if topology is not None:
         plan = make_plan(choose_mesh(config, topology, contents), topology, contents, analytic=True)
         hours = plan.step * config.steps * topology.chips / 3600
+    checkpoint = sizes(state_shapes(make_task(config), config), config, abstract_mesh({})).checkpoint
     return Cost(
-        point.name,
+        run.name,
         count_parameters(model).paper,
         config.steps * config.elements_per_step,
         config.steps,
-        point.flops,
+        run.flops,
         rows * per_row,
         drawing_flops(config),
-        checkpoint_bytes(make_task(config), config)
-        * (min(config.loop.keep, math.ceil(config.steps / config.loop.save_every)) + KEPT),
+        checkpoint * (min(config.loop.keep, math.ceil(config.steps / config.loop.save_every)) + KEPT),
         hours,
         epochs(config, contents.elements),
     )
@@ -82,14 +82,14 @@ def epochs(config: Config, per_row: float) -> dict[str, float]:
     """Passes over each source at so many elements a row; nothing where a source is not there yet."""
     if not config.folders or not all((place(folder) / "data.json").is_file() for folder in config.folders):
         return {}
-    sizes = {source.name: elements_of(source, config.model.patches) for source in load(config).train.sources}
-    found = dict.fromkeys(sizes, 0.0)
+    passes = {source.name: elements_of(source, config.model.patches) for source in load(config).train.sources}
+    found = dict.fromkeys(passes, 0.0)
     rows = config.steps * config.batch_rows
     phases = config.data.mixtures
     for phase, after in zip(phases, [*(later.start for later in phases[1:]), rows], strict=True):
         elements = per_row * max(min(after, rows) - phase.start, 0)
         for name, weight in phase.weights.items():
-            found[name] += elements * weight / sum(phase.weights.values()) / sizes[name]
+            found[name] += elements * weight / sum(phase.weights.values()) / passes[name]
     return found
 
 

@@ -86,7 +86,7 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Point:
+class LadderRun:
     """One run."""
 
     family: str
@@ -125,22 +125,23 @@ def load(path: Path) -> Ladder:
     Raises:
         ConfigError: there is none, or a field is not valid.
     """
+    require(path.is_file(), f"no ladder {path}: pass one such as configs/ladders/cpu.py")
     return parse_as(Ladder, read_file(path, "get_ladder"))
 
 
-def sweep_points(ladder: Ladder) -> list[Point]:
+def sweep_runs(ladder: Ladder) -> list[LadderRun]:
     """The sweep's runs; none where nothing is swept."""
     sweep = ladder.sweep
     if sweep is None:
         return []
     return [
-        _point(ladder, name, sweep.size, sweep.seed, sweep.elements, rate, prefix=f"sweep-{rate:g}-")
+        _run(ladder, name, sweep.size, sweep.seed, sweep.elements, rate, prefix=f"sweep-{rate:g}-")
         for name in ladder.swept
         for rate in sweep.rates
     ]
 
 
-def points(ladder: Ladder, rates: Mapping[str, float]) -> list[Point]:
+def runs(ladder: Ladder, rates: Mapping[str, float]) -> list[LadderRun]:
     """The ladder's runs, family by family.
 
     Args:
@@ -151,7 +152,7 @@ def points(ladder: Ladder, rates: Mapping[str, float]) -> list[Point]:
     for name, family in ladder.families.items():
         rate = family.learning_rate or rates.get(name, 0.0)
         found += [
-            _point(ladder, name, scale.size, seed, scale.elements, rate)
+            _run(ladder, name, scale.size, seed, scale.elements, rate)
             for scale in ladder.scales
             for seed in range(scale.seeds)
         ]
@@ -165,40 +166,40 @@ def best_rates(ladder: Ladder, root: Place) -> dict[str, float]:
         ConfigError: a run of the sweep is not done, or measured no such loss.
     """
     best: dict[str, tuple[float, float]] = {}
-    for point in sweep_points(ladder):
-        loss = point.measured(root).get(f"{HELD_OUT}loss")
+    for run in sweep_runs(ladder):
+        loss = run.measured(root).get(f"{HELD_OUT}loss")
         if loss is None:
-            raise ConfigError(f"{root / point.name} of the sweep has no held-out loss at its end")
-        found = loss, point.config.optimizer.learning_rate
-        best[point.family] = min(best.get(point.family, found), found)
+            raise ConfigError(f"{root / run.name} of the sweep has no held-out loss at its end")
+        found = loss, run.config.optimizer.learning_rate
+        best[run.family] = min(best.get(run.family, found), found)
     return {family: rate for family, (_, rate) in best.items()}
 
 
-def record(point: Point, root: Place) -> dict[str, float | str | int]:
+def record(run: LadderRun, root: Place) -> dict[str, float | str | int]:
     """What a run that is done says of itself, as `scale fit` reads it."""
-    last, model = point.measured(root), point.config.model
+    last, model = run.measured(root), run.config.model
     parameters = count_parameters(model)
     metrics = {name.removeprefix(HELD_OUT): value for name, value in last.items() if name.startswith(HELD_OUT)}
     return {
-        "name": point.name,
-        "family": point.family,
-        "size": point.size,
-        "seed": point.seed,
+        "name": run.name,
+        "family": run.family,
+        "size": run.size,
+        "seed": run.seed,
         "parameters": parameters.paper,
         "parameters_total": parameters.total,
-        "elements": point.config.steps * point.config.elements_per_step,
+        "elements": run.config.steps * run.config.elements_per_step,
         "images": int(last["total_images"]),
-        "steps": point.config.steps,
-        "learning_rate": point.config.optimizer.learning_rate,
-        "flops_6nd": point.flops,
+        "steps": run.config.steps,
+        "learning_rate": run.config.optimizer.learning_rate,
+        "flops_6nd": run.flops,
         "flops_exact": last["total_flops"],
         **metrics,
     }
 
 
-def _point(
+def _run(
     ladder: Ladder, family: str, size: str, seed: int, elements: float, rate: float, prefix: str = ""
-) -> Point:
+) -> LadderRun:
     spec = ladder.families[family].config.replace("{size}", size)
     base = configs.load(spec, ladder.changes)
     rate = rate or base.optimizer.learning_rate
@@ -215,7 +216,8 @@ def _point(
     }
     changes = (*ladder.changes, *_assignments(fields))
     name = f"{prefix}{family}-{size}-{elements:g}" + (f"-seed{seed}" if seed else "")
-    return Point(family, size, seed, elements, name.replace("+", ""), spec, configs.load(spec, changes), changes)
+    config = configs.load(spec, changes)
+    return LadderRun(family, size, seed, elements, name.replace("+", ""), spec, config, changes)
 
 
 def _assignments(fields: Mapping[str, float]) -> Sequence[str]:

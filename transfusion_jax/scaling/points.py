@@ -2,7 +2,7 @@
 
 A point has `family`, `size` (a name), `parameters`, `elements`, `flops_6nd`, perhaps `flops_exact` and `seed`, and
 its scores by the names of their metrics. What else it has is about the run, and goes into the report: `config`,
-`samples` (a picture, its path as seen from the file), `workdir`, `commit`, `wall_seconds`, and any text.
+`samples` (a picture, its path as seen from the file), `workdir`, `commit`, the numbers of `NUMBERS`, and any text.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PAPER_FILE = Path(__file__).with_name("paper.csv")
 IN_WORKDIR = "points.jsonl"
 FLOPS = {"6nd": "flops_6nd", "exact": "flops_exact"}
 POSITIVE = ("parameters", "elements", "flops_6nd")
-ABOUT = ("config", "samples", "workdir", "commit", "wall_seconds")  # of the run, even where it is a number
-TEXTS = ("family", "size", *ABOUT[:-1])  # cells of CSV that stay as they are
+TEXTS = ("family", "size", "name", "config", "samples", "workdir", "commit")  # cells of CSV that stay as they are
+NUMBERS = ("wall_seconds", "parameters_total", "images", "steps", "learning_rate")  # of the run, and no scores
 FRONTIER, ALL = "frontier", "all"
 FLOORED, BEATEN = "floor", "beaten"
 SAME = 1.01  # times as many FLOPs count as no more: sizes and steps are whole numbers
@@ -194,7 +194,7 @@ def _point(values: Mapping[str, Any], where: str) -> Point:
     require(_is_number(seed) and float(seed).is_integer(), f"{where}: seed must be a whole number, not {seed!r}")
     known = {"family", "size", *POSITIVE, "flops_exact", "seed"}
     rest = {name: value for name, value in values.items() if name not in known}
-    scores = {name: float(value) for name, value in rest.items() if _is_number(value) and name not in ABOUT}
+    scores = {name: float(value) for name, value in rest.items() if _is_number(value) and name not in NUMBERS}
     return Point(
         family=str(values["family"]),
         size=str(values["size"]),

@@ -20,6 +20,7 @@ from scipy import stats
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.config.parsing import parse_as
+from transfusion_jax.storage import Place
 from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.workdir import Workdir
 
@@ -94,9 +95,13 @@ def load(name: str) -> Reference:
     """
     path = Path(name) if name.endswith(".json") else PACKAGED / f"{name}.json"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in PACKAGED.glob("*.json")))
-        raise ConfigError(f"no reference {name}: one of {known}, or a file that `scale reference` wrote")
+        raise ConfigError(f"no reference {name}: one of {known()}, or a file that `scale reference` wrote")
     return parse_as(Reference, json.loads(path.read_text()))
+
+
+def known() -> str:
+    """The names of those that are packaged."""
+    return ", ".join(sorted(file.stem for file in PACKAGED.glob("*.json")))
 
 
 def store(reference: Reference, path: Path) -> None:
@@ -114,7 +119,7 @@ def windows_of(steps: int) -> tuple[int, ...]:
     return tuple(steps * (i + 1) // WINDOWS for i in range(WINDOWS))
 
 
-def curve(workdir: Path, windows: Sequence[int], way: str = "") -> Curve:
+def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
     """A run's means, over the windows that it has trained through.
 
     Raises:
@@ -136,7 +141,7 @@ def curve(workdir: Path, windows: Sequence[int], way: str = "") -> Curve:
     return Curve(run.config().seed, way, losses)
 
 
-def compare(workdir: Path, reference: Reference) -> Verdict:
+def compare(workdir: Place, reference: Reference) -> Verdict:
     """Holds a run to the bands.
 
     Raises:

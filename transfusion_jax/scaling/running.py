@@ -13,6 +13,7 @@ from queue import SimpleQueue
 
 from transfusion_jax.launching.together import Events, Program, Signalled, run_together, take_signals
 
+FAILED = 1  # exit code of a command some of whose trainings failed
 GRACE = 600.0  # seconds; a process alone has no other to wait for
 
 

@@ -26,7 +26,7 @@ from transfusion_jax.storage import Place, for_orbax, sizes
 from transfusion_jax.training import folders, pieces
 from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
 from transfusion_jax.training.files import free_path, write_whole
-from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, part_checksum, shape_text
+from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, nested, part_checksum, shape_text
 from transfusion_jax.training.state import State
 
 BEST = "loss"  # the evaluation metric, lower is better, that `best` means
@@ -113,7 +113,7 @@ class Checkpoints:
         custom = self._custom(step, tree, place, checksums(tree))
         with save_errors(step, self.steps):
             self.directory.mkdir(parents=True, exist_ok=True)
-            with _chunked():
+            with pieces.chunked():
                 self._saving = step, ocp.save_async(for_orbax(self.path(step)), tree, custom_metadata=custom)
 
     def save_weights(self, leaves: Mapping[str, pieces.Leaf]) -> None:
@@ -129,14 +129,14 @@ class Checkpoints:
             StorageError: they could not be written.
         """
         leaves = {f"params/{name}": leaf for name, leaf in leaves.items()}
-        tree = _nested({name: leaf.zeros() for name, leaf in leaves.items()})
+        tree = nested({name: leaf.zeros() for name, leaf in leaves.items()})
         place: dict[str, Any] = {"next_row": 0, "metrics": None, "concluded": True, "totals": {}}
         custom = self._custom(0, tree, place, {name: leaf.checksum() for name, leaf in leaves.items()})
         unfinished = self.directory / f"0{folders.UNFINISHED}"
         with save_errors(0, self.steps):
             self.directory.mkdir(parents=True, exist_ok=True)
             self.clean()
-            context = _chunked()
+            context = pieces.chunked()
             context.memory_options.deepcopy_host_arrays = False
             with context:
                 ocp.save(for_orbax(unfinished), tree, custom_metadata=custom)
@@ -385,33 +385,6 @@ def to_devices(abstract: Any) -> Any:
 
 def _sizes(folder: Place) -> dict[str, int]:
     return {name: size for name, size in sizes(folder).items() if name not in (SIZES, CONCLUDED)}
-
-
-def _chunked() -> ocp.Context:
-    """Has large arrays stored in chunks that are no larger than a piece."""
-    context = ocp.Context()
-    saving = context.array_options.saving
-    saving.storage_options.chunk_byte_size = 4 * pieces.CHUNK
-    saving.scoped_storage_options_creator = _by_matrix
-    return context
-
-
-def _by_matrix(path: Any, leaf: Any) -> Any:
-    """Has large stacks of matrices cut between these first."""
-    del path
-    stacked = leaf.ndim >= pieces.STACKED and pieces.is_cut(leaf.shape)
-    return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,)) if stacked else None
-
-
-def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
 
 
 def _has_ended(response: Any) -> bool:

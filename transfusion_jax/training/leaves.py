@@ -8,6 +8,7 @@ its parts add. A flipped bit always changes it, and entries that changed places 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,18 @@ GOLDEN = 0x9E3779B9  # spreads places over all bits, as in MurmurHash3's finaliz
 BLOCK = 2**20  # entries that NumPy takes at a time
 
 Box = tuple[slice, ...]  # a part of a leaf: where it begins and ends on each axis
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of leaves by such names."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
 
 
 def leaf_names(tree: Any) -> list[str]:

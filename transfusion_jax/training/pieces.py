@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 
 from transfusion_jax.bucket import BucketPath
@@ -68,6 +69,15 @@ def is_cut(shape: tuple[int, ...]) -> bool:
     return math.prod(shape) > CHUNK
 
 
+def chunked() -> ocp.Context:
+    """A context in which Orbax stores large arrays in chunks that are no larger than a piece."""
+    context = ocp.Context()
+    saving = context.array_options.saving
+    saving.storage_options.chunk_byte_size = 4 * CHUNK
+    saving.scoped_storage_options_creator = _by_matrix
+    return context
+
+
 def opened(folder: Place, name: str) -> Any:
     """TensorStore's array of a leaf, to be read and written, in a folder where Orbax saved a tree.
 
@@ -86,6 +96,13 @@ def opened(folder: Place, name: str) -> Any:
         "store_data_equal_to_fill_value": True,  # Orbax takes a chunk that is absent for damage, even one of zeros
     }
     return tensorstore.open(spec, open=True).result()
+
+
+def _by_matrix(path: Any, leaf: Any) -> Any:
+    """Has large stacks of matrices cut between these first."""
+    del path
+    stacked = leaf.ndim >= STACKED and is_cut(leaf.shape)
+    return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,)) if stacked else None
 
 
 def _stretch(shape: tuple[int, ...]) -> tuple[int, int]:
