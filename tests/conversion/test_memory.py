@@ -18,6 +18,4 @@ def test_more_layers_take_no_more_memory(command, peaks):
 @pytest.fixture(scope="module")
 def peaks():
     """Bytes at the peak of each command, by the number of layers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))  # what malloc would keep of freed memory varies
-        return {n: conversion.peaks(layers=n, commands=("from-llama", "to-llama"), **SIZES) for n in (FEW, MANY)}
+    return {n: conversion.peaks(layers=n, commands=("from-llama", "to-llama"), **SIZES) for n in (FEW, MANY)}

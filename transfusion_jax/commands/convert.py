@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from transfusion_jax.commands import convert_autoencoder
 from transfusion_jax.commands.reading import add_reading_flags, choose_weights
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.conversion import llama, shards
+from transfusion_jax.conversion.memory import give_back
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree, saved_tree
 from transfusion_jax.data import tokenizer as tokenizers
@@ -56,8 +58,14 @@ def add_parser(commands: Any) -> None:
     for name, (declare, run, text) in PARTS.items():
         part = parts.add_parser(name, help=text, description=text)
         declare(part)
-        part.set_defaults(run=run, takes_overrides=name == "from-llama")
+        part.set_defaults(run=functools.partial(_run, run), takes_overrides=name == "from-llama")
     convert_autoencoder.add_parsers(parts)
+
+
+def _run(convert: Callable, arguments: argparse.Namespace, overrides: list[str]) -> int:
+    give_back()
+    code: int = convert(arguments, overrides)
+    return code
 
 
 def _declare_from_llama(parser: argparse.ArgumentParser) -> None:
