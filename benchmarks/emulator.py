@@ -43,6 +43,7 @@ def reached(port: int) -> dict[str, str]:
     return {
         "STORAGE_EMULATOR_HOST": f"http://localhost:{port}",
         "FSSPEC_GCS_TOKEN": "anon",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else it asks for a bucket's kind, which goes unanswered
         "TENSORSTORE_GCS_HTTP_URL": f"http://localhost:{port}",
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anyone",  # TensorStore's
     }

@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests compile far more than they compute: with it off, the suite takes half as long again.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would report, from threads that outlive their test
 
 # Many tests start processes that compile the same programs; workers and processes inherit the folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

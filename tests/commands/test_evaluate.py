@@ -145,7 +145,7 @@ def test_a_table_names_the_settings(workdir, capsys, monkeypatch):
     ],
 )
 def test_the_devices_are_shared_as_in_training_where_they_can(changes, expected):
-    mesh = evaluate._mesh(make_task(tiny_config(**(dict(mesh__data=-1) | changes))))
+    mesh = evaluate._mesh(make_task(tiny_config(**(dict(batch_rows=8, mesh__data=-1) | changes))))
     assert {axis: mesh.shape[axis] for axis in expected} == expected
 
 
