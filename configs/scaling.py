@@ -1,13 +1,13 @@
 """The families at several small sizes, on drawn shapes and English prose: what the ladder `cpu` trains.
 
-    transfusion prepare prose --output data/prose512 --tokenizer bpe:512 --held-out 0.05
-    transfusion prepare shapes:50000 --output data/shapes32 --image-size 32 --held-out 0.02 \\
-        --tokenizer data/prose512/tokenizer.json
+    transfusion prepare shapes:20000 --output data/shapes32 --image-size 32 --tokenizer bpe:512 --held-out 0.02
     transfusion autoencoder train --config configs/autoencoder.py:kl,small --workdir runs/kl
     transfusion autoencoder train --config configs/autoencoder.py:vq,small --workdir runs/vq
     transfusion autoencoder export --workdir runs/kl --name kl-f4c8 --output autoencoders/kl-f4c8
     transfusion autoencoder export --workdir runs/vq --name vq-f4 --output autoencoders/vq-f4
-    transfusion prepare … --encode autoencoders/kl-f4c8 --encode autoencoders/vq-f4    # the second command again
+    transfusion prepare shapes:50000:0:corners --output data/ladder-corners --image-size 32 --held-out 0.02 \\
+        --tokenizer data/shapes32/tokenizer.json --encode autoencoders/kl-f4c8 --encode autoencoders/vq-f4
+    transfusion prepare prose --output data/ladder-prose --held-out 0.05 --tokenizer data/shapes32/tokenizer.json
     transfusion scale run --ladder configs/ladders/cpu.py --workdir runs/cpu-ladder --jobs 2
 
 The argument is a size and a family, such as `s,chameleon`. Half of the elements are prose, half are shapes with
@@ -31,11 +31,11 @@ COMMON = dict(
     seed=0,
     steps=2000,
     batch_rows=16,
-    model=dict(vocabulary=512, latent_shape=(8, 8, 8), patch_size=2),
+    model=dict(vocabulary=410, latent_shape=(8, 8, 8), patch_size=2),
     data=dict(
         sources=dict(
-            shapes=dict(path="data/shapes32", weight=1.0),
-            prose=dict(path="data/prose512", weight=1.0),
+            shapes=dict(path="data/ladder-corners", weight=1.0),
+            prose=dict(path="data/ladder-prose", weight=1.0),
         ),
         encoding="kl-f4c8",
         context_length=256,
@@ -46,12 +46,14 @@ COMMON = dict(
     diffusion={},
     optimizer=dict(learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=80, ema_decay=0.998),
     sampling=dict(guidance=3.0),
-    evaluation=dict(suites=SUITES, during_training=SUITES, rows=128, images=200),
+    evaluation=dict(suites=SUITES, during_training=SUITES, rows=128, images=200, scenes="corners"),
     loop=dict(log_every=100, save_every=500),
 )
+# These models are narrow: a patch has 32 values, and to carry their noise takes much of a width of 64 or 96.
+LATENTS = {"diffusion.objective": "x", "sampling.steps": 50}
 FAMILIES: dict[str, dict] = {
-    "linear": {"sampling.steps": 50},
-    "unet": {"sampling.steps": 50, "model.patch_coder": "unet", "model.unet_channels": (32, 64)},
+    "linear": LATENTS,
+    "unet": {**LATENTS, "model.patch_coder": "unet", "model.unet_channels": (32, 64)},
     "chameleon": {
         "model.images": "codes",
         "model.codebook": 512,

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from helpers import tiny_config
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.config import load
@@ -133,20 +132,6 @@ def test_a_table_names_the_settings(workdir, capsys, monkeypatch):
     assert "guidance 2.0" in header
     assert "prompts " in header
     assert "  generation_accuracy   0.5000" in lines
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, dict(data=8, fsdp=1)),  # data=-1
-        (dict(mesh__data=1), dict(data=1, fsdp=8)),  # it was trained on one device
-        (dict(mesh__data=1, model__width=36), dict(data=8, fsdp=1)),  # eight do not divide this width
-        (dict(mesh__data=2, mesh__fsdp=4), dict(data=2, fsdp=4)),
-    ],
-)
-def test_the_devices_are_shared_as_in_training_where_they_can(changes, expected):
-    mesh = evaluate._mesh(make_task(tiny_config(**(dict(batch_rows=8, mesh__data=-1) | changes))))
-    assert {axis: mesh.shape[axis] for axis in expected} == expected
 
 
 def scaled(params, factor):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from transfusion_jax.cache import keep_programs
-from transfusion_jax.commands.reading import add_reading_flags, choose_weights, naming_others
-from transfusion_jax.config import Config, ConfigError, MeshConfig, require
+from transfusion_jax.commands.reading import (
+    add_reading_flags,
+    choose_weights,
+    measuring_mesh,
+    naming_others,
+    shared,
+)
+from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation import results
@@ -24,8 +28,6 @@ from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import METRICS, Entry
 from transfusion_jax.evaluation.suite import SUITES, Suite
 from transfusion_jax.parallel import processes
-from transfusion_jax.parallel.mesh import check_batch, make_mesh
-from transfusion_jax.parallel.sharding import state_shardings
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.workdir import Workdir
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     data = data_loading.load(config, workdir.codec().statistics)
     task = make_task(config)
     protocol, again = arguments.protocol, arguments.again
-    job = _Job(task, data, _mesh(task), workdir, weights, suites, protocol, again, say)
+    job = _Job(task, data, measuring_mesh(task), workdir, weights, suites, protocol, again, say)
     with Checkpoints(workdir.checkpoints) as checkpoints:
         if arguments.follow:
             reports = job.follow(checkpoints)
@@ -123,7 +125,7 @@ class _Job:
             self.say(f"{suite.name}: {_words(settings)}{', measured before' if entry else ''}")
             if entry is None:
                 if params is None:
-                    params = self._load(checkpoints, step)
+                    params = checkpoints.weights(step, self.weights, shared(self.task, self.mesh))
                 with jax.set_mesh(self.mesh):
                     metrics = suite.run(self.task, params, self.data, jax.random.key(config.seed))
                 entry = {**key, METRICS: metrics}
@@ -133,13 +135,6 @@ class _Job:
                 self.say(f"  {name:<{width}}  {value:7.4f}")
             entries.append(entry)
         return entries
-
-    def _load(self, checkpoints: Checkpoints, step: int) -> Any:
-        """The weights, split over the mesh."""
-        abstract = self.task.model.abstract_params()
-        shardings = state_shardings(abstract, self.mesh)
-        split = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-        return checkpoints.weights(step, self.weights, split)
 
 
 def _suites(arguments: argparse.Namespace, config: Config) -> list[Suite]:
@@ -156,28 +151,6 @@ def _suites(arguments: argparse.Namespace, config: Config) -> list[Suite]:
     if not drawing or (arguments.suite and others):
         raise ConfigError(f"--protocol says how to draw, and {', '.join(others)} draws nothing: name other suites")
     return drawing
-
-
-def _mesh(task: ModelTask) -> Mesh:
-    """The run's own mesh, or one that splits the parameters over all devices, or one that has them whole on each.
-
-    It is the first that covers the devices, which may be others than the run's, and divides parameters and rows.
-    One process leaves devices out where none does.
-
-    Raises:
-        ConfigError: the rows of a batch cannot be split over the devices of several processes.
-    """
-    config, abstract = replace(task.config, accumulation=1), task.model.abstract_params()
-    for sizes in (config.mesh, MeshConfig(data=1, fsdp=-1)):
-        with suppress(ConfigError, ValueError):
-            mesh = make_mesh(sizes)
-            check_batch(mesh, config)
-            jax.tree.map(lambda x, s: s.shard_shape(x.shape), abstract, state_shardings(abstract, mesh))
-            return mesh
-    few = jax.devices()[: math.gcd(config.batch_rows, jax.device_count())]
-    mesh = make_mesh(MeshConfig(), few if processes.count() == 1 else None)
-    check_batch(mesh, config)
-    return mesh
 
 
 def _words(settings: dict[str, Any]) -> str:

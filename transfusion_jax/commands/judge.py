@@ -10,7 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.commands.reading import add_reading_flags, read_model
+import jax
+
+from transfusion_jax.commands.reading import add_reading_flags, measuring_mesh, read_model
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.load import Data
@@ -46,8 +48,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     ask: Ask = arguments.prepare(arguments)  # what is missing is said before weights are read
     say = lambda line: print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)  # noqa: E731
-    task, params, workdir, step, weights = read_model(arguments, say)
-    metrics, about = ask(task, params, workdir)
+    task, params, workdir, step, weights = read_model(arguments, say, measuring_mesh)
+    with jax.set_mesh(measuring_mesh(task)):
+        metrics, about = ask(task, params, workdir)
     report = {"judge": arguments.judge, "step": step, "weights": weights, **about, "metrics": metrics}
     path = workdir.path / f"judge-{arguments.judge}.json"
     write_whole(path, json.dumps(report, indent=2) + "\n")
