@@ -10,9 +10,9 @@
     transfusion prepare prose --output data/ladder-prose --held-out 0.05 --tokenizer data/shapes32/tokenizer.json
     transfusion scale run --ladder configs/ladders/cpu.py --workdir runs/cpu-ladder --jobs 2
 
-The argument is a size and a family, such as `s,chameleon`. Half of the elements are prose, half are shapes with
-captions, as half of the paper's are text. An image takes 16 elements of Transfusion's and 64 of Chameleon's, the
-ratio that the paper has (256 and 1,024).
+The argument is a size and a family, such as `s,chameleon`; the ladder `ablations` trains most of the families.
+Half of the elements are prose, half are shapes with captions, as half of the paper's are text. An image takes 16
+elements of Transfusion's and 64 of Chameleon's, the ratio that the paper has (256 and 1,024).
 """
 
 from ml_collections import ConfigDict
@@ -51,9 +51,17 @@ COMMON = dict(
 )
 # These models are narrow: a patch has 32 values, and to carry their noise takes much of a width of 64 or 96.
 LATENTS = {"diffusion.objective": "x", "sampling.steps": 50}
+UNET = {**LATENTS, "model.patch_coder": "unet", "model.unet_channels": (32, 64)}
 FAMILIES: dict[str, dict] = {
     "linear": LATENTS,
-    "unet": {**LATENTS, "model.patch_coder": "unet", "model.unet_channels": (32, 64)},
+    "unet": UNET,
+    "causal": {**LATENTS, "model.image_attention": "causal"},
+    "unet-causal": {**UNET, "model.image_attention": "causal"},
+    "none-1x1": {**LATENTS, "model.patch_coder": "none", "model.patch_size": 1, "data.max_images": 3},
+    "linear-4x4": {**LATENTS, "model.patch_size": 4, "data.max_images": 14},
+    "unet-4x4": {**UNET, "model.unet_channels": (32, 64, 64), "model.patch_size": 4, "data.max_images": 14},
+    "unet-limit": {**UNET, "diffusion.image_first_limit": 500},
+    "epsilon": {**LATENTS, "diffusion.objective": "epsilon"},
     "chameleon": {
         "model.images": "codes",
         "model.codebook": 512,

@@ -44,6 +44,19 @@ def test_fit_prints_the_papers_ratios(capsys):
     assert f"$ transfusion scale fit --points paper\n{out}```\n" in (ROOT / "docs/scaling.md").read_text()
 
 
+def test_table_averages_seeds(tmp_path, capsys):
+    points = [point(seed=seed, loss_text=loss) for seed, loss in enumerate((1.0, 2.0))]
+    write(tmp_path / "points.jsonl", [*points, point("theirs", cider=5.0)])
+    command = ["scale", "table", "--workdir", str(tmp_path)]
+    assert main(command) == 0
+    head, ours, theirs = (re.split("  +", line.strip()) for line in capsys.readouterr().out.splitlines())
+    assert head == ["family", "size", "elements", "runs", "cider ↑", "loss_text ↓"]
+    assert ours == ["ours", "0.2M", "10M", "2", "–", "1.50 ± 0.71"]
+    assert theirs == ["theirs", "0.2M", "10M", "1", "5.00", "–"]
+    assert main([*command, "--metric", "loss_text", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][1] == [*theirs[:4], "–"]
+
+
 def test_fit_prints_json(workdir, capsys):
     command = ["scale", "fit", "--workdir", str(workdir), "--json", "--flops", "exact", "--bootstrap", "200"]
     assert main(command) == 0

@@ -99,13 +99,13 @@ def test_a_ladder_that_is_not_there_is_named(tmp_path):
         ladder.load(tmp_path / "none.py")
 
 
-@pytest.mark.parametrize("name", ["paper", "academic", "gpu", "cpu"])
+@pytest.mark.parametrize("name", ["paper", "academic", "gpu", "cpu", "ablations"])
 def test_the_ladders_of_the_project_hold_runs(name):
     found = ladder.load(Path(f"configs/ladders/{name}.py"))
     points = [*ladder.sweep_runs(found), *ladder.runs(found, {})]
     assert len({point.name for point in points}) == len(points)
     compute = [point.flops for point in ladder.runs(found, {})]
-    assert max(compute) / min(compute) >= 16
+    assert max(compute) / min(compute) >= 16 or name == "ablations"
     if name == "academic":
         assert sum(compute) + sum(costs.drawing_flops(point.config) for point in points) < 1e21
 

@@ -12,7 +12,7 @@ from transfusion_jax.commands import scale_compare, scale_run
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.scaling import tables
 from transfusion_jax.scaling.points import ALL, FLOPS, FRONTIER, IN_WORKDIR, PAPER, read
-from transfusion_jax.scaling.study import BASELINE, Options, Study, study, to_dict
+from transfusion_jax.scaling.study import BASELINE, Options, Study, chosen, study, to_dict
 from transfusion_jax.storage import Place, place
 
 NEEDED = "transfusion scale plot needs matplotlib: pip install 'transfusion-jax[plot]'"
@@ -31,8 +31,7 @@ def add_parser(commands: Any) -> None:
     scale_compare.add_parsers(parts)
 
 
-def _declare_fit(parser: argparse.ArgumentParser) -> None:
-    defaults = Options()
+def _declare_table(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=place, metavar="DIR", help=f"a ladder's folder, with its {IN_WORKDIR}")
     source.add_argument("--points", metavar="FILE", help=f"points as .jsonl or .csv; {PAPER}: those of its tables")
@@ -43,6 +42,24 @@ def _declare_fit(parser: argparse.ArgumentParser) -> None:
         help="a metric (default: all that are known); NAME:lower or NAME:higher says which way is better of one "
         "that is not, and NAME:higher:4 from which score on it counts",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _table(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    points = read(_source(arguments))
+    metrics = chosen(points, tuple(arguments.metric or ()))
+    require(bool(metrics), "no metric here is known: name one with its direction, as in --metric NAME:lower")
+    found = tables.scores(points, metrics)
+    print(
+        json.dumps({"head": found.head, "rows": found.rows}) if arguments.json else "\n".join(tables.align(found))
+    )
+    return 0
+
+
+def _declare_fit(parser: argparse.ArgumentParser) -> None:
+    defaults = Options()
+    _declare_table(parser)
     parser.add_argument(
         "--reference", metavar="FAMILY", help=f"whose largest run is to be matched (default: {BASELINE}, if there)"
     )
@@ -57,7 +74,6 @@ def _declare_fit(parser: argparse.ArgumentParser) -> None:
         "--bootstrap", type=int, default=defaults.bootstrap, metavar="N", help="draws (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _fit(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -93,16 +109,21 @@ def _plot(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 PARTS: dict[str, tuple[Callable, Callable, str]] = {
+    "table": (_declare_table, _table, "every family's scores at every size, seeds averaged"),
     "fit": (_declare_fit, _fit, "lines through a ladder's points, and parity FLOP ratios with intervals"),
     "plot": (_declare_plot, _plot, "the same as figures, one page with everything, and LaTeX tables"),
 }
+
+
+def _source(arguments: argparse.Namespace) -> str:
+    return arguments.points or str(arguments.workdir / IN_WORKDIR)
 
 
 def _study(arguments: argparse.Namespace) -> tuple[Study, Place]:
     """The fits, and the folder that paths of samples are seen from."""
     require(arguments.bootstrap >= 0, f"--bootstrap must not be negative, not {arguments.bootstrap}")
     require(arguments.seed >= 0, f"--seed must not be negative, not {arguments.seed}")
-    source = arguments.points or str(arguments.workdir / IN_WORKDIR)
+    source = _source(arguments)
     options = Options(
         metrics=tuple(arguments.metric or ()),
         reference=arguments.reference,

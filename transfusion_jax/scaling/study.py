@@ -71,9 +71,9 @@ def study(points: Sequence[Point], options: Options, source: str) -> Study:
             through, or a score that has no logarithm.
     """
     present = {name for point in points for name in point.scores}
-    chosen = [table.parse(spec, present) for spec in options.metrics] or table.known(present)
+    metrics = chosen(points, options.metrics)
     require(
-        bool(chosen),
+        bool(metrics),
         f"{source} has no metric that is known ({', '.join(sorted(present)) or 'none at all'}): "
         "name one with its direction, as in --metric NAME:lower",
     )
@@ -81,13 +81,23 @@ def study(points: Sequence[Point], options: Options, source: str) -> Study:
     reference = options.reference or (BASELINE if BASELINE in families else None)
     if reference is not None:
         require(reference in families, f"no point is of --reference {reference}; {nearest(reference, families)}")
-    panels = [_panel(metric, families, points, options, reference) for metric in chosen]
+    panels = [_panel(metric, families, points, options, reference) for metric in metrics]
     require(
         any(fit.line for panel in panels for fit in panel.fits),
         f"{source}: nothing to fit. {_reasons(panels)}",
     )
-    unused = sorted(present - {metric.name for metric in chosen}) if not options.metrics else []
+    unused = sorted(present - {metric.name for metric in metrics}) if not options.metrics else []
     return Study(source, list(points), options, reference, panels, unused)
+
+
+def chosen(points: Sequence[Point], specs: Sequence[str]) -> list[Metric]:
+    """The metrics that are named as `--metric` names them; none named: all of the table that the points have.
+
+    Raises:
+        ConfigError: no point has one of them, or it is not known and has no direction.
+    """
+    present = {name for point in points for name in point.scores}
+    return [table.parse(spec, present) for spec in specs] or table.known(present)
 
 
 def to_dict(found: Study) -> dict[str, Any]:

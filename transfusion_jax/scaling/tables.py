@@ -1,15 +1,17 @@
-"""A study as tables and notes: the same rows for the terminal, the report and LaTeX."""
+"""Points and studies of them as tables and notes: the same rows for the terminal, the report and LaTeX."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transfusion_jax.scaling.fits import Curve, HeldOut, Line
+from transfusion_jax.scaling.metrics import Metric
 from transfusion_jax.scaling.parity import Parity
-from transfusion_jax.scaling.points import ALL, BEATEN, FLOORED, FRONTIER
+from transfusion_jax.scaling.points import ALL, BEATEN, FLOORED, FRONTIER, Point
 from transfusion_jax.scaling.study import Fit, Panel, Study
 
 FLOPS = {"6nd": "6ND", "exact": "exact"}
@@ -101,6 +103,18 @@ def text(found: Study) -> str:
     return "\n".join([*lines, "", *notes(found)]).rstrip()
 
 
+def scores(points: Sequence[Point], metrics: Sequence[Metric]) -> Table:
+    """A row for each family, size and number of elements: the mean over its seeds, ± their standard deviation."""
+    groups: dict[tuple[str, str, float], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.family, point.size, point.elements), []).append(point)
+    rows = []
+    for (family, size, elements), group in groups.items():
+        cells = [_spread([p.scores[m.name] for p in group if m.name in p.scores]) for m in metrics]
+        rows.append([family, size, amount(elements), str(len(group)), *cells])
+    return Table("", ["family", "size", "elements", "runs", *(f"{m.name} {m.arrow}" for m in metrics)], rows)
+
+
 def latex(found: Study) -> str:
     """The tables for LaTeX with the package booktabs."""
     blocks = [f"% Written by transfusion scale plot from {found.source}. In the preamble: \\usepackage{{booktabs}}"]
@@ -158,6 +172,13 @@ def escape(cell: str) -> str:
     """A cell's text as LaTeX."""
     plain = "".join(LATEX.get(letter, letter) for letter in cell)
     return MINUS.sub("$-$", POWER.sub(r"$\1\\times10^{\2}$", plain))
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return NOTHING
+    mean = score(statistics.fmean(values))
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
 def _latex_row(cells: Iterable[str]) -> str:
