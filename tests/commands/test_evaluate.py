@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +134,23 @@ def test_a_table_names_the_settings(workdir, capsys, monkeypatch):
     assert "guidance 2.0" in header
     assert "prompts " in header
     assert "  generation_accuracy   0.5000" in lines
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(workdir, tmp_path, capsys):
+    other = shutil.copytree(workdir, tmp_path / "other")
+    command = [sys.executable, "-m", "transfusion_jax.cli"]
+    launch = ["launch", "local", "--processes", "2", "--devices-per-process", "2", "--"]
+    done = subprocess.run([*command, *launch, "evaluate", "--workdir", str(other)], cwd=ROOT, timeout=600)
+    assert done.returncode == 0
+    together, alone = entries(other), evaluated(workdir, capsys)
+    assert [without_metrics(entry) for entry in together] == [without_metrics(entry) for entry in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4)
+
+
+def without_metrics(entry):
+    return {name: value for name, value in entry.items() if name != "metrics"}
 
 
 def scaled(params, factor):
