@@ -11,12 +11,7 @@ one that is done is passed over.
 from __future__ import annotations
 
 import argparse
-import os
-import queue
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +26,8 @@ from transfusion_jax.flops import count_parameters
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.scaling.ladder import training
+from transfusion_jax.scaling.running import Training, run_trainings
 from transfusion_jax.training.metrics import record_of
 from transfusion_jax.training.tasks import ModelTask
 from transfusion_jax.training.workdir import Workdir
@@ -89,11 +86,10 @@ class Point:
     name: str
     changes: dict[str, float] = field(default_factory=dict)
 
-    def command(self, root: Path) -> list[str]:
-        """What trains it."""
-        changes = [f"--config.{name}={value}" for name, value in self.changes.items()]
-        train = ["train", "--config", f"{CONFIG}:{self.family}", "--workdir", str(root / self.name), *changes]
-        return [sys.executable, "-m", "transfusion_jax.cli", *train]
+    def training(self, root: Path) -> Training:
+        """What trains it, in a workdir of its name."""
+        changes = [f"{name}={value}" for name, value in self.changes.items()]
+        return training(self.name, root, root, f"{CONFIG}:{self.family}", changes)
 
 
 def main() -> None:
@@ -140,29 +136,23 @@ def changes_of(steps: int, rate: float) -> dict[str, float]:
 
 
 def train(points: Sequence[Point], root: Path, jobs: int) -> None:
-    """Runs them all, `jobs` at a time; the first that fails ends the rest.
+    """Runs them all, `jobs` at a time.
 
     Raises:
-        subprocess.CalledProcessError: a run failed; its log says why.
+        SystemExit: a signal came, or a run failed; its log says why.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    places: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-    cores = sorted(os.sched_getaffinity(0))
-    for job in range(jobs):
-        places.put(set(cores[job::jobs]))
+    failed: list[Training] = []
 
-    def run(point: Point) -> None:
-        place = places.get()
-        try:
-            print(point.name, flush=True)
-            with (root / f"{point.name}.log").open("a") as log:
-                pinned = ["taskset", "--cpu-list", ",".join(map(str, place)), *point.command(root)]
-                subprocess.run(pinned, check=True, stdout=log, stderr=subprocess.STDOUT)
-        finally:
-            places.put(place)
+    def ended(training: Training, code: int) -> None:
+        failed.extend([training] if code else [])
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, points))
+    def begun(training: Training) -> None:
+        print(training.name, flush=True)
+
+    if run_trainings([point.training(root) for point in points], jobs, (), begun, ended):
+        raise SystemExit("interrupted: the same command goes on")
+    if failed:
+        raise SystemExit(f"failed: see {', '.join(str(each.log) for each in failed)}")
 
 
 def write_page(root: Path, output: Path) -> None:
