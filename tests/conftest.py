@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 
@@ -26,6 +27,14 @@ atexit.register(shutil.rmtree, plans, ignore_errors=True)
 os.environ["TRANSFUSION_CACHE"] = plans
 
 pytest_plugins = ["drills.table"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """JAX holds each program that it compiled in memory maps, of which Linux gives a process 65,530."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

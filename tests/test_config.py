@@ -56,6 +56,7 @@ EXECUTION = {
     "loop.keep_every",
     "loop.evaluate_every",
     "loop.sample_every",
+    "loop.stop_at",
     "loop.hang_after",
 }
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -126,3 +127,19 @@ def test_mistakes_are_caught(mistake, tmp_path, capsys):
     workdir = train(tmp_path, str(WRONG), mistake)
     assert main(["scale", "compare", "--run", str(workdir), "--reference", "debug"]) == 1
     assert "this is not how debug trains" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_reference_of_a_runs_beginning(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device
+    made, runs = tmp_path / "begin.json", tmp_path / "runs"
+    recipe = ["--config", "configs/debug.py", "--config.steps=80", "--config.loop.log_every=1"]
+    command = ["scale", "reference", *recipe, "--workdir", str(runs), "--output", str(made), "--seeds", "3"]
+    assert main([*command, "--until", "81"]) == 2
+    assert "--until 81 must lie between 8, so" in capsys.readouterr().err
+    assert main([*command, "--until", "8", "--jobs", "2"]) == 0
+    found = reference.load(str(made))
+    assert found.windows == tuple(range(1, 9))
+    assert [curve.way for curve in found.curves] == ["", "", "", "model.compute_dtype=bfloat16", "accumulation=2"]
+    assert found.command == shlex.join(["transfusion", "train", *recipe])
+    assert main(["scale", "compare", "--run", str(runs / "seed1"), "--reference", str(made)]) == 0

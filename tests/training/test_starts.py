@@ -45,6 +45,18 @@ def test_a_finished_run_begun_again_says_so_and_changes_nothing(parent):
     assert [e["event"] for e in history(parent)][:2] == ["start", "resume"]
 
 
+def test_a_run_stops_where_it_is_told_to_and_goes_on_as_if_it_had_not(parent, tmp_path):
+    loop = dict(log_every=1, save_every=2, evaluate_every=0)
+    for _ in range(2):
+        outcome = tiny_run(tmp_path, config(loop=loop | dict(stop_at=3)))
+        assert (outcome.step, outcome.interrupted) == (3, False)
+        assert Checkpoints(tmp_path / "checkpoints").steps == [2, 3]
+    assert "is done: 3 of 8 steps. To train on: without loop.stop_at" in (tmp_path / "said").read_text()
+    assert tiny_run(tmp_path, config()).step == 8
+    stopped, once = metrics(tmp_path), metrics(parent)
+    assert [[stopped[s][n] for n in EXACT] for s in once] == [[once[s][n] for n in EXACT] for s in once]
+
+
 def test_a_fork_goes_on_as_its_parent_did_with_its_metrics_marked(parent, tmp_path):
     source = f"{parent}:4"
     assert source_config(Start(fork_from=source)) == config()

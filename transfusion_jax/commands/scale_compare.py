@@ -41,6 +41,9 @@ def add_parsers(parts: Any) -> None:
     make.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     make.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
     make.add_argument("--seeds", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    make.add_argument(
+        "--until", type=int, metavar="STEP", help="train and compare no further (default: to the end)"
+    )
     make.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     make.set_defaults(run=_make, takes_overrides=True)
 
@@ -69,10 +72,18 @@ def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
     require(arguments.seeds > 2, f"--seeds {arguments.seeds} make no band: 3 at least")
     require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
     config, root = configs.load(arguments.config, overrides), arguments.workdir
+    until = config.steps if arguments.until is None else arguments.until
+    low = reference.WINDOWS * config.loop.log_every
+    require(
+        low <= until <= config.steps,
+        f"--until {until} must lie between {low:,}, so that every {reference.WINDOWS}th of it has a record, "
+        f"and {config.steps:,}, the run's steps",
+    )
     runs = {f"seed{seed}": ("", [f"seed={seed}"]) for seed in range(arguments.seeds)}
     runs |= {f"seed0-way{i}": (way, [way]) for i, way in enumerate(WAYS)}
     trainings = [
-        training(name, root, root, arguments.config, [*overrides, *more]) for name, (_, more) in runs.items()
+        training(name, root, root, arguments.config, [*overrides, *more, f"loop.stop_at={until}"])
+        for name, (_, more) in runs.items()
     ]
     codes: list[int] = []
 
@@ -84,7 +95,7 @@ def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return INTERRUPTED
     if any(codes):
         return FAILED
-    windows = reference.windows_of(config.steps)
+    windows = reference.windows_of(until)
     curves = tuple(reference.curve(root / name, windows, way) for name, (way, _) in runs.items())
     words = ["transfusion", "train", "--config", arguments.config, *(f"--config.{o}" for o in overrides)]
     name = arguments.output.stem

@@ -90,11 +90,12 @@ class LoopConfig:
     keep_every: int = execution(0)  # checkpoints at multiples of this step are kept for good
     evaluate_every: int = execution(1000)
     sample_every: int = execution(0)
+    stop_at: int = execution(0)  # step after which it saves and ends; the same command without it goes on
     hang_after: int = execution(1800)  # seconds without a step or an evaluation that end the process
 
     def __post_init__(self) -> None:
         positive(self, "loop.", "log_every", "save_every", "keep")
-        for name in ("keep_every", "evaluate_every", "sample_every", "hang_after"):
+        for name in ("keep_every", "evaluate_every", "sample_every", "stop_at", "hang_after"):
             require(getattr(self, name) >= 0, f"loop.{name} must not be negative")
         require(
             self.keep_every % self.save_every == 0,

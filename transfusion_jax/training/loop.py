@@ -70,7 +70,7 @@ def train(
     say: Callable[[str], None] = print,
     watching: Watching = NOTHING_MORE,
 ) -> Outcome:
-    """Trains to the config's last step, from the newest checkpoint in the workdir or from the start.
+    """Trains to the last step or `loop.stop_at`, from the newest checkpoint in the workdir or from the start.
 
     Args:
         task: what is trained.
@@ -99,11 +99,10 @@ def train(
         state, next_row, concluded = start(task, config, mesh, checkpoints, workdir, say)
         first = int(state.step)
         say_where(state, abstract_state(task, config, mesh), say)
-        if first >= config.steps and concluded:
-            say(
-                f"{workdir.path} is done: {first} of {config.steps} steps. "
-                "To train on: --config.steps=MORE --accept-changes steps"
-            )
+        end = last_step(config)
+        if first >= end and concluded:
+            more = "without loop.stop_at" if end < config.steps else "--config.steps=MORE --accept-changes steps"
+            say(f"{workdir.path} is done: {first} of {config.steps} steps. To train on: {more}")
             return Outcome(first)
         sharding = batch_sharding(mesh)
         local = local_rows(sharding, config.batch_rows)
@@ -124,7 +123,7 @@ def train(
                 checkpoints.conclude(first, run.held_out(metrics))
             step_function = make_step(task, config, mesh)
             outcome, compared = Outcome(first), False
-            while outcome.step < config.steps and not outcome.interrupted:
+            while outcome.step < end and not outcome.interrupted:
                 step = outcome.step + 1
                 with watch.waiting():
                     batch = to_global(next(batch_of), sharding)
@@ -149,7 +148,14 @@ def train(
         say(f"stopped at step {outcome.step} and saved; run the same command to go on")
     else:
         say(f"trained {outcome.step} steps in {duration(timer.total)}")
+        if outcome.step < config.steps:
+            say(f"the run has {config.steps}: to go on, the same command without loop.stop_at")
     return outcome
+
+
+def last_step(config: Run) -> int:
+    """The step that training ends with for now."""
+    return min(config.steps, config.loop.stop_at or config.steps)
 
 
 def start(
@@ -245,7 +251,7 @@ class _Run:
         self.watch.stepped(report)
         self.unseen.append((step, report))
         stopping = self.asked_to_end if count() > 1 else self.interruption.requested
-        last = stopping or step == self.config.steps
+        last = stopping or step == last_step(self.config)
         logging = last or step % loop.log_every == 0
         saving = last or step % loop.save_every == 0
         due = self.due(step)
