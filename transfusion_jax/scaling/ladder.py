@@ -20,6 +20,7 @@ from transfusion_jax.training.metrics import record_of
 from transfusion_jax.training.workdir import Workdir
 
 HELD_OUT = "held_out/"  # before the names of what is measured during training
+ALIKE = 1.01  # times the sweep's lowest loss is as good: larger and longer runs want lower rates, if any others
 
 
 @dataclass(frozen=True)
@@ -160,19 +161,23 @@ def runs(ladder: Ladder, rates: Mapping[str, float]) -> list[LadderRun]:
 
 
 def best_rates(ladder: Ladder, root: Place) -> dict[str, float]:
-    """By family, the sweep's rate with the lowest held-out loss, the loss that the family is trained on.
+    """By family, the sweep's lowest rate whose held-out loss is the lowest or all but that: see `ALIKE`.
+
+    The loss is what the family is trained on.
 
     Raises:
         ConfigError: a run of the sweep is not done, or measured no such loss.
     """
-    best: dict[str, tuple[float, float]] = {}
+    losses: dict[str, dict[float, float]] = {}
     for run in sweep_runs(ladder):
         loss = run.measured(root).get(f"{HELD_OUT}loss")
         if loss is None:
             raise ConfigError(f"{root / run.name} of the sweep has no held-out loss at its end")
-        found = loss, run.config.optimizer.learning_rate
-        best[run.family] = min(best.get(run.family, found), found)
-    return {family: rate for family, (_, rate) in best.items()}
+        losses.setdefault(run.family, {})[run.config.optimizer.learning_rate] = loss
+    return {
+        family: min(rate for rate, loss in found.items() if loss <= ALIKE * min(found.values()))
+        for family, found in losses.items()
+    }
 
 
 def record(run: LadderRun, root: Place) -> dict[str, float | str | int]:
