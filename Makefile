@@ -1,4 +1,4 @@
-# make demo       trains on handwritten digits, draws, captions, scores: seven to nine minutes on two cores
+# make demo       trains on handwritten digits, draws, captions, scores: about six minutes on two cores
 # make page       uses the page of `transfusion serve` on that run, in Debian's Chromium; takes docs/page.png
 # make test       the tests, without PyTorch
 # make test-all   every test but the drills: slow ones, and parity with Hugging Face, diffusers and PyTorch

@@ -12,7 +12,7 @@ The argument is a size, then options after commas:
     llama           text alone, the text half of the batch: 1M tokens per step (table 4)
     chameleon-text  the same with Chameleon's modifications for stability (table 4)
 
-    Of the last three kinds one at most. Those of text alone need sources without images.
+    Of `chameleon`, `llama` and `chameleon-text` one at most. The last two need sources without images.
 """
 
 from ml_collections import ConfigDict

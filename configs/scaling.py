@@ -6,7 +6,9 @@
     transfusion autoencoder export --workdir runs/kl --name kl-f4c8 --output autoencoders/kl-f4c8
     transfusion autoencoder export --workdir runs/vq --name vq-f4 --output autoencoders/vq-f4
     transfusion prepare shapes:50000:0:corners --output data/ladder-corners --image-size 32 --held-out 0.02 \\
-        --tokenizer data/shapes32/tokenizer.json --encode autoencoders/kl-f4c8 --encode autoencoders/vq-f4
+        --tokenizer data/shapes32/tokenizer.json --encode autoencoders/kl-f4c8
+    transfusion prepare shapes:50000:0:corners --output data/ladder-corners --image-size 32 --held-out 0.02 \\
+        --tokenizer data/shapes32/tokenizer.json --encode autoencoders/vq-f4
     transfusion prepare prose --output data/ladder-prose --held-out 0.05 --tokenizer data/shapes32/tokenizer.json
     transfusion scale run --ladder configs/ladders/cpu.py --workdir runs/cpu-ladder --jobs 2
 

@@ -25,7 +25,7 @@ def get_ladder() -> ConfigDict:
                 for size, n in PARAMETERS.items()
             ],
             warmup=0.02,
-            changes=("batch_rows=128",),  # half a million elements: the smallest budget is 700 steps
+            changes=("batch_rows=128", "mesh.fsdp=8"),  # half a million elements: the smallest budget is 700 steps
             topology="v5e-64",
         )
     )

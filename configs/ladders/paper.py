@@ -24,6 +24,8 @@ def get_ladder() -> ConfigDict:
             scales=[dict(size=size, elements=ELEMENTS) for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b")],
             warmup=4000 / 250_000,
             final_rate=0.05,
+            # 7B is not whole on one device; the guidance is section 4.2's
+            changes=("mesh.fsdp=32", "sampling.guidance=5.0"),
             topology="v5p-512",
         )
     )

@@ -39,6 +39,13 @@ def test_families_see_the_same_elements_and_text_alone_its_share():
     assert points["linear"].steps == points["chameleon"].steps == 2 * points["text"].steps
 
 
+def test_changes_are_of_all_families_or_of_one():
+    families = FAMILIES | {"linear": Family(SPEC % "linear", changes=("z_loss=0.5",))}
+    linear, chameleon = ladder.runs(make(families=families, changes=("batch_rows=32",)), {})
+    assert linear.config.batch_rows == chameleon.config.batch_rows == 32
+    assert (linear.config.z_loss, chameleon.config.z_loss) == (0.5, 1e-5)
+
+
 def test_words_train_what_the_point_says():
     point = ladder.runs(make(changes=("batch_rows=32",)), {})[0]
     words = point.training(Path("W"), Path("logs")).words

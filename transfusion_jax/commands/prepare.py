@@ -62,7 +62,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--limit", type=int, default=0, help="records of each input shard: to try things out")
     encoding = parser.add_argument_group("encoding", "Pixels are always stored; encodings can be added later.")
     encoding.add_argument(
-        "--encode", metavar="AUTOENCODER", help="also store latents: dct-f8c8, or a trained one's folder"
+        "--encode",
+        action="append",
+        metavar="AUTOENCODER",
+        help="also store latents: dct-f8c8, or a trained one's folder; for another, give the command again",
     )
     encoding.add_argument("--log-variances", action="store_true", help="of --encode: store them beside the means")
     reading = parser.add_argument_group("reading")
@@ -117,7 +120,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         limit=arguments.limit,
     )
     require(bool(arguments.encode) or not arguments.log_variances, "--log-variances goes with --encode")
-    coder = autoencoders.load(arguments.encode) if arguments.encode else None
+    encode = arguments.encode or []
+    require(len(encode) < 2, "--encode takes one autoencoder at a time: give the command again for another")
+    coder = autoencoders.load(encode[0]) if encode else None
     if coder:
         side, _, channels = coder.image_shape((1, 1, job.channels))
         require(

@@ -30,6 +30,7 @@ class Family:
     config: str  # FILE:arg, where {size} stands for a size's name
     learning_rate: float = 0.0  # of all sizes; 0: the sweep's best, or the config's own where nothing is swept
     share: float = 1.0  # of a budget's elements: the half that is text, for models of text alone
+    changes: tuple[str, ...] = ()  # of its runs' config beside the ladder's, as FIELD=VALUE
 
     def __post_init__(self) -> None:
         require("{size}" in self.config, f"families.*.config {self.config!r} must hold {{size}}, a size's name")
@@ -206,7 +207,8 @@ def _run(
     ladder: Ladder, family: str, size: str, seed: int, elements: float, rate: float, prefix: str = ""
 ) -> LadderRun:
     spec = ladder.families[family].config.replace("{size}", size)
-    base = configs.load(spec, ladder.changes)
+    given = (*ladder.changes, *ladder.families[family].changes)
+    base = configs.load(spec, given)
     rate = rate or base.optimizer.learning_rate
     steps = round(elements * ladder.families[family].share / base.elements_per_step)
     require(steps > 0, f"{elements:g} elements are less than a step of {spec}, {base.elements_per_step:,}")
@@ -219,7 +221,7 @@ def _run(
         "loop.evaluate_every": steps,
         "loop.sample_every": steps if base.model.images != "none" else 0,
     }
-    changes = (*ladder.changes, *_assignments(fields))
+    changes = (*given, *_assignments(fields))
     name = f"{prefix}{family}-{size}-{elements:g}" + (f"-seed{seed}" if seed else "")
     config = configs.load(spec, changes)
     return LadderRun(family, size, seed, elements, name.replace("+", ""), spec, config, changes)

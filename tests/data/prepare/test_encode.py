@@ -126,6 +126,12 @@ def test_log_variances_that_are_not_there_are_refused(tmp_path, capsys):
     assert main([*command[:-1], "kl-f9"]) == 2
 
 
+def test_a_second_autoencoder_in_one_command_is_refused(tmp_path, capsys):
+    command = ["prepare", *SHAPES, "--output", str(tmp_path), "--encode", "dct-f4c12", "--encode", "dct-f8c8"]
+    assert main(command) == 2
+    assert "--encode takes one autoencoder at a time" in capsys.readouterr().err
+
+
 def shapes(tmp_path):
     prepare(tmp_path / "data", ["shapes:20"], image_size=32)
     reading = ReadOptions(image_size=32)
