@@ -21,7 +21,7 @@ def test_a_run_that_lost_a_process_is_started_again_and_ends_with_equal_losses(t
     assert undisturbed.end() == 0, undisturbed.text
     assert "2 processes" in undisturbed.text
 
-    harmed = Launched(tmp_path / "b", "--restarts=1")
+    harmed = Launched(tmp_path / "b", "--restarts=1", train=[*TRAIN, "--config.loop.save_every=2"])  # one is whole
     harmed.wait_for("step 13/")
     os.kill(harmed.process_number(1), signal.SIGKILL)
     assert harmed.end() == 0, harmed.text
@@ -89,12 +89,12 @@ def test_a_command_after_dashes_goes_with_launch_alone(capsys):
 class Launched:
     """Two processes that train configs/debug.py."""
 
-    def __init__(self, workdir, *options):
+    def __init__(self, workdir, *options, train=TRAIN):
         self.text = ""
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-um", "transfusion_jax.cli", "launch", "local", "--processes=2", *options),
-                *("--", *TRAIN, "--workdir", str(workdir)),
+                *("--", *train, "--workdir", str(workdir)),
             ],
             cwd=ROOT,
             text=True,
