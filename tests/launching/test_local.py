@@ -21,7 +21,8 @@ def test_a_run_that_lost_a_process_is_started_again_and_ends_with_equal_losses(t
     assert undisturbed.end() == 0, undisturbed.text
     assert "2 processes" in undisturbed.text
 
-    harmed = Launched(tmp_path / "b", "--restarts=1", train=[*TRAIN, "--config.loop.save_every=2"])  # one is whole
+    saving = [*TRAIN, "--config.loop.save_every=2"]  # so that one checkpoint is whole by then
+    harmed = Launched(tmp_path / "b", "--restarts=1", "--grace=10", train=saving)
     harmed.wait_for("step 13/")
     os.kill(harmed.process_number(1), signal.SIGKILL)
     assert harmed.end() == 0, harmed.text
