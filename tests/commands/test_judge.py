@@ -12,7 +12,7 @@ from helpers import begin_run, digits_config
 from inceptions import random_network
 from transfusion_jax.cli import main
 from transfusion_jax.data import load as data_loading
-from transfusion_jax.evaluation import fid, frechet, inception
+from transfusion_jax.evaluation import fid, frechet, geneval, inception
 from transfusion_jax.evaluation.pictures import draw, pictures
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.training.tasks import make_task
@@ -79,7 +79,7 @@ def test_fid_is_the_distance_of_the_captions_own_images_and_drawn_ones(run, weig
     assert json.loads((path / "judge-images.json").read_text())["metrics"]["fid"] < 1e-3 * expected
 
 
-def test_images_for_genevals_prompts_lie_as_its_scorer_reads_them(run, tmp_path, capsys):
+def test_images_for_genevals_prompts_lie_as_its_scorer_reads_them(run, tmp_path, capsys, monkeypatch):
     path, _ = run
     lines = [
         {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a bench"},
@@ -88,7 +88,16 @@ def test_images_for_genevals_prompts_lie_as_its_scorer_reads_them(run, tmp_path,
     ]
     prompts, output = tmp_path / "evaluation_metadata.jsonl", tmp_path / "images"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    devices = []
+
+    def spy(task, params, *others):
+        devices.extend(jax.tree.leaves(params)[0].sharding.device_set)
+        return write(task, params, *others)
+
+    write = geneval.write
+    monkeypatch.setattr(geneval, "write", spy)
     assert judge(run, "geneval", prompts, "--output", output, "-n", 2) == 0
+    assert len(devices) > 1  # the weights are where the devices are
     assert sorted(x.name for x in output.iterdir()) == ["00000", "00001", "00002"]
     images = []
     for number, line in enumerate(lines):

@@ -51,9 +51,8 @@ def _table(arguments: argparse.Namespace, overrides: list[str]) -> int:
     metrics = chosen(points, tuple(arguments.metric or ()))
     require(bool(metrics), "no metric here is known: name one with its direction, as in --metric NAME:lower")
     found = tables.scores(points, metrics)
-    print(
-        json.dumps({"head": found.head, "rows": found.rows}) if arguments.json else "\n".join(tables.align(found))
-    )
+    whole = {"head": found.head, "rows": found.rows}
+    print(json.dumps(whole) if arguments.json else "\n".join(tables.align(found)))
     return 0
 
 

@@ -76,8 +76,8 @@ def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
     low = reference.WINDOWS * config.loop.log_every
     require(
         low <= until <= config.steps,
-        f"--until {until} must lie between {low:,}, so that every {reference.WINDOWS}th of it has a record, "
-        f"and {config.steps:,}, the run's steps",
+        f"--until {until} must lie between {low:,}, so that every {reference.WINDOWS}th of it has a record "
+        f"(loop.log_every), and {config.steps:,}, the run's steps",
     )
     runs = {f"seed{seed}": ("", [f"seed={seed}"]) for seed in range(arguments.seeds)}
     runs |= {f"seed0-way{i}": (way, [way]) for i, way in enumerate(WAYS)}

@@ -49,11 +49,11 @@ def _source(path: str, options: ReadOptions) -> tuple[Sequence[Any], str | None,
     except ConfigError:
         raise
     except (
-        ValueError,
-        NotImplementedError,
-        AssertionError,
+        ValueError,  # no such set or split
+        NotImplementedError,  # TFDS's own, where files of that format have no random access
+        AssertionError,  # TFDS's own, where the set's version was not built
         OSError,
-    ) as error:  # no such set, split, format
+    ) as error:
         reason = str(error).partition("\n")[0][:300]
         raise ConfigError(
             f"{path} cannot be read ({reason}): prepare it with `tfds build NAME --file_format=array_record`, "
