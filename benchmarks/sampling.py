@@ -68,6 +68,7 @@ def main() -> None:
 def cached(config: Config, what: str, amount: int) -> tuple[Callable[[], object], None]:
     """The project's own."""
     task, params, codec = ours(config)
+    params = task.model.by_layer(params)
     follow = "image" if what == "images" else "text"
     requests = [Request(prompt(config, row), follow, 0, row) for row in range(config.batch_rows)]
     writing = Writing(max_tokens=amount)
@@ -109,6 +110,7 @@ def library(config: Config, what: str, amount: int) -> tuple[Callable[[], object
 def latencies(config: Config, tokens: int, peak: float) -> str:
     """Time to the first token and for each after it, by batch; a step of denoising beside the matmul peak."""
     task, params, codec = ours(config)
+    params = task.model.by_layer(params)
     lines = ["", "batch   first token   each token after it   evaluation of an image   of the matmul peak"]
     for batch in BATCHES:
         requests = [Request(prompt(config, row), "text", 0, row) for row in range(batch)]

@@ -31,4 +31,5 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(f"{NEEDED} ({error.name} is missing)") from error
     task, params, workdir, step, weights = read_model(arguments, print)
+    params = task.model.by_layer(params)  # here, so that nothing holds the others
     return serve(task, params, workdir, (step, weights), (arguments.host, arguments.port), arguments.waiting)

@@ -64,10 +64,14 @@ def choose(logits: jax.Array, keys: jax.Array, chances: Chances, filters: bool) 
         chances: how.
         filters: whether tokens are left out: without, nothing is sorted.
     """
-    scaled = logits / jnp.where(chances.temperature > 0, chances.temperature, 1.0)
-    kept = likelier(scaled, chances) if filters else scaled
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    return jnp.argmax(jnp.where(chances.temperature > 0, kept + noise, logits), -1)
+
+    def drawn() -> jax.Array:
+        scaled = logits / chances.temperature
+        kept = likelier(scaled, chances) if filters else scaled
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        return jnp.argmax(kept + noise, -1)
+
+    return jax.lax.cond(jnp.asarray(chances.temperature) > 0, drawn, lambda: jnp.argmax(logits, -1))
 
 
 def likelier(scaled: jax.Array, chances: Chances) -> jax.Array:

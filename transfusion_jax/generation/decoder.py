@@ -59,8 +59,7 @@ def prefill(task: ModelTask, size: int, params: Params, rows: Batch, lengths: ja
     x, _ = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
     places = find_patches(rows.image_slot, rows.latents.shape[1], config.patches)
     hidden, present = model.trunk(params, x, rows.spans, rows.positions, Cache.empty(config, len(x), 0), places)
-    assert present is not None
-    cache = Cache.empty(config, len(x), max(size, x.shape[1])).grown(present, lengths)
+    cache = Cache.empty(config, len(x), max(size, x.shape[1])).grown(present, lengths, hidden)
     last = hidden[jnp.arange(len(x)), lengths - 1]
     return State(cache, last, jnp.zeros(len(x), jnp.int32))
 
@@ -138,11 +137,7 @@ def gather(size: int, states: tuple[State, ...], rows: tuple[jax.Array, ...]) ->
         State(s.cache.rows(index, size), s.hidden[index], s.written[index])
         for s, index in zip(states, rows, strict=True)
     ]
-    past = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *(part.cache.past for part in parts))
-    length, hidden, written = (
-        jnp.concatenate(x) for x in zip(*((p.cache.length, p.hidden, p.written) for p in parts), strict=True)
-    )
-    return State(Cache(past, length), hidden, written)
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -216,7 +211,7 @@ def add_images(
         tokens, latents = jnp.full_like(slot, special.eoi), images[:, None]
     x, _ = task.model.embed(params, tokens, slot, patch, latents, jnp.zeros(latents.shape[:2], jnp.int32))
     hidden, present = _behind(task, params, x, state.cache, config.patches)
-    cache = state.cache.grown(present, drawn * x.shape[1])
+    cache = state.cache.grown(present, drawn * x.shape[1], hidden)
     return State(cache, jnp.where(drawn[:, None], hidden[:, -1], state.hidden), state.written)
 
 
@@ -263,7 +258,7 @@ def _add_tokens(task: ModelTask, params: Params, state: State, tokens: jax.Array
         params, tokens[:, None], text, text, jnp.zeros((rows, 0, 0, 0, 0)), jnp.zeros((rows, 0))
     )
     hidden, present = _behind(task, params, x, state.cache, 0)
-    cache = state.cache.grown(present, kept.astype(jnp.int32))
+    cache = state.cache.grown(present, kept.astype(jnp.int32), hidden)
     return state._replace(cache=cache, hidden=jnp.where(kept[:, None], hidden[:, 0], state.hidden))
 
 
@@ -274,7 +269,9 @@ def _image(rows: int, patches: int, behind: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(is_patch, 0, TEXT), jnp.where(is_patch, index, 0)
 
 
-def _behind(task: ModelTask, params: Params, x: jax.Array, cache: Cache, patches: int) -> tuple[jax.Array, Past]:
+def _behind(
+    task: ModelTask, params: Params, x: jax.Array, cache: Cache, patches: int
+) -> tuple[jax.Array, tuple[Past, ...]]:
     """Hidden states of elements `[B, T, width]` that follow what the rows hold, and their keys and values.
 
     The first `patches` of them are an image's.
@@ -283,6 +280,4 @@ def _behind(task: ModelTask, params: Params, x: jax.Array, cache: Cache, patches
     index = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     together = (index < patches) & (config.image_attention == "bidirectional")
     spans = Spans(jnp.zeros_like(index), length + jnp.where(together, patches, index + 1))
-    hidden, present = task.model.trunk(params, x, spans, length + index, cache, index[:, :patches])
-    assert present is not None
-    return hidden, present
+    return task.model.trunk(params, x, spans, length + index, cache, index[:, :patches])

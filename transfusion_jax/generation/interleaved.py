@@ -117,6 +117,7 @@ def generate(
 ) -> list[Sample]:
     """What follows each request, which `watch` is told of as it comes; see `stream`."""
     found: list[Sample] = []
+    params = task.model.by_layer(params)
     for begin in range(0, len(requests), size := rows_at_a_time(task.config)):
         part = requests[begin : begin + size]
         segments: list[list[str | np.ndarray]] = [[] for _ in part]
@@ -174,6 +175,7 @@ def stream(
     """
     sampling, writing = sampling or task.config.sampling, writing or Writing()
     check(task.config, requests, sampling)
+    params = task.model.by_layer(params)
     rows = [_Row(number, request, codec, writing) for number, request in enumerate(requests)]
     others = _fill(len(rows)) - len(rows)
     rows += [_Row(len(rows) + n, requests[0], codec, writing, reason="none asked") for n in range(others)]
@@ -403,5 +405,6 @@ def _padded(x: np.ndarray) -> np.ndarray:
 
 
 def _room(elements: int) -> int:
-    """The next power of two."""
-    return max(SMALLEST, 1 << (elements - 1).bit_length())
+    """The next power of two, or three quarters of it."""
+    power = max(SMALLEST, 1 << (elements - 1).bit_length())
+    return max(SMALLEST, 3 * power // 4 if elements <= 3 * power // 4 else power)

@@ -19,7 +19,7 @@ from transfusion_jax.model.spans import Spans, dense_mask
 
 
 class Past(NamedTuple):
-    """Keys and values, heads before elements; of all layers, these along a first axis."""
+    """A layer's keys and values, heads before elements."""
 
     keys: jax.Array  # [B, H, S, D]
     values: jax.Array
@@ -33,32 +33,42 @@ class Past(NamedTuple):
 class Cache(NamedTuple):
     """What is held of each row: the first `length` of the S elements there is room for."""
 
-    past: Past  # [layers, B, H, S, D]
+    past: tuple[Past, ...]  # of each layer
     length: jax.Array  # [B] int32
 
     @classmethod
     def empty(cls, config: ModelConfig, rows: int, size: int) -> Cache:
         """Room for `size` elements per row, with nothing in it; of size 0, it asks only for what may be added."""
-        shape = (config.layers, rows, config.heads, size, config.head_dim)
-        zeros = jnp.zeros(shape, compute_dtype(config))
-        return cls(Past(zeros, zeros), jnp.zeros(rows, jnp.int32))
+        zeros = jnp.zeros((rows, config.heads, size, config.head_dim), compute_dtype(config))
+        return cls((Past(zeros, zeros),) * config.layers, jnp.zeros(rows, jnp.int32))
 
     @property
     def size(self) -> int:
         """S."""
-        return self.past.keys.shape[-2]
+        return self.past[0].keys.shape[-2]
 
-    def grown(self, present: Past, count: jax.Array | int) -> Cache:
+    def of_layer(self, number: int) -> Cache:
+        """One layer's alone."""
+        return Cache(self.past[number : number + 1], self.length)
+
+    def grown(self, present: tuple[Past, ...], count: jax.Array | int, hidden: jax.Array) -> Cache:
         """With the first `count` `[B]` of T new elements added to each row.
 
         What lies beyond the length means nothing and is overwritten later; what finds no room is dropped.
+
+        Args:
+            present: the new elements' keys and values.
+            count: how many of them stay.
+            hidden: `[B, T, width]`, what the trunk made of them.
         """
-        _, rows, _, new, _ = present.keys.shape
-        row, place = jnp.arange(rows)[:, None], self.length[:, None] + jnp.arange(new)
+        rows, _, new, _ = present[0].keys.shape
+        # In a loop, XLA copies the whole cache twice unless the place to write to waits for all that read it.
+        read = jnp.isnan(hidden[:, :1, 0]).astype(jnp.int32)
+        row, place = jnp.arange(rows)[:, None], self.length[:, None] + read + jnp.arange(new)
 
         def write(held: jax.Array, added: jax.Array) -> jax.Array:
-            by_place = jnp.transpose(added, (1, 3, 0, 2, 4)).astype(held.dtype)  # the indexed axes come first
-            return held.at[:, row, :, place].set(by_place, mode="drop", unique_indices=True)
+            by_place = jnp.swapaxes(added, 1, 2).astype(held.dtype)  # the indexed axes come first
+            return held.at[row, :, place].set(by_place, mode="drop", unique_indices=True)
 
         return Cache(jax.tree.map(write, self.past, present), self.length + count)
 
@@ -66,8 +76,8 @@ class Cache(NamedTuple):
         """Some of the rows `[R]`, with room for `size` elements, which must hold all that they have."""
 
         def part(held: jax.Array) -> jax.Array:
-            chosen = held[:, index, :, :size]
-            return jnp.pad(chosen, [(0, size - n if axis == 3 else 0) for axis, n in enumerate(chosen.shape)])
+            chosen = held[index, :, :size]
+            return jnp.pad(chosen, [(0, size - n if axis == 2 else 0) for axis, n in enumerate(chosen.shape)])
 
         return Cache(jax.tree.map(part, self.past), self.length[index])
 
@@ -81,21 +91,19 @@ def attend_with_past(q: jax.Array, present: Past, spans: Spans, cache: Cache) ->
         q: `[B, T, H, D]`.
         present: the new elements' keys and values.
         spans: `[B, T]`, in places of the row: the new elements begin at the cache's length.
-        cache: one layer's, `[B, H, S, D]`.
+        cache: one layer's.
 
     Returns:
         `[B, T, H, D]`, in the dtype of q. The softmax is computed in float32.
     """
-    length = cache.length[:, None]
+    (past,), length = cache.past, cache.length[:, None]
     start, end = jnp.asarray(spans.start), jnp.asarray(spans.end)
     seen = dense_mask(Spans(start, jnp.minimum(end, length)), cache.size)
     new = dense_mask(Spans(start - length, end - length), q.shape[1])
-    scores = jnp.concatenate([_scores(q, cache.past.keys), _scores(q, present.keys)], -1) / math.sqrt(q.shape[-1])
+    scores = jnp.concatenate([_scores(q, past.keys), _scores(q, present.keys)], -1) / math.sqrt(q.shape[-1])
     mask = jnp.concatenate([seen, new], -1)[:, None]
     weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(q.dtype)
-    mixed = _mixed(weights[..., : cache.size], cache.past.values) + _mixed(
-        weights[..., cache.size :], present.values
-    )
+    mixed = _mixed(weights[..., : cache.size], past.values) + _mixed(weights[..., cache.size :], present.values)
     return jnp.swapaxes(mixed, 1, 2).astype(q.dtype)
 
 

@@ -22,7 +22,7 @@ from transfusion_jax.kernels.target import compute_dtype
 from transfusion_jax.model.cache import Cache, Past
 from transfusion_jax.model.patch_coder import LinearPatchCoder
 from transfusion_jax.model.spans import Array, Spans
-from transfusion_jax.model.trunk import Trunk, dot, normal, take_elements
+from transfusion_jax.model.trunk import Layer, Trunk, dot, normal, take_elements
 from transfusion_jax.model.unet import UNetPatchCoder
 from transfusion_jax.parallel.sharding import split
 
@@ -73,7 +73,7 @@ class Model:
         positions: jax.Array,
         cache: Cache | None = None,
         patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, Past | None]:
+    ) -> tuple[jax.Array, tuple[Past, ...]]:
         """Hidden states `[B, T, width]`, and with a cache, what these elements add to it; see `Trunk`."""
         return self._bind(params).trunk(x, spans, positions, cache, patch_places)
 
@@ -98,12 +98,18 @@ class Model:
         params: Params = jax.eval_shape(self.init, jax.random.key(0))
         return params
 
+    def by_layer(self, params: Params) -> Params:
+        """The same in the compute dtype, each layer's apart in a tuple: decoding reads them fastest so."""
+        return params if isinstance(params["trunk"]["layers"], tuple) else _by_layer(self.config, params)
+
     def _bind(self, params: Params) -> Transfusion:
-        dtype = compute_dtype(self.config)
-        structure, abstract = _structure(self.config)
-        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached one must never hold a tracer
-        nnx.replace_by_pure_dict(state, jax.tree.map(lambda p: p.astype(dtype), params))
-        return nnx.merge(structure, state)
+        params = _cast(self.config, params)
+        layers, trunk = params["trunk"]["layers"], params["trunk"]
+        if not isinstance(layers, tuple):
+            return _merged(_structure(self.config), params)
+        bound: Transfusion = _merged(_structure(self.config), params | {"trunk": trunk | {"layers": {}}})
+        bound.trunk.layers = nnx.List(_merged(_layer_structure(self.config), layer) for layer in layers)
+        return bound
 
 
 class Transfusion(nnx.Module):
@@ -168,6 +174,31 @@ def gather_patches(hidden: jax.Array, image_slot: Array, images: int, patches: i
     return gathered.reshape(len(hidden), images, patches, -1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _by_layer(config: ModelConfig, params: Params) -> Params:
+    params = _cast(config, params)
+    trunk = params["trunk"]
+    layers = tuple(jax.tree.map(lambda x, n=n: x[n], trunk["layers"]) for n in range(config.layers))
+    return params | {"trunk": trunk | {"layers": layers}}
+
+
+def _cast(config: ModelConfig, params: Params) -> Params:
+    dtype = compute_dtype(config)
+    return jax.tree.map(lambda p: p.astype(dtype), params)
+
+
 @functools.cache
 def _structure(config: ModelConfig) -> tuple[Any, Any]:
     return nnx.split(nnx.eval_shape(lambda: Transfusion(config, key=jax.random.key(0))))
+
+
+@functools.cache
+def _layer_structure(config: ModelConfig) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: Layer(config, key=jax.random.key(0))))
+
+
+def _merged(structure: tuple[Any, Any], params: Params) -> Any:
+    graph, abstract = structure
+    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached one must never hold a tracer
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)

@@ -6,7 +6,7 @@ Two switches make it Chameleon's (arXiv 2405.09818, section 2.3): `model.query_k
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +39,8 @@ class Trunk(nnx.Module):
         self.config = config
         keys = jax.random.split(key, config.layers)
         structure = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, key=jax.random.key(0))))
-        self.layers = nnx.merge(structure, jax.vmap(lambda k: nnx.state(Layer(config, key=k)))(keys))
+        stacked = jax.vmap(lambda k: nnx.state(Layer(config, key=k)))(keys)
+        self.layers: Layer | nnx.List[Layer] = nnx.merge(structure, stacked)
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
 
     def __call__(
@@ -49,8 +50,11 @@ class Trunk(nnx.Module):
         positions: jax.Array,
         cache: Cache | None = None,
         patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, Past | None]:
-        """Hidden states after the final norm, and, where there is a cache, these elements' keys and values.
+    ) -> tuple[jax.Array, tuple[Past, ...]]:
+        """Hidden states after the final norm, and, where there is a cache, each layer's keys and values of x.
+
+        Stacked layers are scanned where nothing is held. Else layers follow one another in the program: a scan
+        copies each one's weights and cache before it reads them, which takes a token half of its time.
 
         Args:
             x: `[B, T, width]`, embedded elements.
@@ -67,20 +71,38 @@ class Trunk(nnx.Module):
         if untied and patch_places is None:
             raise ValueError("untied modality weights need to know which elements are patches: give patch_places")
         places = patch_places if untied else None
-        structure, stacked = nnx.split(self.layers)
         rotation = rotary(positions, self.config.head_dim, self.config.rope_theta)
 
-        def body(x: jax.Array, scanned: tuple) -> tuple[jax.Array, Past | None]:
-            params, past = scanned
-            layer = None if past is None or cache is None else Cache(past, cache.length)
-            x, present = nnx.merge(structure, params)(x, spans, rotation, layer, places)
+        def through(layer: Layer, x: jax.Array, held: Cache | None) -> tuple[jax.Array, Past]:
+            x, present = layer(x, spans, rotation, held, places)
             return split(x, "batch", "elements"), present
+
+        pasts: list[Past] = []
+        if cache is None and isinstance(self.layers, Layer):
+            x = self._scan(self.layers, lambda layer, x: through(layer, x, None)[0], x)
+        else:
+            for number, layer in enumerate(self._each()):
+                x, present = through(layer, x, cache.of_layer(number) if cache else None)
+                pasts.append(present)
+        return split(self.final_norm(x), "batch", "elements"), tuple(pasts) if cache else ()
+
+    def _scan(self, layers: Layer, through: Callable[[Layer, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        structure, stacked = nnx.split(layers)
+
+        def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+            return through(nnx.merge(structure, params), x), None
 
         policy = REMAT_POLICIES[self.config.remat]
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        x, present = jax.lax.scan(body, x, (stacked, cache.past if cache else None))
-        return split(self.final_norm(x), "batch", "elements"), present
+        return jax.lax.scan(body, x, stacked)[0]
+
+    def _each(self) -> Sequence[Layer]:
+        if not isinstance(self.layers, Layer):
+            return self.layers
+        structure, stacked = nnx.split(self.layers)
+        each = (jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(self.config.layers))
+        return [nnx.merge(structure, params) for params in each]
 
 
 class Block(nnx.Module):
@@ -129,8 +151,8 @@ class Layer(Block):
         rotation: tuple[jax.Array, jax.Array],
         cache: Cache | None,
         patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, Past | None]:
-        """`[B, T, width]` to the same, and with a cache of this layer, the keys and values to add to it."""
+    ) -> tuple[jax.Array, Past]:
+        """`[B, T, width]` to the same, and the keys and values that a cache of this layer would add."""
 
         def each(function: Callable[[Block, jax.Array], Any], x: jax.Array) -> Any:
             """Of every element, by its own weights; those of text run on all."""
@@ -175,13 +197,13 @@ class Attention(nnx.Module):
 
 def attend(
     config: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, cache: Cache | None
-) -> tuple[jax.Array, Past | None]:
-    """What attention gives each element, `[B, T, width]`, and with a cache, the keys and values to add to it."""
-    present = None if cache is None else Past.of(k, v)
+) -> tuple[jax.Array, Past]:
+    """What attention gives each element, `[B, T, width]`, and the keys and values as a cache has them."""
+    present = Past.of(k, v)
     if cache is None or cache.size == 0:
         mixed = attention(q, k, v, spans, config.attention)
     else:
-        mixed = attend_with_past(q, Past.of(k, v), spans, cache)
+        mixed = attend_with_past(q, present, spans, cache)
     return mixed.reshape(*mixed.shape[:2], config.width), present
 
 
