@@ -1,20 +1,26 @@
 """The families at several small sizes, on drawn shapes and English prose: what the ladder `cpu` trains.
 
     transfusion prepare shapes:20000 --output data/shapes32 --image-size 32 --tokenizer bpe:512 --held-out 0.02
-    transfusion autoencoder train --config configs/autoencoder.py:kl,small --workdir runs/kl
-    transfusion autoencoder train --config configs/autoencoder.py:vq,small --workdir runs/vq
-    transfusion autoencoder export --workdir runs/kl --name kl-f4c8 --output autoencoders/kl-f4c8
-    transfusion autoencoder export --workdir runs/vq --name vq-f4 --output autoencoders/vq-f4
     transfusion prepare shapes:50000:0:corners --output data/ladder-corners --image-size 32 --held-out 0.02 \\
-        --tokenizer data/shapes32/tokenizer.json --encode autoencoders/kl-f4c8
-    transfusion prepare shapes:50000:0:corners --output data/ladder-corners --image-size 32 --held-out 0.02 \\
-        --tokenizer data/shapes32/tokenizer.json --encode autoencoders/vq-f4
+        --tokenizer data/shapes32/tokenizer.json
+    transfusion autoencoder train --config configs/autoencoder.py:kl,small --workdir runs/kl-corners \\
+        --config.data.sources.shapes=data/ladder-corners
+    transfusion autoencoder train --config configs/autoencoder.py:vq,small --workdir runs/vq-corners \\
+        --config.data.sources.shapes=data/ladder-corners --config.steps=4500 \\
+        --config.architecture.codebook=1024 --config.losses.coverage=1.0
+    for ae in kl-f4c8 vq-f4; do
+        transfusion autoencoder export --workdir runs/${ae%%-*}-corners --name $ae --output autoencoders/$ae
+        transfusion prepare shapes:50000:0:corners --output data/ladder-corners --image-size 32 --held-out 0.02 \\
+            --tokenizer data/shapes32/tokenizer.json --encode autoencoders/$ae
+    done
     transfusion prepare prose --output data/ladder-prose --held-out 0.05 --tokenizer data/shapes32/tokenizer.json
     transfusion scale run --ladder configs/ladders/cpu.py --workdir runs/cpu-ladder --jobs 2
 
 The argument is a size and a family, such as `s,chameleon`; the ladder `ablations` trains most of the families.
 Half of the elements are prose, half are shapes with captions, as half of the paper's are text. An image takes 16
-elements of Transfusion's and 64 of Chameleon's, the ratio that the paper has (256 and 1,024).
+elements of Transfusion's and 64 of Chameleon's, the ratio that the paper has (256 and 1,024). Beyond images and
+their losses the families are the same: one trunk, with query-key norm, which helps both, and norms before each
+part, which serve both better than Chameleon's after it (docs/decisions.md).
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +39,7 @@ COMMON = dict(
     seed=0,
     steps=2000,
     batch_rows=16,
-    model=dict(vocabulary=410, latent_shape=(8, 8, 8), patch_size=2),
+    model=dict(vocabulary=410, latent_shape=(8, 8, 8), patch_size=2, query_key_norm=True),
     data=dict(
         sources=dict(
             shapes=dict(path="data/ladder-corners", weight=1.0),
@@ -66,12 +72,10 @@ FAMILIES: dict[str, dict] = {
     "epsilon": {**LATENTS, "diffusion.objective": "epsilon"},
     "chameleon": {
         "model.images": "codes",
-        "model.codebook": 512,
+        "model.codebook": 1024,
         "model.latent_shape": (8, 8, 1),
         "model.patch_size": 1,
         "model.image_attention": "causal",
-        "model.query_key_norm": True,
-        "model.norm": "post",
         "z_loss": 1e-5,
         "data.encoding": "vq-f4",
         "data.max_images": 3,

@@ -15,6 +15,6 @@ def get_ladder() -> ConfigDict:
             scales=[
                 dict(size=size, elements=8e6, seeds=seeds) for size, seeds in dict(xs=3, s=3, m=1, l=1).items()
             ],
-            sweep=dict(rates=(2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), size="s", elements=2e6),
+            sweep=dict(rates=(2e-3, 4e-3, 8e-3, 1.6e-2), size="m", elements=2e6),
         )
     )

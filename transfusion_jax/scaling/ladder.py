@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, positive, require
@@ -19,6 +20,7 @@ from transfusion_jax.storage import Place
 from transfusion_jax.training.metrics import record_of
 from transfusion_jax.training.workdir import Workdir
 
+LOSS_ALONE = {"evaluation.during_training": ("loss",), "loop.sample_every": 0}  # all that a sweep asks for
 HELD_OUT = "held_out/"  # before the names of what is measured during training
 ALIKE = 1.01  # times the sweep's lowest loss is as good: larger and longer runs want lower rates, if any others
 
@@ -137,7 +139,7 @@ def sweep_runs(ladder: Ladder) -> list[LadderRun]:
     if sweep is None:
         return []
     return [
-        _run(ladder, name, sweep.size, sweep.seed, sweep.elements, rate, prefix=f"sweep-{rate:g}-")
+        _run(ladder, name, sweep.size, sweep.seed, sweep.elements, rate, f"sweep-{rate:g}-", LOSS_ALONE)
         for name in ladder.swept
         for rate in sweep.rates
     ]
@@ -204,7 +206,14 @@ def record(run: LadderRun, root: Place) -> dict[str, float | str | int]:
 
 
 def _run(
-    ladder: Ladder, family: str, size: str, seed: int, elements: float, rate: float, prefix: str = ""
+    ladder: Ladder,
+    family: str,
+    size: str,
+    seed: int,
+    elements: float,
+    rate: float,
+    prefix: str = "",
+    others: Mapping[str, object] = MappingProxyType({}),
 ) -> LadderRun:
     spec = ladder.families[family].config.replace("{size}", size)
     given = (*ladder.changes, *ladder.families[family].changes)
@@ -220,6 +229,7 @@ def _run(
         "optimizer.warmup_steps": max(round(steps * ladder.warmup), 1),
         "loop.evaluate_every": steps,
         "loop.sample_every": steps if base.model.images != "none" else 0,
+        **others,
     }
     changes = (*given, *_assignments(fields))
     name = f"{prefix}{family}-{size}-{elements:g}" + (f"-seed{seed}" if seed else "")
@@ -227,5 +237,5 @@ def _run(
     return LadderRun(family, size, seed, elements, name.replace("+", ""), spec, config, changes)
 
 
-def _assignments(fields: Mapping[str, float]) -> Sequence[str]:
+def _assignments(fields: Mapping[str, object]) -> Sequence[str]:
     return [f"{name}={value!r}" for name, value in fields.items()]
