@@ -60,6 +60,18 @@ COMMON = dict(
 # These models are narrow: a patch has 32 values, and to carry their noise takes much of a width of 64 or 96.
 LATENTS = {"diffusion.objective": "x", "sampling.steps": 50}
 UNET = {**LATENTS, "model.patch_coder": "unet", "model.unet_channels": (32, 64)}
+CHAMELEON = {
+    "model.images": "codes",
+    "model.codebook": 1024,
+    "model.latent_shape": (8, 8, 1),
+    "model.patch_size": 1,
+    "model.image_attention": "causal",
+    "z_loss": 1e-5,
+    "data.encoding": "vq-f4",
+    "data.max_images": 3,
+}
+TEXT = {"model.images": "none", "data.max_images": 1, "batch_rows": 8}  # as many texts to a step as the others have
+OWN_TRUNK = {"model.norm": "post"}  # Chameleon's
 FAMILIES: dict[str, dict] = {
     "linear": LATENTS,
     "unet": UNET,
@@ -70,20 +82,11 @@ FAMILIES: dict[str, dict] = {
     "unet-4x4": {**UNET, "model.unet_channels": (32, 64, 64), "model.patch_size": 4, "data.max_images": 14},
     "unet-limit": {**UNET, "diffusion.image_first_limit": 500},
     "epsilon": {**LATENTS, "diffusion.objective": "epsilon"},
-    "chameleon": {
-        "model.images": "codes",
-        "model.codebook": 1024,
-        "model.latent_shape": (8, 8, 1),
-        "model.patch_size": 1,
-        "model.image_attention": "causal",
-        "z_loss": 1e-5,
-        "data.encoding": "vq-f4",
-        "data.max_images": 3,
-    },
-    "text": {
-        "model.images": "none",
-        "data.max_images": 1,
-    },
+    "light": {**LATENTS, "image_loss_weight": 1.0},
+    "chameleon": CHAMELEON,
+    "chameleon-own": CHAMELEON | OWN_TRUNK,
+    "text": TEXT,
+    "text-own": TEXT | OWN_TRUNK,
 }
 
 
@@ -97,7 +100,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict(COMMON | {"name": f"scaling-{size}-{family}"})
     config.model.update(SIZES[size])
     config.model.init_std = SIZES[size]["width"] ** -0.5
-    if family == "text":
+    if FAMILIES[family].get("model.images") == "none":
         del config.data.sources["shapes"]
         config.evaluation.suites = config.evaluation.during_training = SUITES[:2]
     config.update_from_flattened_dict(FAMILIES[family])
