@@ -36,7 +36,8 @@ def test_a_point_is_a_run_of_its_own_with_its_own_warm_up_and_decay():
 def test_families_see_the_same_elements_and_text_alone_its_share():
     families = FAMILIES | {"text": Family(SPEC % "text", share=0.5)}
     points = {p.family: p.config for p in ladder.runs(make(families=families), {})}
-    assert points["linear"].steps == points["chameleon"].steps == 2 * points["text"].steps
+    elements = {name: config.steps * config.elements_per_step for name, config in points.items()}
+    assert elements["linear"] == elements["chameleon"] == 2 * elements["text"]
 
 
 def test_changes_are_of_all_families_or_of_one():
