@@ -69,11 +69,7 @@ def test_an_image_reaches_only_itself_and_what_follows_in_its_document():
 
 
 def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
-    config, batch = probe_row()
-    model = Model(config.model)
-    params = model.init(jax.random.key(1))
-    x, _ = embedded(model, params, batch)
-    whole, _ = model.trunk(params, x, batch.spans, batch.positions)
+    config, batch, model, params, x, whole = whole_row()
     length = config.data.context_length
     cache, parts = Cache.empty(config.model, 1, length), []
     # Cut only where no image is cut: an image's patches see each other.
@@ -87,11 +83,7 @@ def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
 
 
 def test_rows_of_a_cache_go_on_from_lengths_of_their_own():
-    config, batch = probe_row()
-    model = Model(config.model)
-    params = model.init(jax.random.key(1))
-    x, _ = embedded(model, params, batch)
-    whole, _ = model.trunk(params, x, batch.spans, batch.positions)
+    config, batch, model, params, x, whole = whole_row()
     both = jnp.concatenate([x, x])
     first, count = np.array([11, 5]), 6  # elements that each row has, of 11 that both are given
     spans = Spans(*(jnp.concatenate([s[:, :11]] * 2) for s in batch.spans))
@@ -212,6 +204,16 @@ def test_bfloat16_compute_keeps_float32_parameters_and_stays_near():
     np.testing.assert_allclose(*outputs, atol=0.15)
 
 
+def test_parameters_by_layer_are_the_same_model():
+    config, batch, model, params, x, whole = whole_row()
+    apart = model.by_layer(params)
+    assert len(apart["trunk"]["layers"]) == config.model.layers
+    assert model.by_layer(apart) is apart
+    hidden, _ = model.trunk(apart, x, batch.spans, batch.positions)
+    np.testing.assert_allclose(hidden, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(model.text_logits(apart, whole), model.text_logits(params, whole))
+
+
 def probe_row():
     """Two images in one document, one in another, a text, and padding."""
     config = tiny_config(data__context_length=44, data__image_first=0.0, data__caption_dropout=0.0)
@@ -231,6 +233,16 @@ def probe_row():
     return config, stack([assemble(0, pieces, config, special())])
 
 
+def whole_row():
+    """The row of `probe_row`, a model, its parameters, and the row's elements before and after the trunk."""
+    config, batch = probe_row()
+    model = Model(config.model)
+    params = model.init(jax.random.key(1))
+    x, _ = embedded(model, params, batch)
+    whole, _ = model.trunk(params, x, batch.spans, batch.positions)
+    return config, batch, model, params, x, whole
+
+
 def embedded(model, params, batch, latents=None):
     latents = batch.latents if latents is None else latents
     return model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, latents, times(batch))
@@ -238,17 +250,3 @@ def embedded(model, params, batch, latents=None):
 
 def times(batch):
     return jnp.full(batch.latents.shape[:2], 7)
-
-
-def test_parameters_by_layer_are_the_same_model():
-    config, batch = probe_row()
-    model = Model(config.model)
-    params = model.init(jax.random.key(1))
-    x, _ = embedded(model, params, batch)
-    whole, _ = model.trunk(params, x, batch.spans, batch.positions)
-    apart = model.by_layer(params)
-    assert len(apart["trunk"]["layers"]) == config.model.layers
-    assert model.by_layer(apart) is apart
-    hidden, _ = model.trunk(apart, x, batch.spans, batch.positions)
-    np.testing.assert_allclose(hidden, whole, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(model.text_logits(apart, whole), model.text_logits(params, whole))

@@ -58,6 +58,7 @@ def test_words_train_what_the_point_says():
 def test_the_sweeps_best_rate_is_the_lowest_of_those_with_all_but_the_lowest_loss(tmp_path):
     found = make(sweep=Sweep((1e-3, 2e-3, 4e-3), "xs", 10 * STEP))
     points = ladder.sweep_runs(found)
+    assert {point.config.evaluation.during_training for point in points} == {("loss",)}
     assert len(points) == 6
     with pytest.raises(ConfigError, match="no held-out loss"):
         ladder.best_rates(found, tmp_path)

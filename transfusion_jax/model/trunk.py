@@ -54,7 +54,7 @@ class Trunk(nnx.Module):
         """Hidden states after the final norm, and, where there is a cache, each layer's keys and values of x.
 
         Stacked layers are scanned where nothing is held. Else layers follow one another in the program: a scan
-        copies each one's weights and cache before it reads them, which takes a token half of its time.
+        copies each one's weights and cache before it reads them, which takes a token a third of its time.
 
         Args:
             x: `[B, T, width]`, embedded elements.

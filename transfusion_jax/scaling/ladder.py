@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, positive, require
@@ -139,7 +138,7 @@ def sweep_runs(ladder: Ladder) -> list[LadderRun]:
     if sweep is None:
         return []
     return [
-        _run(ladder, name, sweep.size, sweep.seed, sweep.elements, rate, f"sweep-{rate:g}-", LOSS_ALONE)
+        _run(ladder, name, sweep.size, sweep.seed, sweep.elements, rate, sweep=True)
         for name in ladder.swept
         for rate in sweep.rates
     ]
@@ -212,8 +211,7 @@ def _run(
     seed: int,
     elements: float,
     rate: float,
-    prefix: str = "",
-    others: Mapping[str, object] = MappingProxyType({}),
+    sweep: bool = False,
 ) -> LadderRun:
     spec = ladder.families[family].config.replace("{size}", size)
     given = (*ladder.changes, *ladder.families[family].changes)
@@ -221,7 +219,7 @@ def _run(
     rate = rate or base.optimizer.learning_rate
     steps = round(elements * ladder.families[family].share / base.elements_per_step)
     require(steps > 0, f"{elements:g} elements are less than a step of {spec}, {base.elements_per_step:,}")
-    fields = {
+    fields: dict[str, object] = {
         "seed": seed,
         "steps": steps,
         "optimizer.learning_rate": rate,
@@ -229,10 +227,12 @@ def _run(
         "optimizer.warmup_steps": max(round(steps * ladder.warmup), 1),
         "loop.evaluate_every": steps,
         "loop.sample_every": steps if base.model.images != "none" else 0,
-        **others,
     }
+    if sweep:
+        fields |= LOSS_ALONE
     changes = (*given, *_assignments(fields))
-    name = f"{prefix}{family}-{size}-{elements:g}" + (f"-seed{seed}" if seed else "")
+    before, after = f"sweep-{rate:g}-" if sweep else "", f"-seed{seed}" if seed else ""
+    name = f"{before}{family}-{size}-{elements:g}{after}"
     config = configs.load(spec, changes)
     return LadderRun(family, size, seed, elements, name.replace("+", ""), spec, config, changes)
 
