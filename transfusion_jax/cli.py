@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("-- and a command after it go with launch")
         arguments.command = launched
         if overrides and not arguments.takes_overrides:
-            raise ConfigError(f"{OVERRIDE}… is an option of train: a trained run keeps its config")
+            raise ConfigError(
+                f"{OVERRIDE}… goes with commands that take --config: a trained run keeps its config, and what all "
+                "runs of a ladder change stands in its `changes`"
+            )
         code: int = arguments.run(arguments, overrides)
     except UserError as error:
         return _end(error.exit_code, error)

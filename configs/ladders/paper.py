@@ -1,4 +1,6 @@
-"""The paper's comparison (section 4.2): five sizes of both families and of Llama, half a trillion elements each.
+"""The paper's comparison (section 4.2): Transfusion, linear and U-Net, Chameleon and Llama, five sizes of each.
+
+Half a trillion elements each, and of Llama the half that is text.
 
     transfusion scale run --ladder configs/ladders/paper.py --dry-run
 

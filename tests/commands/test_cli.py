@@ -261,7 +261,7 @@ def test_what_cannot_be_read_is_one_sentence(trained, tmp_path, capsys):
         ),
         (["sample", "--workdir", workdir, "--prompt", "x", "--score", "y", "--output", output], "--score prints"),
         (["sample", "--workdir", workdir, "--step", "7", "--held-out", "3"], "no checkpoint 7: there are 10, 20"),
-        (["evaluate", "--workdir", workdir, "--config.seed=1"], "is an option of train"),
+        (["evaluate", "--workdir", workdir, "--config.seed=1"], "goes with commands that take --config"),
     ]:
         assert main(arguments) == 2
         error = capsys.readouterr().err

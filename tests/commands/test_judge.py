@@ -1,6 +1,9 @@
 """`transfusion judge` on a run with random weights, with networks of the judges as random."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,7 +16,8 @@ from inceptions import random_network
 from transfusion_jax.cli import main
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.evaluation import fid, frechet, geneval, inception
-from transfusion_jax.evaluation.pictures import draw, pictures
+from transfusion_jax.evaluation.pictures import draw, drawn_for_held_out, pictures
+from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.training.tasks import make_task
 
@@ -79,6 +83,46 @@ def test_fid_is_the_distance_of_the_captions_own_images_and_drawn_ones(run, weig
     assert json.loads((path / "judge-images.json").read_text())["metrics"]["fid"] < 1e-3 * expected
 
 
+def test_a_protocol_says_how_to_draw_and_how_many(run, digits_folder, weights, quick, capsys, monkeypatch):
+    asked = ["images", "--inception", weights, "--protocol", "section-4.3", "--json"]
+    assert judge(run, *asked) == 2
+    assert "is of 5000 images, and " in capsys.readouterr().err
+    monkeypatch.setitem(PROTOCOLS, "section-4.3", Protocol(guidance=1.5, images=6, steps=1))
+    assert judge(run, *asked) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["protocol"], report["images"]) == ("section-4.3", 6)
+    assert report["sampling"].items() >= {"steps": 1, "guidance": 1.5}.items()
+
+
+def test_pictures_of_another_folder_are_judged(run, digits_folder, weights, quick, capsys, monkeypatch):
+    asked = []
+
+    def spy(task, params, data, count):
+        asked.append(data.held_out.hash)
+        return drawn_for_held_out(task, params, data, count)
+
+    monkeypatch.setattr("transfusion_jax.commands.judge.drawn_for_held_out", spy)
+    words = ["images", "--inception", weights, "-n", 4]
+    assert judge(run, *words) == 0
+    assert judge(run, *words, "--pictures", digits_folder) == 0
+    held_out, pictured = asked
+    assert held_out == data_loading.load(run[1]).held_out.hash != pictured
+    assert judge(run, *words, "--pictures", "none") == 2
+    assert "none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_judge_as_one(run, tmp_path):
+    prompts, output = tmp_path / "evaluation_metadata.jsonl", tmp_path / "images"
+    prompts.write_text('{"tag": "single_object", "prompt": "a bench"}\n')
+    words = ["judge", "geneval", str(prompts), "--workdir", str(run[0]), "--output", str(output)]
+    command = [sys.executable, "-m", "transfusion_jax.cli", "launch", "local", "--processes", "2", "--", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    assert done.returncode == 0, done.stderr
+    assert len(list(output.glob("00000/samples/*.png"))) == 4
+    assert done.stdout.count("written to") == 1
+
+
 def test_images_for_genevals_prompts_lie_as_its_scorer_reads_them(run, tmp_path, capsys, monkeypatch):
     path, _ = run
     lines = [
@@ -128,6 +172,7 @@ def test_the_suite_of_small_pixels_has_its_floor(run):
         (["images", "--inception", "no.pth"], "there is no file no.pth"),
         (["images", "--clip", "no", "--statistics", "x.npz"], "--statistics goes with --inception"),
         (["images", "--inception", "x.pth", "-n", "1"], "-n must be at least 2"),
+        (["images", "--inception", "x.pth", "-n", "9", "--protocol", "section-4.2"], "says how many images"),
         (["harness", "--limit", "1.5"], "--limit must be a count or a share"),
         (["harness", "--include", "no"], "there is no folder no"),
         (["cider", "-n", "0"], "-n must be at least 1"),

@@ -103,6 +103,28 @@ def test_again_there_is_nothing_left_to_do(whole):
 
 
 @pytest.mark.slow
+def test_runs_of_another_recipe_are_not_taken_for_the_ladders(whole, tmp_path, capsys):
+    other = tmp_path / "ladder.py"
+    other.write_text((whole[0] / "ladder.py").read_text().replace("sweep=", "warmup=1.0, sweep="))
+    assert main(["scale", "run", "--ladder", str(other), "--workdir", str(whole[0] / "W")]) == 2
+    said = capsys.readouterr().err
+    assert "was trained otherwise than the ladder now says:\n  optimizer.warmup_steps: 1 -> 2" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workdir", "W", "--launch", "slurm --name mine"], "--name is for one job"),
+        (["--workdir", "W", "--dry-run"], "--workdir does not go with --dry-run"),
+        (["--workdir", "W", "--json"], "--json goes with --dry-run"),
+    ],
+)
+def test_what_a_ladder_cannot_honour_is_refused(words, message, tmp_path, capsys):
+    assert main(["scale", "run", "--ladder", str(make_ladder(tmp_path)), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_killed_half_way_and_started_again_the_numbers_are_the_same(whole, tmp_path):
     words = "--ladder", make_ladder(tmp_path), "--workdir", tmp_path / "W", "--jobs", 2
     for number, code, seen in (

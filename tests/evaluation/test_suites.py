@@ -45,6 +45,13 @@ def test_a_model_that_knows_nothing_needs_log_vocabulary_nats_per_token():
     assert nats / math.log(2) < first["bits_per_byte"] < 1.2 * nats / math.log(2)  # EOS costs bits and is no byte
 
 
+@pytest.mark.parametrize("name", ["shapes", "edits"])
+def test_what_draws_in_colour_refuses_a_grey_model(name, digits_folder):
+    config = digits_config(digits_folder)
+    with pytest.raises(ConfigError, match="draws in colour, and this model's images are grey"):
+        SUITES[name].run(TransfusionTask(config), {}, load(config), jax.random.key(0))
+
+
 def test_an_edit_is_done_where_its_own_drawing_comes_nearest():
     for index in range(30):
         scene, edit, text = suite.asked_for(index)

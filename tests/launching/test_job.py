@@ -30,7 +30,7 @@ def test_an_option_s_value_is_found_as_argparse_finds_it(words, value):
     ("command", "name"),
     [
         (["train", "--workdir", "gs://bucket/runs/My_Run.7/"], "train-my-run-7"),
-        (["evaluate", "--workdir", "runs/" + 60 * "a"], "evaluate-" + 31 * "a"),
+        (["evaluate", "--workdir", "runs/" + 60 * "a"], "evaluate-" + 24 * "a" + "-578cc2"),
         (["prepare", "x"], "prepare"),
     ],
 )

@@ -24,11 +24,12 @@ STEPS = 80
 def run(tmp_path):
     """Writes a run of the debug config with given losses; returns its workdir."""
 
-    def write(seed, loss_text, steps=STEPS):
+    def write(seed, loss_text, steps=STEPS, data="documents"):
         config = configs.load("configs/debug.py", [f"steps={STEPS}", f"seed={seed}"])
         workdir = tmp_path / f"run{seed}"
         workdir.mkdir(exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(configs.to_dict(config)))
+        (workdir / "manifest.json").write_text(json.dumps({"data_hash": data}))
         lines = [json.dumps({"step": s, "loss_text": loss_text(s)}) for s in range(1, steps + 1)]
         (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         return workdir
@@ -42,8 +43,9 @@ def known():
     config = configs.load("configs/debug.py", [f"steps={STEPS}"])
     windows = reference.windows_of(STEPS)
     falling = np.linspace(3, 2, len(windows))
-    curves = [Curve(seed, "", {"loss_text": tuple(falling * (1 + 0.01 * (seed - 2)))}) for seed in range(5)]
-    ways = [Curve(0, "accumulation=2", {"loss_text": tuple(falling * 0.98 * 1.001)})]
+    scales = [1 + 0.01 * (seed - 2) for seed in range(5)]
+    curves = [Curve(seed, "", "documents", {"loss_text": tuple(falling * s)}) for seed, s in enumerate(scales)]
+    ways = [Curve(0, "accumulation=2", "documents", {"loss_text": tuple(falling * 0.98 * 1.001)})]
     return Reference("known", "transfusion train", reference.recipe_of(config), windows, (*curves, *ways))
 
 
@@ -64,6 +66,13 @@ def test_a_known_seed_is_held_to_its_own_curve(run, known):
     assert [(d.band, d.step) for d in verdict.departures] == [(OWN, 10)]
 
 
+def test_with_other_documents_no_seed_has_a_curve_of_its_own(run, known, tmp_path, capsys):
+    workdir, file = run(0, straight(0.98 * 1.006), data="others"), tmp_path / "known.json"
+    reference.store(known, file)
+    assert main(["scale", "compare", "--run", str(workdir), "--reference", str(file)]) == 0
+    assert "its documents are not those of known, so only the seeds' band applies" in capsys.readouterr().out
+
+
 def test_the_first_step_outside_is_named(run, known):
     def jumps(step):
         return straight(1.0)(step) * (1.5 if step > 40 else 1.0)
@@ -77,6 +86,23 @@ def test_a_run_under_way_is_compared_as_far_as_it_is(run, known):
     assert reference.compare(run(7, straight(1.0), steps=34), known).step == 30
     with pytest.raises(ConfigError, match="from step 10 on"):
         reference.compare(run(7, straight(1.0), steps=9), known)
+
+
+def test_a_run_that_records_too_seldom_is_refused(run, known):
+    workdir = run(0, straight(1.0))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    (workdir / "metrics.jsonl").write_text(lines[-1] + "\n")
+    with pytest.raises(ConfigError, match="has no loss for each 10 steps"):
+        reference.compare(workdir, known)
+
+
+def test_where_a_reference_goes_is_known_before_it_is_made(tmp_path, capsys):
+    words = ["scale", "reference", "--config", "configs/debug.py:reference", "--workdir", str(tmp_path)]
+    for output in ("none/a.json", "a.txt"):
+        assert main([*words, "--output", str(tmp_path / output)]) == 2
+        assert "must be a .json in a folder" in capsys.readouterr().err
+    assert main([*words[:-1], "gs://bucket/runs", "--output", str(tmp_path / "a.json")]) == 2
+    assert "must be a folder here" in capsys.readouterr().err
 
 
 def test_another_recipe_is_refused(run, known):
@@ -97,17 +123,27 @@ def test_right_runs_seldom_leave_the_band_of_the_seeds(known):
     left = 0
     for _ in range(2000):
         values = 1 + 0.01 * rng.standard_normal((6, len(known.windows)))
-        curves = tuple(Curve(seed, "", {"loss_text": tuple(v)}) for seed, v in enumerate(values))
+        curves = tuple(Curve(seed, "", "documents", {"loss_text": tuple(v)}) for seed, v in enumerate(values))
         low, high = reference.seeds_band(replace(known, curves=curves[:5]))
         left += not np.all((low["loss_text"] <= values[5]) & (values[5] <= high["loss_text"]))
     assert left <= 8
 
 
-def train(tmp_path, *before):
-    words = ["train", *reference.load("debug").command.split()[2:], "--workdir", str(tmp_path / "run")]
-    environment = os.environ | {"XLA_FLAGS": ""}  # one device
+@pytest.mark.parametrize("name", reference.known().split(", "))
+def test_packaged_references_are_of_their_config_as_it_is(name):
+    packaged = reference.load(name)
+    _, _, _, config, *overrides = shlex.split(packaged.command)
+    assert packaged.recipe == reference.recipe_of(configs.load(config, [o[len("--config.") :] for o in overrides]))
+    assert sum(curve.way == "" for curve in packaged.curves) >= 5
+
+
+def train(tmp_path, *before, name="debug", more=()):
+    """A run of a packaged reference's recipe, in a folder with `configs/` and perhaps `data/`."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    words = ["train", *reference.load(name).command.split()[2:], "--workdir", str(tmp_path / "run"), *more]
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}  # one device
     command = [sys.executable, *before, *words]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return tmp_path / "run"
 
@@ -117,6 +153,17 @@ def test_debug_trains_as_its_reference_says(tmp_path, capsys):
     workdir = train(tmp_path, "-m", "transfusion_jax.cli")
     assert main(["scale", "compare", "--run", str(workdir), "--reference", "debug"]) == 0
     assert "stay within the bands of debug: that of the seeds and that of its own seed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_digits_begin_as_their_reference_says(tmp_path, capsys):
+    digits = ["--image-size", "8", "--channels", "1", "--held-out", "0.15"]
+    assert main(["prepare", "digits", "--output", str(tmp_path / "data/digits"), *digits]) == 0
+    assert main(["prepare", "prose", "--output", str(tmp_path / "data/prose"), "--held-out", "0.05"]) == 0
+    first = reference.load("digits").windows[0]
+    workdir = train(tmp_path, "-m", "transfusion_jax.cli", name="digits", more=[f"--config.loop.stop_at={first}"])
+    assert main(["scale", "compare", "--run", str(workdir), "--reference", "digits"]) == 0
+    assert f"up to step {first}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,20 +15,23 @@ from typing import Any
 import jax
 
 from transfusion_jax.commands.reading import add_reading_flags, measuring_mesh, read_model
-from transfusion_jax.config import ConfigError, require
+from transfusion_jax.config import ConfigError, SourceConfig, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation import geneval
 from transfusion_jax.evaluation.fid import Fid
 from transfusion_jax.evaluation.frechet import Statistics
 from transfusion_jax.evaluation.inception import FEATURES
-from transfusion_jax.evaluation.pictures import drawn_for_held_out
+from transfusion_jax.evaluation.pictures import drawn_for_held_out, pictures
+from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import sampling_of
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.parallel import processes
 from transfusion_jax.training.files import write_whole
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.workdir import Workdir
 
+IMAGES = 30_000  # that are judged, where there are so many
 Verdict = tuple[dict[str, float], dict[str, Any]]  # metrics by name, and what else the report says
 Ask = Callable[[ModelTask, Params, Workdir], Verdict]
 
@@ -46,12 +51,16 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Judges; returns the exit code."""
     del overrides
+    processes.connect()
     ask: Ask = arguments.prepare(arguments)  # what is missing is said before weights are read
-    say = lambda line: print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)  # noqa: E731
+    stream = sys.stderr if arguments.json else sys.stdout
+    say = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
     task, params, workdir, step, weights = read_model(arguments, say, measuring_mesh)
     with jax.set_mesh(measuring_mesh(task)):
         metrics, about = ask(task, params, workdir)
     report = {"judge": arguments.judge, "step": step, "weights": weights, **about, "metrics": metrics}
+    if not processes.first():
+        return 0
     path = workdir.path / f"judge-{arguments.judge}.json"
     write_whole(path, json.dumps(report, indent=2) + "\n")
     if arguments.json:
@@ -65,6 +74,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print(f"  {name:<{width}}  {value:7.4f}")
     print(f"written to {path}")
     return 0
+
+
+def _progress(line: str) -> None:
+    if processes.first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _judge(name: str, extra: str) -> Any:
@@ -121,29 +135,53 @@ def _declare_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip", type=Path, metavar="FOLDER", help="CLIP score by this CLIP, saved by transformers"
     )
-    parser.add_argument("-n", type=int, default=30_000, metavar="N", help="images at most (default: 30000)")
+    _declare_pictures(parser)
+    parser.add_argument("-n", type=int, metavar="N", help=f"images at most (default: {IMAGES})")
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), help="as a section of the paper does: its guidance and images"
+    )
+
+
+def _declare_pictures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pictures",
+        metavar="FOLDER",
+        help="prepared captioned images, all of its part for training (default: what the run's sources hold out)",
+    )
 
 
 def _prepare_images(arguments: argparse.Namespace) -> Ask:
+    protocol, statistics = arguments.protocol, arguments.statistics
     require(bool(arguments.inception or arguments.clip), "name a judge of images: --inception, --clip or both")
-    require(arguments.inception or not arguments.statistics, "--statistics goes with --inception")
-    require(arguments.n >= 2, f"-n must be at least 2, not {arguments.n}")
+    require(arguments.inception or not statistics, "--statistics goes with --inception")
+    require(arguments.n is None or not protocol, f"-n: --protocol {protocol} says how many images")
+    require(arguments.n is None or arguments.n >= 2, f"-n must be at least 2, not {arguments.n}")
+    count = PROTOCOLS[protocol].images if protocol else arguments.n or IMAGES
     judges: list[Any] = []
     if arguments.inception:
-        known = Statistics.load(arguments.statistics, FEATURES) if arguments.statistics else None
+        known = Statistics.load(statistics, FEATURES) if statistics else None
         judges.append(Fid(arguments.inception, known))
     if arguments.clip:
         judges.append(_judge("clip", "clip").ClipScore(arguments.clip))
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
-        drawn = 0
-        for part in drawn_for_held_out(task, params, _data(task, workdir), arguments.n):
+        if protocol:
+            task = make_task(PROTOCOLS[protocol].applied(task.config))
+        data, drawn = _data(task, workdir, arguments.pictures), 0
+        there = sum(1 for _ in itertools.islice(pictures(data.held_out, task.config, data.codec, 0), count))
+        require(there >= 2, "this judge needs captioned images among the held-out data")
+        require(
+            there == count or not protocol,
+            f"--protocol {protocol} is of {count} images, and {there} are held out: name more with --pictures",
+        )
+        for part in drawn_for_held_out(task, params, data, there):
             for judge in judges:
                 judge.see(part)
             drawn += len(part.drawn)
-            print(f"{drawn} images", file=sys.stderr)
-        require(drawn >= 2, "this judge needs captioned images among the held-out data")
-        about = {"images": drawn, "reference": str(arguments.statistics or "the captions' own images")}
+            _progress(f"{drawn} of {there} images")
+        about: dict[str, Any] = {"images": drawn, "protocol": protocol}
+        if arguments.inception:
+            about["reference"] = str(statistics or "the captions' own images")
         metrics: dict[str, float] = {}
         for judge in judges:
             about |= judge.about()
@@ -157,6 +195,7 @@ def _declare_cider(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", default="", metavar="TEXT", help="between an image and its caption (default: nothing)"
     )
+    _declare_pictures(parser)
     parser.add_argument("-n", type=int, metavar="N", help="images at most (default: all that are held out)")
 
 
@@ -166,7 +205,7 @@ def _prepare_cider(arguments: argparse.Namespace) -> Ask:
     cider.require_java()
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
-        data = _data(task, workdir)
+        data = _data(task, workdir, arguments.pictures)
         verdict: Verdict = cider.run(task, params, data.codec, data.held_out, arguments.prompt, arguments.n)
         return verdict
 
@@ -186,18 +225,24 @@ def _declare_geneval(parser: argparse.ArgumentParser) -> None:
 def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
     require(arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
     lines, output = geneval.read(arguments.prompts), arguments.output
-    require(not output.exists() or not any(output.iterdir()), f"{output} is not empty: choose another --output")
+    used = processes.on_first(lambda: output.exists() and any(output.iterdir()))
+    require(not used, f"{output} is not empty: choose another --output")
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
         for done in geneval.write(task, params, workdir.codec(), lines, output, arguments.n):
-            print(f"{done} of {len(lines)} prompts", file=sys.stderr)
+            _progress(f"{done} of {len(lines)} prompts")
         return {}, {"prompts": len(lines), "images": len(lines) * arguments.n, "sampling": sampling_of(task.config)}
 
     return ask
 
 
-def _data(task: ModelTask, workdir: Workdir) -> Data:
-    return data_loading.load(task.config, workdir.codec().statistics)
+def _data(task: ModelTask, workdir: Workdir, pictured: str | None) -> Data:
+    """The run's data, or a prepared folder in their place, all of which counts as held out."""
+    config = task.config
+    if pictured:
+        sources = {"pictures": SourceConfig(path=pictured, held_out=pictured)}
+        config = replace(config, data=replace(config.data, sources=sources, phases={}))
+    return data_loading.load(config, workdir.codec().statistics)
 
 
 JUDGES: dict[str, tuple[Callable, Callable, str]] = {

@@ -39,7 +39,7 @@ def add_parsers(parts: Any) -> None:
     make = parts.add_parser("reference", help=MAKE, description=MAKE)
     make.add_argument("--config", required=True, metavar="FILE[:arg]", help="the recipe")
     make.add_argument("--output", type=Path, required=True, metavar="FILE.json")
-    make.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
+    make.add_argument("--workdir", type=place, required=True, help="where the runs are kept")
     make.add_argument("--seeds", type=int, default=5, metavar="N", help="(default: %(default)s)")
     make.add_argument(
         "--until", type=int, metavar="STEP", help="train and compare no further (default: to the end)"
@@ -59,19 +59,25 @@ def _sentences(verdict: Verdict) -> str:
     if verdict.passes:
         bands = " and ".join(reference.BANDS[band] for band in verdict.held_to)
         losses = ", ".join(verdict.losses)
-        return f"up to step {verdict.step:,} {losses} stay within the bands of {verdict.reference}: {bands}"
-    lines = [f"this is not how {verdict.reference} trains; where each loss first leaves a band:"]
-    lines += [
-        f"  step {d.step:,}: {d.loss} {d.value:.4f}, {reference.BANDS[d.band]} {d.low:.4f} to {d.high:.4f}"
-        for d in verdict.departures
-    ]
+        lines = [f"up to step {verdict.step:,} {losses} stay within the bands of {verdict.reference}: {bands}"]
+    else:
+        lines = [f"this is not how {verdict.reference} trains; where each loss first leaves a band:"]
+        lines += [
+            f"  step {d.step:,}: {d.loss} {d.value:.4f}, {reference.BANDS[d.band]} {d.low:.4f} to {d.high:.4f}"
+            for d in verdict.departures
+        ]
+    if verdict.other_data:
+        lines.append(f"its documents are not those of {verdict.reference}, so only the seeds' band applies")
     return "\n".join(lines)
 
 
 def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
     require(arguments.seeds > 2, f"--seeds {arguments.seeds} make no band: 3 at least")
     require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
-    config, root = configs.load(arguments.config, overrides), arguments.workdir
+    output, root = arguments.output, arguments.workdir
+    require(output.suffix == ".json" and output.parent.is_dir(), f"--output {output} must be a .json in a folder")
+    require(isinstance(root, Path), f"--workdir {root} must be a folder here: the trainings run on this machine")
+    config = configs.load(arguments.config, overrides)
     until = config.steps if arguments.until is None else arguments.until
     low = reference.WINDOWS * config.loop.log_every
     require(
@@ -98,9 +104,7 @@ def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
     windows = reference.windows_of(until)
     curves = tuple(reference.curve(root / name, windows, way) for name, (way, _) in runs.items())
     words = ["transfusion", "train", "--config", arguments.config, *(f"--config.{o}" for o in overrides)]
-    name = arguments.output.stem
-    reference.store(
-        Reference(name, shlex.join(words), reference.recipe_of(config), windows, curves), arguments.output
-    )
-    print(f"written to {arguments.output}")
+    name = output.stem
+    reference.store(Reference(name, shlex.join(words), reference.recipe_of(config), windows, curves), output)
+    print(f"written to {output}")
     return 0

@@ -32,6 +32,7 @@ from transfusion_jax.training.metrics import duration
 from transfusion_jax.training.workdir import Workdir
 
 CSV = "points.csv"
+LAUNCH_ONE = ("--name", "--dry-run")  # options of `launch` that are of no use to many jobs
 
 
 def add_parser(parts: Any) -> None:
@@ -57,12 +58,19 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     found = ladder.load(arguments.ladder)
     if arguments.dry_run:
+        for option in ("workdir", "logs", "launch"):
+            require(not getattr(arguments, option), f"--{option} does not go with --dry-run")
         return _dry_run(found, arguments)
     for option in ("topology", "json"):
         require(not getattr(arguments, option), f"--{option} goes with --dry-run")
     require(arguments.workdir is not None, "scale run needs --workdir DIR (or --dry-run to look only)")
     require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
     launcher = ["launch", *shlex.split(arguments.launch)] if arguments.launch else []
+    for word in launcher:
+        require(
+            word.partition("=")[0] not in LAUNCH_ONE,
+            f"--launch: {word} is for one job, and every run is a job of its own",
+        )
     logs = arguments.logs or arguments.workdir
     require(isinstance(logs, Path), "--logs DIR is needed where the workdir is in a bucket")
     train = functools.partial(_train, root=arguments.workdir, logs=logs, jobs=arguments.jobs, launcher=launcher)
@@ -98,7 +106,9 @@ def _train(
             seconds = (time.monotonic() - began) / done * (whole - done)
             print(f"{each.name}: done" + (f"; {duration(seconds)} left" if seconds else ""), flush=True)
         elif code == 0:
-            print(f"{each.name}: submitted; give this command again when it has ended", flush=True)
+            said = ["submitted", *training.log.read_text(errors="replace").split("\n")]
+            last = [line for line in said if line.strip()][-1]
+            print(f"{each.name}: {last}; give this command again when it has ended", flush=True)
         elif code != INTERRUPTED:
             failed.append(each)
             print(f"{each.name}: exit code {code}, see {training.log}", file=sys.stderr, flush=True)

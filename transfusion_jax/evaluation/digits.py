@@ -80,9 +80,16 @@ def pictures(corpus: Corpus, codec: Codec) -> Pictures:
 
 
 def fit_judge(seen: Pictures) -> Any:
-    """A support vector machine that tells digits apart."""
-    from sklearn.svm import SVC
+    """A support vector machine that tells digits apart.
 
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.svm import SVC
+    except ModuleNotFoundError as error:
+        message = "the suite 'digits' needs scikit-learn: pip install 'transfusion-jax[digits]'"
+        raise ConfigError(message) from error
     return SVC(gamma=0.001).fit(features(seen.images), seen.labels)
 
 

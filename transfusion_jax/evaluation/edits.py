@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from transfusion_jax.config import EvaluationConfig
+from transfusion_jax.config import EvaluationConfig, require
 from transfusion_jax.data import edits, scenes
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.load import Codec, Data
@@ -21,9 +21,14 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     """Share of edits done, over all and by action; of the judge on true drawings; and of doing nothing, by chance.
 
     An edit is done where no other edit of that scene, nor the scene itself, comes nearer to what was drawn.
+
+    Raises:
+        ConfigError: the model draws nothing, or draws in grey.
     """
-    codec = data.codec
-    size = codec.autoencoder.image_shape(task.config.model.latent_shape)[0]
+    codec, model = data.codec, task.config.model
+    require(model.images != "none", "the suite 'edits' draws, and this is a model of text alone")
+    size, _, channels = codec.autoencoder.image_shape(model.latent_shape)
+    require(channels == 3, "the suite 'edits' draws in colour, and this model's images are grey")
     wanted = asked(task.config.evaluation)
     requests = [
         Request(document_of(scene, text, size, codec), "image", int(jax.random.bits(key, dtype=np.uint32)), number)

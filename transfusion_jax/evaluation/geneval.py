@@ -18,6 +18,7 @@ from transfusion_jax.evaluation.pictures import draw
 from transfusion_jax.generation.interleaved import rows_at_a_time
 from transfusion_jax.generation.picture import png
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.parallel.processes import first
 from transfusion_jax.training.tasks import ModelTask
 
 IMAGES = 4  # of each prompt, as in the paper (arXiv 2310.11513)
@@ -61,7 +62,7 @@ def write(
         part = lines[begin : begin + together]
         texts = [Text(codec.tokenizer.encode(line["prompt"])) for line in part for _ in range(count)]
         images = draw(task, params, codec, texts, task.config.seed, begin * count)
-        for number, line in enumerate(part):
+        for number, line in enumerate(part if first() else ()):
             folder = output / f"{begin + number:05}"
             (folder / "samples").mkdir(parents=True)
             (folder / "metadata.jsonl").write_text(json.dumps(line) + "\n")

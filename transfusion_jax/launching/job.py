@@ -162,8 +162,11 @@ def _name(given: str | None, command: tuple[str, ...]) -> str:
         )
         return given
     folder = (option(command, "--workdir") or "").rstrip("/").rpartition("/")[2]
-    words = re.sub(r"[^a-z0-9]+", "-", f"{command[0]}-{folder}".lower())
-    return words[:LONGEST_NAME].strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", f"{command[0]}-{folder}".lower()).strip("-")
+    if len(words) <= LONGEST_NAME:
+        return words
+    end = hashlib.sha256(words.encode()).hexdigest()[:6]  # tells apart what differs in the part cut off
+    return f"{words[: LONGEST_NAME - 7].strip('-')}-{end}"
 
 
 def _environment(entries: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 from transfusion_jax.config import Config
 from transfusion_jax.data.documents import Source
 from transfusion_jax.data.load import load
+from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_flops
 from transfusion_jax.planning.contents import expected
 from transfusion_jax.planning.plan import make_plan
@@ -34,7 +35,7 @@ class Cost:
     steps: int
     flops_6nd: float
     flops_exact: float  # of rows as `transfusion plan` expects them
-    flops_evaluation: float  # of one evaluation that draws `evaluation.images`, guided
+    flops_drawing: float  # of the evaluation at its end: of its suites that draw, `evaluation.images` each, guided
     disk: int  # bytes of the checkpoints that are kept
     chip_hours: float | None  # None where no machine is named
     epochs: dict[str, float]  # passes by source; of prepared sources alone
@@ -61,7 +62,7 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
         config.steps,
         run.flops,
         rows * per_row,
-        drawing_flops(config),
+        drawing_flops(config) * sum(SUITES[name].draws for name in config.evaluation.during_training),
         checkpoint * (min(config.loop.keep, math.ceil(config.steps / config.loop.save_every)) + KEPT),
         hours,
         epochs(config, contents.elements),
@@ -69,7 +70,7 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
 
 
 def drawing_flops(config: Config) -> float:
-    """Of drawing `evaluation.images` with guidance: two passes of an image's elements for each evaluation."""
+    """Of drawing `evaluation.images` with guidance: two passes of an image's elements for each step."""
     model = config.model
     if model.images == "none":
         return 0.0
@@ -111,20 +112,14 @@ def table(costs: Sequence[Cost]) -> str:
         sum(c.steps for c in costs),
         sum(c.flops_6nd for c in costs),
         sum(c.flops_exact for c in costs),
-        sum(c.flops_evaluation for c in costs),
+        sum(c.flops_drawing for c in costs),
         sum(c.disk for c in costs),
         None if any(c.chip_hours is None for c in costs) else sum(c.chip_hours or 0 for c in costs),
         {},
     )
     rows = [heads, *(_cells(c) for c in (*costs, total))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(_line(row, widths) for row in rows)
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -141,7 +136,7 @@ def _cells(c: Cost) -> tuple[str, ...]:
         f"{c.steps:,}",
         f"{c.flops_6nd:.3g}",
         f"{c.flops_exact:.3g}",
-        f"{c.flops_evaluation:.2g}",
+        f"{c.flops_drawing:.2g}",
         "" if c.chip_hours is None else f"{c.chip_hours:,.1f}",
         f"{c.disk / 2**30:,.2f} GiB",
         ", ".join(f"{name} {passes:.2f}" for name, passes in c.epochs.items()),

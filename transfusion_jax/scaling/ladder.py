@@ -20,6 +20,7 @@ from transfusion_jax.training.metrics import record_of
 from transfusion_jax.training.workdir import Workdir
 
 LOSS_ALONE = {"evaluation.during_training": ("loss",), "loop.sample_every": 0}  # all that a sweep asks for
+OWN = "scales, warmup, final_rate and a family's learning_rate"  # what the fields of each run follow from
 HELD_OUT = "held_out/"  # before the names of what is measured during training
 ALIKE = 1.01  # times the sweep's lowest loss is as good: larger and longer runs want lower rates, if any others
 
@@ -111,8 +112,21 @@ class LadderRun:
         return training(self.name, root, logs, self.spec, self.changes)
 
     def measured(self, root: Place) -> dict[str, float]:
-        """The last step's record, or nothing where the run is not done."""
-        return record_of(Workdir(root / self.name).metrics, self.config.steps)
+        """The last step's record, or nothing where the run is not done.
+
+        Raises:
+            ConfigError: it was trained, but by another recipe.
+        """
+        workdir = Workdir(root / self.name)
+        if found := record_of(workdir.metrics, self.config.steps):
+            changes = configs.identity_changes(workdir.config(), self.config)
+            lines = "".join(f"\n  {name}: {change}" for name, change in changes.items())
+            require(
+                not changes,
+                f"{workdir.path} was trained otherwise than the ladder now says:{lines}\n"
+                "change the ladder back, move that folder away to train it anew, or choose another --workdir",
+            )
+        return found
 
 
 def training(name: str, root: Place, logs: Path, spec: str, changes: Iterable[str]) -> Training:
@@ -228,6 +242,8 @@ def _run(
         "loop.evaluate_every": steps,
         "loop.sample_every": steps if base.model.images != "none" else 0,
     }
+    for name in (change.partition("=")[0] for change in given):
+        require(name not in fields, f"changes: {name} is the ladder's own to set, by {OWN}")
     if sweep:
         fields |= LOSS_ALONE
     changes = (*given, *_assignments(fields))

@@ -40,6 +40,7 @@ class Curve:
 
     seed: int
     way: str  # what was changed of its execution; "": nothing
+    data: str  # hash of the documents that it was trained on
     losses: Mapping[str, tuple[float, ...]]
 
 
@@ -79,6 +80,7 @@ class Verdict:
     step: int  # up to which it was compared
     losses: tuple[str, ...]  # that it has
     held_to: tuple[str, ...]  # the bands
+    other_data: bool  # the reference has its seed, but on other documents: no curve of its own
     departures: tuple[Departure, ...]  # the first of each loss and band, the earliest first
 
     @property
@@ -138,7 +140,12 @@ def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
         ]
         if all(means):
             losses[loss] = tuple(float(np.mean(values)) for values in means)
-    return Curve(run.config().seed, way, losses)
+    config = run.config()
+    require(
+        bool(losses),
+        f"{workdir} has no loss for each {done[0]:,} steps: loop.log_every is {config.loop.log_every}",
+    )
+    return Curve(config.seed, way, str(run.manifest()["data_hash"]), losses)
 
 
 def compare(workdir: Place, reference: Reference) -> Verdict:
@@ -154,13 +161,15 @@ def compare(workdir: Place, reference: Reference) -> Verdict:
     )
     mine = curve(workdir, reference.windows)
     held_to, found = [SEEDS], _departures(mine, reference, SEEDS, *seeds_band(reference))
-    own = [c for c in reference.by_way("") if c.seed == mine.seed]
+    of_seed = [c for c in reference.by_way("") if c.seed == mine.seed]
+    own = [c for c in of_seed if c.data == mine.data]
     if own and (band := _way_band(reference, own[0])):
         held_to.append(OWN)
         found += _departures(mine, reference, OWN, *band)
     step = reference.windows[len(next(iter(mine.losses.values()))) - 1]
     departures = tuple(sorted(found, key=lambda d: d.step))
-    return Verdict(reference.name, mine.seed, step, tuple(mine.losses), tuple(held_to), departures)
+    other_data = bool(of_seed) and not own
+    return Verdict(reference.name, mine.seed, step, tuple(mine.losses), tuple(held_to), other_data, departures)
 
 
 Band = dict[str, np.ndarray]  # by loss, one number for each window

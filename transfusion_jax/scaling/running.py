@@ -49,14 +49,14 @@ def run_trainings(
     """
     waiting, asked = deque(trainings), False
     running: dict[int, Events] = {}
-    cores = sorted(os.sched_getaffinity(0))
+    cores = _cores(jobs)
     with take_signals() as events:
         while running or (waiting and not asked):
             for place in sorted(set(range(jobs)) - running.keys()):
                 if waiting and not asked:
                     training, running[place] = waiting.popleft(), SimpleQueue()
                     begun(training)
-                    program = _program(training, cores[place::jobs] if jobs > 1 else (), launcher)
+                    program = _program(training, cores[place], launcher)
                     work = (training, place, program, running[place], events)
                     threading.Thread(target=_run, args=work, daemon=True).start()
             event = events.get()
@@ -69,6 +69,14 @@ def run_trainings(
             del running[place]
             ended(training, code)
     return asked
+
+
+def _cores(jobs: int) -> Sequence[Sequence[int]]:
+    """Of each job, shared where there are too few; none if one has them all, or nothing can be bound (macOS)."""
+    if jobs == 1 or sys.platform != "linux":
+        return [()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[job % len(cores) :: jobs] for job in range(jobs)]
 
 
 def _run(training: Training, place: int, program: Program, own: Events, events: Events) -> None:
