@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, DocumentList, Source, Text
 from transfusion_jax.evaluation.protocols import PROTOCOLS
@@ -69,7 +71,10 @@ def test_the_sweeps_best_rate_is_the_lowest_of_those_with_all_but_the_lowest_los
         (tmp_path / point.name).mkdir()
         line = json.dumps({"step": point.config.steps, "held_out/loss": loss[point.family][rate]})
         Workdir(tmp_path / point.name).metrics.write_text(line + "\n")
+        (tmp_path / point.name / "config.json").write_text(json.dumps(configs.to_dict(point.config)))
     assert ladder.best_rates(found, tmp_path) == {"linear": 2e-3, "chameleon": 4e-3}
+    with pytest.raises(ConfigError, match=r"otherwise than the ladder now says:\n  optimizer.warmup_steps: 1 -> 5"):
+        ladder.best_rates(replace(found, warmup=0.5), tmp_path)
 
 
 def test_families_with_a_rate_are_not_swept():
