@@ -114,8 +114,8 @@ def test_runs_of_another_recipe_are_not_taken_for_the_ladders(whole, tmp_path, c
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--workdir", "W", "--launch", "slurm --name mine"], "--name is for one job"),
-        (["--workdir", "W", "--dry-run"], "--workdir does not go with --dry-run"),
+        (["--workdir", "W", "--launch", "slurm --name mine"], "leave --name out, it is for one job"),
+        (["--workdir", "W", "--dry-run"], "leave --workdir out"),
         (["--workdir", "W", "--json"], "--json goes with --dry-run"),
     ],
 )

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import jax
 import numpy as np
@@ -22,6 +23,12 @@ def test_the_judge_is_right_on_real_digits_that_it_has_not_seen(digits_folder):
     judge = fit_judge(seen)
     assert judge.score(features(unseen.images), unseen.labels) >= 0.97
     assert judge.score(features(unseen.images), (unseen.labels + 1) % 10) < 0.05
+
+
+def test_the_judge_of_digits_needs_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.svm", None)
+    with pytest.raises(ConfigError, match=r"needs scikit-learn: pip install 'transfusion-jax\[digits\]'"):
+        fit_judge(None)
 
 
 def test_the_suite_needs_digits():

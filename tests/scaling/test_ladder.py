@@ -134,6 +134,7 @@ def test_the_cost_of_a_run_is_counted():
     assert 0.7 < found.flops_exact / found.flops_6nd < 1.3
     assert found.disk > 4 * 4 * found.parameters  # weights, two moments and their average, in float32
     assert found.chip_hours is None
+    assert found.flops_drawing == 2 * costs.drawing_flops(point.config) > 0  # of the suites shapes and frechet
     assert costs.table([found, found]).splitlines()[-1].startswith("2 runs")
 
 

@@ -100,7 +100,7 @@ def test_where_a_reference_goes_is_known_before_it_is_made(tmp_path, capsys):
     words = ["scale", "reference", "--config", "configs/debug.py:reference", "--workdir", str(tmp_path)]
     for output in ("none/a.json", "a.txt"):
         assert main([*words, "--output", str(tmp_path / output)]) == 2
-        assert "must be a .json in a folder" in capsys.readouterr().err
+        assert "must end in .json, in a folder that exists" in capsys.readouterr().err
     assert main([*words[:-1], "gs://bucket/runs", "--output", str(tmp_path / "a.json")]) == 2
     assert "must be a folder here" in capsys.readouterr().err
 

@@ -154,7 +154,7 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
     protocol, statistics = arguments.protocol, arguments.statistics
     require(bool(arguments.inception or arguments.clip), "name a judge of images: --inception, --clip or both")
     require(arguments.inception or not statistics, "--statistics goes with --inception")
-    require(arguments.n is None or not protocol, f"-n: --protocol {protocol} says how many images")
+    require(arguments.n is None or not protocol, f"leave -n out: --protocol {protocol} says how many images")
     require(arguments.n is None or arguments.n >= 2, f"-n must be at least 2, not {arguments.n}")
     count = PROTOCOLS[protocol].images if protocol else arguments.n or IMAGES
     judges: list[Any] = []

@@ -75,7 +75,10 @@ def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
     require(arguments.seeds > 2, f"--seeds {arguments.seeds} make no band: 3 at least")
     require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
     output, root = arguments.output, arguments.workdir
-    require(output.suffix == ".json" and output.parent.is_dir(), f"--output {output} must be a .json in a folder")
+    require(
+        output.suffix == ".json" and output.parent.is_dir(),
+        f"--output {output} must end in .json, in a folder that exists",
+    )
     require(isinstance(root, Path), f"--workdir {root} must be a folder here: the trainings run on this machine")
     config = configs.load(arguments.config, overrides)
     until = config.steps if arguments.until is None else arguments.until

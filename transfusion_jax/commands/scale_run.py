@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     found = ladder.load(arguments.ladder)
     if arguments.dry_run:
         for option in ("workdir", "logs", "launch"):
-            require(not getattr(arguments, option), f"--{option} does not go with --dry-run")
+            require(not getattr(arguments, option), f"leave --{option} out: it does not go with --dry-run")
         return _dry_run(found, arguments)
     for option in ("topology", "json"):
         require(not getattr(arguments, option), f"--{option} goes with --dry-run")
@@ -67,10 +67,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
     launcher = ["launch", *shlex.split(arguments.launch)] if arguments.launch else []
     for word in launcher:
-        require(
-            word.partition("=")[0] not in LAUNCH_ONE,
-            f"--launch: {word} is for one job, and every run is a job of its own",
-        )
+        alone = word.partition("=")[0] in LAUNCH_ONE
+        require(not alone, f"--launch: leave {word} out, it is for one job, and every run is a job of its own")
     logs = arguments.logs or arguments.workdir
     require(isinstance(logs, Path), "--logs DIR is needed where the workdir is in a bucket")
     train = functools.partial(_train, root=arguments.workdir, logs=logs, jobs=arguments.jobs, launcher=launcher)
@@ -106,9 +104,9 @@ def _train(
             seconds = (time.monotonic() - began) / done * (whole - done)
             print(f"{each.name}: done" + (f"; {duration(seconds)} left" if seconds else ""), flush=True)
         elif code == 0:
-            said = ["submitted", *training.log.read_text(errors="replace").split("\n")]
-            last = [line for line in said if line.strip()][-1]
-            print(f"{each.name}: {last}; give this command again when it has ended", flush=True)
+            print(
+                f"{each.name}: its job is in {training.log}; give this command again when it has ended", flush=True
+            )
         elif code != INTERRUPTED:
             failed.append(each)
             print(f"{each.name}: exit code {code}, see {training.log}", file=sys.stderr, flush=True)

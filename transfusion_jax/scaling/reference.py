@@ -143,7 +143,7 @@ def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
     config = run.config()
     require(
         bool(losses),
-        f"{workdir} has no loss for each {done[0]:,} steps: loop.log_every is {config.loop.log_every}",
+        f"{workdir} has no loss for each {done[0]:,} steps: train with loop.log_every below {config.loop.log_every}",
     )
     return Curve(config.seed, way, str(run.manifest()["data_hash"]), losses)
 
