@@ -143,7 +143,7 @@ def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
     config = run.config()
     require(
         bool(losses),
-        f"{workdir} has no loss for each {done[0]:,} steps: train with loop.log_every below {config.loop.log_every}",
+        f"{workdir} has no loss for each {done[0]:,} steps: train with a loop.log_every of that or less",
     )
     return Curve(config.seed, way, str(run.manifest()["data_hash"]), losses)
 
