@@ -140,12 +140,11 @@ def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
         ]
         if all(means):
             losses[loss] = tuple(float(np.mean(values)) for values in means)
-    config = run.config()
     require(
         bool(losses),
         f"{workdir} has no loss for each {done[0]:,} steps: train with a loop.log_every of that or less",
     )
-    return Curve(config.seed, way, str(run.manifest()["data_hash"]), losses)
+    return Curve(run.config().seed, way, str(run.manifest()["data_hash"]), losses)
 
 
 def compare(workdir: Place, reference: Reference) -> Verdict:
