@@ -94,11 +94,13 @@ def test_kills_of_one_of_many(tmp_path, undisturbed, drill):
     many = Many(tmp_path, 2, **options)
     many[0].wait_for("step  6/")
     many[1].signal(signal.SIGKILL)
-    assert many.end() == [LOST, KILLED], many.text
-    assert "another process is gone" in many[0].lines[-1]
+    codes = many.end()  # Gloo's own thread, where it finds its peer gone first, aborts the other now and then
+    assert codes[0] in (LOST, ABORTED), many.text
+    assert codes[1] == KILLED, many.text
+    assert codes[0] == ABORTED or "another process is gone" in many[0].lines[-1]
     assert "Traceback" not in many.text
     many, lost = resume(tmp_path, newest_step(tmp_path), **options)
-    drill("two processes: kill -9 of one in a step", f"the other ended, exit {LOST}; resumed", lost, "yes")
+    drill("two processes: kill -9 of one in a step", f"the other ended, exit {LOST} or 134; resumed", lost, "yes")
 
     many[0].wait_for_file("checkpoints/12.orbax-checkpoint-tmp")
     many[1].signal(signal.SIGKILL)

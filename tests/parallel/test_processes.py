@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from transfusion_jax.errors import LostProcess
 from transfusion_jax.parallel.processes import each, first, how_to_connect, on_first
 
 LOST = LostProcess.exit_code
+ABORTED = (
+    -signal.SIGABRT
+)  # by JAX where the first process is gone; rarely by Gloo, whose own thread finds its peer gone
 
 
 @pytest.mark.parametrize(
@@ -122,10 +126,11 @@ if p.index() == 1:
 multihost_utils.process_allgather(np.zeros(1))
 """)
     assert codes[1] == -9
-    assert {codes[0], codes[2]} <= {LOST, -6}, outputs  # JAX aborts those that lose the first process
-    assert codes[0] == LOST
-    assert re.search("another process is gone|process 2 has ended", outputs[0])
-    assert "Traceback" not in outputs[0]
+    for code, output in ((codes[number], outputs[number]) for number in (0, 2)):
+        assert code in (LOST, ABORTED), outputs
+        if code == LOST:
+            assert re.search("another process is gone|process [02] has ended", output)
+            assert "Traceback" not in output
 
 
 @pytest.mark.slow

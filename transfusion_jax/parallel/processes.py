@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -34,6 +35,7 @@ PATIENCE = 600  # seconds that processes wait for each other: one may be plannin
 FOUND_IN = 300  # seconds for all processes to start
 WATCH_EVERY = 1.0  # seconds
 GRACE = 1.0  # seconds for this process to find by itself what made another one end
+HEARD = WATCH_EVERY + GRACE + 1.0  # seconds in which all others have heard of a failure, and ended
 FAILED = "transfusion/failed"
 LOSSES = ("UNAVAILABLE", "Gloo", "Connection reset", "Connection closed", "heartbeat", "coordination service")
 
@@ -147,11 +149,14 @@ def leave(code: int, reason: str) -> NoReturn:
     """Ends this process now, and tells the others why, so that none of them waits for it."""
     _leaving.set()
     if global_state.client is not None:
-        try:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one failed before, or the store is gone
             global_state.client.key_value_set(FAILED, f"{index()} {reason}")
-            time.sleep(2 if first() else 0)  # the store ends with the first process
-        except jax.errors.JaxRuntimeError:
-            pass  # another one failed before, or the store is gone
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    if first() and count() > 1:
+        time.sleep(HEARD)  # the store ends with the first process, and JAX aborts those that lose it
     os._exit(code)
 
 
@@ -187,7 +192,7 @@ def _watch_for_failure(ended: threading.Event) -> None:
             return  # the store is gone: JAX ends this process, too
         if not _leaving.wait(GRACE) and int(number) != index():
             print(f"transfusion: process {number} has ended: {reason}", file=sys.stderr, flush=True)
-            os._exit(LostProcess.exit_code)
+            _end(LostProcess.exit_code)
         return
 
 
