@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from helpers import begin_run, digits_config, prepare
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.config import load
@@ -134,6 +135,17 @@ def test_a_table_names_the_settings(workdir, capsys, monkeypatch):
     assert "guidance 2.0" in header
     assert "prompts " in header
     assert "  generation_accuracy   0.5000" in lines
+
+
+def test_a_source_that_holds_nothing_out_is_named(digits_folder, tmp_path, capsys, monkeypatch):
+    prepare(tmp_path / "whole", ["digits"], channels=1)
+    sources = {"parted": {"path": str(digits_folder)}, "whole": {"path": str(tmp_path / "whole")}}
+    begin_run(tmp_path / "run", digits_config(digits_folder, data__sources=sources, optimizer__ema_decay=0.0))
+    fake(monkeypatch, "loss", {"loss": 7.0})
+    capsys.readouterr()
+    assert main(["evaluate", "--workdir", str(tmp_path / "run"), "--suite", "loss"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "holds nothing out" in line]
+    assert lines == ["whole holds nothing out: nothing of it is measured"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from drills.process import ROOT, records
+from ladder_files import make_ladder
 from transfusion_jax.cli import main
 
 PATIENCE = 600  # seconds for anything to happen
@@ -65,6 +66,25 @@ def test_what_another_start_cannot_mend_is_not_requeued(cluster, tmp_path):
     assert wait_for_end(number) == "FAILED"
     assert "ExitCode=2:0" in show(number)
     assert "exit code 2: see what is above; running this again would change nothing" in log(tmp_path, number)
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_ladders_runs_are_jobs(cluster, tmp_path):
+    ladder, workdir = make_ladder(tmp_path), tmp_path / "W"
+    command = ["scale", "run", "--ladder", str(ladder), "--workdir", str(workdir), "--jobs", "2"]
+    command += ["--launch", "slurm --sbatch=--hold"]  # so that they are there when the command is given again
+    for part in ("sweep-", "tiny-"):
+        for said in ("submitted train-", "is already there"):
+            result = transfusion(*command)
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.count("its job is in ") == 2, result.stdout
+            assert [path.read_text().count(said) for path in workdir.glob(f"{part}*.log")] == [1, 1]
+        run("scontrol", "release", *run("squeue", "--noheader", "--format=%i").stdout.split())
+        wait_until_idle()
+    result = transfusion(*command)
+    assert "2 of 2 runs are done\nwritten to " in result.stdout, result.stdout
+    assert len((workdir / "points.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(
@@ -140,6 +160,13 @@ def wait_for_end(number):
         assert time.monotonic() < end, show(number)
         time.sleep(0.2)
     return state
+
+
+def wait_until_idle():
+    end = time.monotonic() + PATIENCE
+    while jobs := run("squeue", "--noheader").stdout:
+        assert time.monotonic() < end, jobs
+        time.sleep(0.2)
 
 
 def log(workdir, number):

@@ -66,6 +66,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.protocol:
         config = PROTOCOLS[arguments.protocol].applied(config)
     data = data_loading.load(config, workdir.codec().statistics)
+    for source in data.held_out.sources:
+        if not len(source):
+            say(f"{source.name} holds nothing out: nothing of it is measured")
     task = make_task(config)
     protocol, again = arguments.protocol, arguments.again
     job = _Job(task, data, measuring_mesh(task), workdir, weights, suites, protocol, again, say)

@@ -25,6 +25,7 @@ from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.scoring import score_tokens
 from transfusion_jax.generation.text import write
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.parallel.processes import first
 from transfusion_jax.training.tasks import ModelTask
 
 LLAMA = "llama"  # the paper's suite, and which metric of each task counts
@@ -88,7 +89,7 @@ class HarnessModel(TemplateLM):
         for number, request in enumerate(requests):
             alike.setdefault(_writing(request.args[1]), []).append(number)
         written = [""] * len(requests)
-        progress = tqdm(total=len(requests), disable=disable_tqdm, desc="writing")
+        progress = tqdm(total=len(requests), disable=disable_tqdm or not first(), desc="writing")
         for writing, numbers in alike.items():
             documents = [self._document(requests[number].args[0], writing) for number in numbers]
             texts = write(self._task, self._params, self._codec, documents, writing)
@@ -113,7 +114,8 @@ class HarnessModel(TemplateLM):
         contexts = [before[-max(1, longest - len(after)) :] for _, before, after in requests]
         found = score_tokens(self._task, self._params, self._codec, contexts, [after for *_, after in requests])
         results = [(0.0, False)] * len(requests)
-        for number, score in tqdm(found, total=len(requests), disable=disable_tqdm, desc="log-likelihoods"):
+        silent = disable_tqdm or not first()
+        for number, score in tqdm(found, total=len(requests), disable=silent, desc="log-likelihoods"):
             results[number] = score.log_likelihood, score.greedy
         return results
 

@@ -141,9 +141,8 @@ def _convolution(arrays: Arrays, name: str, x: jax.Array) -> jax.Array:
 def _pool(kind: str, x: jax.Array) -> jax.Array:
     window, ones = (1, 3, 3, 1), (1, 1, 1, 1)
     if kind == AVERAGE:
-        total, count = (
-            jax.lax.reduce_window(each, 0.0, jax.lax.add, window, ones, "SAME") for each in (x, jnp.ones_like(x))
-        )
+        inside = jnp.ones_like(x, shape=(1, *x.shape[1:3], 1))  # no larger: XLA sums it while it compiles
+        total, count = (jax.lax.reduce_window(each, 0.0, jax.lax.add, window, ones, "SAME") for each in (x, inside))
         return total / count
     strides, padding = ((1, 2, 2, 1), "VALID") if kind == HALVE else (ones, "SAME")
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)
