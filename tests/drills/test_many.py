@@ -24,7 +24,7 @@ FOUR = dict(devices=2, mesh__data=2, mesh__context=2, mesh__tensor=2)
 NO_EVALUATION = dict(loop__evaluate_every=0)
 LOST = LostProcess.exit_code
 KILLED = -signal.SIGKILL
-ABORTED = -signal.SIGABRT  # by JAX, where the first process is gone
+ABORTED = -signal.SIGABRT  # by JAX, where another process is gone
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +94,7 @@ def test_kills_of_one_of_many(tmp_path, undisturbed, drill):
     many = Many(tmp_path, 2, **options)
     many[0].wait_for("step  6/")
     many[1].signal(signal.SIGKILL)
-    codes = many.end()  # Gloo's own thread, where it finds its peer gone first, aborts the other now and then
+    codes = many.end()  # aborted after 100 s where a device waits that does not see the connection close
     assert codes[0] in (LOST, ABORTED), many.text
     assert codes[1] == KILLED, many.text
     assert codes[0] == ABORTED or "another process is gone" in many[0].lines[-1]

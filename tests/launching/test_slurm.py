@@ -68,7 +68,6 @@ def test_what_another_start_cannot_mend_is_not_requeued(cluster, tmp_path):
     assert "exit code 2: see what is above; running this again would change nothing" in log(tmp_path, number)
 
 
-@pytest.mark.slow
 @pytest.mark.slurm
 def test_a_ladders_runs_are_jobs(cluster, tmp_path):
     ladder, workdir = make_ladder(tmp_path), tmp_path / "W"
