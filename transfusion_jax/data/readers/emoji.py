@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
-SIZE = 109  # the one size of Noto Color Emoji's bitmaps, which are 136 pixels wide and 128 high
+NEEDED = "emoji need packages for their names and glyphs: pip install 'transfusion-jax[emoji]'"
 WORDINGS = ("{}", "an emoji: {}")  # each a document of its own
-SAMPLE = "\N{GRINNING FACE}"  # a glyph of the common width
 NOWHERE = "\U0001f1e6\U0001f1e6"  # a flag that no place has
 
 _TONE = re.compile(r" ((?:medium-)?(?:light|medium|dark)) skin tone")
@@ -33,7 +34,7 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
     """Ranges of the emoji; `path` is a font's file, or empty for Debian's Noto Color Emoji.
 
     Raises:
-        ConfigError: the font or the names are not installed, or the font's emoji cannot be drawn.
+        ConfigError: the font or the names are not installed, or the font has no pictures.
     """
     path = path or FONT
     _load_font(path)
@@ -42,18 +43,20 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
 
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
-    """A document for each wording of each emoji, or a fault for an emoji that is not one glyph of the font."""
+    """A document for each wording of each emoji, or a fault for an emoji that is not one picture of the font."""
     font = _load_font(shard.path or FONT)
-    width, unknown_flag = font.getlength(SAMPLE), _draw(NOWHERE, font)
+    unknown_flag = _glyphs(NOWHERE, font)
     for sequence, name in _names()[shard.begin : shard.end or None]:
         key = "-".join(f"{ord(character):x}" for character in sequence)
-        left, top, right, bottom = font.getbbox(sequence)
-        if top == bottom or left == right:
+        glyphs = _glyphs(sequence, font)
+        if len(glyphs) != 1:
+            yield Fault(key, "the font has several glyphs in place of one")
+        elif not (png := font.get_glyph_color_png(glyphs[0]).data):
             yield Fault(key, "the font has no such emoji")
-        elif font.getlength(sequence) != width:
-            yield Fault(key, "the font draws several glyphs in place of one")
-        elif np.array_equal(pixels := _draw(sequence, font), unknown_flag):
-            yield Fault(key, "the font draws its flag of unknown places")
+        elif glyphs == unknown_flag:
+            yield Fault(key, "the font has its flag of unknown places")
+        elif (pixels := _on_white(png)) is None:
+            yield Fault(key, "the font's picture of it is damaged")
         else:
             for number, wording in enumerate(WORDINGS):
                 segments = (RawText(wording.format(name)), RawImage(pixels))
@@ -79,39 +82,57 @@ def _names() -> list[tuple[str, str]]:
     try:
         from emoji import EMOJI_DATA, STATUS
     except ImportError as error:
-        raise ConfigError("the names of emoji need a package: pip install 'transfusion-jax[emoji]'") from error
+        raise ConfigError(NEEDED) from error
     whole = STATUS["fully_qualified"]
     return sorted(
         (text, caption(text, entry["en"])) for text, entry in EMOJI_DATA.items() if entry["status"] == whole
     )
 
 
-def _load_font(path: str) -> ImageFont.FreeTypeFont:
+def _load_font(path: str) -> Any:
+    """HarfBuzz's font of a file."""
+    try:
+        import uharfbuzz
+    except ImportError as error:
+        raise ConfigError(NEEDED) from error
     if not Path(path).is_file():
         raise ConfigError(
             f"{path} is missing: apt-get install fonts-noto-color-emoji, or name a font's file as emoji:FILE"
         )
-    try:
-        font = ImageFont.truetype(path, SIZE)
-    except OSError as error:
-        raise ConfigError(f"{path} is no font with colour bitmaps of size {SIZE}: {error}") from error
-    if not np.ptp(_draw(SAMPLE, font), axis=-1).any():
+    face = uharfbuzz.Face(uharfbuzz.Blob.from_file_path(path))
+    if not face.has_color_png:
         raise ConfigError(
-            f"{path} draws no colours: a colour font is needed, such as Debian's fonts-noto-color-emoji"
+            f"{path} is no font with pictures of its glyphs (PNG), such as Debian's fonts-noto-color-emoji"
         )
-    if not features.check("raqm"):
-        raise ConfigError("Pillow cannot join emoji of several code points: apt-get install libfribidi0")
-    return font
+    return uharfbuzz.Font(face)
 
 
-def _draw(sequence: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
-    """Pixels `[side, side, 3]` uint8: the glyph at the middle of a white square."""
-    left, top, right, bottom = font.getbbox(sequence)
-    width, height = int(right - left), int(bottom - top)
+def _glyphs(sequence: str, font: Any) -> list[int]:
+    """The glyphs that show a text: one where the font joins its code points; 0 is the glyph of what it lacks."""
+    import uharfbuzz
+
+    buffer = uharfbuzz.Buffer()
+    buffer.add_str(sequence)
+    buffer.guess_segment_properties()
+    buffer.flags = uharfbuzz.BufferFlags.REMOVE_DEFAULT_IGNORABLES  # joiners, and which variant is meant
+    uharfbuzz.shape(font, buffer)
+    return [glyph.codepoint for glyph in buffer.glyph_infos]
+
+
+def _on_white(png: bytes) -> np.ndarray | None:
+    """Pixels `[side, side, 3]` uint8: the picture at the middle of a white square. None where it is damaged."""
+    try:
+        picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")).astype(np.uint32)
+    except (OSError, SyntaxError):
+        return None
+    colours, opacity = picture[..., :3], picture[..., 3:]
+    scaled = (colours * opacity + 127) // 255  # rounded as FreeType rounds, through which fonts are mostly drawn
+    colours = scaled * 255 // np.maximum(opacity, 1)
+    height, width = picture.shape[:2]
     side = max(width, height)
     canvas = Image.new("RGB", (side, side), "white")
-    corner = ((side - width) // 2 - left, (side - height) // 2 - top)
-    ImageDraw.Draw(canvas).text(corner, sequence, font=font, embedded_color=True)
+    glyph, mask = (Image.fromarray(values.squeeze().astype(np.uint8)) for values in (colours, opacity))
+    canvas.paste(glyph, ((side - width) // 2, (side - height) // 2), mask)
     return np.asarray(canvas)
 
 
