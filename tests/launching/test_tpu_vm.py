@@ -1,11 +1,11 @@
 """`transfusion launch tpu-vm`: the script that the machines run, and what is there already."""
 
-import shutil
 import subprocess
 
 import pytest
 
 from drills.process import ROOT
+from launching.shell import assert_sound
 from transfusion_jax.cli import main
 
 TRAIN = [
@@ -31,13 +31,11 @@ def _in_root(monkeypatch):
 def test_what_is_printed_is_sound_shell_and_so_is_what_it_writes(options, tmp_path, capsys):
     assert main([*VM, *options, "--dry-run", *TRAIN]) == 0
     printed = capsys.readouterr().out
-    assert shutil.which("shellcheck"), "shellcheck is missing: apt-get install shellcheck"
     scripts = {"printed": printed, "startup": between(printed, "STARTUP"), "job": between(printed, "JOB")}
     for name, text in scripts.items():
         path = tmp_path / name
         path.write_text(text)
-        checked = subprocess.run(["shellcheck", "--shell=bash", path], text=True, capture_output=True, check=False)
-        assert checked.returncode == 0, checked.stdout
+        assert_sound(path)
 
 
 def test_the_container_gets_the_command_and_variables_word_by_word(tmp_path, capsys):
