@@ -79,13 +79,14 @@ class _Header(tarfile.TarInfo):
     """A header that says when it is broken; tarfile alone takes that for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Header:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
         try:
-            return super().frombuf(buf, encoding, errors)
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
+            raise
         except tarfile.HeaderError as error:
-            if buf and not buf.strip(b"\0"):
-                raise  # a block of zeros: the end
-            raise tarfile.ReadError(str(error) if buf else "no mark of its end") from error
+            empty = isinstance(error, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+            raise tarfile.ReadError("no mark of its end" if empty else str(error)) from error
 
 
 def _documents(members: Sequence[_Member | Fault], options: ReadOptions) -> Iterator[RawDocument | Fault]:
