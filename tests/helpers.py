@@ -160,6 +160,9 @@ class Letters:
     def decode(self, tokens: np.ndarray) -> str:
         return "".join(chr(ord("a") + int(t)) for t in tokens)
 
+    def bytes_of(self, token: int, begins: bool = False) -> int:
+        return 1
+
 
 def tiny_codec() -> Codec:
     """Letters, and pixels of mean 0 and standard deviation ½."""

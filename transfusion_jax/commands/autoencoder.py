@@ -108,7 +108,7 @@ def _train(
 def _hooks(task: AutoencoderTask, config: AutoencoderRun, data: ImageData, workdir: Workdir) -> tuple[Hook, ...]:
     def shown(params: Any) -> tuple[Any, Any, Any]:
         images = spread(data.held_out, config.held_out_images)
-        return images, *reconstruct(task.network, params["network"], images)
+        return images, *reconstruct(task.network, params["network"], images, config.part_rows)
 
     def evaluate(step: int, params: Any, writer: Writer) -> dict[str, float]:
         del step, writer
@@ -149,7 +149,7 @@ def _reconstruct(arguments: argparse.Namespace, overrides: list[str]) -> int:
     network, held_out = Network(config.architecture), load_images(config).held_out
     require(len(held_out) > 0, "this run's data holds out no images")
     images = spread(held_out, config.held_out_images)
-    drawn, codes = reconstruct(network, params, images)
+    drawn, codes = reconstruct(network, params, images, config.part_rows)
     for name, value in measure(network, images, drawn, codes).items():
         print(f"  {name:<12}  {value:8.4f}")
     write_png(arguments.output, sheet(images, drawn))

@@ -133,7 +133,9 @@ class _Job:
                     metrics = suite.run(self.task, params, self.data, jax.random.key(config.seed))
                 entry = {**key, METRICS: metrics}
                 results.write(self.workdir, entry)
-            width = max(map(len, entry[METRICS]))
+            if not entry[METRICS]:
+                self.say("  nothing: no held-out row bears any of it")
+            width = max(map(len, entry[METRICS]), default=0)
             for name, value in entry[METRICS].items():
                 self.say(f"  {name:<{width}}  {value:7.4f}")
             entries.append(entry)

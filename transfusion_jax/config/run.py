@@ -126,6 +126,11 @@ class Run(ABC):
         )
 
     @property
+    def part_rows(self) -> int:
+        """Rows that are computed at a time, over all devices: in training, and in evaluation."""
+        return self.batch_rows // self.accumulation
+
+    @property
     @abstractmethod
     def workers(self) -> int:
         """Loader processes."""

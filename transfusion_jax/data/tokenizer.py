@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from transfusion_jax.storage import Place, place
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
 EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
 REPLACEMENT = "\ufffd"
+BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how vocabularies without byte-level tokens name a byte
 
 
 class Tokenizer(Protocol):
@@ -54,6 +56,13 @@ class Tokenizer(Protocol):
         """Text of token ids; ids that are no valid text become the replacement character."""
         ...
 
+    def bytes_of(self, token: int, begins: bool = False) -> int:
+        """UTF-8 bytes that an id adds to a text, which it `begins` or not.
+
+        A part of a character adds the bytes that it holds: wherever a text is cut, its ids add up to its size.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class ByteTokenizer:
@@ -75,6 +84,11 @@ class ByteTokenizer:
         return bytes(np.where(tokens < self.size, tokens, 0xFF).astype(np.uint8)).decode(
             errors="replace"
         )  # no text holds 0xFF
+
+    def bytes_of(self, token: int, begins: bool = False) -> int:
+        """One."""
+        del token, begins
+        return 1
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,10 @@ class Numbers:
     def decode(self, tokens: np.ndarray) -> str:
         """The ids, written out."""
         return " ".join(str(token) if token < self.size else REPLACEMENT for token in np.asarray(tokens).tolist())
+
+    def bytes_of(self, token: int, begins: bool = False) -> int:
+        """The id's digits, and the space before it."""
+        return len(str(token)) + (not begins)
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,11 @@ class SentencePiece:
     def decode(self, tokens: np.ndarray) -> str:
         """The text of ids."""
         return _decode_known(tokens, self.size, self._model.decode)
+
+    def bytes_of(self, token: int, begins: bool = False) -> int:
+        """The bytes that decoding adds: a text's first piece loses the space that the model puts before texts."""
+        before = [] if begins else self._model.encode("a")
+        return _bytes_added(token, before, self._model.decode, self._model.id_to_piece(token))
 
     def __reduce__(self) -> tuple:
         return SentencePiece, (self.content, self.name)
@@ -179,6 +202,11 @@ class HuggingFace:
     def decode(self, tokens: np.ndarray) -> str:
         """The text of ids."""
         return _decode_known(tokens, self.size, self._model.decode)
+
+    def bytes_of(self, token: int, begins: bool = False) -> int:
+        """The bytes that decoding adds."""
+        before = [] if begins else self._model.encode("a", add_special_tokens=False).ids
+        return _bytes_added(token, before, self._model.decode, self._model.id_to_token(token) or "")
 
     def _first(self, names: tuple[str, ...]) -> int | None:
         found = [self._model.token_to_id(name) for name in names]
@@ -288,3 +316,15 @@ def _decode_known(tokens: np.ndarray, size: int, decode: Callable[[list[int]], s
         for stretch in stretches
         if len(stretch)
     )
+
+
+def _bytes_added(token: int, before: list[int], decode: Callable[[list[int]], str], name: str) -> int:
+    """UTF-8 bytes that an id adds when it is decoded behind others.
+
+    Where it holds a part of a character, its name in the vocabulary says how many: `<0xE2>` is one byte, and
+    byte-level tokens are spelt with a letter for each.
+    """
+    added = decode([*before, token])[len(decode(before)) :]
+    if REPLACEMENT not in added or REPLACEMENT in name:
+        return len(added.encode())
+    return 1 if BYTE_PIECE.fullmatch(name) else len(name)

@@ -74,7 +74,9 @@ def distance(first: Statistics, second: Statistics) -> float:
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
-    """`frechet_pixels` from held-out images to those drawn for their captions, and to as many training images.
+    """`frechet_pixels` from held-out images to those drawn for their captions.
+
+    And `frechet_pixels_real`, to as many training images, where there are two or more.
 
     Raises:
         ConfigError: fewer than two captioned images were held out.
@@ -86,11 +88,12 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     )
     require(len(unseen) > 1, "the suite 'frechet' needs captioned images among the held-out data")
     drawn = draw(task, params, data.codec, [picture.caption for picture in unseen], seed)
-    real, learnt = (small_pixels(np.stack([p.image for p in shown])) for shown in (unseen, seen[: len(unseen)]))
-    return {
-        "frechet_pixels": distance(small_pixels(drawn), real),
-        "frechet_pixels_real": distance(learnt, real),
-    }
+    real = small_pixels(np.stack([picture.image for picture in unseen]))
+    found = {"frechet_pixels": distance(small_pixels(drawn), real)}
+    if len(seen) > 1:
+        learnt = small_pixels(np.stack([picture.image for picture in seen[: len(unseen)]]))
+        found["frechet_pixels_real"] = distance(learnt, real)
+    return found
 
 
 def small_pixels(images: np.ndarray) -> Statistics:

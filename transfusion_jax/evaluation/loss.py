@@ -1,23 +1,46 @@
-"""Losses on held-out documents, with the same rows and the same noise each time."""
+"""Losses on held-out documents, with the same rows and the same noise each time.
+
+Rows are computed in parts as large as those of training, and their losses are added up: no number depends on the
+size of a batch or of its parts. A loss that no row bears is left out.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from transfusion_jax.config import require
-from transfusion_jax.data.batch import Batch, stack
+from transfusion_jax.config import Config, require
+from transfusion_jax.data.assemble import empty_row
+from transfusion_jax.data.batch import Batch, abstract_batch, stack
 from transfusion_jax.data.load import Codec, Data
-from transfusion_jax.data.stream import Rows, make_rows
+from transfusion_jax.data.stream import make_rows
+from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.parallel.sharding import split, to_host
+from transfusion_jax.parallel.sharding import split, to_host, ways
+from transfusion_jax.training.task import in_parts, joined
 from transfusion_jax.training.tasks import ModelTask
 
 Losses = dict[str, tuple[np.ndarray, np.ndarray]]  # by name: losses and their weights
+
+
+class EvaluationRows(Protocol):
+    """Rows by number."""
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Those of the tokenizer."""
+        ...
+
+    def __getitem__(self, row: int) -> Batch:
+        """A row, without the leading B."""
+        ...
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
@@ -31,11 +54,12 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
         add_up(sums, {name: part for name, part in losses.items() if "/" not in name})
         loss, weight = losses["loss_text"]
         here = weight * np.isin(batch.source, plain)
-        plain_nats += float(np.sum(loss * here))
-        plain_bytes += bytes_of(batch.targets[here > 0], data.codec)
+        plain_nats += float(np.sum(loss * here, dtype=np.float64))
+        plain_bytes += bytes_of(batch.targets[here > 0], data.codec, batch.tokens[here > 0])
     results = means(sums)
-    if "loss" not in results:
-        results["loss"] = results["loss_text"] + config.image_loss_weight * results["loss_image"]
+    if results and "loss" not in results:
+        weights = {"loss_text": 1.0, "loss_image": config.image_loss_weight}
+        results["loss"] = sum(weight * results[name] for name, weight in weights.items() if name in results)
     if plain_bytes:
         results["bits_per_byte"] = plain_nats / math.log(2) / plain_bytes
     return results
@@ -51,34 +75,79 @@ def run_images(task: ModelTask, params: Params, data: Data, key: jax.Array) -> d
     rows, sums = make_rows(data.held_out, task.config, data.codec.special), dict[str, np.ndarray]()
     for _, losses in measured(task, params, rows, task.config.evaluation.rows, key):
         add_up(sums, {name: part for name, part in losses.items() if name.startswith("loss_image")})
-    return means({name: total for name, total in sums.items() if total[1]})  # of noise that there was
+    return means(sums)
 
 
 def measured(
-    task: ModelTask, params: Params, rows: Rows, count: int, key: jax.Array
+    task: ModelTask, params: Params, rows: EvaluationRows, count: int, key: jax.Array
 ) -> Iterator[tuple[Batch, Losses]]:
-    """Full batches that hold the first so many rows, with their losses."""
-    for first in range(0, count, size := task.config.batch_rows):
-        batch = stack([rows[row] for row in range(first, first + size)])
+    """The first `count` rows and their losses, in batches of one size, the last of which is filled with padding."""
+    config, size = task.config, batch_rows(task.config, count)
+    padding = empty_row(0, config.data.context_length, config.data.max_images, config, rows.special)
+    for first in range(0, count, size):
+        found = [rows[row] for row in range(first, min(first + size, count))]
+        batch = stack(found + [padding] * (size - len(found)))
         yield batch, to_host(_losses(task, params, batch, key))
+
+
+def batch_rows(config: Config, count: int) -> int:
+    """Rows of each of the batches that `count` rows are measured in: whole parts, about as many as training's."""
+    part = part_rows(config, count)
+    batches = -(-count // max(config.batch_rows, part))
+    return -(-count // (batches * part)) * part
+
+
+def part_rows(config: Config, count: int) -> int:
+    """Rows computed at a time, of so many: as in training, rounded up to what the mesh in scope splits evenly."""
+    return -(-min(count, config.part_rows) // ways("batch")) * ways("batch")
 
 
 def add_up(sums: dict[str, np.ndarray], losses: Losses) -> None:
     """Adds the sum of the losses and of their weights, `[2]`, to those of each name."""
     for name, (loss, weight) in losses.items():
-        sums[name] = sums.get(name, 0) + np.array((np.sum(loss * weight), np.sum(weight)), np.float64)
+        here = np.array((np.sum(loss * weight, dtype=np.float64), np.sum(weight, dtype=np.float64)))
+        sums[name] = sums.get(name, 0) + here
 
 
 def means(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """What was added up, as means; 0 where there was nothing."""
-    return {name: float(total / count) if count else 0.0 for name, (total, count) in sums.items()}
+    """What was added up, as means; a name of which there was nothing is left out."""
+    return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
 
-def bytes_of(targets: np.ndarray, codec: Codec) -> int:
-    """UTF-8 bytes that predicted tokens `[n]` stand for."""
-    return len(codec.tokenizer.decode(targets[targets < codec.tokenizer.size]).encode())
+def bytes_of(targets: np.ndarray, codec: Codec, before: np.ndarray | None = None) -> int:
+    """UTF-8 bytes that predicted tokens `[n]` stand for, `before` being the tokens that they follow.
+
+    Tokens of one character that lie in two rows add in each the bytes that they hold. Behind BOS a text begins;
+    without `before` none does.
+    """
+    special, tokenizer = codec.special, codec.tokenizer
+    begins = np.zeros(targets.shape, bool) if before is None else before == special.bos
+    text = (targets < tokenizer.size) & ~np.isin(targets, (special.bos, special.eos))
+    kinds, counts = np.unique(np.stack([targets, begins])[:, text], axis=1, return_counts=True)
+    each = [tokenizer.bytes_of(token, bool(first)) for token, first in kinds.T.tolist()]
+    return sum(size * count for size, count in zip(each, counts.tolist(), strict=True))
+
+
+def lower(task: ModelTask, params: Params, mesh: Mesh) -> jax.stages.Lowered:
+    """The program that a training run evaluates with on a mesh, of the shapes of its parameters."""
+    rows = batch_rows(task.config, task.config.evaluation.rows)
+    everywhere = NamedSharding(mesh, P())
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract_batch(task.config, rows)
+    )
+    return _losses.lower(task, params, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(task: ModelTask, params: Params, batch: Batch, key: jax.Array) -> dict:
-    return task.held_out(params, jax.tree.map(lambda x: split(x, "batch"), batch), key)
+def _losses(task: ModelTask, params: Params, batch: Batch, key: jax.Array) -> dict[str, Any]:
+    """The losses of a batch of one or more parts."""
+
+    def part(rows: Batch) -> dict[str, Any]:
+        return task.held_out(params, jax.tree.map(lambda x: split(x, "batch"), rows), key)
+
+    count = len(batch.row)
+    parts = count // part_rows(task.config, count)
+    if parts == 1:
+        return part(batch)
+    found: dict[str, Any] = joined(jax.lax.map(part, in_parts(batch, parts)))
+    return found

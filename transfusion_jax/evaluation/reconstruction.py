@@ -14,7 +14,7 @@ from transfusion_jax.generation.picture import grid
 from transfusion_jax.parallel.sharding import to_host
 
 PER_ROW = 8  # images in a row of the sheet
-TOGETHER = 32  # images at a time
+TOGETHER = 32  # images at a time, at the most
 
 
 def spread(images: Images, count: int) -> np.ndarray:
@@ -23,11 +23,16 @@ def spread(images: Images, count: int) -> np.ndarray:
     return np.stack([images[place] for place in places.tolist()])
 
 
-def reconstruct(network: Network, params: Params, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images from the mean of their latents, or from their codes, limited to [−1, 1]; and the codes."""
+def reconstruct(
+    network: Network, params: Params, images: np.ndarray, together: int = TOGETHER
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images from the mean of their latents, or from their codes, limited to [−1, 1]; and the codes.
+
+    No more than `together` are computed at a time, as many as in training.
+    """
     drawn, codes = [], []
-    for begin in range(0, len(images), TOGETHER):
-        part, found = to_host(_reconstruct(network, params, images[begin : begin + TOGETHER]))
+    for begin in range(0, len(images), size := min(together, TOGETHER)):
+        part, found = to_host(_reconstruct(network, params, images[begin : begin + size]))
         drawn.append(part)
         codes.append(found)
     return np.concatenate(drawn), None if codes[0] is None else np.concatenate(codes)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion_jax.config import require
+from transfusion_jax.config import Config, require
 from transfusion_jax.data.batch import TEXT, Batch
 from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.data.load import Codec
@@ -20,7 +20,7 @@ from transfusion_jax.model.transfusion import Params, find_patches
 from transfusion_jax.parallel.sharding import split, to_host
 from transfusion_jax.training.tasks import ModelTask
 
-ROWS = 32  # scored at a time
+ROWS = 32  # scored at a time, at the most
 SHORTEST = 32  # elements of a row of tokens, the next size being twice that
 
 
@@ -53,10 +53,11 @@ def score(
         ConfigError: a document and its continuation do not fit the context.
     """
     whole = [Document((*d.segments, Text(c))) for d, c in zip(documents, continuations, strict=True)]
+    longest = max((document.length(task.config.model.patches) for document in whole), default=1)
     found: list[Score] = []
-    for begin in range(0, len(whole), ROWS):
-        rows, ends = rows_of(whole[begin : begin + ROWS], task.config, codec)
-        counts = np.array([len(tokens) for tokens in continuations[begin : begin + ROWS]])
+    for begin in range(0, len(whole), size := rows_at_a_time(task.config, longest)):
+        rows, ends = rows_of(whole[begin : begin + size], task.config, codec)
+        counts = np.array([len(tokens) for tokens in continuations[begin : begin + size]])
         for chance, count, likeliest in zip(
             *to_host(_score(task, codec.special.eos, params, rows, ends - counts, ends)), strict=True
         ):
@@ -88,10 +89,11 @@ def score_tokens(
     """
     whole = [np.array([*a, *b], np.int32) for a, b in zip(contexts, continuations, strict=True)]
     order = sorted(range(len(whole)), key=lambda number: -len(whole[number]))
-    limit = task.config.data.context_length
-    for begin in range(0, len(order), ROWS):
-        part = order[begin : begin + ROWS]
-        longest = len(whole[part[0]]) - 1
+    limit, begin = task.config.data.context_length, 0
+    while begin < len(order):
+        longest = len(whole[order[begin]]) - 1
+        part = order[begin : begin + rows_at_a_time(task.config, longest)]
+        begin += len(part)
         require(longest <= limit, f"{longest} tokens do not fit the model's context of {limit}")
         shape = 1 << (len(part) - 1).bit_length(), min(max(SHORTEST, 1 << (longest - 1).bit_length()), limit)
         tokens, follows, asked = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
@@ -102,6 +104,12 @@ def score_tokens(
         chances, counts, greedy = to_host(_score_tokens(task, codec.special.eos, params, tokens, follows, asked))
         for row, number in enumerate(part):
             yield number, Score(float(chances[row]), int(counts[row]), bool(greedy[row]))
+
+
+def rows_at_a_time(config: Config, length: int) -> int:
+    """A power of two of rows of some elements: no more elements than training computes at a time."""
+    fitting = max(1, config.part_rows * config.data.context_length // max(length, SHORTEST))
+    return min(ROWS, 1 << (fitting.bit_length() - 1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -31,11 +31,16 @@ def check_batch(mesh: Mesh, config: Run) -> None:
     """Raises ConfigError where a batch cannot be split evenly over the mesh."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     require(
-        config.batch_rows // config.accumulation % ways == 0,
+        config.part_rows % ways == 0,
         f"batch_rows {config.batch_rows} in {config.accumulation} part(s) cannot be split over data × fsdp = "
         f"{ways} devices: change batch_rows, accumulation or the mesh",
     )
     if not isinstance(config, Config):
+        for axis in ("context", "tensor"):
+            parts = mesh.shape[axis]
+            require(
+                parts == 1, f"mesh.{axis} is {parts}, and splits transformers alone: use mesh.data or mesh.fsdp"
+            )
         return
     length, parts = config.data.context_length, mesh.shape["context"]
     require(

@@ -162,6 +162,13 @@ def split(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition(mesh, x.shape, *names))
 
 
+def ways(name: str) -> int:
+    """Into how many parts the mesh in scope splits axes of this name."""
+    mesh, axes = jax.sharding.get_abstract_mesh(), getattr(Rules(), name)
+    named = (axes,) if isinstance(axes, str) else axes or ()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in named)
+
+
 def is_split(name: str) -> bool:
     """Whether the mesh in scope splits axes of this name."""
     mesh = jax.sharding.get_abstract_mesh()

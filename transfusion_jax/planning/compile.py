@@ -1,4 +1,4 @@
-"""Compiles the training step for TPUs that this machine does not have, in a process of its own.
+"""Compiles a training step and an evaluation for TPUs that this machine does not have, in a process of its own.
 
 What was compiled is kept in `planned` of the cache, by the program before the compiler, so that it answers at once
 the next time.
@@ -30,6 +30,7 @@ from transfusion_jax.cache import cache_folder
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.errors import UserError
+from transfusion_jax.evaluation import loss
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning import libtpu
@@ -58,11 +59,12 @@ class Compiled:
     code: int  # bytes
     counts: Counts
     too_large: str = ""  # what the compiler says where it does not fit; then there are no counts
+    evaluation: int = 0  # bytes that an evaluation takes beside its arguments; 0 where the run has none
 
     @property
     def bytes(self) -> int:
-        """Of memory, at the step's peak."""
-        return self.arguments + self.temporary + self.code
+        """Of memory, at the peak of a step or an evaluation."""
+        return self.arguments + max(self.temporary, self.evaluation) + self.code
 
 
 def compile_for(config: Config, topology: Topology) -> Compiled:
@@ -107,13 +109,25 @@ def compile_step(config: Config, devices: Any) -> Compiled:
     flags = jax.ShapeDtypeStruct((mesh.size,), jnp.bool_, sharding=NamedSharding(mesh, P(mesh.axis_names)))
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = step_program(task, config, mesh).lower(abstract_state(task, config, mesh), batch, flags)
-        kept = place(lowered.as_text(), devices)
-        if not kept.exists():
-            _keep(kept, _compile(lowered, begin))
-    found = json.loads(gzip.decompress(kept.read_bytes()))
+        state = abstract_state(task, config, mesh)
+        found = _kept(step_program(task, config, mesh).lower(state, batch, flags), devices, begin)
+        if config.loop.evaluate_every and not found["too_large"]:
+            begin = time.perf_counter()
+            evaluation = _kept(loss.lower(task, state.params, mesh), devices, begin)
+            found |= {"evaluation": evaluation["temporary"], "seconds": found["seconds"] + evaluation["seconds"]}
+            if evaluation["too_large"]:
+                found |= {"too_large": f"in an evaluation: {evaluation['too_large']}", "text": ""}
     text = found.pop("text")
     return Compiled(**found, counts=count(parse(text), dict(mesh.shape)) if text else Counts())
+
+
+def _kept(lowered: jax.stages.Lowered, devices: Any, begin: float) -> dict[str, Any]:
+    """What `_compile` says of a program that was lowered from `begin` on, now or when it was compiled before."""
+    kept = place(lowered.as_text(), devices)
+    if not kept.exists():
+        _keep(kept, _compile(lowered, begin))
+    found: dict[str, Any] = {"too_large": ""} | json.loads(gzip.decompress(kept.read_bytes()))
+    return found
 
 
 def place(program: str, devices: Sequence[Any]) -> Path:

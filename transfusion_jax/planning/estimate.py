@@ -31,6 +31,7 @@ class Estimate:
     work: list[Work]
     collectives: list[Collective]
     temporary: float  # bytes beside state and batch
+    evaluation: float  # the same of an evaluation, which computes as many rows at a time; 0 where the run has none
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def estimate(config: Config, contents: Contents, mesh: dict[str, int], tpu: bool
         + [*_head(config, share, mesh), *_coder(config, share), _update(config, share)],
         collectives=_collectives(config, share, mesh, tpu),
         temporary=_temporary(config, share, mesh),
+        evaluation=_evaluation(config, share, mesh) if config.loop.evaluate_every else 0.0,
     )
 
 
@@ -184,11 +186,24 @@ def _temporary(config: Config, s: _Share, mesh: dict[str, int]) -> float:
     saved = model.layers * s.elements * kept[model.remat] * s.item
     at_work = s.item * (s.elements * (5 * s.mlp + 6 * s.width + 4 * s.heads) + 3 * s.layer)
     entries = model.width * model.padded_vocabulary
-    rows = s.elements * mesh["context"] / config.data.context_length
-    logits = 3 * 4 * rows * CHUNK * model.padded_vocabulary
-    head = (4 + 2 * s.item) * entries + logits
+    head = (4 + 2 * s.item) * entries + 3 * _logits(config, s, mesh)
     gradients = s.held * (2 * s.item + 4 + (4 if config.accumulation > 1 else 0))
     images = 0.0
     if s.images:  # a block keeps its input, or what its products and norms take besides
         images = s.item * s.images * _unet_values(config) * (6 if model.remat == "none" else 1)
     return saved + at_work + head + gradients + images + PROGRAM
+
+
+def _evaluation(config: Config, s: _Share, mesh: dict[str, int]) -> float:
+    """A forward pass: the layer that is at work, the text head, and a U-Net's skips; nothing else is kept."""
+    model = config.model
+    at_work = s.item * (s.elements * (2 * s.mlp + 4 * s.width + 4 * s.heads) + 2 * s.layer)
+    head = s.item * model.width * model.padded_vocabulary + 2 * _logits(config, s, mesh)
+    images = s.item * s.images * _unet_values(config) if s.images else 0.0
+    return at_work + head + images + PROGRAM
+
+
+def _logits(config: Config, s: _Share, mesh: dict[str, int]) -> float:
+    """Bytes of the logits of a chunk of every row."""
+    rows = s.elements * mesh["context"] / config.data.context_length
+    return 4 * rows * CHUNK * config.model.padded_vocabulary

@@ -46,7 +46,10 @@ class Plan:
     mesh: dict[str, int]
     method: str  # "compiled with libtpu …" or "formulas"
     contents: Contents
-    memory: dict[str, float]  # bytes per chip by kind
+    memory: dict[str, float]  # bytes per chip by kind, at the peak of a step or an evaluation
+    evaluation: (
+        float  # bytes per chip that an evaluation takes in place of gradients and temporaries; 0: there is none
+    )
     too_large: str  # why it does not fit, or ""
     formula: Operations  # of a step, over all chips
     counted: float  # operations of a step as counted in the program, over all chips; by formulas 0
@@ -58,7 +61,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the step's peak of memory is no more than a chip has."""
+        """Whether the peak of memory, of a step or an evaluation, is no more than a chip has."""
         return not self.too_large
 
     @property
@@ -96,6 +99,7 @@ class Plan:
             "fits": self.fits,
             "too_large": self.too_large or None,
             "bytes_per_chip": self.memory | {"total": sum(self.memory.values())},
+            "evaluation_bytes_per_chip": self.evaluation or None,
             "rows": dataclasses.asdict(self.contents),
             "elements_per_step": self.config.elements_per_step,
             "flops_per_step": {
@@ -162,13 +166,15 @@ def make_plan(
     held = sizes(state_shapes(make_task(config), config), config, abstract_mesh(mesh))
     formula = by_formula(config, contents, topology.chip.is_tpu)
     step = estimate(config, contents, mesh, topology.chip.is_tpu)
-    method, memory, too_large = "formulas", {**held.by_kind, TEMPORARY: step.temporary}, ""
+    method, memory, too_large = "formulas", {**held.by_kind, TEMPORARY: max(step.temporary, step.evaluation)}, ""
+    evaluation = step.evaluation
     work, collectives, counted, seconds, open_loops = step.work, step.collectives, 0.0, 0.0, []
     if topology.chip.is_tpu and not analytic:
         compiled = compile_for(config, topology)
         method, seconds, too_large = f"compiled with libtpu {libtpu.VERSION}", compiled.seconds, compiled.too_large
         if not too_large:  # else the formulas stand in for what the compiler did not get to
-            memory |= {TEMPORARY: compiled.temporary, CODE: compiled.code}
+            evaluation = float(compiled.evaluation)
+            memory |= {TEMPORARY: max(compiled.temporary, compiled.evaluation), CODE: compiled.code}
             work = [_with_kernel(w, config, contents, topology.chips) for w in compiled.counts.work]
             collectives, open_loops = compiled.counts.collectives, compiled.counts.open_loops
             counted = topology.chips * sum(w.flops * w.times for w in work)
@@ -183,6 +189,7 @@ def make_plan(
         method=method,
         contents=contents,
         memory=memory,
+        evaluation=evaluation,
         too_large=too_large,
         formula=formula,
         counted=counted,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transfusion_jax.planning.plan import DEVICE_TO_HOST, Plan, overrides
+from transfusion_jax.planning.plan import DEVICE_TO_HOST, TEMPORARY, Plan, overrides
 from transfusion_jax.planning.search import MARGIN, Found
 
 
@@ -54,7 +54,10 @@ def _head(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     has, total = plan.topology.chip.memory, sum(plan.memory.values())
     lines = ["memory of a chip"]
-    lines += [_line(kind, _bytes(size)) for kind, size in plan.memory.items() if size]
+    for kind, size in plan.memory.items():
+        lines += [_line(kind, _bytes(size))] if size else []
+        if kind == TEMPORARY and plan.evaluation:
+            lines.append(_line("  in an evaluation", _bytes(plan.evaluation)))
     if plan.too_large:
         return [*lines, _line("together", _bytes(total)), f"DOES NOT FIT: {plan.too_large}", ""]
     return [*lines, _line("together", _bytes(total), f"{total / has:.0%} of {_bytes(has)}"), ""]

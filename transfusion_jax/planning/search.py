@@ -148,7 +148,7 @@ def _estimated(
         if key not in held:
             held[key] = sum(sizes(shapes, variant, placed).by_kind.values())
         step = estimate(variant, contents, mesh, topology.chip.is_tpu)
-        needed, most = held[key] + step.temporary, MARGIN * topology.chip.memory
+        needed, most = held[key] + max(step.temporary, step.evaluation), MARGIN * topology.chip.memory
         why = f"needs about {needed / 2**30:.1f} of {topology.chip.memory / 2**30:.1f} GiB" if needed > most else ""
         seconds = roofline.terms(step.work, step.collectives, topology, mesh).step
         yield Candidate(variant, mesh, needed, seconds, why)

@@ -115,12 +115,15 @@ def progress_line(step: int, steps: int, values: dict[str, float], seconds_per_s
     left = (steps - step) * seconds_per_step
     parts = [
         f"step {step:>{len(str(steps))}}/{steps}",
-        *(f"{word} {values[name]:.3f}" for name, word in SHOWN.items() if name in values),
+        *(
+            f"{word} {values[name]:.3f}"
+            for name, word in SHOWN.items()
+            if not math.isnan(values.get(name, math.nan))
+        ),
         f"grad {values['grad_norm']:.2f}",
-        f"{values['elements_per_second']:,.0f} elements/s",
     ]
     if "mfu" in values:
-        parts.append(f"MFU {values['mfu']:.0%}")
+        parts += [f"{values['elements_per_second']:,.0f} elements/s", f"MFU {values['mfu']:.0%}"]
     return "  ".join([*parts, f"{duration(left)} left"])
 
 

@@ -117,8 +117,9 @@ def train_step(task: Task, config: Run, state: State, batch: Any) -> tuple[State
     after = State(state.step + ~stopped, after.params, after.optimizer, after.ema, counted)
 
     means = {name: total / count for name, (total, count) in metrics.sums.items()}  # NaN where there was none
+    bearing = sum(count for _, count in metrics.sums.values())
     values = {
-        "loss": metrics.loss,
+        "loss": jnp.where(bearing > 0, metrics.loss, jnp.nan),
         "grad_norm": norm,
         "learning_rate": rate,
         "skipped_steps": counted.skipped,

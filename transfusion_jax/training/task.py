@@ -55,19 +55,10 @@ class Task(Protocol):
 def accumulated_gradients(
     loss: Callable[[Params, Batch], tuple[jax.Array, Metrics]], params: Params, batch: Batch, parts: int
 ) -> tuple[Params, Metrics]:
-    """Gradients of a loss that is a sum over rows, computed in `parts` parts one after the other.
-
-    Each part takes every parts-th row, so that all devices have their share of it.
-    """
+    """Gradients of a loss that is a sum over rows, computed in `parts` parts one after the other."""
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
         return gradient(params, batch)
-
-    def split(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
-
-    def join(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
     def sums(part: Batch) -> tuple[Any, Any]:
         gradients, m = gradient(params, part)
@@ -77,8 +68,28 @@ def accumulated_gradients(
         added, rows = sums(part)
         return jax.tree.map(jnp.add, total, added), rows
 
-    pieces = jax.tree.map(split, batch)
+    pieces = in_parts(batch, parts)
     like = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], pieces))[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     (gradients, *total), rows = jax.lax.scan(body, zeros, pieces)
-    return gradients, Metrics(*total, *map(join, rows))
+    return gradients, Metrics(*total, *joined(rows))
+
+
+def in_parts(batch: Batch, parts: int) -> Batch:
+    """Arrays `[B, …]` as `[parts, B / parts, …]`: every parts-th row is in one, so that all devices share each."""
+
+    def split(x: jax.Array) -> jax.Array:
+        rows, *rest = x.shape  # a model without latents has arrays of size 0, of which no -1 can be inferred
+        return jnp.swapaxes(x.reshape(rows // parts, parts, *rest), 0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def joined(parts: Any) -> Any:
+    """The inverse of `in_parts`."""
+
+    def join(x: jax.Array) -> jax.Array:
+        count, rows, *rest = x.shape
+        return jnp.swapaxes(x, 0, 1).reshape(count * rows, *rest)
+
+    return jax.tree.map(join, parts)

@@ -51,7 +51,7 @@ class Timer:
         return dict(self._totals)
 
     def read(self, step: int, task: Task) -> dict[str, float]:
-        """The last step's numbers, and the speed since the last reading."""
+        """The last step's numbers, and the speed since the last reading, if a step was made."""
         history = jax.device_get(self._reported)
         values = {name: float(value) for name, value in history[-1].items()}
         seconds = time.perf_counter() - self._begin
@@ -69,8 +69,6 @@ class Timer:
                 "mfu": work / self._peak,
             }
             self.seconds_per_step = seconds / steps
-        else:
-            values["elements_per_second"] = 0.0
         self._reported.clear()
         self._step, self._begin = step, time.perf_counter()
         return values
