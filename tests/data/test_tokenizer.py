@@ -10,9 +10,12 @@ import pytest
 import tokenizers
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import SPECIAL_TOKENS, ConfigError
 from transfusion_jax.data import tokenizer
+from transfusion_jax.data.load import Codec
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
+from transfusion_jax.evaluation.loss import bytes_of
 
 TEXTS = [
     "",
@@ -125,6 +128,44 @@ def test_models_decode_ids_beyond_their_own_as_replacement_characters(llama_like
     for model, _ in (llama_like, hugging_face):
         tokens = [*model.encode("ab"), model.size, model.size + 4, *model.encode("cd")]
         assert model.decode(np.array(tokens)).replace(" ", "") == "ab\ufffd\ufffdcd"
+
+
+def with_byte_fallback():
+    """A tokenizer.json as Llama 2's: spaces are ▁, one stands before each text, and what has no entry is bytes."""
+    kinds, parts = tokenizers.normalizers, tokenizers.decoders
+    entries = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "é", "▁a", "\ufffd"]
+    model = tokenizers.models.BPE(
+        {entry: number for number, entry in enumerate(entries)}, [("▁", "a")], byte_fallback=True, unk_token="<unk>"
+    )
+    whole = tokenizers.Tokenizer(model)
+    whole.normalizer = kinds.Sequence([kinds.Prepend("▁"), kinds.Replace(" ", "▁")])
+    whole.decoder = parts.Sequence(
+        [parts.Replace("▁", " "), parts.ByteFallback(), parts.Fuse(), parts.Strip(" ", 1, 0)]
+    )
+    return tokenizer.HuggingFace(whole.to_str().encode())
+
+
+@pytest.mark.parametrize("kind", ["bytes", "byte-level", "SentencePiece", "byte fallback"])
+def test_wherever_a_text_is_cut_its_tokens_add_up_to_its_bytes(kind, llama_like, hugging_face):
+    """Even within a character of several tokens, whose parts are no text."""
+    models = {
+        "bytes": ByteTokenizer(),
+        "byte-level": hugging_face[0],
+        "SentencePiece": llama_like[0],
+        "byte fallback": with_byte_fallback(),
+    }
+    codec = Codec(models[kind], SpecialTokens.of(models[kind]), Identity(), None)
+    for text in ["a", "naïve café", "日本語 中文", "👩‍👩‍👧 family 👍🏽", "\U0010ffff" * 3, "a \ufffd é", " a  b"]:
+        tokens = codec.tokenizer.encode(text)
+        assert codec.tokenizer.decode(tokens) == text
+        before = np.concatenate([[codec.special.bos], tokens[:-1]])
+        whole = len(text.encode())
+        for cut in range(len(tokens) + 1):
+            parts = [bytes_of(tokens[s], codec, before[s]) for s in (slice(cut), slice(cut, None))]
+            assert sum(parts) == whole
+            assert min(parts) >= 0
+        ended = np.append(tokens, [codec.special.eos, codec.special.bos, codec.special.pad])
+        assert bytes_of(ended, codec, np.append(before, tokens[-1:].repeat(3))) == whole  # marks are no text
 
 
 def test_a_saved_tokenizer_is_the_same_elsewhere(llama_like, hugging_face, tmp_path):
