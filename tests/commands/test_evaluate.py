@@ -148,6 +148,13 @@ def test_a_source_that_holds_nothing_out_is_named(digits_folder, tmp_path, capsy
     assert lines == ["whole holds nothing out: nothing of it is measured"]
 
 
+def test_a_suite_that_finds_nothing_to_measure_says_so(workdir, capsys, monkeypatch):
+    fake(monkeypatch, "images", {})
+    assert main(["evaluate", "--workdir", str(workdir), "--suite", "images"]) == 0
+    assert "  nothing: no held-out row bears any of it" in capsys.readouterr().out.splitlines()
+    assert entries(workdir)[0]["metrics"] == {}
+
+
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(workdir, tmp_path, capsys):
     other = shutil.copytree(workdir, tmp_path / "other")

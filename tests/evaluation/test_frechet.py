@@ -1,9 +1,19 @@
+import jax
 import numpy as np
 import pytest
 from scipy import linalg
 
+from helpers import tiny_config
+from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
+from transfusion_jax.data.load import Codec, Data, plain_statistics
+from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
+from transfusion_jax.evaluation import frechet
 from transfusion_jax.evaluation.frechet import Statistics, distance, small_pixels
+from transfusion_jax.training.tasks import make_task
+
+TEXT = Text(np.array([97], np.int32))
 
 
 def features(seed, count, size=20):
@@ -49,3 +59,18 @@ def test_statistics_of_other_features_are_refused(tmp_path):
             Statistics.load(tmp_path / f"{name}.npz", 2048)
     with pytest.raises(ConfigError, match="two images at least"):
         Statistics.of(np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize(("learnt", "named"), [(6, True), (1, False), (0, False)])
+def test_the_distance_of_training_images_is_absent_where_there_are_none(learnt, named, monkeypatch):
+    config = tiny_config(model__latent_shape=(8, 8, 3), model__patch_size=4)
+    tokenizer, random = ByteTokenizer(), np.random.default_rng(0)
+    codec = Codec(tokenizer, SpecialTokens.of(tokenizer), Identity(), plain_statistics(3))
+
+    def pairs(count):
+        latents = random.uniform(-1, 1, (count, 8, 8, 3)).astype(np.float32)
+        return Corpus((Source("pairs", DocumentList([Document((TEXT, Image(x))) for x in latents])),))
+
+    monkeypatch.setattr(frechet, "draw", lambda *_: random.integers(0, 256, (5, 8, 8, 3), np.uint8))
+    found = frechet.run(make_task(config), None, Data(pairs(learnt), pairs(5), codec), jax.random.key(0))
+    assert found.keys() == {"frechet_pixels"} | ({"frechet_pixels_real"} if named else set())

@@ -12,9 +12,10 @@ from transfusion_jax.data.documents import Corpus, Document, DocumentList, Sourc
 from transfusion_jax.data.load import Data
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
-from transfusion_jax.evaluation.loss import measured
+from transfusion_jax.evaluation.loss import lower, measured
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.evaluation.text import Once
+from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training.tasks import make_task
 
 LATENTS = make_task(tiny_config(evaluation__rows=8, evaluation__images=20, data__image_first=0.0))
@@ -98,6 +99,16 @@ def test_the_numbers_are_those_of_exactly_these_rows_whatever_the_batch_and_its_
     weights = sum(float(batch.token_weight.sum()) for batch in read)
     assert weights == sum(float(rows[row].token_weight.sum()) for row in range(7))
     assert {batch.tokens.shape for batch in read} == {(7, 48)}
+
+
+def test_an_evaluation_takes_the_memory_of_a_part_of_a_batch():
+    """The temporary bytes of sixteen rows: one at a time, and all at once."""
+    sizes = []
+    for accumulation in (16, 1):
+        task = make_task(tiny_config(batch_rows=16, accumulation=accumulation, data__context_length=256))
+        program = lower(task, task.model.abstract_params(), make_mesh(task.config.mesh, jax.devices()[:1]))
+        sizes.append(program.compile().memory_analysis().temp_size_in_bytes)
+    assert sizes[0] < sizes[1] / 4
 
 
 def test_a_loss_that_no_row_bears_is_absent():

@@ -2,11 +2,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import jax
 import pytest
 
 from helpers import tiny_config
 from transfusion_jax.planning import compile, libtpu
-from transfusion_jax.planning.compile import compile_for
+from transfusion_jax.planning.compile import compile_for, compile_step
 from transfusion_jax.planning.topology import parse
 
 
@@ -54,6 +55,7 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
     compiled = compile_for(config, parse("v5e:2x2"))
     assert not compiled.too_large
     assert 0 < compiled.temporary < compiled.bytes
+    assert compiled.evaluation == 0  # so small a one takes no memory beside the chip's own
     gathers = [c for c in compiled.counts.collectives if c.kind == "all-gather" and c.bytes > 1e5]
     assert {c.dtype for c in gathers} == {"bf16"}
     assert {c.axes for c in gathers} == {("fsdp",)}
@@ -65,6 +67,17 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
     assert 3.5 < compiled.counts.flops / matrices < 5
     assert not compiled.counts.open_loops
     assert compile_for(config, parse("v5e:2x2")) == compiled
+
+
+@pytest.mark.parametrize("every", [1, 0])
+def test_a_plan_compiles_the_evaluation_too(every, monkeypatch, tmp_path):
+    """On a CPU, whose programs are compiled the same way."""
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path))
+    monkeypatch.setattr(compile, "count", lambda text, mesh: text)
+    compiled = compile_step(tiny_config(model__layers=1, loop__evaluate_every=every), jax.devices()[:1])
+    assert (compiled.evaluation > 0) == bool(every)
+    assert compiled.bytes == compiled.arguments + max(compiled.temporary, compiled.evaluation) + compiled.code
+    assert len(list((tmp_path / "planned").iterdir())) == 1 + bool(every)
 
 
 @dataclass(frozen=True)

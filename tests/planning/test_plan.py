@@ -11,7 +11,7 @@ from transfusion_jax.planning import topology as topologies
 from transfusion_jax.planning.contents import Contents, expected
 from transfusion_jax.planning.estimate import estimate
 from transfusion_jax.planning.operations import by_formula, kernel_flops
-from transfusion_jax.planning.plan import make_plan, on_mesh
+from transfusion_jax.planning.plan import TEMPORARY, make_plan, on_mesh
 from transfusion_jax.planning.search import choose_mesh, meshes, search
 
 V5E = topologies.parse("v5e:4x4")
@@ -115,6 +115,27 @@ def test_a_plan_says_all_of_it_in_json_and_in_lines():
     text = report.table(plan)
     for words in ("memory of a chip", "fsdp: all-gather", "MFU, at most", "--config.mesh.fsdp=16", "formulas"):
         assert words in text
+
+
+def test_a_plan_counts_what_an_evaluation_takes():
+    """It computes as many rows at a time as training, and keeps nothing for a backward pass."""
+    config = wide_config(mesh=dict(data=1, fsdp=16), batch_rows=64)
+    whole, parts = (make_plan(replace(config, accumulation=n), V5E, CONTENTS, analytic=True) for n in (1, 4))
+    assert 0 < parts.evaluation < whole.evaluation < whole.memory[TEMPORARY]
+    assert whole.to_dict()["evaluation_bytes_per_chip"] == whole.evaluation
+    assert "  in an evaluation" in report.table(whole)
+    never = make_plan(replace(config, loop=replace(config.loop, evaluate_every=0)), V5E, CONTENTS, analytic=True)
+    assert never.evaluation == 0
+    assert "in an evaluation" not in report.table(never)
+
+
+def test_an_evaluation_that_takes_more_than_a_step_decides(monkeypatch):
+    """No formula makes it so: what a compiler says may."""
+    real = estimate(wide_config(), CONTENTS, ONE, tpu=True)
+    monkeypatch.setattr("transfusion_jax.planning.plan.estimate", lambda *_: replace(real, evaluation=2**40))
+    plan = make_plan(wide_config(mesh=dict(data=16)), V5E, CONTENTS, analytic=True)
+    assert plan.memory[TEMPORARY] == 2**40
+    assert not plan.fits
 
 
 def test_what_does_not_fit_is_said_with_the_numbers():

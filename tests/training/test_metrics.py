@@ -10,6 +10,7 @@ from transfusion_jax.training import tensorboard
 from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.metrics import duration, keep_until, open_writer, progress_line, record_of
 from transfusion_jax.training.tensorboard import Events
+from transfusion_jax.training.timer import Timer
 from transfusion_jax.training.workdir import Workdir
 
 
@@ -98,3 +99,14 @@ def test_progress_tells_losses_speed_and_time_left():
     values = dict(loss_text=1.5, loss_image=0.25, grad_norm=1.0, elements_per_second=12345.6, mfu=0.41)
     line = progress_line(50, 1000, values, seconds_per_step=0.1)
     assert line == "step   50/1000  text 1.500  image 0.250  grad 1.00  12,346 elements/s  MFU 41%  1m 35s left"
+
+
+def test_progress_leaves_out_what_there_is_none_of():
+    values = dict(loss_text=1.5, loss_image=math.nan, grad_norm=1.0)  # of a first step, which has no speed
+    assert progress_line(1, 10, values, seconds_per_step=0.0) == "step  1/10  text 1.500  grad 1.00  0s left"
+
+
+def test_a_reading_without_a_step_since_the_last_has_no_speed():
+    timer = Timer(3, peak=1.0, devices=1)
+    timer.add({"loss": np.float32(2)})
+    assert timer.read(3, None) == {"loss": 2}

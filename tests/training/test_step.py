@@ -91,6 +91,21 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number():
         jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
 
 
+def test_what_nothing_bears_is_absent_and_not_zero():
+    """No image in one batch, no loss at all in the other: NaN is what the log leaves out."""
+    config = tiny_config()
+    state, step = fresh(config)
+    batch = tiny_batch(config)
+    without = dataclasses.replace(batch, image_weight=0 * batch.image_weight)
+    silent = dataclasses.replace(without, token_weight=0 * batch.token_weight)
+    (texts, nothing) = run(state, step, [without, silent])[1]
+    present = {name for name, value in texts.items() if np.isfinite(value)}
+    assert {"loss", "loss_text", "loss_text/source_pairs", "loss_text/source_texts"} <= present
+    assert not [name for name in present if name.startswith("loss_image")]
+    assert not [name for name, value in nothing.items() if name.startswith("loss") and np.isfinite(value)]
+    assert nothing["skipped_steps"] == 0
+
+
 def test_the_average_follows_the_parameters_at_its_rate():
     config = tiny_config(optimizer__ema_decay=0.5)
     state, step = fresh(config)
