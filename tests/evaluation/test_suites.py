@@ -5,14 +5,19 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import digits_config, tiny_codec, tiny_config, tiny_corpus
+from helpers import code_codec, corpus_of, digits_config, tiny_codec, tiny_config, tiny_corpus, token_config
+from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data import edits
+from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.load import Data, load
 from transfusion_jax.evaluation import edits as suite
-from transfusion_jax.evaluation.digits import features, fit_judge, pictures
+from transfusion_jax.evaluation.digits import features, fit_judge, new_judge, pictures
 from transfusion_jax.evaluation.suite import SUITES
+from transfusion_jax.training.tasks import make_task
 from transfusion_jax.training.transfusion import TransfusionTask
+
+TEXTS = dict(data__sources={"texts": {"path": "synthetic:text"}})
 
 
 def test_the_judge_is_right_on_real_digits_that_it_has_not_seen(digits_folder):
@@ -28,7 +33,7 @@ def test_the_judge_is_right_on_real_digits_that_it_has_not_seen(digits_folder):
 def test_the_judge_of_digits_needs_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.svm", None)
     with pytest.raises(ConfigError, match=r"needs scikit-learn: pip install 'transfusion-jax\[digits\]'"):
-        fit_judge(None)
+        new_judge()
 
 
 def test_the_suite_needs_digits():
@@ -67,3 +72,39 @@ def test_an_edit_is_done_where_its_own_drawing_comes_nearest():
         assert not suite.is_done(scene, edit, suite.picture(scene, 32))
         for other in edits.edits(scene):
             assert suite.is_done(scene, edit, suite.picture(other.after, 32)) == (other.after == edit.after)
+
+
+GREY = {"latents": tiny_config(), "codes": token_config(), "text": token_config("none", **TEXTS)}
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(f, n) for f in GREY for n in SUITES if (f, n) != ("latents", "frechet")],  # two channels are no pixels
+)
+def test_what_a_suite_lacks_is_known_before_there_are_weights(family, name):
+    """Training asks for it first: a run would end at its first evaluation."""
+    codec = code_codec() if family == "codes" else tiny_codec()
+    data = Data(corpus_of(GREY[family]), corpus_of(GREY[family]), codec)
+    lacks = {"digits", "edits", "shapes"}  # captions of digits, and colours
+    lacks |= {"images", "captions", "frechet"} if family == "text" else set()
+    if name not in lacks:
+        SUITES[name].check(GREY[family], data)
+        return
+    with pytest.raises(ConfigError) as early:
+        SUITES[name].check(GREY[family], data)
+    with pytest.raises(ConfigError) as late:
+        SUITES[name].run(make_task(GREY[family]), None, data, jax.random.key(0))
+    assert str(early.value) == str(late.value)
+
+
+def test_texts_are_missed_before_there_are_weights():
+    pictured = Corpus(tiny_corpus().sources[:1])
+    with pytest.raises(ConfigError, match="needs held-out texts without images"):
+        SUITES["text"].check(tiny_config(), Data(pictured, pictured, tiny_codec()))
+
+
+def test_training_does_not_begin_without_what_its_suites_need(tmp_path, capsys):
+    options = ["--config.evaluation.during_training=('loss','shapes')", "--config.batch_rows=8"]
+    assert main(["train", "--config", "configs/debug.py", *options, "--workdir", str(tmp_path / "run")]) == 2
+    assert "the suite 'shapes' draws in colour" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()

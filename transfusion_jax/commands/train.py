@@ -92,6 +92,8 @@ def _train(
             f"nothing of source {', '.join(missing)} is held out to evaluate on: prepare it with a larger "
             "--held-out, name a folder in data.sources.NAME.held_out, or set loop.evaluate_every to 0",
         )
+        for name in config.evaluation.during_training if config.loop.evaluate_every else ():
+            SUITES[name].check(config, data)  # not only at the first evaluation
         rows = make_rows(data.train, config, data.codec.special, say)
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         reach_all(mesh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.data.load import Data
 from transfusion_jax.generation.scoring import score
@@ -23,7 +23,7 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
         ConfigError: no captioned images are held out, or the model sees none.
     """
     del key
-    found = captioned(task, data)
+    found = captioned(task.config, data)
     captions = [caption for _, caption in found]
     tokens = sum(map(len, captions))
 
@@ -36,13 +36,17 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     }
 
 
-def captioned(task: ModelTask, data: Data) -> list[tuple[Image, np.ndarray]]:
+def check(config: Config, data: Data) -> None:
+    """Raises ConfigError where no captioned images are held out, or the model sees none."""
+    captioned(config, data)
+
+
+def captioned(config: Config, data: Data) -> list[tuple[Image, np.ndarray]]:
     """Held-out images and the tokens `[n]` of their captions, `evaluation.images` at most; short captions first.
 
     Raises:
         ConfigError: there are none.
     """
-    config = task.config
     if config.model.images == "none":
         raise ConfigError("the suite 'captions' shows images, and this is a model of text alone")
     found = [

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.readers import digits
@@ -22,8 +22,12 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     """Accuracies of the judge, of drawing (with the config's guidance and without), and of captioning.
 
     The judge is a support vector machine fitted on the real digits that the model was trained on.
+
+    Raises:
+        ConfigError: see `check`.
     """
     config = task.config
+    require_images(config)
     seen, unseen = (pictures(corpus, data.codec) for corpus in (data.train, data.held_out))
     judge = fit_judge(seen)
     asked = np.arange(config.evaluation.images) % len(digits.NAMES)
@@ -43,6 +47,19 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
             np.mean([digits.digit_in(c) == d for c, d in zip(written, unseen.labels, strict=True)])
         ),
     }
+
+
+def check(config: Config, data: Data) -> None:
+    """Raises ConfigError where the data hold no captioned digits, the model draws none, or there is no judge."""
+    require_images(config)
+    for corpus in (data.train, data.held_out):
+        pictures(corpus, data.codec)
+    new_judge()
+
+
+def require_images(config: Config) -> None:
+    """Raises ConfigError where the model draws none."""
+    require(config.model.images != "none", "the suite 'digits' draws, and this is a model of text alone")
 
 
 def prompts(number: int) -> list[str]:
@@ -85,12 +102,21 @@ def fit_judge(seen: Pictures) -> Any:
     Raises:
         ConfigError: scikit-learn is not installed.
     """
+    return new_judge().fit(features(seen.images), seen.labels)
+
+
+def new_judge() -> Any:
+    """One that has learnt nothing.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
     try:
         from sklearn.svm import SVC
     except ModuleNotFoundError as error:
         message = "the suite 'digits' needs scikit-learn: pip install 'transfusion-jax[digits]'"
         raise ConfigError(message) from error
-    return SVC(gamma=0.001).fit(features(seen.images), seen.labels)
+    return SVC(gamma=0.001)
 
 
 def features(images: np.ndarray) -> np.ndarray:

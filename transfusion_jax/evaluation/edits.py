@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from transfusion_jax.config import EvaluationConfig, require
+from transfusion_jax.config import Config, EvaluationConfig, require
 from transfusion_jax.data import edits, scenes
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.load import Codec, Data
@@ -25,10 +25,8 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     Raises:
         ConfigError: the model draws nothing, or draws in grey.
     """
-    codec, model = data.codec, task.config.model
-    require(model.images != "none", "the suite 'edits' draws, and this is a model of text alone")
-    size, _, channels = codec.autoencoder.image_shape(model.latent_shape)
-    require(channels == 3, "the suite 'edits' draws in colour, and this model's images are grey")
+    codec = data.codec
+    size = drawing_size("edits", task.config, data)
     wanted = asked(task.config.evaluation)
     requests = [
         Request(document_of(scene, text, size, codec), "image", int(jax.random.bits(key, dtype=np.uint32)), number)
@@ -48,6 +46,23 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
         **by_action,
         "edit_accuracy_by_chance": float(np.mean(1 / choices)),
     }
+
+
+def check(config: Config, data: Data) -> None:
+    """Raises ConfigError where the model draws no images in colour."""
+    drawing_size("edits", config, data)
+
+
+def drawing_size(suite: str, config: Config, data: Data) -> int:
+    """Pixels of a side of the model's drawings.
+
+    Raises:
+        ConfigError: it draws nothing, or draws in grey.
+    """
+    require(config.model.images != "none", f"the suite {suite!r} draws, and this is a model of text alone")
+    size, _, channels = data.codec.autoencoder.image_shape(config.model.latent_shape)
+    require(channels == 3, f"the suite {suite!r} draws in colour, and this model's images are grey")
+    return size
 
 
 def document_of(scene: scenes.Scene, text: str, size: int, codec: Codec) -> Document:

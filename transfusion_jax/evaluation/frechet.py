@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image as Pillow
 
-from transfusion_jax.config import ConfigError, require
+from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation.pictures import draw, pictures, resized
 from transfusion_jax.model.transfusion import Params
@@ -81,12 +81,12 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     Raises:
         ConfigError: fewer than two captioned images were held out.
     """
+    check(task.config, data)
     config, seed = task.config, int(jax.random.bits(key, dtype=np.uint32))
     unseen, seen = (
         list(itertools.islice(pictures(corpus, config, data.codec, seed), config.evaluation.images))
         for corpus in (data.held_out, data.train)
     )
-    require(len(unseen) > 1, "the suite 'frechet' needs captioned images among the held-out data")
     drawn = draw(task, params, data.codec, [picture.caption for picture in unseen], seed)
     real = small_pixels(np.stack([picture.image for picture in unseen]))
     found = {"frechet_pixels": distance(small_pixels(drawn), real)}
@@ -94,6 +94,13 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
         learnt = small_pixels(np.stack([picture.image for picture in seen[: len(unseen)]]))
         found["frechet_pixels_real"] = distance(learnt, real)
     return found
+
+
+def check(config: Config, data: Data) -> None:
+    """Raises ConfigError where fewer than two captioned images are held out, or the model draws none."""
+    require(config.model.images != "none", "the suite 'frechet' draws, and this is a model of text alone")
+    found = list(itertools.islice(pictures(data.held_out, config, data.codec, config.seed), 2))
+    require(len(found) > 1, "the suite 'frechet' needs captioned images among the held-out data")
 
 
 def small_pixels(images: np.ndarray) -> Statistics:

@@ -71,11 +71,17 @@ def run_images(task: ModelTask, params: Params, data: Data, key: jax.Array) -> d
     Raises:
         ConfigError: the model sees no images.
     """
-    require(task.config.model.images != "none", "'images' needs images, and this is a model of text alone")
+    check_images(task.config, data)
     rows, sums = make_rows(data.held_out, task.config, data.codec.special), dict[str, np.ndarray]()
     for _, losses in measured(task, params, rows, task.config.evaluation.rows, key):
         add_up(sums, {name: part for name, part in losses.items() if name.startswith("loss_image")})
     return means(sums)
+
+
+def check_images(config: Config, data: Data) -> None:
+    """Raises ConfigError where the model sees no images."""
+    del data
+    require(config.model.images != "none", "'images' needs images, and this is a model of text alone")
 
 
 def measured(

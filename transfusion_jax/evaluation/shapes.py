@@ -14,13 +14,13 @@ from functools import cache
 import jax
 import numpy as np
 
-from transfusion_jax.config import EvaluationConfig, require
+from transfusion_jax.config import Config, EvaluationConfig
 from transfusion_jax.data import claims, scenes
 from transfusion_jax.data.claims import Background, Claim, Count, Relation
 from transfusion_jax.data.load import Data
 from transfusion_jax.data.readers import shapes
 from transfusion_jax.data.scenes import Kind
-from transfusion_jax.evaluation.edits import SEED, picture
+from transfusion_jax.evaluation.edits import SEED, drawing_size, picture
 from transfusion_jax.evaluation.grader import look
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import to_pixels
@@ -57,9 +57,7 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
         ConfigError: the model draws no images in colour.
     """
     codec, config = data.codec, task.config
-    require(config.model.images != "none", "the suite 'shapes' draws, and this is a model of text alone")
-    size, _, channels = codec.autoencoder.image_shape(config.model.latent_shape)
-    require(channels == 3, "the suite 'shapes' draws in colour, and this model's images are grey")
+    size = drawing_size("shapes", config, data)
     wanted = asked(config.evaluation)
     true = np.stack([picture(prompt.scene, size) for prompt in wanted])
     drawn = draw(task, params, codec, [p.caption for p in wanted], int(jax.random.bits(key, dtype=np.uint32)))
@@ -69,6 +67,11 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
         **judge_drawings(wanted, drawn),
         **judge_captions([prompt.scene for prompt in wanted], caption(task, params, codec, true)),
     }
+
+
+def check(config: Config, data: Data) -> None:
+    """Raises ConfigError where the model draws no images in colour."""
+    drawing_size("shapes", config, data)
 
 
 def judge_drawings(asked: Sequence[Prompt], drawn: np.ndarray) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import jax
 
-from transfusion_jax.config import EvaluationConfig
+from transfusion_jax.config import Config, EvaluationConfig
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation import captions, digits, edits, frechet, loss, shapes, text
 from transfusion_jax.model.transfusion import Params
@@ -23,6 +23,15 @@ class Run(Protocol):
         ...
 
 
+Check = Callable[
+    [Config, Data], None
+]  # raises ConfigError where the suite cannot be run, before any weights are needed
+
+
+def anything(config: Config, data: Data) -> None:
+    """Of a suite that every model and all data have a use for."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """A named evaluation."""
@@ -32,16 +41,19 @@ class Suite:
     size: str  # the field of `evaluation` that says on how much
     draws: bool = False
     prompts: Callable[[EvaluationConfig], list[str]] | None = None  # of a suite whose prompts are not the data's
+    check: Check = anything
 
 
 ALL = (
     Suite("loss", loss.run, "rows"),
-    Suite("text", text.run, "rows"),
-    Suite("images", loss.run_images, "rows"),
-    Suite("captions", captions.run, "images"),
-    Suite("digits", digits.run, "images", True, lambda config: digits.prompts(config.images)),
-    Suite("edits", edits.run, "images", True, lambda config: [text for _, _, text in edits.asked(config)]),
-    Suite("shapes", shapes.run, "images", True, lambda config: [p.caption for p in shapes.asked(config)]),
-    Suite("frechet", frechet.run, "images", True),
+    Suite("text", text.run, "rows", check=text.check),
+    Suite("images", loss.run_images, "rows", check=loss.check_images),
+    Suite("captions", captions.run, "images", check=captions.check),
+    Suite("digits", digits.run, "images", True, lambda config: digits.prompts(config.images), digits.check),
+    Suite("edits", edits.run, "images", True, lambda config: [t for _, _, t in edits.asked(config)], edits.check),
+    Suite(
+        "shapes", shapes.run, "images", True, lambda config: [p.caption for p in shapes.asked(config)], shapes.check
+    ),
+    Suite("frechet", frechet.run, "images", True, check=frechet.check),
 )
 SUITES = {suite.name: suite for suite in ALL}

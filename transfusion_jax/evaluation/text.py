@@ -9,7 +9,7 @@ from functools import cached_property
 import jax
 import numpy as np
 
-from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.config import Config, require
 from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.data.documents import Source
@@ -30,11 +30,9 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     Raises:
         ConfigError: no plain texts are held out.
     """
-    sources = [source for source in data.held_out.sources if len(source) and not source.pictured]
-    if not sources:
-        raise ConfigError("the suite 'text' needs held-out texts without images: prepare some with --held-out")
+    check(task.config, data)
     found: dict[str, float] = {}
-    for source in sources:
+    for source in _plain(data):
         rows = Once(source, task.config, data.codec.special)
         nats, tokens, size = 0.0, 0, 0
         for batch, losses in measured(task, params, rows, min(task.config.evaluation.rows, len(rows)), key):
@@ -48,6 +46,18 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
         if size:
             found[f"{source.name}_bits_per_byte"] = nats / math.log(2) / size
     return found
+
+
+def check(config: Config, data: Data) -> None:
+    """Raises ConfigError where no plain texts are held out."""
+    del config
+    require(
+        bool(_plain(data)), "the suite 'text' needs held-out texts without images: prepare some with --held-out"
+    )
+
+
+def _plain(data: Data) -> list[Source]:
+    return [source for source in data.held_out.sources if len(source) and not source.pictured]
 
 
 @dataclass(frozen=True)
