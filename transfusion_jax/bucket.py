@@ -154,6 +154,18 @@ class BucketPath:
             return {}
         return {key.removeprefix(f"{self.key}/"): int(about["size"]) for key, about in sorted(found.items())}
 
+    def version(self) -> object | None:
+        """What changes when the object is put anew; None where there is none."""
+        found = self._info()
+        return found and tuple(str(found.get(key)) for key in ("generation", "etag", "md5Hash", "updated", "size"))
+
+    def size(self) -> int:
+        """The object's bytes."""
+        found = self._info()
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self))
+        return int(found["size"])
+
     def _info(self) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = _ask("info", self)

@@ -53,6 +53,26 @@ def sizes(folder: Place) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
+def size_of(path: Place) -> int:
+    """The bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return path.size() if isinstance(path, BucketPath) else path.stat().st_size
+
+
+def version_of(path: Place) -> object | None:
+    """What changes when a file is written or replaced; None where there is none."""
+    if isinstance(path, BucketPath):
+        return path.version()
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def within(path: Place, folder: Place) -> str:
     """The path of something in a folder, seen from there."""
     return str(path).removeprefix(f"{folder}/")

@@ -1,7 +1,8 @@
 import pytest
 
+from transfusion_jax.files import write_whole
 from transfusion_jax.training import parts
-from transfusion_jax.training.files import Lines, free_path, keep_until, read_lines, write_lines, write_whole
+from transfusion_jax.training.files import Lines, free_path, keep_until, read_lines, write_lines
 
 
 def steps(path):

@@ -7,7 +7,7 @@ from transfusion_jax.autoencoder.grey import from_name as grey_from_name
 from transfusion_jax.autoencoder.identity import Identity
 from transfusion_jax.autoencoder.interface import Autoencoder, Encoding
 from transfusion_jax.autoencoder.trained import Trained
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import ConfigError, require
 from transfusion_jax.storage import Place, place
 
 __all__ = ["Autoencoder", "CosineBlocks", "Encoding", "Grey", "Identity", "Trained", "keep", "load", "load_saved"]
@@ -38,9 +38,24 @@ def keep(autoencoder: Autoencoder, folder: Place) -> None:
         trained.save(_kept(folder, autoencoder.name), autoencoder)
 
 
-def load_saved(folder: Place, name: str) -> Autoencoder:
-    """The autoencoder that `keep` left in a folder."""
-    return without_weights(name) or trained.open_folder(_kept(folder, name))
+def load_saved(folder: Place, name: str, expected: str | None = None) -> Autoencoder:
+    """The autoencoder that `keep` left in a folder.
+
+    Args:
+        folder: the folder.
+        name: the autoencoder's.
+        expected: its hash; None where a former version has not kept it.
+
+    Raises:
+        ConfigError: it is missing, damaged, or another one.
+    """
+    found = without_weights(name) or trained.open_folder(_kept(folder, name))
+    require(
+        expected in (None, found.hash()),
+        f"the autoencoder {name!r} in {folder} ({found.hash()}) is not the one that was kept there ({expected}): "
+        "copy it back from a backup",
+    )
+    return found
 
 
 def _kept(folder: Place, name: str) -> Place:

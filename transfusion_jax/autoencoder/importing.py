@@ -22,6 +22,7 @@ from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.autoencoder.trained import Trained, check_name, flat
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.files import write_whole
 from transfusion_jax.training.leaves import nested
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -61,9 +62,8 @@ def write(autoencoder: Trained, folder: Path) -> None:
     """
     config = diffusers_config(autoencoder.architecture)
     leaves = dict(names.to_diffusers(name, value) for name, value in flat(autoencoder.params).items())
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors.save_file(leaves, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_whole(folder / WEIGHTS, tensors.save(leaves, metadata={"format": "pt"}))
+    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def diffusers_config(a: Architecture) -> dict[str, Any]:

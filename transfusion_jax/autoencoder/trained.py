@@ -22,11 +22,12 @@ from transfusion_jax.autoencoder.interface import Array, Encoding
 from transfusion_jax.autoencoder.network import Network, Params
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.files import DamagedFile, read_json, write_json, write_whole
 from transfusion_jax.storage import Place
-from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.leaves import nested
 
 ABOUT, WEIGHTS = "autoencoder.json", "weights.safetensors"
+REMEDY = "copy the folder back from where it came, or give the command that wrote it again"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DECODED = 16  # images decoded at a time: activations of larger ones take gigabytes
 
@@ -101,7 +102,7 @@ def _decode(architecture: Architecture, params: Params, latents: jax.Array) -> j
 
 
 def save(folder: Place, autoencoder: Trained) -> None:
-    """Writes the folder; a folder that holds the same autoencoder is left as it is.
+    """Writes the folder; a folder that holds the same autoencoder, whole, is left as it is.
 
     Raises:
         ConfigError: the name is no word, or the folder holds another autoencoder.
@@ -114,40 +115,52 @@ def save(folder: Place, autoencoder: Trained) -> None:
         "origin": autoencoder.origin,
     }
     if (folder / ABOUT).exists():
-        there = json.loads((folder / ABOUT).read_text())["hash"]
-        require(there == about["hash"], f"{folder} holds another autoencoder ({there}): choose another folder")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(tensors.save(flat(autoencoder.params)))
-    write_whole(folder / ABOUT, json.dumps(about, indent=2) + "\n")  # last: the folder is whole once this is there
+        try:
+            there = open_folder(folder).hash()
+        except DamagedFile:
+            there = None  # it is written again
+        require(
+            there in (None, about["hash"]), f"{folder} holds another autoencoder ({there}): choose another folder"
+        )
+        if there:
+            return
+    write_whole(folder / WEIGHTS, tensors.save(flat(autoencoder.params)))
+    write_json(folder / ABOUT, about, indent=2)  # last: the folder is whole once this is there
 
 
 def open_folder(folder: Place) -> Trained:
     """The autoencoder of a folder that `save` wrote.
 
     Raises:
-        ConfigError: there is none, or it is damaged.
+        ConfigError: there is none.
+        DamagedFile: it is not what was written.
     """
     if not (folder / ABOUT).is_file():
         raise ConfigError(
             f"{folder} holds no autoencoder: transfusion autoencoder train, then export, or transfusion convert"
         )
-    about = json.loads((folder / ABOUT).read_text())
-    fields: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in about["architecture"].items()
-    }
-    architecture = Architecture(**fields)
+    about = read_json(folder / ABOUT, REMEDY)
+    try:
+        fields: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in about["architecture"].items()
+        }
+        architecture = Architecture(**fields)
+        name, digest, origin = (str(about[key]) for key in ("name", "hash", "origin"))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DamagedFile(f"{folder / ABOUT} is damaged ({error}): {REMEDY}") from error
     try:
         found = tensors.load((folder / WEIGHTS).read_bytes())
-    except SafetensorError as error:
-        raise ConfigError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    except (SafetensorError, FileNotFoundError) as error:
+        raise DamagedFile(f"{folder / WEIGHTS} is damaged ({error}): {REMEDY}") from error
     wanted = flat(Network(architecture).abstract_params())
     shapes = {name: value.shape for name, value in found.items()}
-    for name in sorted(wanted.keys() | shapes.keys()):
-        here, asked = shapes.get(name, "absent"), wanted[name].shape if name in wanted else "absent"
-        require(here == asked, f"{folder / WEIGHTS}: {name} is {here}, and the architecture's is {asked}")
-    trained = Trained(about["name"], architecture, nested(found), about["origin"])
-    require(trained.hash() == about["hash"], f"{folder / WEIGHTS} is damaged: its hash is not the one in {ABOUT}")
+    for leaf in sorted(wanted.keys() | shapes.keys()):
+        here, asked = shapes.get(leaf, "absent"), wanted[leaf].shape if leaf in wanted else "absent"
+        if here != asked:
+            raise DamagedFile(f"{folder / WEIGHTS}: {leaf} is {here}, and the architecture's is {asked}: {REMEDY}")
+    trained = Trained(name, architecture, nested(found), origin)
+    if trained.hash() != digest:
+        raise DamagedFile(f"{folder / WEIGHTS} is damaged (its hash is not the one in {ABOUT}): {REMEDY}")
     return trained
 
 

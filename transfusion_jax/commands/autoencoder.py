@@ -99,6 +99,8 @@ def _train(
     with locked:
         with interruption.may_leave():
             begin(Start(accept_changes=accepted), task, config, data, mesh, workdir, say)
+            if not processes.first():
+                locked.enter_context(workdir.owned())
         say(f"{config.name}: {parameters_of(config) / 1e6:.2f}M parameters, {config.batch_rows} images per step")
         rows = ImageRows(data.train, config.seed, config.data.flip)
         hooks = _hooks(task, config, data, workdir)

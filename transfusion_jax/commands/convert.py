@@ -26,6 +26,7 @@ from transfusion_jax.conversion.trees import Tree, describe, differences, open_t
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.load import Codec
 from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.files import write_whole
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.storage import place
 from transfusion_jax.training.checkpoint import Checkpoints
@@ -274,7 +275,7 @@ def _write(
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def _write_card(
@@ -282,4 +283,4 @@ def _write_card(
 ) -> None:
     text = json.dumps(configs.to_dict(config), indent=2)
     card = CARD.format(library=library, title=title, run=run, which=which, left_out=left_out, config=text)
-    (folder / "README.md").write_text(card)
+    write_whole(folder / "README.md", card)

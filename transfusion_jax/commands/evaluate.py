@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     task = make_task(config)
     protocol, again = arguments.protocol, arguments.again
     job = _Job(task, data, measuring_mesh(task), workdir, weights, suites, protocol, again, say)
-    with Checkpoints(workdir.checkpoints) as checkpoints:
+    with workdir.owned(), Checkpoints(workdir.checkpoints) as checkpoints:
         if arguments.follow:
             reports = job.follow(checkpoints)
         else:

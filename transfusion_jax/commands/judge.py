@@ -25,9 +25,9 @@ from transfusion_jax.evaluation.inception import FEATURES
 from transfusion_jax.evaluation.pictures import drawn_for_held_out, pictures
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import sampling_of
+from transfusion_jax.files import write_whole
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
-from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.workdir import Workdir
 
@@ -56,13 +56,14 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     stream = sys.stderr if arguments.json else sys.stdout
     say = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
     task, params, workdir, step, weights = read_model(arguments, say, measuring_mesh)
-    with jax.set_mesh(measuring_mesh(task)):
+    path = workdir.path / f"judge-{arguments.judge}.json"
+    with workdir.owned(), jax.set_mesh(measuring_mesh(task)):
         metrics, about = ask(task, params, workdir)
-    report = {"judge": arguments.judge, "step": step, "weights": weights, **about, "metrics": metrics}
+        report = {"judge": arguments.judge, "step": step, "weights": weights, **about, "metrics": metrics}
+        if processes.first():
+            write_whole(path, json.dumps(report, indent=2) + "\n")
     if not processes.first():
         return 0
-    path = workdir.path / f"judge-{arguments.judge}.json"
-    write_whole(path, json.dumps(report, indent=2) + "\n")
     if arguments.json:
         print(json.dumps(report))
         return 0

@@ -20,13 +20,14 @@ from typing import Any
 
 from transfusion_jax.config import require
 from transfusion_jax.errors import INTERRUPTED
+from transfusion_jax.files import write_whole
 from transfusion_jax.planning import topology as topologies
 from transfusion_jax.scaling import costs, ladder
 from transfusion_jax.scaling.ladder import Ladder, LadderRun
 from transfusion_jax.scaling.points import IN_WORKDIR
 from transfusion_jax.scaling.running import FAILED, Training, run_trainings
 from transfusion_jax.storage import Place, place
-from transfusion_jax.training.files import write_lines, write_whole
+from transfusion_jax.training.files import write_lines
 from transfusion_jax.training.goodput import RESTART, account, read_attempts
 from transfusion_jax.training.metrics import duration
 from transfusion_jax.training.workdir import Workdir

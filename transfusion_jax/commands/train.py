@@ -104,6 +104,8 @@ def _train(
     with locked:
         with interruption.may_leave():
             begin(start, task, config, data, mesh, workdir, say)
+            if not processes.first():
+                locked.enter_context(workdir.owned())
         rows = replace(rows, skipped=workdir.skip_rows)
         parameters = flops.count_parameters(config.model).total
         say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.files import whole, write_whole
 from transfusion_jax.training.leaves import Box
 from transfusion_jax.training.pieces import Leaf, boxes
 
@@ -98,24 +100,22 @@ def write(
     Raises:
         OSError: there is no room for the files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = _files(shapes, dtype, largest)
     where: dict[str, tuple[Path, int]] = {}  # the file of a tensor, and where it begins there
-    for number, tensors in enumerate(files):
-        path = folder / f"part-{number}"
-        where |= {name: (path, begin) for name, begin in _begin(path, tensors, dtype).items()}
-    for name, box, value in parts:
-        path, begin = where[name]
-        np.memmap(path, DTYPES[dtype], "r+", begin, shapes[name])[box] = value
     index: dict[str, str] = {}
-    for number, tensors in enumerate(files):
-        whole = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else NAME
-        (folder / f"part-{number}").replace(folder / whole)
-        index |= dict.fromkeys(tensors, whole)
+    with ExitStack() as stack:
+        for number, tensors in enumerate(files):
+            name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else NAME
+            path = stack.enter_context(whole(folder / name))
+            where |= {name: (path, begin) for name, begin in _begin(path, tensors, dtype).items()}
+            index |= dict.fromkeys(tensors, name)
+        for name, box, value in parts:
+            path, begin = where[name]
+            np.memmap(path, DTYPES[dtype], "r+", begin, shapes[name])[box] = value
     if len(files) > 1:
         total = sum(_bytes(shape, dtype) for shape in shapes.values())
         about = {"metadata": {"total_size": total}, "weight_map": index}
-        (folder / INDEX).write_text(json.dumps(about, indent=2) + "\n")
+        write_whole(folder / INDEX, json.dumps(about, indent=2) + "\n")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:

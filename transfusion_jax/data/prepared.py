@@ -5,10 +5,14 @@ tokenizer.model, .json       the tokenizer, unless it is bytes
 documents-00000.array_record one record per document, or per part of a long text
 pixels-00000.array_record    one record per document record: the images of the document in this encoding
 index/train/…, held_out/…    columns of each part of the data, memory-mapped: record, text_lengths, images
+
+Whatever is read is verified: the manifest by the hash in it, index and tokenizer by those in the manifest, each
+record by its own checksum. Of folders that former versions prepared, which lack some of these, what can be.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +26,12 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data import mirror
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.data.ranges import DamagedRecord, records_of
-from transfusion_jax.data.record import Record, token_type, unpack
+from transfusion_jax.data.ranges import records_of
+from transfusion_jax.data.record import DamagedRecord, Record, belonging, token_type, unpack, unseal
 from transfusion_jax.data.statistics import LatentStatistics, Moments
 from transfusion_jax.data.tokenizer import Tokenizer
-from transfusion_jax.errors import UserError
-from transfusion_jax.storage import Place, place
+from transfusion_jax.files import DamagedFile, read_json
+from transfusion_jax.storage import Place, place, sha256
 
 SCHEMA = 1
 PART = 1 << 16  # tokens of a long text that one record holds
@@ -36,8 +40,12 @@ COLUMNS = {"record": np.int64, "text_lengths": np.uint32, "images": np.uint16}
 READ = "readahead_buffer_size:0"
 
 
-class DamagedData(UserError):
-    """A file of prepared data that cannot be read."""
+class DamagedData(DamagedFile):
+    """A file of prepared data that is missing, or not what was written."""
+
+
+REMEDY = "give the command that prepared the data again, which mends it, or copy the data anew"
+MANIFEST = ("splits", "tokenizer", "encodings", "quarantine", "shards")
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,15 @@ class Prepared:
 
     folder: Place
     manifest: dict[str, Any]
+    verified: bool = False  # whether another process has verified the index
 
     @classmethod
-    def open(cls, folder: str | Place) -> Prepared:
+    def open(cls, folder: str | Place, verified: bool = False) -> Prepared:
         """Reads the manifest.
 
         Raises:
             ConfigError: the folder holds no finished data, or data of another version.
+            DamagedFile: the manifest is not what was written.
         """
         folder = place(folder)
         if not (folder / "data.json").is_file():
@@ -62,17 +72,26 @@ class Prepared:
                 if unfinished
                 else f"{folder} holds no prepared data: transfusion prepare INPUT… --output {folder}"
             )
-        manifest = json.loads((folder / "data.json").read_text())
-        if manifest["schema"] != SCHEMA:
+        manifest = read_json(folder / "data.json", REMEDY)
+        if manifest.get("schema") != SCHEMA:
             raise ConfigError(
-                f"{folder} was prepared by another version (schema {manifest['schema']}): prepare it anew"
+                f"{folder} was prepared by another version (schema {manifest.get('schema')}): prepare it anew"
             )
-        return cls(folder, manifest)
+        missing = [name for name in MANIFEST if name not in manifest]
+        if missing:
+            raise DamagedData(f"{folder / 'data.json'} is damaged ({', '.join(missing)} missing): {REMEDY}")
+        return cls(folder, manifest, verified)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """How its texts were encoded."""
-        return tokenizers.load_saved(self.folder, self.manifest["tokenizer"]["name"])
+        about = self.manifest["tokenizer"]
+        return tokenizers.load_saved(self.folder, about["name"], about["hash"], REMEDY)
+
+    @cached_property
+    def key(self) -> str:
+        """The manifest as a text, which tells this data from any other."""
+        return json.dumps(self.manifest)
 
     @cached_property
     def index(self) -> Path:
@@ -81,9 +100,38 @@ class Prepared:
             return self.folder / "index"
         names = [f"{split}/{column}.npy" for split in SPLITS for column in COLUMNS]
         try:
-            return mirror.index_folder(self.folder, json.dumps(self.manifest), names)
+            return mirror.index_folder(self.folder, self.key, names, self.verified)
         except FileNotFoundError as error:
             raise DamagedData(f"{error.filename} is missing: copy or prepare the data anew") from error
+
+    def column(self, split: str, name: str) -> np.ndarray:
+        """A column of a part's index, `[documents]`, memory-mapped.
+
+        Raises:
+            DamagedData: it is missing, or not what was written.
+        """
+        path = self.index / split / f"{name}.npy"
+        try:
+            found = np.load(path, mmap_mode="r")
+            if not self.verified:
+                self._verify(path, split, name, found)
+        except (OSError, EOFError, ValueError) as error:  # it is missing, cut short or no such file
+            raise DamagedData(f"the index of {self.folder} is damaged ({path}: {error}): {REMEDY}") from error
+        return np.asarray(found)
+
+    def _verify(self, path: Path, split: str, name: str, column: np.ndarray) -> None:
+        """Raises ValueError where a column is not the one that was written; a former version kept sums at most."""
+        hashes, about = self.manifest.get("index"), self.manifest["splits"][split]
+        if column.shape != (about["documents"],) or column.dtype != COLUMNS[name]:
+            raise ValueError(f"{column.dtype}{list(column.shape)}, and there are {about['documents']} documents")
+        if hashes is not None:
+            if sha256(path) != hashes[f"{split}/{name}.npy"]:
+                raise ValueError("its hash is not the one in data.json")
+        elif name == "record":
+            if np.any(np.diff(column, prepend=-1, append=self.ends[-1] if len(self.ends) else 0) <= 0):
+                raise ValueError("its records are not in order")
+        elif int(column.sum(dtype=np.int64)) != about["text_tokens" if name == "text_lengths" else name]:
+            raise ValueError("its sum is not the one in data.json")
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -119,7 +167,8 @@ class PreparedDocuments:
     statistics: LatentStatistics | None  # None: of codes, which are not normalised
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.prepared.folder, self.split, self.encoding, self.statistics)
+        key = hashlib.sha256(self.prepared.key.encode()).hexdigest()
+        return _reopen, (self.prepared.folder, key, self.split, self.encoding, self.statistics)
 
     @property
     def remote(self) -> bool:
@@ -127,9 +176,15 @@ class PreparedDocuments:
         return isinstance(self.prepared.folder, BucketPath)
 
     def make_ready(self) -> PreparedDocuments:
-        """Fetches what this machine keeps of data in a bucket, so that no other process has to; returns itself."""
+        """Verifies the index, and fetches what this machine keeps of data in a bucket, for all other processes.
+
+        Returns itself.
+
+        Raises:
+            DamagedData: the index is not what was written.
+        """
+        _ = self.text_lengths, self.images, self._records
         if self.remote:
-            _ = self.prepared.index
             for kind in ("documents", *([self.encoding] if self.prepared.manifest["encodings"] else [])):
                 self._place(kind)
         return self
@@ -175,7 +230,16 @@ class PreparedDocuments:
         return tokens[begin - parts[0] * PART : end - parts[0] * PART]
 
     def first_record(self, number: int) -> int:
-        """The number of the record that a document begins with."""
+        """The number of the record that a document begins with.
+
+        Raises:
+            DamagedData: there is no such document.
+        """
+        if not 0 <= number < len(self._records):
+            raise DamagedData(
+                f"document {number} is asked for, and {self.prepared.folder} holds {len(self._records)} "
+                f"({self.split}): if a cached plan of rows asks, delete it"
+            )
         return int(self._records[number])
 
     def origin(self, number: int) -> str:
@@ -186,12 +250,20 @@ class PreparedDocuments:
 
     def record(self, number: int) -> Record:
         """What a document's record holds."""
-        return unpack(self._read("documents", number), token_type(self.prepared.manifest["tokenizer"]["size"]))
+        tokenizer = self.prepared.manifest["tokenizer"]
+        try:
+            return unpack(self._read("documents", tokenizer["hash"], number), token_type(tokenizer["size"]))
+        except (ValueError, IndexError) as error:
+            raise DamagedData(self._damage("documents", number, error)) from error
 
     def latents(self, number: int) -> np.ndarray:
         """The normalised latents `[images, h, w, c]`, or the codes `[images, h, w]`, of a document's record."""
         about = self.prepared.encoding(self.encoding)
-        stored = np.frombuffer(self._read(self.encoding, number), about["dtype"]).reshape(-1, *about["shape"])
+        data = self._read(self.encoding, about["autoencoder_hash"], number)
+        try:
+            stored = np.frombuffer(data, about["dtype"]).reshape(-1, *about["shape"])
+        except ValueError as error:
+            raise DamagedData(self._damage(self.encoding, number, error)) from error
         return stored.astype(np.int32) if self.statistics is None else self.statistics.normalise(latents_of(stored))
 
     @cached_property
@@ -207,29 +279,43 @@ class PreparedDocuments:
         return {}
 
     def _column(self, name: str) -> np.ndarray:
-        return np.asarray(np.load(self.prepared.index / self.split / f"{name}.npy", mmap_mode="r"))
+        return self.prepared.column(self.split, name)
 
-    def _read(self, kind: str, number: int) -> bytes:
-        shard = int(np.searchsorted(self.prepared.ends, number, side="right"))
+    def _shard(self, number: int) -> int:
+        """The number of the shard that holds a record."""
+        return int(np.searchsorted(self.prepared.ends, number, side="right"))
+
+    def _read(self, kind: str, codec: str, number: int) -> bytes:
+        """A record that was encoded by what has this hash."""
+        shard = self._shard(number)
+        about, begins = self.prepared.manifest["shards"][shard], int(self.prepared.ends[shard - 1]) if shard else 0
         path = shard_file(self.prepared.folder, kind, shard)
         try:
             if isinstance(path, BucketPath):
                 begin, end = self._place(kind)[number].tolist()
-                return records_of(path.read_bytes(begin, end), begin)[0]
-            return self._read_local(path, kind, shard, number)
-        except (RuntimeError, DamagedRecord, FileNotFoundError) as error:  # array_record raises the first
-            raise DamagedData(
-                f"{path} is damaged: delete shards/{shard:05d}.json beside it and give the command that prepared "
-                f"it again ({str(error).partition(';')[0]})"
-            ) from error
+                data = records_of(path.read_bytes(begin, end), begin)[0]
+            else:
+                data = self._read_local(path, kind, shard, number - begins)
+            sealed = kind in about.get("sealed", ())
+            return unseal(data, belonging(kind, codec, about["input"], shard), number - begins) if sealed else data
+        except (
+            RuntimeError,
+            IndexError,
+            DamagedRecord,
+            FileNotFoundError,
+        ) as error:  # array_record raises the first
+            raise DamagedData(self._damage(kind, number, error)) from error
+
+    def _damage(self, kind: str, number: int, error: Exception) -> str:
+        path = shard_file(self.prepared.folder, kind, self._shard(number))
+        return f"{path} is damaged: {remedy(kind, self._shard(number))} ({str(error).partition(';')[0]})"
 
     def _read_local(self, path: Path, kind: str, shard: int, number: int) -> bytes:
         from array_record.python.array_record_module import ArrayRecordReader
 
         if (kind, shard) not in self._files:
             self._files[kind, shard] = ArrayRecordReader(str(path), READ)
-        begin = int(self.prepared.ends[shard - 1]) if shard else 0
-        data: bytes = self._files[kind, shard].read([number - begin])[0]
+        data: bytes = self._files[kind, shard].read([number])[0]
         return data
 
     def _place(self, kind: str) -> np.ndarray:
@@ -243,20 +329,31 @@ class PreparedDocuments:
             ]
             records = [shard["records"] for shard in shards]
             try:
-                found = mirror.record_places(folder, json.dumps(self.prepared.manifest), files, records)
+                found = mirror.record_places(folder, self.prepared.key, files, records, self.prepared.verified)
             except DamagedRecord as error:
                 raise DamagedData(f"{error}: copy or prepare the data anew") from error
             self._places[kind] = found
         return self._places[kind]
 
 
-def _reopen(folder: Place, split: str, encoding: str, statistics: LatentStatistics | None) -> PreparedDocuments:
-    return PreparedDocuments(Prepared.open(folder), split, encoding, statistics)
+def _reopen(
+    folder: Place, key: str, split: str, encoding: str, statistics: LatentStatistics | None
+) -> PreparedDocuments:
+    prepared = Prepared.open(folder, verified=True)
+    if hashlib.sha256(prepared.key.encode()).hexdigest() != key:
+        raise DamagedData(f"{folder} was prepared anew while it was read: give the same command again")
+    return PreparedDocuments(prepared, split, encoding, statistics)
 
 
 def shard_file(folder: Place, kind: str, shard: int) -> Place:
     """The file of documents, or of an encoding, of one shard."""
     return folder / f"{kind}-{shard:05d}.array_record"
+
+
+def remedy(kind: str, shard: int) -> str:
+    """What mends a shard's file of documents, pixels or another encoding, for an error."""
+    report = f"{shard:05d}.json" if kind in ("documents", "pixels") else f"{shard:05d}.{kind}.json"
+    return f"delete shards/{report} beside it and give the command that prepared it again"
 
 
 def latents_of(stored: np.ndarray) -> np.ndarray:

@@ -17,16 +17,13 @@ import numpy as np
 
 from transfusion_jax.bucket import BucketPath, read_ranges
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data.record import DamagedRecord
 
 BLOCK, BLOCK_HEADER = 1 << 16, 24  # bytes; every block begins with a header that interrupts what stands there
 HEADER = struct.Struct("<8x Q 8x Q Q")  # of a chunk: size of its data; kind and records; size of the records
 SIMPLE, PLAIN, ZSTANDARD = ord("r"), 0, ord("z")
 MAGIC = 0x71930E704FDAE05E
 TAIL = 1 << 18  # bytes that are read of a file's end at first: enough for some thousand records
-
-
-class DamagedRecord(Exception):
-    """Bytes that are no such chunk."""
 
 
 def places(files: Sequence[tuple[BucketPath, int]]) -> Iterator[tuple[np.ndarray, int]]:

@@ -2,17 +2,21 @@
 
 Little-endian: the number of segments; per segment, kind and loss, and its tokens; the ids; JSON to the end.
 Ids take two bytes where the tokenizer has no more than 65,536 entries, four otherwise.
+
+A stored record, of a document or of images, ends in a checksum of its bytes and of where they belong.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+CHECKSUM = 4  # bytes
 IMAGE, LOSS = 1, 2  # bits of a segment's first number
 
 
@@ -30,6 +34,32 @@ class Record:
 
     segments: Sequence[Segment]
     meta: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+
+
+class DamagedRecord(Exception):
+    """Bytes that are not a record, or one that belongs elsewhere."""
+
+
+def belonging(kind: str, codec: str, origin: str, shard: int) -> str:
+    """What the records of a file have in common: kind, hash of what encoded them, input, number of the shard."""
+    return f"{kind} {codec} {origin} {shard}"
+
+
+def seal(data: bytes, belongs: str, number: int) -> bytes:
+    """The bytes of a record with their checksum, as the record of this number in its file."""
+    return data + _checksum(data, belongs, number)
+
+
+def unseal(data: bytes, belongs: str, number: int) -> bytes:
+    """The inverse of `seal`.
+
+    Raises:
+        DamagedRecord: other bytes were sealed, or under another name.
+    """
+    content = data[:-CHECKSUM]
+    if data[-CHECKSUM:] != _checksum(content, belongs, number):
+        raise DamagedRecord(f"record {number} is not what was written")
+    return content
 
 
 def token_type(vocabulary: int) -> np.dtype[Any]:
@@ -59,3 +89,7 @@ def unpack(data: bytes, dtype: np.dtype[Any]) -> Record:
         segments.append(Segment(None if bits & IMAGE else tokens, bool(bits & LOSS)))
         at += length * dtype.itemsize
     return Record(tuple(segments), json.loads(data[at:]) if len(data) > at else {})
+
+
+def _checksum(data: bytes, belongs: str, number: int) -> bytes:
+    return zlib.crc32(data, zlib.crc32(f"{belongs} {number}".encode())).to_bytes(CHECKSUM, "little")

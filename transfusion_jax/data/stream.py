@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import threading
 from bisect import bisect
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from transfusion_jax.children import end_with_parent
 from transfusion_jax.config import Config
 from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import Batch, stack
@@ -185,14 +183,7 @@ def _begin_worker(index: int, count: int) -> None:
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-    def follow() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments, shard_file
+from transfusion_jax import autoencoder as autoencoders
+from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments, remedy, shard_file
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.diffusion.schedule import cosine
-from transfusion_jax.storage import sha256
+from transfusion_jax.errors import UserError
+from transfusion_jax.files import DamagedFile, read_json
+from transfusion_jax.storage import Place, sha256
 
+REPREPARE = "give the command that prepared the data again, which mends it"
 COUNTED = ("documents", "images", "text_tokens")  # of each part
 SAMPLED = 2000  # images looked at
 BINS = (0, 1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)  # tokens
@@ -105,14 +111,55 @@ def findings(prepared: Prepared, measured: dict[str, Encodings]) -> list[str]:
 
 
 def damaged(prepared: Prepared) -> list[str]:
-    """Files of shards whose bytes are not those that were written."""
-    found = []
-    for number, shard in enumerate(prepared.manifest["shards"]):
+    """Files whose bytes are not those that were written, each with what mends it; all are read."""
+    return list(_damaged(prepared))
+
+
+def _damaged(prepared: Prepared) -> Iterator[str]:
+    folder, manifest = prepared.folder, prepared.manifest
+    again = "give the command that prepared the data again"
+    for name, expected in manifest.get("index", {}).items():
+        yield from _changed(folder / "index" / name, expected, again)
+    if "quarantine_hash" in manifest:
+        yield from _changed(folder / "quarantine.jsonl", manifest["quarantine_hash"], again)
+    yield from _refused(lambda: prepared.tokenizer)
+    for about in manifest["encodings"].values():
+        coder = about["autoencoder"], about["autoencoder_hash"]
+        yield from _refused(partial(autoencoders.load_saved, folder, *coder))
+    yield from _refused(lambda: _read_if_there(folder / "job.json"))
+    for number, shard in enumerate(manifest["shards"]):
         for kind, expected in shard["sha256"].items():
-            path = shard_file(prepared.folder, kind, number)
-            if not path.is_file():
-                found.append((number, f"{path.name} is missing"))
-                continue
-            if sha256(path) != expected:
-                found.append((number, f"{path.name} is damaged"))
-    return [f"{what}: delete shards/{number:05d}.json and prepare again" for number, what in found]
+            yield from _changed(shard_file(folder, kind, number), expected, remedy(kind, number))
+        for kind in ("documents", *shard["sha256"].keys() - {"documents", "pixels"}):
+            yield from _refused(partial(_check_report, folder, number, kind, shard["sha256"]))
+
+
+def _check_report(folder: Place, number: int, kind: str, written: dict[str, Any]) -> None:
+    """Raises DamagedFile where what is known of a shard, beside the manifest, is not what was written."""
+    path = folder / "shards" / (f"{number:05d}.json" if kind == "documents" else f"{number:05d}.{kind}.json")
+    report = _read_if_there(path)
+    known = report.get("sha256", {})
+    if (known if isinstance(known, dict) else {kind: known}).items() - written.items():
+        raise DamagedFile(f"{path} is of another shard: {remedy(kind, number)}")
+    endings = {"columns": "npz", "faults": "quarantine.jsonl"}
+    for name, expected in report.get("hashes", {}).items():
+        for line in _changed(folder / "shards" / f"{number:05d}.{endings[name]}", expected, REPREPARE):
+            raise DamagedFile(line)
+
+
+def _read_if_there(path: Place) -> dict[str, Any]:
+    return read_json(path, REPREPARE) if path.exists() else {}
+
+
+def _changed(path: Place, expected: str, remedy: str) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path.name} is missing: {remedy}"
+    elif sha256(path) != expected:
+        yield f"{path.name} is damaged: {remedy}"
+
+
+def _refused(read: Callable[[], object]) -> Iterator[str]:
+    try:
+        read()
+    except UserError as error:
+        yield str(error)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.files import DamagedFile, write_whole
 from transfusion_jax.storage import Place, place
 
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
@@ -260,7 +261,7 @@ def load(path: str | Place) -> Tokenizer:
     try:
         _ = tokenizer.size
     except Exception as error:  # tokenizers raises Exception itself, SentencePiece a RuntimeError
-        if type(error) not in (Exception, RuntimeError, ValueError):
+        if type(error) is not Exception and not isinstance(error, RuntimeError | ValueError):
             raise
         raise ConfigError(f"tokenizer {path} cannot be read: {error}") from error
     return tokenizer
@@ -293,17 +294,36 @@ def hash_of(tokenizer: Tokenizer) -> str:
 
 
 def save(tokenizer: Tokenizer, folder: Place) -> None:
-    """Writes the tokenizer's file, if it has one; `load(folder / name)` reads it back."""
-    if tokenizer.content and not (folder / tokenizer.name).exists():
-        (folder / tokenizer.name).write_bytes(tokenizer.content)
+    """Writes the tokenizer's file, if it has one and it is not there whole; `load_saved` reads it back."""
+    path = folder / tokenizer.name
+    if tokenizer.content and not (path.is_file() and path.read_bytes() == tokenizer.content):
+        write_whole(path, tokenizer.content)
 
 
-def load_saved(folder: Place, name: str) -> Tokenizer:
-    """The tokenizer that `save` left in a folder."""
+def load_saved(
+    folder: Place, name: str, expected: str | None = None, remedy: str = "copy it back from a backup"
+) -> Tokenizer:
+    """The tokenizer that `save` left in a folder.
+
+    Args:
+        folder: the folder.
+        name: the tokenizer's.
+        expected: its `hash_of`; None where a former version has not kept it.
+        remedy: what to do where it is damaged, for the error.
+
+    Raises:
+        DamagedFile: the file is missing, or not what was written.
+    """
     kind, _, size = name.partition("-")
     if kind == "numbers" and size.isdigit():
         return Numbers(int(size))
-    return load(name if name == ByteTokenizer.name else folder / name)
+    try:
+        found = load(name if name == ByteTokenizer.name else folder / name)
+    except ConfigError as error:
+        raise DamagedFile(f"{error}: {remedy}") from error
+    if expected not in (None, hash_of(found)):
+        raise DamagedFile(f"{folder / name} is damaged (its hash is not the one that was kept): {remedy}")
+    return found
 
 
 def _decode_known(tokens: np.ndarray, size: int, decode: Callable[[list[int]], str]) -> str:

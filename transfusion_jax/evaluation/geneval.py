@@ -15,8 +15,9 @@ from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data.documents import Text
 from transfusion_jax.data.load import Codec
 from transfusion_jax.evaluation.pictures import draw
+from transfusion_jax.files import write_whole
 from transfusion_jax.generation.interleaved import rows_at_a_time
-from transfusion_jax.generation.picture import png
+from transfusion_jax.generation.picture import write_png
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.processes import first
 from transfusion_jax.training.tasks import ModelTask
@@ -64,8 +65,7 @@ def write(
         images = draw(task, params, codec, texts, task.config.seed, begin * count)
         for number, line in enumerate(part if first() else ()):
             folder = output / f"{begin + number:05}"
-            (folder / "samples").mkdir(parents=True)
-            (folder / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+            write_whole(folder / "metadata.jsonl", json.dumps(line) + "\n")
             for sample, image in enumerate(images[number * count : (number + 1) * count]):
-                (folder / f"samples/{sample:04}.png").write_bytes(png(image))
+                write_png(folder / f"samples/{sample:04}.png", image)
         yield begin + len(part)

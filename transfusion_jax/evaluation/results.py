@@ -17,8 +17,8 @@ from typing import Any
 from transfusion_jax.config import OF_LATENTS, Config
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation.suite import Suite
+from transfusion_jax.files import read_json, write_json
 from transfusion_jax.parallel.processes import on_first
-from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.workdir import Workdir
 
 Entry = dict[str, Any]
@@ -50,7 +50,8 @@ def read(workdir: Workdir) -> list[Entry]:
     """Every entry of a run; none where nothing was evaluated."""
     if not workdir.evaluation.exists():
         return []
-    entries: list[Entry] = json.loads(workdir.evaluation.read_text()).get(EVALUATIONS, [])
+    remedy = "move it away, and evaluate again"
+    entries: list[Entry] = read_json(workdir.evaluation, remedy).get(EVALUATIONS, [])
     return entries
 
 
@@ -65,7 +66,7 @@ def write(workdir: Workdir, new: Entry) -> None:
     def put() -> None:
         others = [entry for entry in read(workdir) if _key(entry) != _key(new)]
         entries = sorted([*others, new], key=lambda entry: entry["step"])
-        write_whole(workdir.evaluation, as_text(entries))
+        write_json(workdir.evaluation, {EVALUATIONS: entries}, indent=2)
 
     on_first(put)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from transfusion_jax.files import write_whole
 from transfusion_jax.generation.interleaved import Request, Sample
 from transfusion_jax.generation.picture import SMALLEST, grid, png, to_pixels, write_png
 from transfusion_jax.storage import Place
@@ -37,7 +38,6 @@ class Made:
 
 def write_album(folder: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
     """`samples.jsonl`, `samples.html` and the images, `NNNN-K.png`, in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / "samples.jsonl", made, how)
     write_page(folder / "samples.html", made, how)
 
@@ -56,7 +56,6 @@ def write_sheet(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
 def write_lines(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
     """One JSON object per sample, its images as PNG files beside it."""
     del how
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for index, one in enumerate(made):
         segments: list[Any] = []
@@ -69,12 +68,11 @@ def write_lines(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
             segments.append({"image": name})
         record = dict(prompt=one.prompt, seed=one.request.seed, number=one.request.number)
         lines.append(json.dumps(record | dict(segments=segments, reason=one.sample.reason), ensure_ascii=False))
-    path.write_text("\n".join(lines) + "\n")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def write_page(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
     """A page with every prompt and what followed it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     articles = []
     for begin, one in enumerate(made):
         parts = "".join(_part(segment) for segment in one.sample.segments)
@@ -84,10 +82,11 @@ def write_page(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
         if begin + 1 == len(made) or made[begin + 1].prompt != one.prompt:
             articles.append("</article>")
     settings = html.escape(", ".join(f"{name} {value}" for name, value in how.items()))
-    path.write_text(
+    write_whole(
+        path,
         f'<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>Samples</title><style>{STYLE}</style>'
-        f"<h1>Samples</h1><p>{settings}</p>{''.join(articles)}</html>\n"
+        f"<h1>Samples</h1><p>{settings}</p>{''.join(articles)}</html>\n",
     )
 
 

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from transfusion_jax.files import write_whole
 from transfusion_jax.storage import Place
 
 SMALLEST = 64  # smaller images are enlarged to this many pixels
@@ -40,8 +41,7 @@ def grid(images: np.ndarray, columns: int, labels: list[str] | None = None) -> n
 
 def write_png(path: Place, image: np.ndarray) -> None:
     """Writes `[H, W, 3]` uint8, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(image))
+    write_whole(path, png(image))
 
 
 def png(image: np.ndarray) -> bytes:

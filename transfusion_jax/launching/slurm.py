@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from transfusion_jax.config import require
-from transfusion_jax.errors import INTERRUPTED, StorageError
+from transfusion_jax.errors import INTERRUPTED
+from transfusion_jax.files import write_whole
 from transfusion_jax.launching.job import Job, add_job_arguments, add_name_argument, make_job
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import output, require_tool
@@ -106,11 +107,7 @@ def launch(arguments: argparse.Namespace) -> int:
         print(f"job {job.name} is already there: {found[0]} is {found[1]}; nothing was submitted")
         return 0
     path = logs / f"{job.name}.sbatch"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-        path.write_text(script)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    write_whole(path, script)
     number = output("sbatch", "--parsable", str(path)).partition(";")[0].strip()
     print(f"submitted {job.name} as job {number}; it logs to {logs}/slurm-{number}.log and is described in {path}")
     return 0

@@ -27,10 +27,12 @@ from jax.sharding import PartitionSpec as P
 
 from transfusion_jax import config as configs
 from transfusion_jax.cache import cache_folder
+from transfusion_jax.children import end_with, lifeline
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.errors import UserError
 from transfusion_jax.evaluation import loss
+from transfusion_jax.files import write_whole
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning import libtpu
@@ -76,10 +78,16 @@ def compile_for(config: Config, topology: Topology) -> Compiled:
     """
     job = {"config": configs.to_dict(config), "shape": topology.shape, "slices": topology.slices}
     job["chip"] = topology.chip.name
-    command = [sys.executable, "-m", __name__]
-    done = subprocess.run(
-        command, input=json.dumps(job), env=libtpu.environment(), capture_output=True, text=True, check=False
-    )
+    with lifeline() as descriptor:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(descriptor)],
+            input=json.dumps(job),
+            env=libtpu.environment(),
+            pass_fds=[descriptor],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -89,6 +97,7 @@ def compile_for(config: Config, topology: Topology) -> Compiled:
 
 def main() -> None:
     """Reads a job, compiles, writes the result."""
+    end_with(int(sys.argv[1]))
     job = json.load(sys.stdin)
     config, chip = configs.parse(job["config"]), job["chip"]
     name = f"{chip}:{'x'.join(map(str, job['shape']))}"
@@ -157,11 +166,7 @@ def _compile(lowered: jax.stages.Lowered, begin: float) -> dict[str, Any]:
 
 
 def _keep(path: Path, values: dict[str, Any]) -> None:
-    """Writes values whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_bytes(gzip.compress(json.dumps(values).encode()))
-    fresh.rename(path)
+    write_whole(path, gzip.compress(json.dumps(values).encode()))
 
 
 def _from_json(values: dict[str, Any]) -> Compiled:

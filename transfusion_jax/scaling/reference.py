@@ -20,6 +20,7 @@ from scipy import stats
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.config.parsing import parse_as
+from transfusion_jax.files import write_whole
 from transfusion_jax.storage import Place
 from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.workdir import Workdir
@@ -108,7 +109,7 @@ def known() -> str:
 
 def store(reference: Reference, path: Path) -> None:
     """Writes it as `load` reads it."""
-    path.write_text(json.dumps(asdict(reference), indent=1) + "\n")
+    write_whole(path, json.dumps(asdict(reference), indent=1) + "\n")
 
 
 def recipe_of(config: Config) -> str:

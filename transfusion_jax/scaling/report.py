@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from transfusion_jax.config import ConfigError
+from transfusion_jax.files import write_whole
 from transfusion_jax.scaling import tables
 from transfusion_jax.scaling.plots import describe, draw
 from transfusion_jax.scaling.points import Point
@@ -60,7 +61,6 @@ def write(found: Study, folder: Place, output: Place) -> list[Place]:
     """
     page = html(found, folder)
     figure = draw(found, found.panels)
-    output.mkdir(parents=True, exist_ok=True)
     files = {
         f"{FIGURE}.png": encode(figure, "png"),
         f"{FIGURE}.svg": encode(figure, "svg"),
@@ -68,7 +68,7 @@ def write(found: Study, folder: Place, output: Place) -> list[Place]:
         LATEX: tables.latex(found).encode(),
     }
     for name, content in files.items():
-        (output / name).write_bytes(content)
+        write_whole(output / name, content)
     return [output / name for name in files]
 
 

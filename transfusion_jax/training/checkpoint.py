@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-from transfusion_jax.bucket import storage_errors
 from transfusion_jax.errors import CheckpointError, some
+from transfusion_jax.files import DIGEST, DamagedFile, LostFolder, check_own, parse_json, write_json, write_whole
 from transfusion_jax.parallel.processes import each, first, on_first
-from transfusion_jax.storage import Place, for_orbax, sizes
+from transfusion_jax.storage import Place, for_orbax, remove, sizes
 from transfusion_jax.training import folders, pieces
 from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
-from transfusion_jax.training.files import free_path, write_whole
+from transfusion_jax.training.files import free_path
 from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, nested, part_checksum, shape_text
 from transfusion_jax.training.state import State
 
@@ -62,7 +65,8 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._folder = folder
         self._keep, self._keep_every, self._about = keep, keep_every, about or {}
-        self._saving: tuple[int, Any] | None = None
+        self._saving: tuple[int, Future[None]] | None = None
+        self._committing = ThreadPoolExecutor(1)
         self._scores: dict[int, float | None] = {}  # of the steps whose manifests have been read
 
     def __enter__(self) -> Checkpoints:
@@ -105,16 +109,20 @@ class Checkpoints:
             StorageError: this save or the one before could not be written.
         """
         self.wait()
+        each(lambda: check_own(self.directory))
         step = int(state.step)
         if on_first(lambda: step in self.steps):
             return
+        token = on_first(lambda: uuid.uuid4().hex[:8])
         place = {"next_row": next_row, "metrics": metrics, "concluded": concluded, "totals": totals}
         tree = _as_dict(state)
         custom = self._custom(step, tree, place, checksums(tree))
         with save_errors(step, self.steps):
             self.directory.mkdir(parents=True, exist_ok=True)
             with pieces.chunked():
-                self._saving = step, ocp.save_async(for_orbax(self.path(step)), tree, custom_metadata=custom)
+                at = folders.uncommitted(self.path(step), token)
+                response = ocp.save_async(for_orbax(at), tree, custom_metadata=custom)
+                self._saving = step, self._committing.submit(self._commit, step, at, response)
 
     def save_weights(self, leaves: Mapping[str, pieces.Leaf]) -> None:
         """Saves parameters alone, as step 0 of a run that others begin with; no leaf is in memory whole.
@@ -161,17 +169,30 @@ class Checkpoints:
         """
         if self._saving is None:
             return
-        (step, response), self._saving = self._saving, None
+        (step, committed), self._saving = self._saving, None
         with save_errors(step, self.steps):
-            response.result()
+            committed.result()
         if first():
             write_whole(self.path(step) / SIZES, json.dumps(_sizes(self.path(step))))
             self._prune()
 
     def poll(self) -> None:
         """`wait` where the last save has ended, well or not; nothing where it is under way."""
-        if self._saving is not None and _has_ended(self._saving[1]):
+        if self._saving is not None and self._saving[1].done():
             self.wait()
+
+    def _commit(self, step: int, at: Place, response: Any) -> None:
+        """Waits for Orbax, and puts the folder in its place if that is still the run's own."""
+        response.result()
+        if at == self.path(step) or not first():
+            return
+        try:
+            check_own(self.directory)
+        except LostFolder:
+            if at.is_dir():  # in what stands there now
+                remove(at)
+            raise
+        folders.move(at, self.path(step))
 
     def restore(self, step: int, abstract: State) -> tuple[State, Manifest]:
         """The whole state, on the shardings of `abstract`, and the manifest.
@@ -259,7 +280,7 @@ class Checkpoints:
         """Notes that what was due at a step when it was saved has been done since; see `save`."""
         self.wait()
         if first():
-            write_whole(self.path(step) / CONCLUDED, json.dumps(metrics))
+            write_json(self.path(step) / CONCLUDED, {"metrics": metrics})
         self._scores.pop(step, None)
 
     def manifest(self, step: int) -> Manifest:
@@ -277,9 +298,9 @@ class Checkpoints:
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"checkpoint {step} has format {manifest['format']}; this version reads {FORMAT}")
         if (self.path(step) / CONCLUDED).exists():
-            with load_errors(step):
-                metrics = json.loads((self.path(step) / CONCLUDED).read_text())
-            return manifest | {"concluded": True, "metrics": metrics}
+            with suppress(DamagedFile), load_errors(step):  # damaged, the step is concluded again
+                metrics = _concluded(self.path(step) / CONCLUDED)
+                return manifest | {"concluded": True, "metrics": metrics}
         return manifest
 
     def find(self, step: str) -> int:
@@ -387,14 +408,11 @@ def _sizes(folder: Place) -> dict[str, int]:
     return {name: size for name, size in sizes(folder).items() if name not in (SIZES, CONCLUDED)}
 
 
-def _has_ended(response: Any) -> bool:
-    try:
-        response.result(timeout=0)
-    except TimeoutError:
-        return False
-    except storage_errors(ValueError):  # `wait` says so
-        return True
-    return True
+def _concluded(path: Place) -> Any:
+    """The metrics of a step that was evaluated after it was saved; a former version wrote nothing beside them."""
+    data = path.read_bytes()
+    values = json.loads(data)
+    return parse_json(data, path, "")["metrics"] if isinstance(values, dict) and DIGEST in values else values
 
 
 def _with_window(abstract: State, leaves: dict[str, list]) -> State:

@@ -1,38 +1,15 @@
-"""Small files that are written whole or not at all, and files of JSON lines whose last one may be torn.
-
-In a bucket every object is put whole, and JSON lines are in parts; see `parts`.
-"""
+"""Files of JSON lines, whose last one may be torn. In a bucket they are in parts; see `parts`."""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from transfusion_jax.bucket import BucketPath
-from transfusion_jax.errors import StorageError, UserError
+from transfusion_jax.errors import UserError
+from transfusion_jax.files import append, write_whole
 from transfusion_jax.storage import Place
 from transfusion_jax.training import parts
-
-
-def write_whole(path: Place, text: str) -> None:
-    """Puts a file in place at once: a reader sees the old one or the new one.
-
-    Raises:
-        StorageError: it cannot be written; the old one is as it was.
-    """
-    if isinstance(path, BucketPath):
-        path.write_text(text)
-        return
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a power loss could leave an empty file
-        beside.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def free_path(folder: Place, name: str) -> Place:
@@ -75,11 +52,7 @@ def append_line(path: Place, values: dict[str, Any]) -> None:
         StorageError: it cannot be written.
     """
     assert not isinstance(path, BucketPath)
-    try:
-        with path.open("a") as lines:
-            lines.write(json.dumps(values) + "\n")
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    append(path, json.dumps(values) + "\n")
 
 
 def read_lines(path: Place) -> list[dict[str, Any]]:

@@ -9,11 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from transfusion_jax.bucket import BucketPath
+from transfusion_jax.files import check_own
 from transfusion_jax.storage import Place, remove
 
 WHOLE = "commit_success.txt"  # Orbax's name
 UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to a local folder until it is whole
 UNWANTED = ".deleting"
+
+
+def uncommitted(folder: Place, token: str) -> Place:
+    """Where a folder is written before it is moved to its place; in a bucket, that place."""
+    return folder if isinstance(folder, BucketPath) else folder.with_name(f"{folder.name}.{token}{UNFINISHED}")
 
 
 def numbered(directory: Place) -> list[int]:
@@ -30,6 +36,7 @@ def is_whole(folder: Place) -> bool:
 
 def clean(directory: Place) -> None:
     """Removes what a killed process left of writing, moving or deleting folders."""
+    check_own(directory)
     if isinstance(directory, Path) and not directory.is_dir():
         return
     entries: list[Place] = list(directory.iterdir())
@@ -40,6 +47,7 @@ def clean(directory: Place) -> None:
 
 def discard(folder: Place) -> None:
     """Deletes a folder; killed midway, it leaves no part of it that could be taken for whole."""
+    check_own(folder)
     if isinstance(folder, BucketPath):
         (folder / WHOLE).unlink(missing_ok=True)
         folder.remove()
@@ -49,6 +57,7 @@ def discard(folder: Place) -> None:
 
 def move(folder: Place, to: Place) -> Place:
     """Moves a folder; killed midway, it is whole in one of the two places. In a bucket the service copies it."""
+    check_own(folder)
     if isinstance(folder, Path):
         assert isinstance(to, Path)
         return folder.rename(to)

@@ -8,15 +8,14 @@ every second since the first attempt began has one kind.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from transfusion_jax.files import parse_json, write_json
 from transfusion_jax.storage import Place, read_all
-from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.metrics import duration
 
 STEP, RESTART = "step", "restart"
@@ -169,7 +168,8 @@ def read_attempts(folder: Place) -> list[Attempt]:
         return []
     entries: Iterator[Place] = folder.iterdir()
     files = sorted((path for path in entries if path.name.endswith(".json")), key=lambda path: path.name)
-    return [Attempt(**json.loads(text)) for text in read_all(files)]
+    remedy = "move it away: the account of the run's time lacks that attempt then"
+    return [Attempt(**parse_json(data, path, remedy)) for path, data in zip(files, read_all(files), strict=True)]
 
 
 def write_attempt(folder: Place, attempt: Attempt) -> None:
@@ -178,4 +178,4 @@ def write_attempt(folder: Place, attempt: Attempt) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    write_whole(folder / f"{attempt.number:05d}.json", json.dumps(dataclasses.asdict(attempt)) + "\n")
+    write_json(folder / f"{attempt.number:05d}.json", dataclasses.asdict(attempt))

@@ -32,8 +32,10 @@ NOT_WRITTEN = b""  # TensorStore's generation where a condition did not hold
 
 
 @contextmanager
-def leased(path: BucketPath, say: Callable[[str], None]) -> Iterator[None]:
+def leased(path: BucketPath, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Holds the lease while the context lasts. A process that loses it nevertheless ends at once.
+
+    The context gives a function that tells whether the lease is still held.
 
     Raises:
         ConfigError: another process holds it.
@@ -46,7 +48,7 @@ def leased(path: BucketPath, say: Callable[[str], None]) -> Iterator[None]:
     beating = threading.Thread(target=_beat, args=(store, path, holder, generation, released), daemon=True)
     beating.start()
     try:
-        yield
+        yield lambda: _is_held(store, path, holder)
     finally:
         released.set()
         beating.join()
@@ -109,7 +111,7 @@ def _beat(
             written = _put(store, path, holder, generation)
             if written == NOT_WRITTEN:
                 found = asked(path, lambda: store.read(path.name))
-                if found.state != "value" or json.loads(found.value)["id"] != holder["id"]:
+                if not _names(found, holder):
                     _end(path)
                 written = found.stamp.generation  # this process's own write, whose answer was lost
             generation = written
@@ -119,6 +121,15 @@ def _beat(
         asked(path, lambda: store.write(path.name, None, if_equal=generation))
     except StorageError as error:
         print(f"transfusion: {error}; the lease runs out in {SILENT:.0f} s", file=sys.stderr)
+
+
+def _is_held(store: Any, path: BucketPath, holder: dict[str, Any]) -> bool:
+    return _names(asked(path, lambda: store.read(path.name)), holder)
+
+
+def _names(found: Any, holder: dict[str, Any]) -> bool:
+    """Whether the lock that was read is the holder's."""
+    return bool(found.state == "value" and json.loads(found.value)["id"] == holder["id"])
 
 
 def _put(store: Any, path: BucketPath, holder: dict[str, Any], generation: bytes) -> bytes:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from transfusion_jax.bucket import BucketPath, read_ranges
+from transfusion_jax.files import check_own, write_whole
 
 LARGE = 1 << 20  # characters of a part that is full
 EVERY = 30.0  # seconds between two times that the same object is put
@@ -43,6 +44,7 @@ def keep_parts(path: BucketPath, keep: Callable[[Record], bool]) -> None:
 
 def write_parts(path: BucketPath, records: Sequence[Record]) -> None:
     """Writes all lines; what was there goes first."""
+    check_own(path)
     for part in reversed(part_paths(path)):
         part.unlink()
     lines = PartLines(path)
@@ -85,6 +87,7 @@ def _folder(path: BucketPath) -> BucketPath:
 
 def _put(part: BucketPath, lines: Sequence[str]) -> None:
     if lines:
-        part.write_text("".join(line + "\n" for line in lines))
+        write_whole(part, "".join(line + "\n" for line in lines))
     else:
+        check_own(part)
         part.unlink()

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from transfusion_jax.config import require
+from transfusion_jax.files import write_whole
 from transfusion_jax.storage import Place
 
 
@@ -56,6 +57,4 @@ def traced(folder: Place) -> Iterator[None]:
             jax.profiler.stop_trace()
         for source in Path(local).rglob("*"):
             if source.is_file():
-                target = folder / str(source.relative_to(local))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(source.read_bytes())
+                write_whole(folder / str(source.relative_to(local)), source.read_bytes())

@@ -81,6 +81,7 @@ def begin(
     check_names(config, start.accept_changes)
     if not on_first(workdir.exists):
         require(start.rewind_to is None, f"no run in {workdir.path} to rewind")
+        on_first(workdir.check_unbegun)
         _clear(workdir, say)
         if start.init_from:
             _initialise(start, task, config, data, mesh, workdir, say)
@@ -167,7 +168,6 @@ def _fork(
     parent = Workdir(checkpoints.directory.parent)
 
     def copy_records() -> None:
-        workdir.path.mkdir(parents=True, exist_ok=True)
         for old, new in ((parent.metrics, workdir.metrics), (parent.bad_steps, workdir.bad_steps)):
             if records := read_lines(old):
                 write_lines(new, [r | {"forked_from": start.fork_from} for r in records if r["step"] <= step])
@@ -228,7 +228,6 @@ def _rewind(
 
     def keep_records() -> Place:
         kept = free_path(workdir.aside, "rewind")
-        kept.mkdir(parents=True)
         for path in (workdir.metrics, workdir.bad_steps):  # training cuts them back
             if records := read_lines(path):
                 write_lines(kept / path.name, records)

@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from transfusion_jax.bucket import BucketPath
+from transfusion_jax.files import check_own, write_whole
 from transfusion_jax.storage import Place
 from transfusion_jax.training.parts import EVERY
 
@@ -35,7 +36,7 @@ class Events:
         if isinstance(folder, BucketPath):
             self._bucket, self._scratch = folder, tempfile.TemporaryDirectory()
             folder = Path(self._scratch.name)
-        self._folder = folder
+        self._place, self._folder = self._bucket or folder, folder
         self._put_at = 0.0
         self._begin()
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
@@ -51,10 +52,11 @@ class Events:
 
     def flush(self) -> None:
         """Returns once everything can be read."""
+        check_own(self._place)
         self._file.flush()
         if self._bucket:
             (path,) = self._folder.iterdir()
-            (self._bucket / path.name).upload(path)
+            write_whole(self._bucket / path.name, path.read_bytes())
             self._put_at = time.monotonic()
             if path.stat().st_size >= LARGE:
                 self._file.close()
@@ -69,11 +71,13 @@ class Events:
             self._scratch.cleanup()
 
     def _begin(self) -> None:
+        check_own(self._place)
         self._folder.mkdir(parents=True, exist_ok=True)
         suffix = f".{time.time_ns()}.{os.getpid()}"  # the name alone has whole seconds
         self._file = EventsWriter(str(self._folder / "events"), suffix)
 
     def _write(self, step: int, **content: object) -> None:
+        check_own(self._place)
         self._file.write_event(Event(wall_time=time.time(), step=step, **content))
         if not self._bucket or time.monotonic() - self._put_at >= EVERY:
             self.flush()

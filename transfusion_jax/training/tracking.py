@@ -19,8 +19,8 @@ import numpy as np
 from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError, Run, require
 from transfusion_jax.errors import UserError
+from transfusion_jax.files import write_whole
 from transfusion_jax.parallel.processes import first
-from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.workdir import Workdir
 
 PATIENCE = 30.0  # seconds for the server to answer, before this attempt is kept on this machine

@@ -225,5 +225,4 @@ class Watch:
             self._attempt, updated=time.time(), seconds=self._clock.seconds, doing=doing, ended=ended
         )
         if self._writes:
-            self._workdir.attempts.mkdir(exist_ok=True)
             goodput.write_attempt(self._workdir.attempts, self._attempt)

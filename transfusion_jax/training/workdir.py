@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
+import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,14 +24,17 @@ from transfusion_jax.data import tokenizer
 from transfusion_jax.data.load import Codec
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.files import DamagedFile, parse_json, read_json, sweep, write_json, write_whole
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.parallel import flags
 from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.storage import Place
-from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.lease import leased
+from transfusion_jax.training.ownership import is_at, owned
 
 DAMAGED = "damaged checkpoint"
+CONFIGS = "config_hashes"  # of config.json as it is, and as a kill may have left it
+RUN = "run"  # the run's identity, which it keeps for good
 FACTS = ("data_hash", "codec")  # what must stay the same beside the config's identity
 PACKAGES = ("transfusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -89,17 +94,26 @@ class Workdir:
         """Whether a run was started here."""
         return (self.path / "config.json").is_file()
 
+    def check_unbegun(self) -> None:
+        """Returns where no run has trained here.
+
+        Raises:
+            DamagedFile: one has, and its config is missing.
+        """
+        if self.attempts.is_dir() and any(True for _ in self.attempts.iterdir()):
+            raise DamagedFile(f"{self.path / 'config.json'} is missing, and a run trained here: {self._remedy()}")
+
     @contextmanager
     def locked(self, say: Callable[[str], None] = print) -> Iterator[None]:
         """Keeps other processes from training here meanwhile: of this machine, or in a bucket of any.
 
-        A killed one keeps nothing, or in a bucket for a minute where it was another machine's.
+        A killed one keeps nothing, or in a bucket for a minute where it was another machine's. See also `owned`.
 
         Raises:
             ConfigError: another one does.
         """
         if isinstance(self.path, BucketPath):
-            with leased(self.path / "lock", say):
+            with leased(self.path / "lock", say) as held, owned(self.path, self._identity, held):
                 yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -110,6 +124,19 @@ class Workdir:
                 raise ConfigError(
                     f"another process trains in {self.path}: wait for its end, or choose another --workdir"
                 ) from error
+            lock = self.path.absolute() / "lock"
+            with owned(self.path, self._identity, lambda: is_at(file.fileno(), lock)):
+                for folder in (self.path, self.attempts, self.samples):
+                    sweep(folder)
+                yield
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """While this lasts, this process writes nothing here once the folder is another's.
+
+        Its writes raise LostFolder then.
+        """
+        with owned(self.path, self._identity):
             yield
 
     def check(self, new: Run, data: Any, accepted: Collection[str]) -> dict[str, str]:
@@ -134,14 +161,16 @@ class Workdir:
         self, new: Run, data: Any, event: str, skip_rows: Sequence[tuple[int, int]], details: dict[str, Any]
     ) -> None:
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
-        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(config.to_dict(new), indent=2) + "\n"
         data.keep(self.path)
         self._write_manifest(
             facts_of(new, data)
+            | {RUN: kept.get(RUN) or uuid.uuid4().hex}
+            | {CONFIGS: [_hash(text.encode()), *kept.get(CONFIGS, [])[:1]]}
             | {"skip_rows": union([*kept["skip_rows"], *skip_rows])}
             | {"history": [*kept["history"], _entry(event, details)]}
         )
-        write_whole(self.path / "config.json", _json(config.to_dict(new)))  # last: a run exists once this does
+        write_whole(self.path / "config.json", text)  # last: a run exists once this does
 
     def remember(self, event: str, **details: Any) -> None:
         """Adds an entry to the manifest's history."""
@@ -166,14 +195,32 @@ class Workdir:
 
         Raises:
             ConfigError: there is no run here.
+            DamagedFile: its config is not what was written.
         """
         if not self.exists():
             raise ConfigError(f"no run in {self.path}: start one with transfusion train --workdir {self.path}")
-        return config.parse_run(json.loads((self.path / "config.json").read_text()))
+        path = self.path / "config.json"
+        data, hashes = path.read_bytes(), self.manifest().get(CONFIGS)
+        if hashes is not None and _hash(data) not in hashes:
+            raise DamagedFile(
+                f"{path} is not what was written (changes are given on the command line): {self._remedy()}"
+            )
+        return config.parse_run(parse_json(data, path, self._remedy()))
 
     def manifest(self) -> dict[str, Any]:
-        """The run's manifest."""
-        values: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
+        """The run's manifest.
+
+        Raises:
+            DamagedFile: it is missing, or not what was written.
+        """
+        path = self.path / "manifest.json"
+        try:
+            values = read_json(path, self._remedy())
+        except FileNotFoundError as error:
+            raise DamagedFile(f"{path} is missing: {self._remedy()}") from error
+        missing = [name for name in ("history", "codec", "skip_rows") if name not in values]
+        if missing:
+            raise DamagedFile(f"{path} is damaged ({', '.join(missing)} missing): {self._remedy()}")
         return values
 
     def began_from_nothing(self) -> bool:
@@ -187,8 +234,7 @@ class Workdir:
 
     def about(self) -> dict[str, Any]:
         """What each of the run's checkpoints says of the run."""
-        manifest = self.manifest()
-        del manifest["history"]
+        manifest = {name: value for name, value in self.manifest().items() if name not in ("history", CONFIGS)}
         return manifest | {"config": config.to_dict(self.run())}
 
     @property
@@ -197,7 +243,21 @@ class Workdir:
         return tuple((begin, end) for begin, end in self.manifest()["skip_rows"])
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_whole(self.path / "manifest.json", _json(manifest))
+        write_json(self.path / "manifest.json", manifest, indent=2)
+
+    def _identity(self) -> str | None:
+        """Of the run that stands here now; None where there is none, or one of a former version."""
+        path = self.path.absolute() / "manifest.json"
+        try:
+            return read_json(path, self._remedy()).get(RUN)
+        except FileNotFoundError:
+            return None
+
+    def _remedy(self) -> str:
+        return (
+            "copy it back from a backup, or go on from the newest checkpoint, which holds all that is needed, with "
+            f"--fork-from {self.checkpoints}/STEP --workdir NEW"
+        )
 
     def codec(self) -> Codec:
         """How the run coded texts and images; needs none of its data."""
@@ -205,12 +265,17 @@ class Workdir:
 
 
 def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
-    """What a manifest's `codec` stands for, from the files that are kept beside it."""
-    tokens = tokenizer.load_saved(folder, values["tokenizer"])
+    """What a manifest's `codec` stands for, from the files that are kept beside it.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    remedy = "give the command that trains again, which writes it anew, or copy it back from a backup"
+    tokens = tokenizer.load_saved(folder, values["tokenizer"], values.get("tokenizer_hash"), remedy)
     return Codec(
         tokens,
         SpecialTokens.of(tokens),
-        autoencoder.load_saved(folder, values["autoencoder"]),
+        autoencoder.load_saved(folder, values["autoencoder"], values.get("autoencoder_hash")),
         LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
     )
 
@@ -277,5 +342,5 @@ def _entry(event: str, details: dict[str, Any]) -> dict[str, Any]:
     return {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **given}
 
 
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2) + "\n"
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

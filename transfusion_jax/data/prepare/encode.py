@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -15,17 +14,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from transfusion_jax.autoencoder import Autoencoder
+from transfusion_jax.autoencoder import Autoencoder, Identity
 from transfusion_jax.config import require
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.progress import Images, Progress
-from transfusion_jax.data.prepare.shard import WRITE, Writer, columns_file, report_file
-from transfusion_jax.data.prepared import latents_of, shard_file
+from transfusion_jax.data.prepare.shard import WRITE, Writer, columns_file, read_report, report_file
+from transfusion_jax.data.prepared import latents_of, remedy, shard_file
+from transfusion_jax.data.record import DamagedRecord, belonging, unseal
 from transfusion_jax.data.statistics import Moments
-from transfusion_jax.storage import Place, on_disk, read_all
-from transfusion_jax.training.files import write_whole
+from transfusion_jax.files import DamagedFile, parse_json, write_json
+from transfusion_jax.storage import Place, on_disk, read_all, size_of
 
 BATCH = 64  # images encoded together; a shard's last batch is filled up
+REMEDY = "delete it and give the command that encoded it again"
 LOG_VARIANCE = "-log-variance"  # of a second encoding, beside the means
 
 
@@ -100,7 +101,7 @@ def encode_shard(
         ConfigError: log-variances are asked of an autoencoder that has none.
     """
     names = _names(autoencoder, log_variances)
-    shard = json.loads(report_file(folder, number).read_text())
+    shard = read_report(report_file(folder, number))
     columns = np.load(io.BytesIO(columns_file(folder, number).read_bytes()))
     images = np.zeros(shard["records"], np.int64)
     images[columns["record"]] = columns["images"]
@@ -108,7 +109,7 @@ def encode_shard(
     train[columns["record"]] = ~columns["held_out"]
     train_image = np.repeat(train, images)
     parts: list[list[np.ndarray]] = [[] for _ in names]
-    for batch in _batches(folder, job, number, images):
+    for batch in _batches(folder, job, number, shard, images):
         filled = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
         found = encode(latents_of(filled))
         require(
@@ -121,8 +122,11 @@ def encode_shard(
     ends = np.cumsum(images)
     for name, part in zip(names, parts, strict=True):
         values = np.concatenate(part)
-        path = shard_file(folder, name, number)
-        with Writer(path, WRITE) as file:
+        path, belongs = (
+            shard_file(folder, name, number),
+            belonging(name, autoencoder.hash(), shard["input"], number),
+        )
+        with Writer(path, WRITE, belongs) as file:
             for begin, end in zip(ends - images, ends, strict=True):
                 file.write(values[begin:end].tobytes())
         report = {
@@ -132,8 +136,10 @@ def encode_shard(
             "shape": list(values.shape[1:]),
             "moments": Moments.of(values[train_image]).to_dict() if values.dtype == np.float16 else None,
             "sha256": file.sha256,
+            "bytes": file.size,
+            "sealed": True,
         }
-        write_whole(encoding_file(folder, name, number), json.dumps(report) + "\n")
+        write_json(encoding_file(folder, name, number), report)
     return int(images.sum())
 
 
@@ -143,23 +149,45 @@ def _names(autoencoder: Autoencoder, log_variances: bool) -> list[str]:
 
 def _is_encoded(folder: Place, names: list[str], number: int) -> bool:
     """Whether nothing is left to encode; so it is with a shard without images."""
-    pictured = json.loads(report_file(folder, number).read_text())["pictured"]
-    return not pictured or all(encoding_file(folder, name, number).exists() for name in names)
+    if not read_report(report_file(folder, number))["pictured"]:
+        return True
+    for name in names:
+        report, path = encoding_file(folder, name, number), shard_file(folder, name, number)
+        if not report.exists() or not path.is_file():
+            return False
+        try:
+            written = read_report(report).get("bytes")
+        except DamagedFile:
+            return False
+        if written not in (None, size_of(path)):
+            return False
+    return True
 
 
-def _batches(folder: Place, job: Job, number: int, images: np.ndarray) -> Iterator[np.ndarray]:
-    """Pixels `[n, size, size, channels]` uint8 of a shard's images in order, `BATCH` of them but for the last."""
+def _batches(
+    folder: Place, job: Job, number: int, shard: dict[str, Any], images: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Pixels `[n, size, size, channels]` uint8 of a shard's images in order, `BATCH` of them but for the last.
+
+    Raises:
+        DamagedFile: they are not what was written.
+    """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    size = job.reading.image_size
+    size, belongs = job.reading.image_size, belonging("pixels", Identity().hash(), shard["input"], number)
     waiting: list[np.ndarray] = []
     with ExitStack() as stack:
         pixels = stack.enter_context(on_disk(shard_file(folder, "pixels", number)))
         reader = ArrayRecordReader(str(pixels), "readahead_buffer_size:0")
         stack.callback(reader.close)
         for record in np.flatnonzero(images).tolist():
-            data = np.frombuffer(reader.read([record])[0], np.uint8)
-            waiting += list(data.reshape(-1, size, size, job.channels))
+            try:
+                data = reader.read([record])[0]
+                data = unseal(data, belongs, record) if shard.get("sealed") else data
+            except (RuntimeError, DamagedRecord) as error:  # array_record raises the first
+                path = shard_file(folder, "pixels", number)
+                raise DamagedFile(f"{path} is damaged ({error}): {remedy('pixels', number)}") from error
+            waiting += list(np.frombuffer(data, np.uint8).reshape(-1, size, size, job.channels))
             while len(waiting) >= BATCH:
                 yield np.stack(waiting[:BATCH])
                 waiting = waiting[BATCH:]
@@ -183,13 +211,16 @@ def encodings(folder: Place, pictured: list[int], keys: bytes) -> dict[str, dict
         files = [encoding_file(folder, name, number) for number in pictured]
         if not all(file.name in there for file in files):
             continue
-        reports = [json.loads(text) for text in read_all(files)]
+        reports = [parse_json(data, file, REMEDY) for file, data in zip(files, read_all(files), strict=True)]
         first = reports[0]
         moments = [Moments.from_dict(report["moments"]) for report in reports if report["moments"]]
         total = sum(moments[1:], moments[0]) if moments else None
         found[name] = {key: first[key] for key in ("autoencoder", "autoencoder_hash", "dtype", "shape")} | {
             "moments": total.to_dict() if total else None,
             "hash": hashlib.sha256(keys + f"{name} {first['autoencoder_hash']}".encode()).hexdigest()[:16],
-            "sha256": {str(number): report["sha256"] for number, report in zip(pictured, reports, strict=True)},
+            "files": {
+                str(number): {key: report[key] for key in ("sha256", "sealed") if key in report}
+                for number, report in zip(pictured, reports, strict=True)
+            },
         }
     return found

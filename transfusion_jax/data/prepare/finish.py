@@ -5,25 +5,24 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
-import tempfile
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from transfusion_jax.autoencoder import Identity
-from transfusion_jax.bucket import BucketPath
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.encode import encodings as encoded
-from transfusion_jax.data.prepare.job import Job
+from transfusion_jax.data.prepare.job import Job, kept_tokenizer
 from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_file, report_file
 from transfusion_jax.data.prepared import COLUMNS, SCHEMA, SPLITS
 from transfusion_jax.data.readers import origin
 from transfusion_jax.data.statistics import Moments
-from transfusion_jax.storage import Place, read_all
-from transfusion_jax.training.files import write_whole
+from transfusion_jax.files import DamagedFile, parse_json, whole, write_json, write_whole
+from transfusion_jax.storage import Place, read_all, sha256
+
+REMEDY = "give the command that prepares the data again, which mends it"
 
 
 def finish(folder: Place, job: Job) -> dict[str, Any]:
@@ -33,14 +32,17 @@ def finish(folder: Place, job: Job) -> dict[str, Any]:
     so that two hosts that finish at once write the same.
     """
     numbers = range(len(job.shards))
-    reports = [json.loads(text) for text in read_all([report_file(folder, n) for n in numbers])]
+    paths = [report_file(folder, n) for n in numbers]
+    reports = [parse_json(data, path, REMEDY) for path, data in zip(paths, read_all(paths), strict=True)]
     starts = np.concatenate([[0], np.cumsum([report["records"] for report in reports])])
-    shards = [dict(np.load(io.BytesIO(data))) for data in read_all([columns_file(folder, n) for n in numbers])]
+    files = _read(folder, reports, "columns", columns_file)
+    shards = [dict(np.load(io.BytesIO(data))) for data in files]
     columns = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     columns["record"] += np.repeat(starts[:-1], [len(shard["record"]) for shard in shards])
     first = _first(columns["key"])
-    repeated = _write_quarantine(folder, job, shards, first)
-    tokenizer = tokenizers.load_saved(folder, job.tokenizer)
+    quarantine, repeated = _quarantine(folder, job, reports, shards, first)
+    write_whole(folder / "quarantine.jsonl", quarantine)
+    tokenizer = kept_tokenizer(folder, job.tokenizer)
     splits, index = {}, dict[str, np.ndarray]()
     for split in SPLITS:
         used = first & (columns["held_out"] == (split == "held_out"))
@@ -51,17 +53,22 @@ def finish(folder: Place, job: Job) -> dict[str, Any]:
             "text_tokens": int(columns["text_lengths"][used].sum()),
             "hash": _hash(columns["key"][used].tobytes(), tokenizers.hash_of(tokenizer).encode()),
         }
-    _write_index(folder, index)
+    index_hashes = {name: _write_column(folder / "index" / name, column) for name, column in index.items()}
     faults: Counter[str] = Counter()
     for report in reports:
         faults.update(report["faults"])
     faults["duplicate"] += repeated
     pictured = [number for number, report in enumerate(reports) if report["pictured"]]
     encodings = _pixels(job, reports, columns["key"]) | encoded(folder, pictured, columns["key"].tobytes())
-    shards_about = [{name: report[name] for name in ("input", "records", "sha256")} for report in reports]
+    shards_about = [
+        {name: report[name] for name in ("input", "records", "sha256")}
+        | {"sealed": list(report["sha256"]) if report.get("sealed") else []}
+        for report in reports
+    ]
     for name, about in encodings.items():
-        for number, digest in about.pop("sha256", {}).items():
-            shards_about[int(number)]["sha256"][name] = digest
+        for number, file in about.pop("files", {}).items():
+            shards_about[int(number)]["sha256"][name] = file["sha256"]
+            shards_about[int(number)]["sealed"] += [name] * file.get("sealed", False)
     manifest = {
         "schema": SCHEMA,
         "splits": splits,
@@ -71,32 +78,37 @@ def finish(folder: Place, job: Job) -> dict[str, Any]:
             "hash": tokenizers.hash_of(tokenizer),
         },
         "encodings": encodings,
+        "index": index_hashes,
+        "quarantine_hash": hashlib.sha256(quarantine.encode()).hexdigest(),
         "quarantine": dict(sorted((+faults).items())),
         "shards": shards_about,
     }
-    write_whole(folder / "data.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "data.json", manifest, indent=1)
     return manifest
 
 
-def _write_index(folder: Place, columns: dict[str, np.ndarray]) -> None:
-    """A local folder's index appears whole; in a bucket nobody looks for it before the manifest stands."""
-    if isinstance(folder, BucketPath):
-        with tempfile.TemporaryDirectory() as scratch:
-            _save(columns, Path(scratch))
-            for name in columns:
-                (folder / "index" / name).upload(Path(scratch) / name)
-        return
-    partial = folder / "index.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    _save(columns, partial)
-    shutil.rmtree(folder / "index", ignore_errors=True)
-    partial.rename(folder / "index")
+def _read(
+    folder: Place, reports: list[dict[str, Any]], name: str, path_of: Callable[[Place, int], Place]
+) -> Iterator[bytes]:
+    """A small file of each shard.
+
+    Raises:
+        DamagedFile: one is not what was written.
+    """
+    paths = [path_of(folder, number) for number in range(len(reports))]
+    for path, report, data in zip(paths, reports, read_all(paths), strict=True):
+        expected = report.get("hashes", {}).get(name)
+        if expected not in (None, hashlib.sha256(data).hexdigest()):
+            raise DamagedFile(f"{path} is damaged: {REMEDY}")
+        yield data
 
 
-def _save(columns: dict[str, np.ndarray], folder: Path) -> None:
-    for name, column in columns.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(folder / name, column)
+def _write_column(path: Place, column: np.ndarray) -> str:
+    """Returns the file's hash."""
+    with whole(path) as beside:
+        with beside.open("wb") as file:
+            np.save(file, column)
+        return sha256(beside)
 
 
 def _first(keys: np.ndarray) -> np.ndarray:
@@ -106,11 +118,17 @@ def _first(keys: np.ndarray) -> np.ndarray:
     return first
 
 
-def _write_quarantine(folder: Place, job: Job, shards: list[dict[str, np.ndarray]], first: np.ndarray) -> int:
-    """All lines of all shards, and one for each document that a shard before holds; returns the latters' number."""
+def _quarantine(
+    folder: Place,
+    job: Job,
+    reports: list[dict[str, Any]],
+    shards: list[dict[str, np.ndarray]],
+    first: np.ndarray,
+) -> tuple[str, int]:
+    """All lines of all shards, and one for each document that a shard before holds; and the latters' number."""
     at = repeated = 0
     lines = []
-    faults = read_all([faults_file(folder, number) for number in range(len(shards))])
+    faults = _read(folder, reports, "faults", faults_file)
     for number, (shard, found) in enumerate(zip(shards, faults, strict=True)):
         lines.append(found.decode())
         for place in np.flatnonzero(~first[at : at + len(shard["record"])]):
@@ -122,8 +140,7 @@ def _write_quarantine(folder: Place, job: Job, shards: list[dict[str, np.ndarray
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             repeated += 1
         at += len(shard["record"])
-    write_whole(folder / "quarantine.jsonl", "".join(lines))
-    return repeated
+    return "".join(lines), repeated
 
 
 def _pixels(job: Job, reports: list[dict[str, Any]], keys: np.ndarray) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from transfusion_jax.config import ConfigError, require
@@ -12,8 +15,11 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepared import SCHEMA
 from transfusion_jax.data.readers import InputShard, ReadOptions
 from transfusion_jax.data.tokenizer import Tokenizer
-from transfusion_jax.storage import Place
-from transfusion_jax.training.files import write_whole
+from transfusion_jax.files import LostFolder, claimed, read_json, sweep, write_json
+from transfusion_jax.storage import Place, version_of
+
+REMEDY = "copy it back from a backup, or choose another --output"
+TOKENIZER_HASH = "tokenizer_hash"
 
 
 @dataclass(frozen=True)
@@ -34,28 +40,24 @@ class Job:
         require(self.limit >= 0 and self.min_size >= 0, "--limit and --min-size must not be negative")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values that `Job.from_dict` reads back."""
+        """The job as JSON values."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {"schema": SCHEMA, **values}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Job:
-        """The inverse of `to_dict`."""
-        rest = {name: value for name, value in values.items() if name not in ("schema", "shards", "reading")}
-        shards = tuple(InputShard(**shard) for shard in values["shards"])
-        return cls(shards, ReadOptions(**values["reading"]), **rest)
-
 
 def begin(job: Job, tokenizer: Tokenizer, folder: Place) -> None:
-    """Writes the job into a new folder, or finds the same one there.
+    """Writes job and tokenizer into a new folder, or finds the same ones there; a damaged tokenizer is mended.
 
     Raises:
         ConfigError: the folder was begun with another job.
+        DamagedFile: the job that it was begun with cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / "job.json", json.dumps(job.to_dict(), indent=1, ensure_ascii=False) + "\n"
+    require(folder.is_dir() or not folder.exists(), f"--output {folder} is a file, and a folder is needed")
+    for place in (folder, folder / "shards"):
+        sweep(place)
+    path, new = folder / "job.json", job.to_dict()
     if path.exists():
-        old, new = json.loads(path.read_text()), job.to_dict()
+        old = read_json(path, REMEDY)
         changed = [
             f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}"
             for name in new
@@ -66,17 +68,58 @@ def begin(job: Job, tokenizer: Tokenizer, folder: Place) -> None:
                 f"{folder} was begun with other inputs or options:\n  " + "\n  ".join(changed) + "\n"
                 "give those again to go on, or choose another --output"
             )
-        saved = tokenizers.load_saved(folder, job.tokenizer)
+        known = old.get(TOKENIZER_HASH) or tokenizers.hash_of(tokenizers.load_saved(folder, job.tokenizer))
         require(
-            tokenizers.hash_of(saved) == tokenizers.hash_of(tokenizer),
+            known == tokenizers.hash_of(tokenizer),
             f"{folder} was begun with another tokenizer of the same name: choose another --output",
         )
+        tokenizers.save(tokenizer, folder)
         return
     own = (tokenizer.name, path.name)  # what another host that begins at the same time has written
-    others = [file.name for file in folder.iterdir() if not file.name.startswith(own)]
+    there = folder.iterdir() if folder.exists() else ()
+    others = [file.name for file in there if not file.name.startswith(own)]
     require(not others, f"{folder} holds other files: choose a new --output")
     tokenizers.save(tokenizer, folder)
-    write_whole(path, text)
+    write_json(path, new | {TOKENIZER_HASH: tokenizers.hash_of(tokenizer)}, indent=1)
+
+
+@contextmanager
+def owned(folder: Place, job: Job) -> Iterator[None]:
+    """While this lasts, nothing is written to the folder once it holds another job's data, or is gone.
+
+    Writes raise LostFolder then.
+    """
+    path, mine = folder.absolute() / "job.json", job.to_dict()
+    seen: object = None
+
+    def check() -> None:
+        nonlocal seen
+        found = version_of(path)
+        if found is not None and found == seen:
+            return
+        there = read_json(path, REMEDY) if found is not None else {}
+        if any(there.get(name) != value for name, value in mine.items()):
+            raise LostFolder(
+                f"{folder} was moved, replaced or deleted while it was prepared: nothing more was written there. "
+                "To go on, give the same command with the --output where it is now"
+            )
+        seen = found
+
+    with claimed(folder, check):
+        yield
+
+
+@lru_cache(maxsize=1)
+def kept_tokenizer(folder: Place, name: str) -> Tokenizer:
+    """The tokenizer that a folder was begun with.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
+    known = read_json(folder / "job.json", REMEDY).get(TOKENIZER_HASH)
+    return tokenizers.load_saved(
+        folder, name, known, "give the command that prepares the data again, which mends it"
+    )
 
 
 def place_among_hosts() -> tuple[int, int] | None:

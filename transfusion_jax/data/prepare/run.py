@@ -11,13 +11,15 @@ from contextlib import closing
 from typing import Any
 
 from transfusion_jax.bucket import BucketPath
+from transfusion_jax.children import end_with_parent
 from transfusion_jax.data.prepare.encode import Encoders
 from transfusion_jax.data.prepare.finish import finish
-from transfusion_jax.data.prepare.job import Job
+from transfusion_jax.data.prepare.job import Job, owned
 from transfusion_jax.data.prepare.progress import Documents, Progress
-from transfusion_jax.data.prepare.shard import prepare_shard
+from transfusion_jax.data.prepare.shard import prepare_shard, report_file, sound
 from transfusion_jax.data.readers.format import package
 from transfusion_jax.errors import UserError
+from transfusion_jax.files import sweep
 from transfusion_jax.storage import Place
 
 Reports = Generator[dict[str, Any], None, None]
@@ -32,7 +34,7 @@ def run(
     report: Callable[[Progress], None],
     encoders: Encoders | None = None,
 ) -> dict[str, Any] | None:
-    """Prepares some shards, and finishes the folder once all are there.
+    """Prepares some shards, and finishes the folder once all are there. What is found damaged is made again.
 
     Args:
         folder: where `begin` wrote the job.
@@ -49,11 +51,27 @@ def run(
     Raises:
         ConfigError: the runner is not installed.
         OSError: an input cannot be read, or the folder not be written.
+        LostFolder: the folder is another's by now.
     """
+    with owned(folder, job):
+        return _run(folder, job, own, runner, workers, report, encoders)
+
+
+def _run(
+    folder: Place,
+    job: Job,
+    own: Sequence[int],
+    runner: str,
+    workers: int,
+    report: Callable[[Progress], None],
+    encoders: Encoders | None,
+) -> dict[str, Any] | None:
     begun = time.monotonic()
     documents = size = unused = 0
-    done = _finished(folder)
+    done = sound(folder, own)
     todo = [number for number in own if number not in done]
+    for number in todo:
+        report_file(folder, number).unlink(missing_ok=True)
     encode = encoders.submit if encoders else _leave
     for number in own:
         if number in done:
@@ -70,6 +88,7 @@ def run(
         encoders.finish(report)
     if not _finished(folder).issuperset(range(len(job.shards))):
         return None
+    sweep(folder)  # once more: workers of a killed process may have outlived it by a moment
     return finish(folder, job)
 
 
@@ -88,7 +107,7 @@ def _leave(shard: int) -> None:
 
 def _local(folder: Place, job: Job, todo: Sequence[int], workers: int) -> Reports:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context) as pool:
+    with ProcessPoolExecutor(min(workers, len(todo)), context, end_with_parent) as pool:
         try:
             for future in as_completed([pool.submit(prepare_shard, folder, job, number) for number in todo]):
                 yield future.result()

@@ -5,29 +5,26 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transfusion_jax.bucket import BucketPath
+from transfusion_jax.autoencoder import Identity
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.prepare.job import Job
+from transfusion_jax.data.prepare.job import Job, kept_tokenizer, owned
 from transfusion_jax.data.prepared import PART, latents_of, shard_file
 from transfusion_jax.data.readers import FORMATS, Fault, RawDocument, RawText, origin
 from transfusion_jax.data.readers.pictures import PictureError, decode
-from transfusion_jax.data.record import Record, Segment, pack, token_type
+from transfusion_jax.data.record import Record, Segment, belonging, pack, seal, token_type
 from transfusion_jax.data.statistics import Moments
 from transfusion_jax.data.tokenizer import Tokenizer
-from transfusion_jax.storage import Place, put, sha256
-from transfusion_jax.training.files import write_whole
+from transfusion_jax.files import DamagedFile, parse_json, read_json, whole, write_json, write_whole
+from transfusion_jax.storage import Place, read_all, sha256, sizes
 
 WRITE = "group_size:1,uncompressed"  # one record can be read alone; latents and ids hardly compress
 WRITE_TEXT = "group_size:1,zstd:3"
@@ -49,6 +46,49 @@ def faults_file(folder: Place, shard: int) -> Place:
     return folder / "shards" / f"{shard:05d}.quarantine.jsonl"
 
 
+def read_report(path: Place) -> dict[str, Any]:
+    """What is known of a finished shard, or of one in an encoding.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
+    return read_json(path, "delete it and give the command that prepared it again")
+
+
+def sound(folder: Place, numbers: Iterable[int]) -> set[int]:
+    """Of these shards, those that are prepared and whose files are there, as long as they were written.
+
+    Large files are not read; `transfusion doctor --verify` does that.
+    """
+    there = sizes(folder) if folder.exists() else {}
+    asked = [number for number in numbers if f"shards/{number:05d}.json" in there]
+    paths = [report_file(folder, number) for number in asked]
+    return {
+        number
+        for number, path, data in zip(asked, paths, read_all(paths), strict=True)
+        if _is_sound(folder, there, number, path, data)
+    }
+
+
+def _is_sound(folder: Place, there: dict[str, int], number: int, path: Place, data: bytes) -> bool:
+    try:
+        report = parse_json(data, path, "")
+    except DamagedFile:
+        return False
+    small = {columns_file(folder, number): "columns", faults_file(folder, number): "faults"}
+    if any(f"shards/{file.name}" not in there for file in small):
+        return False
+    if any(is_changed(file, report.get("hashes", {}).get(name)) for file, name in small.items()):
+        return False
+    lengths = {kind: there.get(shard_file(folder, kind, number).name) for kind in report["sha256"]}
+    return None not in lengths.values() and report.get("bytes", lengths) == lengths
+
+
+def is_changed(path: Place, expected: str | None) -> bool:
+    """Whether a file has another hash; one whose hash a former version has not kept has not."""
+    return expected not in (None, sha256(path))
+
+
 def prepare_shard(folder: Place, job: Job, number: int) -> dict[str, Any]:
     """Reads an input shard and writes its documents; returns its report, which a finished shard has already.
 
@@ -56,20 +96,26 @@ def prepare_shard(folder: Place, job: Job, number: int) -> dict[str, Any]:
 
     Raises:
         OSError: the input cannot be read, or the folder not be written.
+        LostFolder: the folder is another's by now.
     """
     report = report_file(folder, number)
     if report.exists():
-        found: dict[str, Any] = json.loads(report.read_text())
-        return found
+        return read_report(report)
+    with owned(folder, job):
+        return _prepare(folder, job, number)
+
+
+def _prepare(folder: Place, job: Job, number: int) -> dict[str, Any]:
     shard, columns, faults = job.shards[number], _Columns.empty(), []
     moments = Moments.none(job.channels)
-    tokenizer = _tokenizer(folder, job.tokenizer)
+    tokenizer, input_name = kept_tokenizer(folder, job.tokenizer), origin(shard)
     dtype = token_type(tokenizer.size)
-    report.parent.mkdir(exist_ok=True)
     pictured = False
+    texts = belonging("documents", tokenizers.hash_of(tokenizer), input_name, number)
+    images = belonging("pixels", Identity().hash(), input_name, number)
     with ExitStack() as stack:
-        documents = stack.enter_context(Writer(shard_file(folder, "documents", number), WRITE_TEXT))
-        pixels = stack.enter_context(Writer(shard_file(folder, "pixels", number), WRITE))
+        documents = stack.enter_context(Writer(shard_file(folder, "documents", number), WRITE_TEXT, texts))
+        pixels = stack.enter_context(Writer(shard_file(folder, "pixels", number), WRITE, images))
         seen: dict[bytes, str] = {}
         for found_document in _read(job, number):
             if isinstance(found_document, Fault):
@@ -99,21 +145,24 @@ def prepare_shard(folder: Place, job: Job, number: int) -> dict[str, Any]:
         shard_file(folder, "pixels", number).unlink()
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **columns.arrays())
-    columns_file(folder, number).write_bytes(packed.getvalue())
-    lines = [{"source": origin(shard), "key": fault.key, "reason": fault.reason} for fault in faults]
+    write_whole(columns_file(folder, number), packed.getvalue())
+    lines = [{"source": input_name, "key": fault.key, "reason": fault.reason} for fault in faults]
     write_whole(faults_file(folder, number), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     values = {
         "shard": number,
-        "input": origin(shard),
+        "input": input_name,
         "records": records,
         "documents": len(columns.key),
         "pictured": pictured,
         "faults": dict(sorted(Counter(fault.reason.partition(":")[0] for fault in faults).items())),
         "moments": moments.to_dict(),
         "size": sum(file.size for file in written.values()),
+        "bytes": {kind: file.size for kind, file in written.items()},
         "sha256": {kind: file.sha256 for kind, file in written.items()},
+        "sealed": True,
+        "hashes": {"columns": sha256(columns_file(folder, number)), "faults": sha256(faults_file(folder, number))},
     }
-    write_whole(report, json.dumps(values, ensure_ascii=False) + "\n")
+    write_json(report_file(folder, number), values)
     return values
 
 
@@ -200,34 +249,33 @@ def _records(segments: list[Segment], raw: RawDocument, images: np.ndarray) -> l
 
 
 class Writer:
-    """An ArrayRecord file that appears once it is complete; then its size and hash are known."""
+    """An ArrayRecord file that appears once it is complete; then its size and hash are known.
 
-    def __init__(self, path: Place, options: str) -> None:
-        from array_record.python.array_record_module import ArrayRecordWriter
+    Args:
+        path: the file.
+        options: those of ArrayRecord.
+        belongs: see `record.belonging`.
+    """
 
-        self.path, self.records, self.size, self.sha256 = path, 0, 0, ""
-        self._scratch = tempfile.TemporaryDirectory() if isinstance(path, BucketPath) else None
-        folder = Path(self._scratch.name) if self._scratch else Path(str(path.parent))
-        self._partial = folder / f"{path.name}.partial"
-        self._file = ArrayRecordWriter(str(self._partial), options)
+    def __init__(self, path: Place, options: str, belongs: str) -> None:
+        self.records, self.size, self.sha256 = 0, 0, ""
+        self._path, self._options, self._belongs = path, options, belongs
+        self._stack = ExitStack()
 
     def write(self, data: bytes) -> None:
-        """Adds a record."""
-        self._file.write(data)
+        """Adds a record, sealed."""
+        self._file.write(seal(data, self._belongs, self.records))
         self.records += 1
 
     def __enter__(self) -> Writer:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self._partial = self._stack.enter_context(whole(self._path))
+        self._file = ArrayRecordWriter(str(self._partial), self._options)
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, *raised: Any) -> bool | None:
         self._file.close()
-        if kind is None:
+        if raised[0] is None:
             self.size, self.sha256 = self._partial.stat().st_size, sha256(self._partial)
-            put(self._partial, self.path)
-        if self._scratch:
-            self._scratch.cleanup()
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(folder: Place, name: str) -> Tokenizer:
-    return tokenizers.load_saved(folder, name)
+        return self._stack.__exit__(*raised)
