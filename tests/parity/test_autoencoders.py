@@ -1,13 +1,16 @@
 """Autoencoders beside diffusers' with the same weights, both ways, and CompVis's layout."""
 
 import re
+import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from transfusion_jax.autoencoder import importing, trained
+from transfusion_jax.autoencoder import importing, pickles, trained
 from transfusion_jax.autoencoder.network import Network
+from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.config.architecture import Architecture
 
@@ -138,6 +141,50 @@ def compvis(name):
 def compvis_shape(name, value):
     is_projection = re.search(r"\.to_(q|k|v|out\.0)\.weight$", name)
     return value[:, :, None, None] if is_projection else value
+
+
+class Callback:
+    """Of a package that is not there when the file is read."""
+
+
+Callback.__module__ = "pytorch_lightning.callbacks.model_checkpoint"
+BESIDE = {"callbacks": {Callback: {"score": torch.tensor(1.0)}}, "hyper_parameters": Callback(), "epoch": 3}
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    """Lets the callback be pickled."""
+    *parents, module = (Callback.__module__.rsplit(".", n)[0] for n in (2, 1, 0))
+    for name in (*parents, module):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[module].Callback = Callback
+    return monkeypatch
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickles_hold_what_pytorch_wrote(zipped, lightning, tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    kinds = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    state = {kind: (whole % 5).to(getattr(torch, kind)) for kind in kinds}
+    state |= {"turned": whole.T, "part": whole[1:3, ::2], "scalar": whole[2, 3], "none": whole[:0]}
+    state |= {"learnt": torch.nn.Parameter(whole), "buffer": torch.nn.Parameter(whole, requires_grad=False)}
+    torch.save({"state_dict": state, **BESIDE}, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
+    lightning.undo()
+    found = dict(pickles.read(tmp_path / "model.ckpt"))
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        assert str(found[name].dtype) == str(value.dtype).removeprefix("torch.")
+        np.testing.assert_array_equal(found[name].astype(np.float32), value.detach().float().numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_callbacks_in_a_compvis_checkpoint_are_passed_over(zipped, lightning, tmp_path):
+    model, path = theirs("kl-4", groups=32), tmp_path / "model.ckpt"
+    torch.save({"state_dict": model.state_dict(), **BESIDE}, path, _use_new_zipfile_serialization=zipped)
+    lightning.undo()
+    command = ["convert", "autoencoder-in", str(path), "--name", "kept", "--output", str(tmp_path / "ours")]
+    assert main(command) == 0
+    check_equal(model, trained.open_folder(tmp_path / "ours"))
 
 
 def test_what_is_missing_or_too_much_is_named(tmp_path):

@@ -6,9 +6,7 @@ The architecture is read off the tensors' shapes; a folder's `config.json` only 
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as tensors
 
-from transfusion_jax.autoencoder import names
+from transfusion_jax.autoencoder import names, pickles
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.autoencoder.trained import Trained, check_name, flat
 from transfusion_jax.config import ConfigError, require
@@ -33,7 +31,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def read(path: Path, name: str) -> Trained:
-    """The autoencoder of a diffusers folder, or of a CompVis checkpoint (`.safetensors`, or `.ckpt` with PyTorch).
+    """The autoencoder of a diffusers folder, or of a CompVis checkpoint (`.safetensors` or `.ckpt`).
 
     Raises:
         ConfigError: there is none, its weights are damaged, or parts of it are none of ours.
@@ -151,20 +149,8 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if path.suffix == ".safetensors":
         yield from _safetensors(path)
         return
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{path} is a pickle, which PyTorch reads: pip install torch, or save it as safetensors"
-        ) from error
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    require(isinstance(held, Mapping), f"{path} holds no named tensors")
-    for key, value in held.get("state_dict", held).items():
-        if hasattr(value, "detach"):
-            yield key, value.detach().float().numpy()
+    for key, value in pickles.read(path):
+        yield key, value.astype(np.float32)
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -79,7 +79,7 @@ def features(arrays: Arrays, images: jax.Array) -> jax.Array:
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file, `.pth` (which takes PyTorch to read) or `.safetensors`.
+    """The tensors of a file, `.pth` or `.safetensors`.
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or lacks a tensor.
