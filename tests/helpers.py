@@ -152,7 +152,8 @@ class Letters:
     """Twenty letters as a tokenizer."""
 
     name, content, size = "letters", b"", VOCABULARY
-    bos = eos = None
+    marks = bos = eos = None
+    stops = ()
 
     def encode(self, text: str) -> np.ndarray:
         return np.array([(ord(c) - ord("a")) % VOCABULARY for c in text], np.int32)

@@ -20,12 +20,14 @@ from transfusion_jax.commands import convert_autoencoder
 from transfusion_jax.commands.reading import add_reading_flags, choose_weights
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.conversion import llama, shards
+from transfusion_jax.conversion.hugging_face import write_tokenizer
 from transfusion_jax.conversion.memory import give_back
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree, saved_tree
+from transfusion_jax.data import marks as marking
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.load import Codec
-from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.data.tokenizer import HuggingFace, Numbers, SpecialTokens, Tokenizer
 from transfusion_jax.files import write_whole
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.storage import place
@@ -79,8 +81,8 @@ def _declare_from_llama(parser: argparse.ArgumentParser) -> None:
 
 def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     source = llama.Llama.open(arguments.path)
-    tokenizer = _tokenizer(arguments.path, source.config["vocab_size"])
-    config = _config(arguments.config, overrides, source.model | {"vocabulary": tokenizer.size})
+    tokenizer, bos_first = _tokenizer(arguments.path, source.config["vocab_size"])
+    config = _config(arguments.config, overrides, source.model | {"vocabulary": tokenizer.size}, source.longest)
     llama.require_llama(config.model)
     known = set(llama.leaf_names())
     fresh = Model(config.model)
@@ -94,11 +96,18 @@ def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
             name: Leaf.of(np.asarray(leaf))
             for name, leaf in zip(leaf_names(coder), jax.tree.leaves(coder), strict=True)
         }
-    codec = Codec(tokenizer, SpecialTokens.of(tokenizer), Identity(), None)
-    write_run(arguments.output, config, codec, leaves, f"Llama, {arguments.path.name}")
+    codec = Codec(tokenizer, SpecialTokens.of(tokenizer), Identity(), None, bos_first)
+    write_run(arguments.output, config, codec, leaves, f"Llama, {arguments.path.name}", source.longest)
     print(f"{arguments.path}: {config.model.layers} layers, width {config.model.width}, {tokenizer.size} entries")
     if source.repeats > 1:
         print(f"each key and value head stands {source.repeats} times: its queries were grouped")
+    if not bos_first:
+        print("its tokenizer puts no BOS before a text: nor do sample, serve and judge, but training does")
+    if source.unknown:
+        print(f"not used, for no Llama has them: {', '.join(source.unknown)} of config.json")
+    context = config.data.context_length
+    if context > source.longest:
+        print(f"it learnt from texts of at most {source.longest} elements, and data.context_length is {context}")
     print("entries that are new have the mean of the others; the patch coder is fresh")
     print(f"written to {arguments.output}; transfusion train --init-from {arguments.output} …")
     return 0
@@ -115,13 +124,14 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     workdir, config, tree, which = _weights(arguments)
     llama.require_llama(config.model)
-    tokenizer = workdir.codec().tokenizer
-    about = llama.config_json(config.model, config.data.context_length, tokenizer, arguments.dtype)
+    codec = workdir.codec()
+    longest = max(config.data.context_length, workdir.longest_context() or 0)
+    about = llama.config_json(config.model, longest, codec, arguments.dtype)
     _write(arguments, llama.tensor_shapes(about), llama.tensor_parts(tree, config.model))
     special = {name: about[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(arguments.output / "config.json", about)
     _write_json(arguments.output / "generation_config.json", special)
-    tokenizers.save(tokenizer, arguments.output)
+    write_tokenizer(codec, longest, arguments.output)
     left_out = (
         "Text alone: the patch coder and what draws images are left out. BOI, EOI and PAD are the last entries."
     )
@@ -227,8 +237,11 @@ PARTS: dict[str, tuple[Callable, Callable, str]] = {
 }
 
 
-def _config(spec: str | None, overrides: list[str], model: dict[str, Any]) -> Config:
-    """The config named, or one of the paper's recipe, with the sizes of the model that comes in."""
+def _config(spec: str | None, overrides: list[str], model: dict[str, Any], longest: int) -> Config:
+    """The config named, or one of the paper's recipe, with the sizes of the model that comes in.
+
+    The paper's context is cut to the longest text that the model learnt from.
+    """
     base: dict[str, Any] = {
         "name": "llama",
         "seed": 0,
@@ -245,16 +258,37 @@ def _config(spec: str | None, overrides: list[str], model: dict[str, Any]) -> Co
     values = configs.to_dict(start)
     values["model"] |= model
     values["optimizer"]["ema_decay"] = 0.0  # the run holds one set of weights
-    return configs.override(configs.parse(values), overrides)
+    context = min(start.data.context_length, longest)
+    cut = [] if spec else [f"data.context_length={context}"]
+    return configs.override(configs.parse(values), [*cut, *overrides])
 
 
-def _tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
-    """The folder's tokenizer; without one, numbers."""
-    for name in TOKENIZERS:
-        if (folder / name).is_file():
-            return tokenizers.load(folder / name)
-    print(f"{folder} holds no {' and no '.join(TOKENIZERS)}: tokens stay numbers")
-    return Numbers(vocabulary)
+def _tokenizer(folder: Path, vocabulary: int) -> tuple[Tokenizer, bool]:
+    """The folder's tokenizer, or without one numbers; and whether texts begin with BOS under transformers.
+
+    Raises:
+        ConfigError: the model lacks entries of the tokenizer's.
+    """
+    path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
+    if path is None:
+        numbers = Numbers(vocabulary, marks=marking.stated(folder, vocabulary, lambda text: None, print))
+        print(f"{folder} holds no {' and no '.join(TOKENIZERS)}: tokens stay numbers")
+        print(tokenizers.describe_marks(numbers))
+        return numbers, True
+    tokenizer = tokenizers.load(path, print)
+    require(
+        tokenizer.size <= vocabulary,
+        f"the checkpoint has {vocabulary} entries, and {path} {tokenizer.size}: take what is beyond out of it, "
+        "or add rows to the checkpoint",
+    )
+    fast = tokenizers.load(folder / TOKENIZERS[1]) if (folder / TOKENIZERS[1]).is_file() else None
+    if not isinstance(fast, HuggingFace):
+        return tokenizer, marking.adds_bos(folder) is not False
+    first, bos = fast.first, SpecialTokens.of(tokenizer).bos
+    asked = marking.adds_bos(folder)
+    if asked is None and first not in (None, bos):
+        print(f"{fast.name} begins texts with entry {first}; here they begin with {bos}")
+    return tokenizer, first is not None if asked is None else asked
 
 
 def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]:

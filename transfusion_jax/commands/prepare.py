@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import chain, islice
 from typing import Any
@@ -109,7 +110,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         data_dir=arguments.data_dir,
     )
     shards = tuple(input_shards(arguments.inputs, arguments.format, options))
-    tokenizer = _tokenizer(arguments.tokenizer, shards, options)
+    say = _say_aside if arguments.json else _say
+    tokenizer = _tokenizer(arguments.tokenizer, shards, options, say)
     job = Job(
         shards=shards,
         reading=options,
@@ -134,7 +136,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         _show(job, arguments.json)
         return 0
-    say = _say_aside if arguments.json else _say
     own = range(place, len(job.shards), hosts)
     prepare.begin(job, tokenizer, output)
     if coder:
@@ -177,10 +178,12 @@ class _Line:
             print(file=sys.stderr)
 
 
-def _tokenizer(name: str, shards: tuple[InputShard, ...], options: ReadOptions) -> Tokenizer:
+def _tokenizer(
+    name: str, shards: tuple[InputShard, ...], options: ReadOptions, say: Callable[[str], None]
+) -> Tokenizer:
     kind, _, size = name.partition(":")
     if kind != "bpe":
-        return tokenizers.load(name)
+        return tokenizers.load(name, say)
     require(size.isdigit(), f"--tokenizer {name}: say how many entries, such as bpe:4096")
     records = (record for shard in shards for record in FORMATS[shard.format].read(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)

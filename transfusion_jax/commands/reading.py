@@ -71,6 +71,9 @@ def read_model(
         abstract = shared(task, mesh(task)) if mesh else to_devices(task.model.abstract_params())
         params = checkpoints.weights(step, weights, abstract)
     say(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
+    longest, context = workdir.longest_context(), config.data.context_length
+    if longest and context > longest and not step:
+        say(f"its model learnt from texts of at most {longest} elements, and data.context_length is {context}")
     return task, params, workdir, step, weights
 
 

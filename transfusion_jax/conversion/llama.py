@@ -6,6 +6,7 @@ for their layout: Hugging Face's are `[out, in]`, one per layer; ours `[in, out]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, require
 from transfusion_jax.conversion.shards import Part, Shards, read_json
 from transfusion_jax.conversion.trees import Tree
-from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
+from transfusion_jax.data.load import Codec
 from transfusion_jax.training.leaves import Box
 from transfusion_jax.training.pieces import CHUNK, Leaf, boxes
 
@@ -40,14 +41,55 @@ HEAD = "lm_head.weight"
 LAYERS = "trunk/layers/"
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 VOCABULARY = ("embedding", "text_head")
-PLAIN = {  # what must hold of a config.json, where it says anything
+PLAIN: dict[str, Any] = {  # what must hold of a config.json, where it says anything
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
+    "qkv_bias": False,
+    "use_bias": False,
     "sliding_window": None,
     "use_sliding_window": False,
+    "attention_chunk_size": None,
+    "layer_types": None,
+    "no_rope_layers": None,
+    "partial_rotary_factor": 1.0,
+    "rope_interleaved": False,
+    "rope_type": "default",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "query_pre_attn_scalar": None,
+    "attention_multiplier": None,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+    "scale_emb": 1.0,
+    "scale_depth": None,
+    "clip_qkv": None,
+    "qk_norm": False,
+    "use_qk_norm": False,
+    "num_experts": None,
+    "num_local_experts": None,
+    "parallel_attn": False,
+    "alibi": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "quantization_config": None,
+    "compression_config": None,
+    "auto_map": None,
     "model_type": "llama",
 }
+TAKEN = (  # fields with a meaning here, or with none for the model's function
+    *SIZES,
+    *("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"),
+    *("initializer_range", "attention_dropout", "pretraining_tp", "use_cache"),
+    *("architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "is_llama_config"),
+    *("return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward"),
+    *("problem_type", "id2label", "label2id"),
+)
+LONGEST = 2048  # LlamaConfig's max_position_embeddings
 
 
 @dataclass(frozen=True)
@@ -66,13 +108,33 @@ class Llama:
         """
         path = folder / "config.json"
         config = read_json(path, *SIZES)
+        for name in (*SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+            found = config.get(name)
+            wanted = (found is None and name not in SIZES) or (type(found) is int and found > 0)
+            require(wanted, f"{path}: {name} is {found!r}, and should be a positive whole number")
+        for name in ("rms_norm_eps", "rope_theta"):
+            found = config.get(name, 1)
+            require(
+                type(found) in (int, float) and 0 < found < math.inf,
+                f"{path}: {name} is {found!r}, and should be a positive number",
+            )
         for name, value in PLAIN.items():
             found = config.get(name, value)
             require(found in (value, None), f"{path}: {name} is {found!r}, which this model has no part for")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        for name in ("rope_parameters", "rope_scaling"):
+            rope = config.get(name) or {}
+            require(isinstance(rope, dict), f"{path}: {name} is {rope!r}, and should be an object or null")
+            kind = rope.get("rope_type", rope.get("type", "default"))
+            require(
+                kind == "default",
+                f"{path}: {name}: rotary embeddings are scaled ({kind}), which this model has no part for",
+            )
+            part = rope.get("partial_rotary_factor", 1.0)
+            require(part == 1, f"{path}: {name}: partial_rotary_factor is {part}, which this model has no part for")
+        heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or 1
         require(
-            kind == "default", f"{path}: rotary embeddings are scaled ({kind}), which this model has no part for"
+            heads % shared == 0,
+            f"{path}: num_key_value_heads is {shared}, and should divide num_attention_heads, {heads}",
         )
         head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         require(
@@ -104,7 +166,9 @@ class Llama:
     def model(self) -> dict[str, Any]:
         """The fields of a `ModelConfig` that it gives."""
         c = self.config
-        theta = (c.get("rope_parameters") or {}).get("rope_theta") or c.get("rope_theta", 10_000.0)
+        theta = self.config.get("rope_theta", 10_000.0)
+        for name in ("rope_scaling", "rope_parameters"):  # the last one that names it
+            theta = (c.get(name) or {}).get("rope_theta", theta)
         return {
             "width": c["hidden_size"],
             "layers": c["num_hidden_layers"],
@@ -115,20 +179,23 @@ class Llama:
         }
 
     @property
+    def longest(self) -> int:
+        """Elements of the longest text that it learnt from."""
+        found: int = self.config.get("max_position_embeddings") or LONGEST
+        return found
+
+    @property
+    def unknown(self) -> list[str]:
+        """Fields of its `config.json` that no Llama has, which are not used."""
+        return sorted(self.config.keys() - {*PLAIN, *TAKEN})
+
+    @property
     def repeats(self) -> int:
         """How many of our key and value heads are the same, for grouped queries."""
         return _repeats(self.config)
 
     def leaf(self, name: str, shape: tuple[int, ...], model: ModelConfig) -> Leaf:
-        """Our leaf of a name, float32. A pass over it raises ConfigError where a number is not finite.
-
-        Raises:
-            ConfigError: the tokenizer has more entries than the checkpoint.
-        """
-        require(
-            self.config["vocab_size"] >= model.vocabulary,
-            f"the checkpoint has {self.config['vocab_size']} entries, and the tokenizer {model.vocabulary}",
-        )
+        """Our leaf of a name, float32. A pass over it raises ConfigError where a number is not finite."""
         make = self._entries if name in VOCABULARY else self._layers if name.startswith(LAYERS) else self._tensor
         return Leaf("float32", shape, lambda: ((box, make(name, box, model)) for box in boxes(shape)))
 
@@ -217,9 +284,9 @@ def tensor_parts(tree: Tree, model: ModelConfig) -> Iterator[Part]:
                 yield f"model.layers.{layer}.{theirs}.weight", (), matrix.T
 
 
-def config_json(model: ModelConfig, context: int, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """The `config.json` of our text path as a Llama."""
-    special = SpecialTokens.of(tokenizer)
+def config_json(model: ModelConfig, longest: int, codec: Codec, dtype: str) -> dict[str, Any]:
+    """The `config.json` of our text path as a Llama, of texts with `longest` elements at most."""
+    eos, *stops = codec.ends
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -229,7 +296,7 @@ def config_json(model: ModelConfig, context: int, tokenizer: Tokenizer, dtype: s
         "num_key_value_heads": model.heads,
         "intermediate_size": model.mlp_width,
         "vocab_size": model.vocabulary + SPECIAL_TOKENS,
-        "max_position_embeddings": context,
+        "max_position_embeddings": longest,
         "rms_norm_eps": model.norm_epsilon,
         "rope_theta": model.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
@@ -237,9 +304,9 @@ def config_json(model: ModelConfig, context: int, tokenizer: Tokenizer, dtype: s
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
-        "bos_token_id": special.bos,
-        "eos_token_id": special.eos,
-        "pad_token_id": special.pad,
+        "bos_token_id": codec.special.bos,
+        "eos_token_id": [eos, *stops] if stops else eos,
+        "pad_token_id": codec.special.pad,
         "dtype": dtype,
     }
 

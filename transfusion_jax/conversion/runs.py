@@ -20,6 +20,7 @@ def write_run(
     codec: Codec,
     leaves: Mapping[str, Leaf],
     origin: str,
+    longest_context: int | None = None,
 ) -> None:
     """A run whose checkpoint 0 holds these parameters, and nothing else.
 
@@ -30,6 +31,7 @@ def write_run(
             hold.
         leaves: by name.
         origin: where they are from, for the history.
+        longest_context: elements of the longest text that they learnt from, where that is known.
 
     Raises:
         ConfigError: there is a run already.
@@ -40,4 +42,4 @@ def write_run(
     path.mkdir(parents=True, exist_ok=True)
     about = facts_of(config, data) | {"skip_rows": [], "config": configs.to_dict(config)}
     Checkpoints(workdir.checkpoints, about=about).save_weights(leaves)
-    workdir.begin(config, data, "convert", source=origin, skip_rows=[])
+    workdir.begin(config, data, "convert", source=origin, longest_context=longest_context)

@@ -27,6 +27,12 @@ class Codec:
     special: SpecialTokens
     autoencoder: Autoencoder
     statistics: LatentStatistics | None  # None where images are codes
+    bos_first: bool = True  # before a prompt's text; not for an imported model whose own tokenizer puts none there
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end what the model writes: EOS, and those that an imported one stops at besides."""
+        return self.special.eos, *self.tokenizer.stops
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """Images `[B, H, W, channels]` in [−1, 1] of normalised latents, or of codes `[B, h, w]`."""
@@ -73,7 +79,8 @@ class Data:
                 "autoencoder": codec.autoencoder.name,
                 "autoencoder_hash": codec.autoencoder.hash(),
                 "latents": codec.statistics.to_dict() if codec.statistics else None,  # None: codes
-            },
+            }
+            | ({} if codec.bos_first else {"bos_first": False}),
         }
 
 

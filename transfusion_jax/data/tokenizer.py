@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.data import marks as marking
+from transfusion_jax.data.marks import KEPT, Marks
 from transfusion_jax.files import DamagedFile, write_whole
 from transfusion_jax.storage import Place, place
 
@@ -35,6 +37,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def marks(self) -> Marks | None:
+        """What the files beside it said of its entries; None where its own hold."""
+        ...
+
+    @property
     def size(self) -> int:
         """Entries."""
         ...
@@ -47,6 +54,11 @@ class Tokenizer(Protocol):
     @property
     def eos(self) -> int | None:
         """Its own token for the end of a document."""
+        ...
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Its other tokens that end what a model writes."""
         ...
 
     def encode(self, text: str) -> np.ndarray:
@@ -71,9 +83,11 @@ class ByteTokenizer:
 
     name: str = "bytes"
     content: bytes = b""
+    marks: None = None
     size: int = 256
     bos: int | None = None
     eos: int | None = None
+    stops: tuple[int, ...] = ()
 
     def encode(self, text: str) -> np.ndarray:
         """The bytes of the text."""
@@ -98,13 +112,27 @@ class Numbers:
 
     size: int
     content: bytes = b""
-    bos: int | None = None
-    eos: int | None = None
+    marks: Marks | None = None
 
     @property
     def name(self) -> str:
         """`numbers-SIZE`."""
         return f"numbers-{self.size}"
+
+    @property
+    def bos(self) -> int | None:
+        """The model's that they are of."""
+        return self.marks.bos if self.marks else None
+
+    @property
+    def eos(self) -> int | None:
+        """The model's that they are of."""
+        return self.marks.eos if self.marks else None
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The model's that they are of."""
+        return self.marks.stops if self.marks else ()
 
     def encode(self, text: str) -> np.ndarray:
         """The bytes of the text, modulo the size."""
@@ -125,6 +153,7 @@ class SentencePiece:
 
     content: bytes
     name: str = "tokenizer.model"
+    marks: Marks | None = None
 
     @cached_property
     def _model(self) -> Any:
@@ -134,18 +163,36 @@ class SentencePiece:
 
     @property
     def size(self) -> int:
-        """Entries."""
-        return int(self._model.vocab_size())
+        """Entries; those of its model where that has more."""
+        return max(self._entries, self.marks.size if self.marks else 0)
 
     @property
     def bos(self) -> int | None:
-        """The model's `<s>`, where it has one."""
-        return self._model.bos_id() if self._model.bos_id() >= 0 else None
+        """By the files beside it, or the model's `<s>`."""
+        return self.marks.bos if self.marks else _known(self._model.bos_id())
 
     @property
     def eos(self) -> int | None:
-        """The model's `</s>`, where it has one."""
-        return self._model.eos_id() if self._model.eos_id() >= 0 else None
+        """By the files beside it, or the model's `</s>`."""
+        return self.marks.eos if self.marks else _known(self._model.eos_id())
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """By the files beside it."""
+        return self.marks.stops if self.marks else ()
+
+    @property
+    def _entries(self) -> int:
+        return int(self._model.vocab_size())
+
+    def find(self, text: str) -> int | None:
+        """The entry of a token's text."""
+        entry = int(self._model.piece_to_id(text))
+        return entry if self._model.id_to_piece(entry) == text else None
+
+    def token(self, entry: int) -> str | None:
+        """The text of an entry, as `find` takes it."""
+        return str(self._model.id_to_piece(entry)) if entry < self._entries else None
 
     def encode(self, text: str) -> np.ndarray:
         """The model's ids; control tokens written out in the text are plain text."""
@@ -153,7 +200,7 @@ class SentencePiece:
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of ids."""
-        return _decode_known(tokens, self.size, self._model.decode)
+        return _decode_known(tokens, self._entries, self._model.decode)
 
     def bytes_of(self, token: int, begins: bool = False) -> int:
         """The bytes that decoding adds: a text's first piece loses the space that the model puts before texts."""
@@ -161,7 +208,7 @@ class SentencePiece:
         return _bytes_added(token, before, self._model.decode, self._model.id_to_piece(token))
 
     def __reduce__(self) -> tuple:
-        return SentencePiece, (self.content, self.name)
+        return SentencePiece, (self.content, self.name, self.marks)
 
 
 @dataclass(frozen=True)
@@ -170,6 +217,7 @@ class HuggingFace:
 
     content: bytes
     name: str = "tokenizer.json"
+    marks: Marks | None = None
 
     @cached_property
     def _model(self) -> Any:
@@ -183,18 +231,43 @@ class HuggingFace:
 
     @property
     def size(self) -> int:
-        """Entries, added tokens among them."""
-        return int(max(self._model.get_vocab().values())) + 1
+        """Entries, added tokens among them; those of its model where that has more."""
+        return max(self._entries, self.marks.size if self.marks else 0)
 
     @property
     def bos(self) -> int | None:
-        """The first that it has of the usual names."""
-        return self._first(BOS_NAMES)
+        """By the files beside it, or the first that it has of the usual names."""
+        return self.marks.bos if self.marks else self._first(BOS_NAMES)
 
     @property
     def eos(self) -> int | None:
-        """The first that it has of the usual names."""
-        return self._first(EOS_NAMES)
+        """By the files beside it, or the first that it has of the usual names."""
+        return self.marks.eos if self.marks else self._first(EOS_NAMES)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """By the files beside it."""
+        return self.marks.stops if self.marks else ()
+
+    @cached_property
+    def _entries(self) -> int:
+        return int(max(self._model.get_vocab().values())) + 1
+
+    def find(self, text: str) -> int | None:
+        """The entry of a token's text."""
+        entry: int | None = self._model.token_to_id(text)
+        return entry
+
+    def token(self, entry: int) -> str | None:
+        """The text of an entry, as `find` takes it."""
+        text: str | None = self._model.id_to_token(entry)
+        return text
+
+    @property
+    def first(self) -> int | None:
+        """The entry that its file puts before each text, which `encode` leaves to the document."""
+        found = self._model.encode("a")
+        return int(found.ids[0]) if found.ids and found.special_tokens_mask[0] else None
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text; special tokens written out in it are plain text."""
@@ -202,7 +275,7 @@ class HuggingFace:
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of ids."""
-        return _decode_known(tokens, self.size, self._model.decode)
+        return _decode_known(tokens, self._entries, self._model.decode)
 
     def bytes_of(self, token: int, begins: bool = False) -> int:
         """The bytes that decoding adds."""
@@ -210,14 +283,14 @@ class HuggingFace:
         return _bytes_added(token, before, self._model.decode, self._model.id_to_token(token) or "")
 
     def _first(self, names: tuple[str, ...]) -> int | None:
-        found = [self._model.token_to_id(name) for name in names]
-        return next((int(token) for token in found if token is not None), None)
+        return next((token for token in map(self.find, names) if token is not None), None)
 
     def __reduce__(self) -> tuple:
-        return HuggingFace, (self.content, self.name)
+        return HuggingFace, (self.content, self.name, self.marks)
 
 
-KINDS: dict[str, Callable[[bytes], Tokenizer]] = {".model": SentencePiece, ".json": HuggingFace}  # .model.v3 too
+FileTokenizer = SentencePiece | HuggingFace
+KINDS: dict[str, type[FileTokenizer]] = {".model": SentencePiece, ".json": HuggingFace}  # .model.v3 too
 
 
 @dataclass(frozen=True)
@@ -243,8 +316,15 @@ class SpecialTokens:
         return cls(*range(vocabulary, vocabulary + 5))
 
 
-def load(path: str | Place) -> Tokenizer:
-    """The tokenizer `bytes`, or that of a SentencePiece `.model` or a `tokenizer.json`.
+def load(path: str | Place, say: Callable[[str], None] = lambda line: None) -> Tokenizer:
+    """The tokenizer `bytes`, or that of a SentencePiece `.model` or a `tokenizer.json`, with its marks.
+
+    They are those that the files beside it state; see `marks`. Without such files they are its own: those that a
+    SentencePiece model holds, or the entries of the usual names in a `tokenizer.json`.
+
+    Args:
+        path: `bytes` or a file.
+        say: told which marks there are, and by what.
 
     Raises:
         ConfigError: there is no such file, or it holds no tokenizer.
@@ -252,6 +332,30 @@ def load(path: str | Place) -> Tokenizer:
     if str(path) == "bytes":
         return ByteTokenizer()
     path = place(path)
+    own = _open(path)
+    marks = marking.kept(path.parent) or marking.stated(path.parent, own.size, own.find, say)
+    by = "the files beside it" if marks else "names that are usual" if isinstance(own, HuggingFace) else "itself"
+    found = own if marks in (None, Marks(own.bos, own.eos)) else replace(own, marks=marks)
+    say(f"tokenizer {path}: {describe_marks(found)}, by {by}")
+    return found
+
+
+def describe_marks(tokenizer: Tokenizer) -> str:
+    """How documents begin and end, in words."""
+    own = SpecialTokens.of(tokenizer)
+
+    def entry(number: int) -> str:
+        if number >= tokenizer.size:
+            return f"an entry of its own ({number})"
+        text = tokenizer.token(number) if isinstance(tokenizer, FileTokenizer) else None
+        return f"{number} ({text})" if text else str(number)
+
+    also = "".join(f", writing also at {entry(stop)}" for stop in tokenizer.stops)
+    return f"a document begins with {entry(own.bos)} and ends at {entry(own.eos)}{also}"
+
+
+def _open(path: Place) -> FileTokenizer:
+    """A file's tokenizer with its own marks."""
     kind = next((KINDS[suffix] for suffix in path.suffixes if suffix in KINDS), None)
     if kind is None:
         raise ConfigError(f"tokenizer {path}: give 'bytes', a SentencePiece .model or a tokenizer.json")
@@ -289,15 +393,17 @@ def train(texts: Iterable[str], size: int) -> HuggingFace:
 
 
 def hash_of(tokenizer: Tokenizer) -> str:
-    """Equal hashes encode equally."""
-    return hashlib.sha256(tokenizer.name.encode() + tokenizer.content).hexdigest()[:16]
+    """Equal hashes encode equally, and begin and end documents alike."""
+    marks = tokenizer.marks.to_json().encode() if tokenizer.marks else b""
+    return hashlib.sha256(tokenizer.name.encode() + tokenizer.content + marks).hexdigest()[:16]
 
 
 def save(tokenizer: Tokenizer, folder: Place) -> None:
-    """Writes the tokenizer's file, if it has one and it is not there whole; `load_saved` reads it back."""
-    path = folder / tokenizer.name
-    if tokenizer.content and not (path.is_file() and path.read_bytes() == tokenizer.content):
-        write_whole(path, tokenizer.content)
+    """Writes the tokenizer's file, if it has one, and its marks, each unless it is there whole; see `load_saved`."""
+    marks = tokenizer.marks.to_json().encode() if tokenizer.marks else b""
+    for path, content in ((folder / tokenizer.name, tokenizer.content), (folder / KEPT, marks)):
+        if content and not (path.is_file() and path.read_bytes() == content):
+            write_whole(path, content)
 
 
 def load_saved(
@@ -316,14 +422,21 @@ def load_saved(
     """
     kind, _, size = name.partition("-")
     if kind == "numbers" and size.isdigit():
-        return Numbers(int(size))
-    try:
-        found = load(name if name == ByteTokenizer.name else folder / name)
-    except ConfigError as error:
-        raise DamagedFile(f"{error}: {remedy}") from error
+        found: Tokenizer = Numbers(int(size), marks=marking.kept(folder))
+    elif name == ByteTokenizer.name:
+        found = ByteTokenizer()
+    else:
+        try:
+            found = replace(_open(folder / name), marks=marking.kept(folder))
+        except ConfigError as error:
+            raise DamagedFile(f"{error}: {remedy}") from error
     if expected not in (None, hash_of(found)):
         raise DamagedFile(f"{folder / name} is damaged (its hash is not the one that was kept): {remedy}")
     return found
+
+
+def _known(entry: int) -> int | None:
+    return entry if entry >= 0 else None
 
 
 def _decode_known(tokens: np.ndarray, size: int, decode: Callable[[list[int]], str]) -> str:

@@ -1,7 +1,7 @@
 """Text tasks of EleutherAI's lm-evaluation-harness (the extra `harness`): our model as one of its models.
 
-A context begins with BOS, as documents do. One that is too long loses its beginning, BOS with it; before text is
-written, it keeps BOS.
+A context begins with BOS, as documents do, but for an imported model whose tokenizer puts none there. One that is
+too long loses its beginning, BOS with it; before text is written, it keeps BOS.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ class HarnessModel(TemplateLM):
         return self._task.config.data.context_length
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """A text's tokens, behind BOS unless it is not wanted."""
+        """A text's tokens, behind BOS where the model's texts begin so and it is wanted."""
         tokens: list[int] = self._codec.tokenizer.encode(string).tolist()
-        return tokens if add_special_tokens is False else [self.prefix_token_id, *tokens]
+        bare = add_special_tokens is False or not self._codec.bos_first
+        return tokens if bare else [self.prefix_token_id, *tokens]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts behind BOS, in windows of the context's length."""
@@ -99,7 +100,7 @@ class HarnessModel(TemplateLM):
         return written
 
     def _document(self, text: str, writing: Writing) -> Document:
-        room = self.max_length - 1 - writing.max_tokens
+        room = self.max_length - max(self._codec.bos_first + writing.max_tokens, 2)
         require(
             room > 0,
             f"a task asks for {writing.max_tokens} tokens, and the model's context is {self.max_length}",

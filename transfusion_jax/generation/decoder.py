@@ -72,7 +72,7 @@ class Limits(NamedTuple):
     images: jax.Array  # how many images it may begin
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), static_argnames="ends", donate_argnums=5)
 def write(
     task: ModelTask,
     special: SpecialTokens,
@@ -84,6 +84,7 @@ def write(
     limits: Limits,
     keys: jax.Array,
     chances: Chances,
+    ends: tuple[int, ...] = (),
 ) -> tuple[State, jax.Array]:
     """Up to `count` tokens for each active row, and which they are, `[B, count]`.
 
@@ -100,6 +101,7 @@ def write(
         limits: how far.
         keys: `[B]`; the n-th token that a row writes is drawn with `fold_in(key, n)`.
         chances: how tokens are chosen.
+        ends: tokens that a row stops after as after EOS.
     """
     model, config = task.model, task.config.model
     entry = jnp.arange(config.padded_vocabulary)
@@ -119,7 +121,7 @@ def write(
         logits = jnp.where(allowed, model.text_logits(params, state.hidden), -jnp.inf)
         token = choose(logits, jax.vmap(jax.random.fold_in)(keys, state.written), chances, filters)
         token = jnp.where(active, token, NOTHING)
-        kept = active & (token != special.eos)
+        kept = active & ~jnp.isin(token, jnp.array((special.eos, *ends)))
         state = _add_tokens(task, params, state, jnp.maximum(token, 0), kept)
         state = state._replace(written=state.written + active)
         tokens = tokens.at[:, index].set(token)

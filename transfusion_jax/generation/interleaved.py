@@ -189,7 +189,7 @@ def stream(
             active = jnp.array([row.writes for row in rows])
             limits = _limits(task.config, rows, writing, max_images)
             how = chunk, writing.filters, params, state, active, limits, texts, writing.chances()
-            state, tokens = decoder.write(task, codec.special, *how)
+            state, tokens = decoder.write(task, codec.special, *how, ends=codec.ends)
             for row, found in zip(rows, to_host(tokens), strict=True):
                 yield from row.take(found)
         if drawing := [row for row in rows if row.draws]:
@@ -260,11 +260,12 @@ class _Row:
         if not self.writes:
             return
         special = self.codec.special
-        ends = np.flatnonzero(np.isin(found, (NOTHING, special.eos, special.boi)))
+        ends = np.flatnonzero(np.isin(found, (NOTHING, *self.codec.ends, special.boi)))
         self.tokens += found[: ends[0] if len(ends) else None].tolist()
         if len(ends):
             self.draws = bool(found[ends[0]] == special.boi)
-            self.reason = {NOTHING: "length", special.eos: "end"}.get(int(found[ends[0]]), "")
+            reasons = {NOTHING: "length"} | dict.fromkeys(self.codec.ends, "end")
+            self.reason = reasons.get(int(found[ends[0]]), "")
         text = self.codec.tokenizer.decode(np.array(self.tokens, np.int32))
         if stops := [at for stop in self.writing.stop if (at := text.find(stop)) >= 0]:
             self.draws, self.reason, text = False, "stop", text[: min(stops)]

@@ -43,11 +43,14 @@ def images_of(document: Document) -> Document:
 def rows_of(documents: list[Document], config: Config, codec: Codec, room: int = 0) -> tuple[Batch, np.ndarray]:
     """Rows that begin with documents and leave room for more elements, and each document's length `[S]`.
 
+    A document's first element is BOS, but for a text whose codec puts none there.
+
     Raises:
         ConfigError: they do not fit the context.
     """
     patches = config.model.patches
-    lengths = np.array([d.length(patches) for d in documents])
+    bare = np.array([not codec.bos_first and _begins_with_text(d, codec) for d in documents])
+    lengths = np.array([d.length(patches) for d in documents]) - bare
     longest, limit = int(lengths.max()) + room, config.data.context_length
     if longest > limit:
         raise ConfigError(
@@ -56,12 +59,17 @@ def rows_of(documents: list[Document], config: Config, codec: Codec, room: int =
         )
     size = min(-(-longest // ROUND_TO) * ROUND_TO, limit)
     rows = []
-    for number, (document, length) in enumerate(zip(documents, lengths, strict=True)):
+    for number, (document, length, without) in enumerate(zip(documents, lengths, bare, strict=True)):
         row = empty_row(number, size, max(d.images for d in documents), config, codec.special)
         layout = lay_out(document, config.model, codec.special)
-        place(row, 0, 0, layout, Piece(document, 0, int(length), 0), document, config)
+        place(row, 0, 0, layout, Piece(document, int(without), int(length), 0), document, config)
         row.span_start[:] = 0  # text that comes after it belongs to the same document
         row.positions[:] = np.arange(size)
         row.image_weight[:] = 0
         rows.append(row)
     return stack(rows), lengths
+
+
+def _begins_with_text(document: Document, codec: Codec) -> bool:
+    first = document.segments[0] if document.segments else None
+    return isinstance(first, Text) and len(first.tokens) > 0 and first.tokens[0] < codec.tokenizer.size

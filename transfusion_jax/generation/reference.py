@@ -89,23 +89,23 @@ def write_greedily(
 ) -> list[str]:
     """The likeliest continuation of each document, token by token, until EOS or `max_tokens`."""
     rows, lengths = rows_of(documents, task.config, codec, max_tokens)
-    written = _write(task, max_tokens, codec.special.eos, params, rows, jnp.asarray(lengths))
+    written = _write(task, max_tokens, codec.ends, params, rows, jnp.asarray(lengths))
     texts = []
     for tokens in to_host(written):
-        ends = np.flatnonzero(tokens == codec.special.eos)
+        ends = np.flatnonzero(np.isin(tokens, codec.ends))
         texts.append(codec.tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens))
     return texts
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _write(
-    task: ModelTask, max_tokens: int, eos: int, params: Params, rows: Batch, lengths: jax.Array
+    task: ModelTask, max_tokens: int, ends: tuple[int, ...], params: Params, rows: Batch, lengths: jax.Array
 ) -> jax.Array:
-    """Tokens `[S, max_tokens]`; what follows EOS is EOS."""
+    """Tokens `[S, max_tokens]`; what follows an end is EOS."""
     model, sample = task.model, jnp.arange(len(lengths))
     clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
     entry = jnp.arange(task.config.model.padded_vocabulary)
-    allowed = (entry < task.config.model.vocabulary) | (entry == eos)
+    allowed = (entry < task.config.model.vocabulary) | (entry == ends[0])
 
     def one(carry: tuple, index: jax.Array) -> tuple[tuple, jax.Array]:
         tokens, ended = carry
@@ -114,8 +114,8 @@ def _write(
         hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
         logits = model.text_logits(params, hidden[sample, lengths + index - 1])
         chosen = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), -1).astype(tokens.dtype)
-        chosen = jnp.where(ended, eos, chosen)
-        return (tokens.at[sample, lengths + index].set(chosen), ended | (chosen == eos)), chosen
+        chosen = jnp.where(ended, ends[0], chosen)
+        return (tokens.at[sample, lengths + index].set(chosen), ended | jnp.isin(chosen, jnp.array(ends))), chosen
 
     begin = (jnp.asarray(rows.tokens), jnp.zeros(len(lengths), bool))
     return jax.lax.scan(one, begin, jnp.arange(max_tokens))[1].T

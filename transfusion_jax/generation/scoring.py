@@ -52,7 +52,8 @@ def score(
     Raises:
         ConfigError: a document and its continuation do not fit the context.
     """
-    whole = [Document((*d.segments, Text(c))) for d, c in zip(documents, continuations, strict=True)]
+    nothing = (Text(np.zeros(0, np.int32)),)  # before it stands BOS, whatever a text begins with
+    whole = [Document((*(d.segments or nothing), Text(c))) for d, c in zip(documents, continuations, strict=True)]
     longest = max((document.length(task.config.model.patches) for document in whole), default=1)
     found: list[Score] = []
     for begin in range(0, len(whole), size := rows_at_a_time(task.config, longest)):

@@ -6,7 +6,7 @@ command given again finds that done, and resumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, Run, require
+from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.parallel.processes import each, on_first
@@ -145,8 +146,27 @@ def _initialise(
     say(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
     state = replace(state, params=params, ema=ema)
     event = dict(event="init", source=start.init_from, step=step, weights=weights, mapping=notes)
+    parent = Workdir(checkpoints.directory.parent)
+    if parent.exists():
+        event["longest_context"] = parent.longest_context()
+        for line in _departures(parent, configs.as_model(config), data):
+            say(line)
     place = {"next_row": 0, "skip_rows": [], "metrics": None, "concluded": True}
     _save_first(state, place, config, data, workdir, event)
+
+
+def _departures(parent: Workdir, config: Config, data: Any) -> Iterator[str]:
+    """In what a run's texts are others than those that its first weights know."""
+    longest, context = parent.longest_context(), config.data.context_length
+    if longest and context > longest:
+        yield f"{parent.path} learnt from texts of at most {longest} elements, and data.context_length is {context}"
+    theirs = tokenizers.load_saved(parent.path, parent.manifest()["codec"]["tokenizer"])
+    ours = data.codec.tokenizer
+    if theirs.size == ours.size and (theirs.bos, theirs.eos, theirs.stops) != (ours.bos, ours.eos, ours.stops):
+        yield (
+            f"{parent.path}: {tokenizers.describe_marks(theirs)}; in this data {tokenizers.describe_marks(ours)}: "
+            "prepare data with the tokenizer that the run keeps"
+        )
 
 
 def _fork(
@@ -175,6 +195,7 @@ def _fork(
     on_first(copy_records)
     say(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
     event = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
+    event["longest_context"] = parent.longest_context() if parent.exists() else None
     _save_first(state, manifest, config, data, workdir, event)
 
 

@@ -232,6 +232,11 @@ class Workdir:
         events = [entry["event"] for entry in self.manifest()["history"]]
         return DAMAGED in events and "rewind" not in events[events.index(DAMAGED) :]
 
+    def longest_context(self) -> int | None:
+        """Elements of the longest text that an imported model learnt from, which a run made of it knows, too."""
+        found: int | None = self.manifest()["history"][0].get("longest_context")
+        return found
+
     def about(self) -> dict[str, Any]:
         """What each of the run's checkpoints says of the run."""
         manifest = {name: value for name, value in self.manifest().items() if name not in ("history", CONFIGS)}
@@ -277,6 +282,7 @@ def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
         SpecialTokens.of(tokens),
         autoencoder.load_saved(folder, values["autoencoder"], values.get("autoencoder_hash")),
         LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
+        values.get("bos_first", True),
     )
 
 

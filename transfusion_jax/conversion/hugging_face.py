@@ -1,0 +1,55 @@
+"""A run's tokenizer as a folder of Hugging Face's has it: texts begin and end as they did in the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transfusion_jax.data.load import Codec
+from transfusion_jax.data.tokenizer import HuggingFace, SentencePiece, SpecialTokens
+
+
+def write_tokenizer(codec: Codec, longest: int, folder: Path) -> None:
+    """Writes the tokenizer's file and `tokenizer_config.json`; nothing where tokens are bytes or numbers.
+
+    Args:
+        codec: of the run.
+        longest: elements of the longest text.
+        folder: to write to.
+    """
+    tokenizer, special = codec.tokenizer, codec.special
+    if isinstance(tokenizer, HuggingFace):
+        tokenizer = HuggingFace(_with_entries(tokenizer, special, codec.bos_first))
+    if not isinstance(tokenizer, HuggingFace | SentencePiece):
+        return
+    (folder / tokenizer.name).write_bytes(tokenizer.content)
+    marks = {name: tokenizer.token(asdict(special)[name]) for name in ("bos", "eos", "pad")}
+    about: dict[str, Any] = {
+        "tokenizer_class": "LlamaTokenizer" if isinstance(tokenizer, SentencePiece) else "PreTrainedTokenizerFast",
+        "add_bos_token": codec.bos_first,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": longest,
+    } | {f"{name}_token": text for name, text in marks.items() if text is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _with_entries(tokenizer: HuggingFace, special: SpecialTokens, bos_first: bool) -> bytes:
+    """The file with an entry for each id of the model, and with BOS before a text or not."""
+    from tokenizers import Tokenizer, processors
+
+    model = Tokenizer.from_str(tokenizer.content.decode())
+    taken, own = model.get_vocab(), asdict(SpecialTokens.after(tokenizer.size))
+    unused = [f"<|unused{n}|>" for n in range(max(taken.values()) + 1, tokenizer.size)]
+    for name in [*unused, *(f"<|{kind}|>" for kind in own)]:
+        while name in taken:
+            name = f"<{name}>"
+        model.add_special_tokens([name])
+    bos = model.id_to_token(special.bos)
+    model.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"] if bos_first else ["$A"], special_tokens=[(bos, special.bos)]
+    )
+    whole: str = model.to_str()
+    return whole.encode()
