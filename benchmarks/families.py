@@ -240,8 +240,8 @@ def last_record(root: Path, point: Point) -> dict[str, float]:
     """
     workdir = Workdir(root / point.name)
     record = record_of(workdir.metrics, workdir.config().steps) if workdir.exists() else {}
-    if not record:
-        raise SystemExit(f"{workdir.path} is not trained to its end: run this without --output first")
+    if "held_out/loss" not in record:
+        raise SystemExit(f"{workdir.path} is not trained and measured to its end: run this without --output first")
     return record
 
 

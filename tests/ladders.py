@@ -17,6 +17,16 @@ def rungs(scores, flops=None, family="ours"):
     ]
 
 
+def seeded(law, flops, runs, noise, rng, family="ours"):
+    """Rungs of so many runs each, with noise on the logarithms."""
+    found = []
+    for number, (c, count) in enumerate(zip(flops, runs, strict=True)):
+        seeds = law(c) * np.exp(noise * rng.standard_normal(count))
+        score = float(np.exp(np.log(seeds).mean()))
+        found.append(Rung(family, f"s{number}", 1e9, float(c), score, tuple(seeds.tolist())))
+    return found
+
+
 def point(family="ours", size="0.2M", elements=1e7, seed=0, about=None, **scores):
     n = SIZES[size]
     return Point(family, size, n, elements, 6 * n * elements, 7 * n * elements, seed, scores, about or {})

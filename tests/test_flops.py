@@ -59,6 +59,17 @@ def test_the_large_run_takes_the_published_compute():
     assert paper("7b,2t").steps * paper("7b,2t").elements_per_step == pytest.approx(2e12, rel=0.06)
 
 
+@pytest.mark.parametrize(
+    ("size", "ratio"), [("0.16b", 2.72), ("0.37b", 1.69), ("0.76b", 1.33), ("1.4b", 1.19), ("7b", 1.04)]
+)
+def test_the_unet_is_counted_exactly_and_6nd_leaves_it_out(size, ratio):
+    """Rows of 4,096 elements, half of them in eight images, documents of some 700 keys."""
+    unet, linear = (paper(f"{size}{coder}").model for coder in (",unet", ""))
+    exact = [flops.step_flops(model, 4096, 2032, 8, 2.9e6) for model in (unet, linear)]
+    assert exact[0] / exact[1] == pytest.approx(ratio, abs=0.01)
+    assert flops.six_nd(unet, 4096) == flops.six_nd(linear, 4096)
+
+
 def test_a_step_is_6nd_where_the_head_runs_on_all_elements_and_nothing_attends():
     model = paper("7b").model
     counted = flops.count_parameters(model)

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from ladders import ladder, point, write
 from transfusion_jax.cli import main
@@ -41,7 +43,92 @@ def test_fit_prints_the_papers_ratios(capsys):
         [line] = [x for x in out.splitlines() if x.startswith(label) and "2.02e22" in x]
         assert ratio in line.split()
     assert "chameleon has 1 point: a line takes 2" in out
-    assert f"$ transfusion scale fit --points paper\n{out}```\n" in (ROOT / "docs/scaling.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [
+        ("scaling", "scale fit --points paper"),
+        ("ladder", "scale table --points docs/ladder.csv"),
+        ("ladder", "scale fit --points docs/ladder.csv"),
+    ],
+)
+def test_pages_print_what_commands_print(page, command, capsys):
+    assert main(command.split()) == 0
+    out = capsys.readouterr().out
+    assert f"$ transfusion {command}\n{out}```\n" in (ROOT / f"docs/{page}.md").read_text()
+
+
+def test_the_ladder_s_prose_by_seeds_alone(capsys):
+    """1.14; 0.76 … 1.79 if the deviation of seeds were known, and wider since 8 degrees of freedom say it."""
+    assert main(["scale", "fit", "--points", "docs/ladder.csv", "--metric", "text/prose_perplexity", "--json"]) == 0
+    [prose] = json.loads(capsys.readouterr().out)["metrics"]
+    [parity] = prose["parity"]
+    noise = parity["noise"]
+    assert (noise["kind"], noise["freedom"]) == ("seeds", 8)
+    assert noise["sigma"] == pytest.approx(0.018, abs=0.0005)
+    assert parity["ratio"] == pytest.approx(1.14, abs=0.005)
+    narrower = stats.norm.ppf(0.975) / stats.t.ppf(0.975, 8)
+    low, high = (parity["ratio"] * (end / parity["ratio"]) ** narrower for end in parity["interval"])
+    assert (low, high) == (pytest.approx(0.76, abs=0.02), pytest.approx(1.79, abs=0.05))
+    chameleon, linear = prose["families"]
+    assert chameleon["line"]["lack_of_fit"]["p"] < 0.01 < 0.5 < linear["line"]["lack_of_fit"]["p"]
+
+
+def test_every_interval_says_what_it_assumes(workdir, capsys):
+    command = ["scale", "fit", "--workdir", str(workdir), "--bootstrap", "100"]
+    assert main([*command, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    cider, loss = whole["metrics"]
+    assert whole["flops"] == "exact"
+    for part in (*intervals(cider), *intervals(loss)):
+        assert part["noise"]["kind"] == "seeds"
+        law = "curve with a limit" if "limit" in part else "straight line"
+        assert part["noise"]["assumes"].startswith(f"the {law} is true")
+    assert loss["parity"][0]["noise_by_curve"]["assumes"].startswith("the curve with a limit is true")
+    assert loss["parity"][0]["interval_by_curve"][0] < loss["parity"][0]["ratio_by_curve"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "FLOPs are exact, patch coders included" in said
+    assert "95 % with noise of seeds: the straight line is true" in said
+    assert main([*command, "--flops", "6nd"]) == 0
+    assert "FLOPs are 6ND, as the paper counts: patch coders are left out" in capsys.readouterr().out
+
+
+def intervals(value):
+    """Everything in a study that has an interval, but for the score of the reference."""
+    if isinstance(value, list):
+        return [found for part in value for found in intervals(part)]
+    if not isinstance(value, dict):
+        return []
+    own = [value] if {"interval", "slope_error"} & value.keys() else []
+    return own + [found for part in value.values() for found in intervals(part)]
+
+
+def test_a_unet_is_not_flattered(tmp_path, capsys):
+    """Families whose scores follow from exact FLOPs alone are on a par by them, and not by 6ND."""
+    points = []
+    for family, share in (("linear", 1.0), ("unet", 2.0), ("chameleon", 1.0)):
+        for p in ladder({family: {"loss_text": lambda c, share=share: 40 * (share * c) ** -0.1}}):
+            points.append(replace(p, flops_exact=share * p.flops_6nd))
+    write(tmp_path / "points.jsonl", points)
+    ratios = {}
+    for options in ((), ("--flops", "exact"), ("--flops", "6nd")):
+        assert main(["scale", "fit", "--workdir", str(tmp_path), "--json", *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        ratios[options] = [found["flops"], *(p["ratio"] for p in found["metrics"][0]["parity"])]
+    assert ratios[()] == ratios["--flops", "exact"] == ["exact", pytest.approx(1), pytest.approx(1)]
+    assert ratios["--flops", "6nd"] == ["6nd", pytest.approx(1), pytest.approx(0.5)]
+
+
+def test_points_without_scores_are_named(tmp_path, capsys):
+    points = [point(size=size, loss_text=2.0) for size in ("0.2M", "0.4M")]
+    write(tmp_path / "points.jsonl", [*points, point(size="0.8M"), point(size="0.4M", seed=1)])
+    assert main(["scale", "fit", "--workdir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "without any score, and left out: ours 0.8M, 1e+07 elements, seed 0; ours 0.4M" in said
+    assert main(["scale", "table", "--workdir", str(tmp_path)]) == 0
+    assert "2.00 (1 of 2)" in capsys.readouterr().out
 
 
 def test_table_averages_seeds(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def test_killed_half_way_and_started_again_the_numbers_are_the_same(whole, tmp_p
     words = "--ladder", make_ladder(tmp_path), "--workdir", tmp_path / "W", "--jobs", 2
     for number, code, seen in (
         (signal.SIGKILL, -signal.SIGKILL, "sweep-*/metrics.jsonl"),
+        (signal.SIGKILL, -signal.SIGKILL, "tiny-*/checkpoints/3"),  # saved; its last evaluation is under way
         (signal.SIGTERM, INTERRUPTED, "tiny-*/metrics.jsonl"),
     ):
         process = scale(*words, start_new_session=True)
@@ -123,6 +125,17 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     assert "tiny-16-1536: exit code" in output
     assert "tiny-32-1536: done" in output
     assert len((tmp_path / "W/points.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_without_scores_is_not_done(tmp_path):
+    ladder = make_ladder(tmp_path)
+    ladder.write_text(re.sub(r"sweep=.*", 'changes=("loop.stop_at=1",),', ladder.read_text()))
+    process = scale("--ladder", ladder, "--workdir", tmp_path / "W", "--jobs", 2)
+    output = process.communicate()[0]
+    assert process.returncode == 1, output
+    assert output.count("it has ended without scores, see") == 2
+    assert not (tmp_path / "W/points.csv").read_text().strip()
 
 
 def wait_for(condition, process, seconds=180):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from ladders import rungs
+from ladders import rungs, seeded
 from transfusion_jax.scaling import metrics
-from transfusion_jax.scaling.fits import fit_curve, fit_line, hold_out, residuals, why_no_line
+from transfusion_jax.scaling.fits import SCATTER, SEEDS, fit_curve, fit_line, hold_out, seed_noise, why_no_line
 
 LOSS, SCORE = (metrics.known([name])[0] for name in ("loss_text", "geneval"))
 
@@ -43,8 +43,8 @@ def test_the_band_is_of_numpys_covariance(noisy):
     middle, variance = design @ coefficients, np.einsum("ij,jk,ik->i", design, covariance, design)
     t = stats.t.ppf(0.975, len(x) - 2)
     for new_run in (False, True):
-        half = t * np.sqrt(variance + new_run * line.sigma**2)
-        low, high = line.band(at, new_run)
+        half = t * np.sqrt(variance + new_run * line.noise.sigma**2)
+        low, high = line.band(at, int(new_run))
         np.testing.assert_allclose(np.log(low), middle - half, rtol=1e-6)
         np.testing.assert_allclose(np.log(high), middle + half, rtol=1e-6)
 
@@ -55,13 +55,13 @@ def test_residuals_have_the_variance_of_the_noise():
     sums = []
     for _ in range(2000):
         found = rungs(np.exp(0.1 * rng.standard_normal(5)))
-        sums.append((residuals(fit_line(found), found) ** 2).mean())
+        sums.append(np.square(fit_line(found).noise.residuals).mean())
     assert np.mean(sums) == pytest.approx(0.01, rel=0.05)
 
 
 def test_a_rung_that_the_line_passes_through_has_no_residual():
     found = rungs([4.0, 5.0, 3.0], [1e12, 1e12, 1e15])
-    assert len(residuals(fit_line(found), found)) == 2
+    assert len(fit_line(found).noise.residuals) == 2
 
 
 def test_a_curve_with_a_limit_is_recovered():
@@ -124,9 +124,79 @@ def test_intervals_of_a_new_run_hold_it_95_times_in_a_hundred():
     inside = 0
     for _ in range(1000):
         *smaller, largest = rungs(30 * flops**-0.1 * np.exp(0.05 * rng.standard_normal(5)), flops)
-        low, high = fit_line(smaller).band(largest.flops, new_run=True)
+        low, high = fit_line(smaller).band(largest.flops, runs=1)
         inside += low <= largest.score <= high
     assert inside / 1000 == pytest.approx(0.95, abs=0.03)
+
+
+def test_seeds_say_what_noise_is_pooled_over_sizes_and_families():
+    rng = np.random.default_rng(8)
+    groups = [rng.normal(0, 0.02, count) for count in (3, 1, 4)]
+    found = [
+        rung
+        for family, group in zip("abb", groups, strict=True)
+        for rung in seeded(lambda c, group=group: np.exp(group), [1e12], [len(group)], 0.0, rng, family)
+    ]
+    noise = seed_noise(found)
+    squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
+    assert (noise.kind, noise.freedom) == (SEEDS, 5)
+    assert noise.sigma == pytest.approx(np.sqrt(squares / 5))
+    assert seed_noise(rungs([3.0, 2.0])) is None
+    assert seed_noise(seeded(lambda c: 2.0, [1e12], [3], 0.0, rng)) is None  # nothing is known of it
+    assert fit_line(rungs([3.0, 2.0, 1.9])).noise.kind == SCATTER
+
+
+def test_the_band_of_seeds_is_as_wide_as_lines_differ():
+    """Whatever the rungs miss of the line."""
+    flops, runs, rng = np.geomspace(1e12, 1e15, 4), (3, 3, 1, 1), np.random.default_rng(9)
+    found = seeded(lambda c: 30 * c**-0.1, flops, runs, 0.02, rng)
+    line, noise = fit_line(found, seed_noise(found)), seed_noise(found)
+    shifts = rng.standard_normal((4000, 4)) * noise.sigma / np.sqrt(runs)
+    at = np.array([1e11, 3e13, 1e16])
+    fits = np.polynomial.polynomial.polyfit(np.log(flops) - line.centre, shifts.T, 1)
+    spread = (fits[0][:, None] + fits[1][:, None] * (np.log(at) - line.centre)).std(0)
+    low, high = line.band(at)
+    t = stats.t.ppf(0.975, noise.freedom)
+    np.testing.assert_allclose(np.log(high / low) / 2, t * spread, rtol=0.05)
+    assert line.slope_error == pytest.approx(t * fits[1].std(), rel=0.05)
+    low, high = line.band(at, runs=3)
+    np.testing.assert_allclose(np.log(high / low) / 2, t * np.hypot(spread, noise.sigma / np.sqrt(3)), rtol=0.05)
+
+
+def test_lack_of_fit_is_the_f_test_on_all_runs():
+    found = seeded(
+        lambda c: 30 * c**-0.1, np.geomspace(1e12, 1e15, 4), (3, 2, 1, 2), 0.02, np.random.default_rng(1)
+    )
+    x = np.concatenate([[np.log(r.flops)] * len(r.seeds) for r in found])
+    y = np.concatenate([np.log(r.seeds) for r in found])
+    residue = ((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2).sum()
+    pure = sum(((np.log(r.seeds) - np.log(r.seeds).mean()) ** 2).sum() for r in found)
+    f = (residue - pure) / 2 / (pure / 4)
+    test = fit_line(found, seed_noise(found)).lack_of_fit
+    assert (test.f, test.freedom) == (pytest.approx(f), (2, 4))
+    assert test.p == pytest.approx(stats.f.sf(f, 2, 4))
+    assert fit_line(found[:2], seed_noise(found)).lack_of_fit is None
+    assert fit_line(found).lack_of_fit is None
+
+
+@pytest.mark.parametrize(("limit", "low", "high"), [(0.0, 0.03, 0.07), (1.0, 0.95, 1.0)])
+def test_lack_of_fit_is_found_in_curves_and_seldom_in_lines(limit, low, high):
+    rng, flops = np.random.default_rng(2), np.geomspace(1e12, 1e16, 5)
+    found = [seeded(lambda c: limit + 300 * c**-0.2, flops, [3, 3, 3, 1, 1], 0.01, rng) for _ in range(800)]
+    share = np.mean([fit_line(each, seed_noise(each)).lack_of_fit.p < 0.05 for each in found])
+    assert low < share <= high
+
+
+def test_curvature_is_no_noise_of_seeds():
+    """The same seeds about a curve give the line's slope the same interval as about a line."""
+    widths = []
+    for limit in (0.0, 1.0):
+        rng, flops = np.random.default_rng(3), np.geomspace(1e12, 1e16, 5)
+        found = seeded(lambda c, limit=limit: limit + 300 * c**-0.2, flops, [3] * 5, 0.01, rng)
+        widths.append((fit_line(found, seed_noise(found)).slope_error, fit_line(found).slope_error))
+    (straight, _), (curved, scattered) = widths
+    assert curved == pytest.approx(straight)
+    assert scattered > 3 * curved
 
 
 def test_too_few_points_are_counted():

@@ -68,10 +68,7 @@ def test_the_sweeps_best_rate_is_the_lowest_of_those_with_all_but_the_lowest_los
     for point in points:
         rate = point.config.optimizer.learning_rate
         loss = {"linear": {1e-3: 2.0, 2e-3: 1.009, 4e-3: 1.0}, "chameleon": {1e-3: 2.0, 2e-3: 1.02, 4e-3: 1.0}}
-        (tmp_path / point.name).mkdir()
-        line = json.dumps({"step": point.config.steps, "held_out/loss": loss[point.family][rate]})
-        Workdir(tmp_path / point.name).metrics.write_text(line + "\n")
-        (tmp_path / point.name / "config.json").write_text(json.dumps(configs.to_dict(point.config)))
+        begun(tmp_path, point, {"held_out/loss": loss[point.family][rate]})
     assert ladder.best_rates(found, tmp_path) == {"linear": 2e-3, "chameleon": 4e-3}
     with pytest.raises(ConfigError, match=r"otherwise than the ladder now says:\n  optimizer.warmup_steps: 1 -> 5"):
         ladder.best_rates(replace(found, warmup=0.5), tmp_path)
@@ -120,11 +117,12 @@ def test_the_ladders_of_the_project_hold_runs(name):
     found = ladder.load(Path(f"configs/ladders/{name}.py"))
     points = [*ladder.sweep_runs(found), *ladder.runs(found, {})]
     assert len({point.name for point in points}) == len(points)
-    compute = [point.flops for point in ladder.runs(found, {})]
+    compute = [point.flops_6nd for point in ladder.runs(found, {})]
     assert max(compute) / min(compute) >= 16 or name == "ablations"
     if name == "academic":
         judged = [PROTOCOLS["section-4.2"].applied(point.config) for point in points]
-        assert sum(compute) + sum(map(costs.drawing_flops, judged)) < 1e21
+        exact = [costs.exact_flops(point.config) for point in points]
+        assert max(sum(compute), sum(exact)) + sum(map(costs.drawing_flops, judged)) < 1e21
 
 
 def test_the_cost_of_a_run_is_counted():
@@ -136,6 +134,45 @@ def test_the_cost_of_a_run_is_counted():
     assert found.chip_hours is None
     assert found.flops_drawing == 2 * costs.drawing_flops(point.config) > 0  # of the suites shapes and frechet
     assert costs.table([found, found]).splitlines()[-1].startswith("2 runs")
+
+
+@pytest.mark.parametrize("line", [{"loss_text": 2.0}, {"loss_text": 2.0, "total_flops": 1e9}, {}])
+def test_a_run_without_scores_is_not_done(tmp_path, line):
+    """Its last step is logged before its last evaluation begins."""
+    point = ladder.runs(make(), {})[0]
+    begun(tmp_path, point, line)
+    assert point.measured(tmp_path) == {}
+    begun(tmp_path, point, line | {"held_out/loss": 2.0})
+    assert point.measured(tmp_path) == line | {"held_out/loss": 2.0}
+
+
+def test_a_sweep_cut_short_in_its_evaluation_is_not_done(tmp_path):
+    found = make(sweep=Sweep((1e-3, 2e-3), "xs", 10 * STEP))
+    points = ladder.sweep_runs(found)
+    for point in points:
+        begun(tmp_path, point, {"loss": 1.0, "loss_text": 1.0})
+    assert not any(point.measured(tmp_path) for point in points)
+    with pytest.raises(ConfigError, match="no held-out loss"):
+        ladder.best_rates(found, tmp_path)
+
+
+def begun(root, point, values):
+    """A workdir whose newest record is of the last step."""
+    (root / point.name).mkdir(exist_ok=True)
+    Workdir(root / point.name).metrics.write_text(json.dumps({"step": point.config.steps, **values}) + "\n")
+    (root / point.name / "config.json").write_text(json.dumps(configs.to_dict(point.config)))
+
+
+def test_a_ladder_that_measures_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"xs,linear: evaluation.during_training names no suite"):
+        ladder.runs(make(changes=("evaluation.during_training=()",)), {})
+
+
+def test_exact_flops_count_the_unet_and_6nd_does_not():
+    families = {name: Family(SPEC % name) for name in ("linear", "unet")}
+    linear, unet = ladder.runs(make(families=families), {})
+    assert linear.flops_6nd == unet.flops_6nd
+    assert costs.exact_flops(unet.config) > 1.5 * costs.exact_flops(linear.config)
 
 
 def test_epochs_count_elements_of_a_pass():

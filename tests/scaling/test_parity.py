@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ladders import ladder, point, rungs
+from ladders import ladder, point, rungs, seeded
 from transfusion_jax.config import ConfigError
-from transfusion_jax.scaling.fits import fit_line, residuals
-from transfusion_jax.scaling.parity import find_parity, widened
+from transfusion_jax.scaling import metrics
+from transfusion_jax.scaling.fits import SCATTER, SEEDS, Noise, fit_curve, fit_line, seed_noise
+from transfusion_jax.scaling.parity import find_parity
 from transfusion_jax.scaling.points import ALL, PAPER, read
 from transfusion_jax.scaling.study import Options, study, to_dict
 from transfusion_jax.scaling.tables import text
@@ -19,8 +20,11 @@ CHEAPER = {  # reaches the same scores with 0.4 of the compute
 }
 
 
-def parity(found, reference, reference_residuals=None, count=2000, seed=0):
-    return find_parity(found, fit_line(found), None, reference, reference_residuals, count, seed)
+[LOSS] = metrics.known(["loss_text"])
+
+
+def parity(found, reference, reference_noise=None, count=2000, seed=0, noise=None):
+    return find_parity(found, fit_line(found, noise), None, reference, reference_noise, count, seed)
 
 
 def test_the_papers_table_gives_the_papers_ratios():
@@ -58,6 +62,11 @@ def test_what_lies_outside_the_rungs_is_called_extrapolated():
         assert parity(found, rungs([score])[0]).outside == outside
 
 
+def wide(noise):
+    """Student's t over the normal quantile."""
+    return stats.t.ppf(0.975, noise.freedom) / stats.norm.ppf(0.975)
+
+
 def test_the_interval_is_scipys_bootstrap_of_the_same_residuals():
     rng = np.random.default_rng(4)
     flops = np.geomspace(1e12, 1e16, 6)
@@ -72,7 +81,12 @@ def test_the_interval_is_scipys_bootstrap_of_the_same_residuals():
         return x.mean() + (np.log(1.1) - y.mean(axis)) / slope - np.log(reference.flops)
 
     theirs = stats.bootstrap(
-        (widened(line, found),), log_ratio, n_resamples=20_000, method="percentile", vectorized=True, rng=5
+        (wide(line.noise) * np.array(line.noise.residuals),),
+        log_ratio,
+        n_resamples=20_000,
+        method="percentile",
+        vectorized=True,
+        rng=5,
     ).confidence_interval
     ours = parity(found, reference, count=20_000).interval
     np.testing.assert_allclose(np.log(ours), theirs, atol=0.02 * (theirs.high - theirs.low))
@@ -91,15 +105,66 @@ def test_intervals_hold_the_truth_95_times_in_a_hundred(count, bare, monkeypatch
         return np.mean([low <= 0.5 <= high for low, high in intervals])
 
     assert 0.91 < share() < 0.98
-    monkeypatch.setattr("transfusion_jax.scaling.parity.widened", residuals)
+    monkeypatch.setattr(Noise, "quantile", stats.norm.ppf(0.975))
     assert share() == pytest.approx(bare, abs=0.03)
+
+
+RUNS = 3, 3, 1, 1, 1
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_by_seeds_the_line_s_interval_holds_the_truth_where_its_law_does(limit):
+    """95 times in a hundred; about a curve it does not, and lack of fit says so."""
+    rng, flops = np.random.default_rng(10), np.geomspace(1e12, 1e16, 5)
+    law = lambda c: limit + 300 * c**-0.2  # noqa: E731
+    held, doubted = [], []
+    for seed in range(500):
+        found, [theirs] = seeded(law, flops, RUNS, 0.01, rng), seeded(law, [4e14], [1], 0.01, rng)
+        noise = seed_noise(found)
+        one = parity(found, theirs, noise, 300, seed, noise)
+        held.append(one.interval[0] <= 1 <= one.interval[1])
+        doubted.append(fit_line(found, noise).lack_of_fit.p < 0.05)
+        assert (one.noise.kind, one.reference_noise) == (SEEDS, True)
+    if limit:
+        assert np.mean(held) < 0.5
+        assert np.mean(doubted) > 0.9
+    else:
+        assert 0.92 < np.mean(held) < 0.98
+        assert np.mean(doubted) < 0.08
+
+
+@pytest.mark.parametrize("seeds", [True, False])
+def test_the_curve_s_interval_holds_the_truth_of_a_curve(seeds):
+    rng, flops = np.random.default_rng(11), np.geomspace(1e12, 1e17, 7)
+    law = lambda c: 1.5 + 300 * c**-0.2  # noqa: E731
+    held = []
+    for seed in range(100):
+        found, theirs = seeded(law, flops, [3] * 7 if seeds else [1] * 7, 0.003, rng), rungs([law(4e14)], [4e14])[0]
+        noise = seed_noise(found)
+        curve = fit_curve(found, LOSS, noise)
+        if not curve.why_not:
+            one = find_parity(found, fit_line(found, noise), curve, theirs, None, 500, seed)
+            held.append(one.curve_interval[0] <= 1 <= one.curve_interval[1])
+            assert one.curve_noise.kind == (SEEDS if seeds else SCATTER)
+    assert len(held) > 90
+    assert 0.9 <= np.mean(held) < 1
+
+
+def test_the_curve_s_interval_is_open_at_its_limit():
+    flops = np.geomspace(1e12, 1e17, 7)
+    found = seeded(lambda c: 1.5 + 300 * c**-0.2, flops, [2] * 7, 0.003, np.random.default_rng(12))
+    noise = seed_noise(found)
+    curve = fit_curve(found, LOSS, noise)
+    one = find_parity(found, fit_line(found, noise), curve, rungs([curve.limit * 1.0001])[0], noise, 500, 0)
+    assert one.curve_interval[1] == np.inf
+    assert np.isfinite(one.curve_interval[0])
 
 
 def test_the_reference_s_own_scatter_widens_the_interval():
     rng = np.random.default_rng(6)
     flops = np.geomspace(1e12, 1e16, 6)
     found, theirs = (rungs(a * flops**-0.1 * np.exp(0.03 * rng.standard_normal(6)), flops) for a in (30, 33))
-    alone, both = (parity(found, theirs[-1], noise) for noise in (None, widened(fit_line(theirs), theirs)))
+    alone, both = (parity(found, theirs[-1], noise) for noise in (None, fit_line(theirs).noise))
     assert both.interval[0] < alone.interval[0] < alone.ratio < alone.interval[1] < both.interval[1]
     assert both.ratio == alone.ratio
     assert (alone.reference_noise, both.reference_noise) == (False, True)

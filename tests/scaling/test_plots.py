@@ -30,7 +30,19 @@ def test_axes_are_logarithmic_and_labelled(figure, found):
     assert [axes.get_title("left") for axes in figure.axes] == ["FID ↓", "loss_text, nats per token ↓"]
     for axes in figure.axes:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-        assert axes.get_xlabel() == "training compute, FLOPs (6ND)"
+        assert axes.get_xlabel() == "training compute, FLOPs (exact)"
+
+
+@pytest.mark.parametrize(("flops", "label"), [("6nd", "6ND"), ("exact", "exact"), (None, "exact")])
+def test_the_axis_says_which_flops_they_are(flops, label):
+    found = study(ladder(LAWS), Options(bootstrap=0, flops=flops), "here")
+    assert draw(found, found.panels).axes[0].get_xlabel() == f"training compute, FLOPs ({label})"
+
+
+def test_the_legend_says_what_a_band_counts_as_noise():
+    alone = study(ladder(LAWS, noise=0.01), Options(bootstrap=0), "here")
+    texts = [text.get_text() for text in draw(alone, alone.panels).legends[0].get_texts()]
+    assert "least squares, 95 % band by scatter about it" in texts
 
 
 def test_ticks_of_a_short_ladder_do_not_touch():
@@ -87,7 +99,7 @@ def test_the_floor_is_drawn_where_a_point_is_at_it(figure):
 def test_the_legend_names_families_and_marks(figure, found):
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts[:2] == ["ours", "chameleon"]
-    assert {"least squares, 95 % band", "left out", "floor", "FLOPs at parity"} <= set(texts)
+    assert {"least squares, 95 % band by seeds alone", "left out", "floor", "FLOPs at parity"} <= set(texts)
     alone = draw(found, found.panels[:1], keys=False)
     assert [text.get_text() for text in alone.legends[0].get_texts()] == ["ours", "chameleon"]
 
@@ -111,6 +123,6 @@ def test_no_text_leaves_the_picture(figure):
 
 
 def test_the_description_says_what_is_seen(found):
-    text = describe(found.panels[0])
-    assert text.startswith("FID over training FLOPs: ours from ")
+    text = describe(found, found.panels[0])
+    assert text.startswith("FID over training FLOPs (exact): ours from ")
     assert "ours at parity with chameleon at " in text

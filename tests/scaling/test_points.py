@@ -11,7 +11,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.flops import six_nd
 from transfusion_jax.scaling import metrics
-from transfusion_jax.scaling.points import ALL, BEATEN, FLOORED, FRONTIER, PAPER, read, rungs
+from transfusion_jax.scaling.points import ALL, BEATEN, FLOORED, FRONTIER, PAPER, comparable, read, rungs
 
 LOSS = metrics.known(["loss_text"])[0]
 
@@ -127,6 +127,16 @@ def test_exact_flops_are_used_where_they_are_asked_for():
     assert rung.flops == 7 * 2e5 * 1e7
     with pytest.raises(ConfigError, match="has no flops_exact: take --flops 6nd"):
         rungs([replace(point(loss_text=2.0), flops_exact=None)], LOSS, "exact", ALL)
+
+
+def test_points_compare_by_exact_flops_and_by_6nd_where_none_has_them():
+    with_them, without = point(loss_text=2.0), replace(point(seed=1, loss_text=2.0), flops_exact=None)
+    assert comparable([with_them]) == "exact"
+    assert comparable([without]) == comparable(read(PAPER)) == "6nd"
+    with pytest.raises(
+        ConfigError, match=r"seed 1 has no flops_exact, and other points have: .* --flops 6nd, which"
+    ):
+        comparable([with_them, without])
 
 
 def test_metrics_are_named_with_direction_and_floor():

@@ -62,7 +62,12 @@ def _declare_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", metavar="FAMILY", help=f"whose largest run is to be matched (default: {BASELINE}, if there)"
     )
-    parser.add_argument("--flops", choices=list(FLOPS), default=defaults.flops, help="which count (default: 6nd)")
+    parser.add_argument(
+        "--flops",
+        choices=list(FLOPS),
+        help="which count: exact, or the paper's 6nd, which leaves patch coders out (default: exact; 6nd where no "
+        "point has exact ones)",
+    )
     parser.add_argument(
         "--fit-on",
         choices=(FRONTIER, ALL),

@@ -1,6 +1,6 @@
 """`transfusion scale run`: trains a ladder's models, each in a workdir of its own, and gathers their numbers.
 
-The same command goes on after whatever ended it: runs that are done are passed over, others resume.
+The same command goes on after whatever ended it: runs whose scores are there are passed over, others resume.
 """
 
 from __future__ import annotations
@@ -87,10 +87,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _train(
     runs: Sequence[LadderRun], root: Place, logs: Path, jobs: int, launcher: Sequence[str], gathered: bool = False
 ) -> int:
-    left = sorted((p for p in runs if not p.measured(root)), key=lambda p: p.flops, reverse=True)
+    todo = [each for each in runs if not each.measured(root)]
+    flops = {each.name: costs.exact_flops(each.config) for each in todo}
+    left = sorted(todo, key=lambda each: flops[each.name], reverse=True)
     if runs:
         print(f"{len(runs) - len(left)} of {len(runs)} runs are done", flush=True)
-    whole, done, began = sum(p.flops for p in left), 0.0, time.monotonic()
+    whole, done, began = sum(flops.values()), 0.0, time.monotonic()
     by_name = {each.name: each for each in left}
     failed: list[LadderRun] = []
 
@@ -101,16 +103,17 @@ def _train(
         nonlocal done
         each = by_name[training.name]
         if code == 0 and each.measured(root):
-            done += each.flops
+            done += flops[each.name]
             seconds = (time.monotonic() - began) / done * (whole - done)
             print(f"{each.name}: done" + (f"; {duration(seconds)} left" if seconds else ""), flush=True)
-        elif code == 0:
+        elif code == 0 and launcher:
             print(
                 f"{each.name}: its job is in {training.log}; give this command again when it has ended", flush=True
             )
         elif code != INTERRUPTED:
             failed.append(each)
-            print(f"{each.name}: exit code {code}, see {training.log}", file=sys.stderr, flush=True)
+            said = f"exit code {code}" if code else "it has ended without scores"
+            print(f"{each.name}: {said}, see {training.log}", file=sys.stderr, flush=True)
         if gathered:
             _gather(runs, root)
 

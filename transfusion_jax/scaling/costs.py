@@ -13,7 +13,7 @@ from transfusion_jax.data.documents import Source
 from transfusion_jax.data.load import load
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_flops
-from transfusion_jax.planning.contents import expected
+from transfusion_jax.planning.contents import Contents, expected
 from transfusion_jax.planning.plan import make_plan
 from transfusion_jax.planning.search import choose_mesh
 from transfusion_jax.planning.sizes import abstract_mesh, sizes, state_shapes
@@ -48,8 +48,7 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
         ConfigError: the run fits no mesh of the topology.
     """
     config, model = run.config, run.config.model
-    contents, rows = expected(config), config.steps * config.batch_rows
-    per_row = step_flops(model, contents.elements, contents.text_losses, contents.images, contents.span_area)
+    contents = expected(config)
     hours = None
     if topology is not None:
         plan = make_plan(choose_mesh(config, topology, contents), topology, contents, analytic=True)
@@ -60,13 +59,20 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
         count_parameters(model).paper,
         config.steps * config.elements_per_step,
         config.steps,
-        run.flops,
-        rows * per_row,
+        run.flops_6nd,
+        exact_flops(config, contents),
         drawing_flops(config) * sum(SUITES[name].draws for name in config.evaluation.during_training),
         checkpoint * (min(config.loop.keep, math.ceil(config.steps / config.loop.save_every)) + KEPT),
         hours,
         epochs(config, contents.elements),
     )
+
+
+def exact_flops(config: Config, contents: Contents | None = None) -> float:
+    """Of a whole training whose rows hold what is expected of them."""
+    c = contents or expected(config)
+    per_row = float(step_flops(config.model, c.elements, c.text_losses, c.images, c.span_area))
+    return config.steps * config.batch_rows * per_row
 
 
 def drawing_flops(config: Config) -> float:

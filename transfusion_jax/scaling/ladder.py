@@ -103,8 +103,8 @@ class LadderRun:
     changes: tuple[str, ...]  # what makes the file's config that
 
     @property
-    def flops(self) -> float:
-        """6ND."""
+    def flops_6nd(self) -> float:
+        """6ND, the patch coder left out; `costs.exact_flops` counts it."""
         return six_nd(self.config.model, self.config.steps * self.config.elements_per_step)
 
     def training(self, root: Place, logs: Path) -> Training:
@@ -112,13 +112,16 @@ class LadderRun:
         return training(self.name, root, logs, self.spec, self.changes)
 
     def measured(self, root: Place) -> dict[str, float]:
-        """The last step's record, or nothing where the run is not done.
+        """The last step's record with the run's scores, or nothing where it is not done.
+
+        A record without scores is that of a run that has not come to the end of its last evaluation.
 
         Raises:
             ConfigError: it was trained, but by another recipe.
         """
         workdir = Workdir(root / self.name)
-        if found := record_of(workdir.metrics, self.config.steps):
+        found = record_of(workdir.metrics, self.config.steps)
+        if any(name.startswith(HELD_OUT) for name in found):
             changes = configs.identity_changes(workdir.config(), self.config)
             lines = "".join(f"\n  {name}: {change}" for name, change in changes.items())
             require(
@@ -126,7 +129,8 @@ class LadderRun:
                 f"{workdir.path} was trained otherwise than the ladder now says:{lines}\n"
                 "change the ladder back, move that folder away to train it anew, or choose another --workdir",
             )
-        return found
+            return found
+        return {}
 
 
 def training(name: str, root: Place, logs: Path, spec: str, changes: Iterable[str]) -> Training:
@@ -209,13 +213,19 @@ def record(run: LadderRun, root: Place) -> dict[str, float | str | int]:
         "parameters": parameters.paper,
         "parameters_total": parameters.total,
         "elements": run.config.steps * run.config.elements_per_step,
-        "images": int(last["total_images"]),
         "steps": run.config.steps,
         "learning_rate": run.config.optimizer.learning_rate,
-        "flops_6nd": run.flops,
-        "flops_exact": last["total_flops"],
+        "flops_6nd": run.flops_6nd,
+        **_totals(last),
         **metrics,
     }
+
+
+def _totals(last: Mapping[str, float]) -> dict[str, float | int]:
+    """What all steps took; nothing where an old checkpoint did not say what those before it had taken."""
+    if "total_flops" not in last:
+        return {}
+    return {"images": int(last["total_images"]), "flops_exact": last["total_flops"]}
 
 
 def _run(
@@ -250,6 +260,10 @@ def _run(
     before, after = f"sweep-{rate:g}-" if sweep else "", f"-seed{seed}" if seed else ""
     name = f"{before}{family}-{size}-{elements:g}{after}"
     config = configs.load(spec, changes)
+    require(
+        bool(config.evaluation.during_training),
+        f"{spec}: evaluation.during_training names no suite, and a ladder's runs are measured by it: name loss",
+    )
     return LadderRun(family, size, seed, elements, name.replace("+", ""), spec, config, changes)
 
 

@@ -21,6 +21,7 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
+from transfusion_jax.scaling.fits import SCATTER, SEEDS
 from transfusion_jax.scaling.parity import Parity
 from transfusion_jax.scaling.points import FLOORED, Rung, in_fit
 from transfusion_jax.scaling.study import Fit, Panel, Study
@@ -34,6 +35,7 @@ DOTS_PER_INCH = 150
 LEGEND = 0.22  # inches for a row of it
 LETTERS = 60  # of a legend that fit below a panel
 GREY = "0.4"
+NOISE = {SEEDS: "seeds alone", SCATTER: "scatter about it"}  # what a band counts as noise
 CURVED = (0, (1, 1.5))
 TALL, WIDE = 8.0, 50.0  # an axis whose ends are so far apart has ticks at powers of ten, or a few between
 
@@ -54,7 +56,7 @@ def draw(found: Study, panels: Sequence[Panel], keys: bool = True) -> Figure:
         if panel is None:
             axes.remove()
         else:
-            _panel(axes, panel, looks, f"training compute, FLOPs ({FLOPS[found.options.flops]})")
+            _panel(axes, panel, looks, f"training compute, FLOPs ({FLOPS[found.flops]})")
     figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False)
     return figure
 
@@ -66,9 +68,9 @@ def looks_of(found: Study) -> dict[str, dict[str, Any]]:
     return dict(zip(families, itertools.cycle(looks), strict=False))
 
 
-def describe(panel: Panel) -> str:
-    """What the panel shows, for those who cannot see it."""
-    parts = []
+def describe(found: Study, panel: Panel) -> str:
+    """What a panel of the study shows, for those who cannot see it."""
+    parts, count = [], FLOPS[found.flops]
     for fit in panel.fits:
         scores = [rung.score for rung in in_fit(fit.rungs)]
         if scores:
@@ -76,7 +78,7 @@ def describe(panel: Panel) -> str:
             parts.append(f"{fit.family} from {digits(scores[0])} to {digits(scores[-1])}{slope}")
     for p in panel.parities:
         parts.append(f"{p.family} at parity with {p.reference.family} at {digits(p.ratio)} of its FLOPs")
-    return f"{panel.metric.label} over training FLOPs: " + "; ".join(parts)
+    return f"{panel.metric.label} over training FLOPs ({count}): " + "; ".join(parts)
 
 
 def _panel(axes: Axes, panel: Panel, looks: dict[str, dict[str, Any]], x: str) -> None:
@@ -115,7 +117,7 @@ def _fit(axes: Axes, fit: Fit, look: dict[str, Any]) -> None:
         return
     places_at = _range(in_fit(fit.rungs))
     axes.plot(places_at, fit.line.predict(places_at), color=color, lw=1.6)
-    if fit.line.freedom:
+    if fit.line.noise.freedom:
         axes.fill_between(places_at, *fit.line.band(places_at), color=color, alpha=0.13, lw=0)
     if fit.curve and not fit.curve.why_not:
         axes.plot(places_at, fit.curve.predict(places_at), color=color, lw=1.2, ls=CURVED)
@@ -185,7 +187,9 @@ def _floored(panels: Sequence[Panel]) -> bool:
 def _keys(panels: Sequence[Panel]) -> list[Line2D]:
     """Legend entries of what is drawn beside the families."""
     fits = [fit for panel in panels for fit in panel.fits]
-    keys = [Line2D([], [], color=GREY, lw=1.6, label="least squares, 95 % band")]
+    kinds = sorted({fit.line.noise.kind for fit in fits if fit.line and fit.line.noise.freedom}, reverse=True)
+    band = f", 95 % band by {' or '.join(map(NOISE.__getitem__, kinds))}" if kinds else ""
+    keys = [Line2D([], [], color=GREY, lw=1.6, label=f"least squares{band}")]
     if any(fit.curve and not fit.curve.why_not for fit in fits):
         keys.append(Line2D([], [], color=GREY, lw=1.2, ls=CURVED, label="with a limit"))
     if any(parity.outside for panel in panels for parity in panel.parities):

@@ -24,7 +24,8 @@ from transfusion_jax.storage import Place, place
 PAPER = "paper"  # stands for the paper's own table
 PAPER_FILE = Path(__file__).with_name("paper.csv")
 IN_WORKDIR = "points.jsonl"
-FLOPS = {"6nd": "flops_6nd", "exact": "flops_exact"}
+SIX_ND, EXACT = "6nd", "exact"
+FLOPS = {SIX_ND: "flops_6nd", EXACT: "flops_exact"}
 POSITIVE = ("parameters", "elements", "flops_6nd")
 TEXTS = ("family", "size", "name", "config", "samples", "workdir", "commit")  # cells of CSV that stay as they are
 NUMBERS = ("wall_seconds", "parameters_total", "images", "steps", "learning_rate")  # of the run, and no scores
@@ -87,6 +88,35 @@ def read(source: str | Place) -> list[Point]:
     return points
 
 
+def comparable(points: Sequence[Point]) -> str:
+    """The count of FLOPs that compares all of these: the exact one, since 6ND leaves patch coders out.
+
+    The paper counts by 6ND, and so does whoever has nothing else: where no point has exact FLOPs it is that.
+
+    Raises:
+        ConfigError: some points have exact FLOPs, and others have not.
+    """
+    without = [point for point in points if point.flops_exact is None]
+    require(
+        len(without) in (0, len(points)),
+        f"{without[0].label if without else ''} has no flops_exact, and other points have: give it, "
+        "or take --flops 6nd, which leaves patch coders out",
+    )
+    return SIX_ND if without else EXACT
+
+
+def flops_of(point: Point, kind: str) -> float:
+    """A point's FLOPs.
+
+    Raises:
+        ConfigError: it has none of this kind.
+    """
+    value = getattr(point, FLOPS[kind])
+    if value is None:
+        raise ConfigError(f"{point.label} has no {FLOPS[kind]}: take --flops 6nd")
+    return float(value)
+
+
 def rungs(points: Iterable[Point], metric: Metric, flops: str, fit_on: str) -> list[Rung]:
     """One family's points that have a score, seeds averaged in the logarithm, by rising FLOPs.
 
@@ -116,7 +146,7 @@ def _rung(group: Sequence[Point], metric: Metric, flops: str) -> Rung:
     first, seeds = group[0], tuple(_score(point, metric) for point in group)
     floored = any(map(metric.at_floor, seeds))  # the mean of those above it alone would be too good
     score = float(np.mean(seeds)) if floored else _geometric_mean(seeds)
-    compute = float(np.mean([_flops(point, flops) for point in group]))
+    compute = float(np.mean([flops_of(point, flops) for point in group]))
     return Rung(first.family, first.size, first.elements, compute, score, seeds, FLOORED if floored else "")
 
 
@@ -127,13 +157,6 @@ def _mark_beaten(found: Sequence[Rung], metric: Metric) -> list[Rung]:
         return any(o.flops <= SAME * rung.flops and metric.beats(o.score, rung.score) for o in counting)
 
     return [replace(rung, left_out=BEATEN) if rung in counting and beaten(rung) else rung for rung in found]
-
-
-def _flops(point: Point, kind: str) -> float:
-    value = getattr(point, FLOPS[kind])
-    if value is None:
-        raise ConfigError(f"{point.label} has no {FLOPS[kind]}: take --flops 6nd")
-    return float(value)
 
 
 def _score(point: Point, metric: Metric) -> float:

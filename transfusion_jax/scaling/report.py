@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import mimetypes
-from collections.abc import Sequence
 from html import escape
 
 import matplotlib
@@ -16,7 +15,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.files import write_whole
 from transfusion_jax.scaling import tables
 from transfusion_jax.scaling.plots import describe, draw
-from transfusion_jax.scaling.points import Point
+from transfusion_jax.scaling.points import Point, flops_of
 from transfusion_jax.scaling.study import Study
 from transfusion_jax.scaling.tables import Table, amount, flops
 from transfusion_jax.storage import Place, place
@@ -24,7 +23,8 @@ from transfusion_jax.storage import Place, place
 FIGURE, PAGE, LATEX = "scaling", "report.html", "tables.tex"
 KEYS = (
     "Filled points are in the fits, hollow ones are left out; a bar spans seeds. Lines are least squares of the "
-    "logarithms with their 95 % band, dashed where extrapolated; dotted curves have a limit. An arrow leads from "
+    "logarithms with their 95 % band (what it assumes stands below the tables), dashed where extrapolated; dotted "
+    "curves have a limit. An arrow leads from "
     "the reference's largest run to the FLOPs at which a family reaches its score: the number is the parity FLOP "
     "ratio. A dotted level is a metric's floor."
 )
@@ -82,7 +82,7 @@ def encode(figure: Figure, kind: str) -> bytes:
 
 def html(found: Study, folder: Place) -> str:
     """The page: figures, tables, the ladder's samples, every point with its config."""
-    samples = _samples(found.points, folder)  # first, since a picture may be missing
+    samples = _samples(found, folder)  # first, since a picture may be missing
     families = list(dict.fromkeys(point.family for point in found.points))
     title = f"Scaling of {', '.join(families)}"
     head = (
@@ -100,7 +100,7 @@ def html(found: Study, folder: Place) -> str:
         *samples,
         "<h2>Points</h2>",
         _table(_points(found)),
-        *_runs(found.points),
+        *_runs(found),
     ]
     return "\n".join([head, "<body>", "<main>", *body, "</main>", "</body>", "</html>", ""])
 
@@ -109,7 +109,7 @@ def _figures(found: Study) -> list[str]:
     shown = []
     for panel in found.panels:
         source = _data("image/svg+xml", encode(draw(found, [panel], keys=False), "svg"))
-        shown.append(f'<figure><img src="{source}" alt="{escape(describe(panel))}"></figure>')
+        shown.append(f'<figure><img src="{source}" alt="{escape(describe(found, panel))}"></figure>')
     return [f"<p>{KEYS}</p>", '<div class="figures">', *shown, "</div>"]
 
 
@@ -131,24 +131,25 @@ def _points(found: Study) -> Table:
     """Every point with all metrics of the study."""
     names = [panel.metric.name for panel in found.panels]
     rows = []
-    for point in _climbing(found.points):
+    for point in _climbing(found):
         scores = [f"{point.scores[name]:.4g}" if name in point.scores else tables.NOTHING for name in names]
-        sizes = [amount(point.parameters), amount(point.elements), flops(point.flops_6nd)]
+        sizes = [amount(point.parameters), amount(point.elements), flops(flops_of(point, found.flops))]
         rows.append([point.family, point.size, str(point.seed), *sizes, *scores])
     labels = [f"{panel.metric.label} {panel.metric.arrow}" for panel in found.panels]
-    head = ["family", "size", "seed", "parameters", "elements", "FLOPs (6ND)", *labels]
+    head = ["family", "size", "seed", "parameters", "elements", f"FLOPs ({tables.FLOPS[found.flops]})", *labels]
     return Table("Every point, as it was measured", head, rows)
 
 
-def _samples(points: Sequence[Point], folder: Place) -> list[str]:
+def _samples(found: Study, folder: Place) -> list[str]:
     """Pictures of samples, family by family up the ladder."""
     shown = []
-    for family in dict.fromkeys(point.family for point in points):
-        climbing = [p for p in _climbing(points) if p.family == family and "samples" in p.about]
+    for family in dict.fromkeys(point.family for point in found.points):
+        climbing = [p for p in _climbing(found) if p.family == family and "samples" in p.about]
         if climbing:
             shown += [f"<h3>{escape(family)}</h3>", '<div class="figures">']
         for point in climbing:
-            about = f"{point.label}, {flops(point.flops_6nd)} FLOPs"
+            compute = f"{flops(flops_of(point, found.flops))} FLOPs ({tables.FLOPS[found.flops]})"
+            about = f"{point.label}, {compute}"
             source = _picture(point, folder)
             shown.append(
                 f'<figure><img src="{source}" alt="Samples of {escape(about)}">'
@@ -167,10 +168,10 @@ def _picture(point: Point, folder: Place) -> str:
     return _data(kind, path.read_bytes())
 
 
-def _runs(points: Sequence[Point]) -> list[str]:
+def _runs(found: Study) -> list[str]:
     """What else is known of each run, folded."""
     shown = []
-    for point in _climbing(points):
+    for point in _climbing(found):
         about = {name: value for name, value in point.about.items() if name != "samples"}
         if about:
             content = escape(json.dumps(about, indent=2, ensure_ascii=False))
@@ -178,9 +179,9 @@ def _runs(points: Sequence[Point]) -> list[str]:
     return ["<h2>Runs</h2>", *shown] if shown else []
 
 
-def _climbing(points: Sequence[Point]) -> list[Point]:
-    families = list(dict.fromkeys(point.family for point in points))
-    return sorted(points, key=lambda p: (families.index(p.family), p.flops_6nd, p.size, p.seed))
+def _climbing(found: Study) -> list[Point]:
+    families = list(dict.fromkeys(point.family for point in found.points))
+    return sorted(found.points, key=lambda p: (families.index(p.family), flops_of(p, found.flops), p.size, p.seed))
 
 
 def _data(kind: str, content: bytes) -> str:

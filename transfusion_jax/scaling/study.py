@@ -9,11 +9,23 @@ from typing import Any
 
 from transfusion_jax.config import nearest, require
 from transfusion_jax.scaling import metrics as table
-from transfusion_jax.scaling.fits import Curve, HeldOut, Line, fit_curve, fit_line, hold_out, why_no_line
+from transfusion_jax.scaling.fits import (
+    SEEDS,
+    Curve,
+    HeldOut,
+    Line,
+    Noise,
+    fit_curve,
+    fit_line,
+    hold_out,
+    seed_noise,
+    why_no_line,
+)
 from transfusion_jax.scaling.metrics import Metric
-from transfusion_jax.scaling.parity import Parity, find_parity, widened
-from transfusion_jax.scaling.points import FRONTIER, Point, Rung, in_fit, rungs
+from transfusion_jax.scaling.parity import Parity, find_parity
+from transfusion_jax.scaling.points import FRONTIER, Point, Rung, comparable, in_fit, rungs
 
+LINE, CURVE = "straight line", "curve with a limit"
 BASELINE = "chameleon"  # the reference where none is named
 
 
@@ -23,7 +35,7 @@ class Options:
 
     metrics: tuple[str, ...] = ()  # as --metric names them; none: all of the table that the points have
     reference: str | None = None
-    flops: str = "6nd"
+    flops: str | None = None  # a key of `points.FLOPS`; none: what compares all points
     fit_on: str = FRONTIER
     bootstrap: int = 2000
     seed: int = 0
@@ -58,6 +70,7 @@ class Study:
     source: str
     points: list[Point]
     options: Options
+    flops: str  # the count that was taken, a key of `points.FLOPS`
     reference: str | None  # the family, where there is one to compare with
     panels: list[Panel]
     unused: list[str]  # metrics of the points that the table does not know
@@ -81,13 +94,14 @@ def study(points: Sequence[Point], options: Options, source: str) -> Study:
     reference = options.reference or (BASELINE if BASELINE in families else None)
     if reference is not None:
         require(reference in families, f"no point is of --reference {reference}; {nearest(reference, families)}")
-    panels = [_panel(metric, families, points, options, reference) for metric in metrics]
+    flops = options.flops or comparable(points)
+    panels = [_panel(metric, families, points, flops, options, reference) for metric in metrics]
     require(
         any(fit.line for panel in panels for fit in panel.fits),
         f"{source}: nothing to fit. {_reasons(panels)}",
     )
     unused = sorted(present - {metric.name for metric in metrics}) if not options.metrics else []
-    return Study(source, list(points), options, reference, panels, unused)
+    return Study(source, list(points), options, flops, reference, panels, unused)
 
 
 def chosen(points: Sequence[Point], specs: Sequence[str]) -> list[Metric]:
@@ -100,12 +114,19 @@ def chosen(points: Sequence[Point], specs: Sequence[str]) -> list[Metric]:
     return [table.parse(spec, present) for spec in specs] or table.known(present)
 
 
+def assumes(noise: Noise, law: str) -> str:
+    """What an interval of this noise about a law, `LINE` or `CURVE`, takes to be true."""
+    if noise.kind == SEEDS:
+        return f"the {law} is true, and runs differ from it as the seeds of a size do from each other"
+    return f"points lie about the {law} by chance alone, and what it misses, curvature included, is noise"
+
+
 def to_dict(found: Study) -> dict[str, Any]:
     """The study as JSON has it: what is infinite is null."""
     o = found.options
     return {
         "source": found.source,
-        "flops": o.flops,
+        "flops": found.flops,
         "fit_on": o.fit_on,
         "reference": found.reference,
         "bootstrap": o.bootstrap,
@@ -116,19 +137,25 @@ def to_dict(found: Study) -> dict[str, Any]:
 
 
 def _panel(
-    metric: Metric, families: Sequence[str], points: Sequence[Point], options: Options, reference: str | None
+    metric: Metric,
+    families: Sequence[str],
+    points: Sequence[Point],
+    flops: str,
+    options: Options,
+    reference: str | None,
 ) -> Panel:
-    fits = {}
+    found = {}
     for family in families:
-        own = [point for point in points if point.family == family]
-        found = rungs(own, metric, options.flops, options.fit_on)
-        if found:
-            fits[family] = _fit(family, found, metric)
+        own = rungs([point for point in points if point.family == family], metric, flops, options.fit_on)
+        if own:
+            found[family] = own
+    noise = seed_noise(rung for own in found.values() for rung in own)
+    fits = {family: _fit(family, own, metric, noise) for family, own in found.items()}
     parities, why_not = [], []
     if reference is not None:
         for family in families:
             if family != reference:
-                parity = _parity(metric, fits.get(family), fits.get(reference), options)
+                parity = _parity(metric, fits.get(family), fits.get(reference), noise, options)
                 if isinstance(parity, Parity):
                     parities.append(parity)
                 else:
@@ -136,15 +163,18 @@ def _panel(
     return Panel(metric, list(fits.values()), parities, why_not)
 
 
-def _fit(family: str, found: list[Rung], metric: Metric) -> Fit:
+def _fit(family: str, found: list[Rung], metric: Metric, noise: Noise | None) -> Fit:
     used = in_fit(found)
     why_not = why_no_line(used)
     if why_not:
         return Fit(family, found, None, None, None, why_not)
-    return Fit(family, found, fit_line(used), fit_curve(used, metric), hold_out(used, metric), "")
+    line, curve = fit_line(used, noise), fit_curve(used, metric, noise)
+    return Fit(family, found, line, curve, hold_out(used, metric, noise), "")
 
 
-def _parity(metric: Metric, fit: Fit | None, reference: Fit | None, options: Options) -> Parity | str:
+def _parity(
+    metric: Metric, fit: Fit | None, reference: Fit | None, noise: Noise | None, options: Options
+) -> Parity | str:
     """The ratio, or why there is none."""
     if not metric.shared:
         return "the unit is each family's own"
@@ -157,8 +187,8 @@ def _parity(metric: Metric, fit: Fit | None, reference: Fit | None, options: Opt
     scored = in_fit(reference.rungs)
     if not scored:
         return f"every point of {reference.family} is left out"
-    noise = widened(reference.line, scored)
-    return find_parity(in_fit(fit.rungs), fit.line, fit.curve, scored[-1], noise, options.bootstrap, options.seed)
+    theirs = reference.line.noise if noise is None and reference.line else noise
+    return find_parity(in_fit(fit.rungs), fit.line, fit.curve, scored[-1], theirs, options.bootstrap, options.seed)
 
 
 def _reasons(panels: Sequence[Panel]) -> str:
@@ -191,6 +221,8 @@ def _fit_dict(fit: Fit) -> dict[str, Any]:
             "centre_flops": math.exp(line.centre),
             "r2": line.r2,
             "count": line.count,
+            "noise": _noise_dict(line.noise, LINE),
+            "lack_of_fit": line.lack_of_fit and asdict(line.lack_of_fit),
         },
         "why_no_line": fit.why_no_line,
         "curve": curve
@@ -200,6 +232,7 @@ def _fit_dict(fit: Fit) -> dict[str, Any]:
             "exponent": curve.exponent,
             "identified": not curve.why_not,
             "why_not": curve.why_not,
+            "noise": _noise_dict(curve.noise, CURVE),
         },
         "held_out": held
         and {
@@ -208,6 +241,7 @@ def _fit_dict(fit: Fit) -> dict[str, Any]:
             "measured": held.rung.score,
             "predicted": held.predicted,
             "interval": _ends(held.interval),
+            "noise": _noise_dict(held.noise, LINE),
             "error_percent": 100 * held.error,
             "predicted_by_curve": held.by_curve,
         },
@@ -221,10 +255,17 @@ def _parity_dict(parity: Parity) -> dict[str, Any]:
         "flops": parity.flops,
         "ratio": parity.ratio,
         "interval": _ends(parity.interval),
+        "noise": _noise_dict(parity.noise, LINE),
         "reference_noise": parity.reference_noise,
         "extrapolated": parity.outside or None,
         "ratio_by_curve": _finite(parity.by_curve) if parity.by_curve is not None else None,
+        "interval_by_curve": _ends(parity.curve_interval),
+        "noise_by_curve": parity.curve_noise and _noise_dict(parity.curve_noise, CURVE),
     }
+
+
+def _noise_dict(noise: Noise, law: str) -> dict[str, Any]:
+    return {"kind": noise.kind, "sigma": noise.sigma, "freedom": noise.freedom, "assumes": assumes(noise, law)}
 
 
 def _finite(value: float) -> float | None:

@@ -8,13 +8,15 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from transfusion_jax.scaling.fits import Curve, HeldOut, Line
+from transfusion_jax.scaling.fits import SCATTER, SEEDS, Curve, HeldOut, Line, Noise
 from transfusion_jax.scaling.metrics import Metric
 from transfusion_jax.scaling.parity import Parity
-from transfusion_jax.scaling.points import ALL, BEATEN, FLOORED, FRONTIER, Point
-from transfusion_jax.scaling.study import Fit, Panel, Study
+from transfusion_jax.scaling.points import ALL, BEATEN, EXACT, FLOORED, FRONTIER, SIX_ND, Point
+from transfusion_jax.scaling.study import CURVE, LINE, Fit, Panel, Study, assumes
 
-FLOPS = {"6nd": "6ND", "exact": "exact"}
+FLOPS = {SIX_ND: "6ND", EXACT: "exact"}
+COUNTS = {SIX_ND: "6ND, as the paper counts: patch coders are left out", EXACT: "exact, patch coders included"}
+DOUBTFUL = 0.05  # a line whose points would lie so far off it less often is called so
 FIT_ON = {FRONTIER: "each family's frontier", ALL: "all points"}
 NOTHING = "–"
 LATEX = {
@@ -49,7 +51,7 @@ def summary(found: Study) -> str:
     """What was read."""
     families = len({point.family for point in found.points})
     count = f"{len(found.points)} points of {families} {'family' if families == 1 else 'families'}"
-    return f"{found.source}: {count}; FLOPs are {FLOPS[found.options.flops]}"
+    return f"{found.source}: {count}; FLOPs are {COUNTS[found.flops]}"
 
 
 def tables(found: Study) -> list[Table]:
@@ -58,17 +60,28 @@ def tables(found: Study) -> list[Table]:
     made = [
         Table(
             f"Fits to {FIT_ON[found.options.fit_on]}: score ∝ FLOPs^slope, and with a limit",
-            ["metric", "family", "points", "slope, 95 %", "R²", "limit, 95 %", "exponent"],
+            ["metric", "family", "points", "noise", "slope, 95 %", "R²", "lack of fit", "limit, 95 %", "exponent"],
             [[_name(panel), fit.family, _used(fit), *_line(fit.line), *_curve(fit.curve)] for panel, fit in fits],
         ),
         Table(
             "Held out: the largest point, predicted from the smaller ones",
-            ["metric", "family", "point", "measured", "line", "95 %", "error", "curve", "error"],
+            ["metric", "family", "point", "measured", "noise", "line", "95 %", "error", "curve", "error"],
             [[_name(panel), fit.family, *_held_out(fit.held_out)] for panel, fit in fits if fit.held_out],
         ),
         Table(
             f"Parity FLOP ratio: FLOPs to reach {found.reference}'s score, over its own",
-            ["metric", "family", "score", "at FLOPs", "ratio", "95 %", "by curve", "extrapolated"],
+            [
+                "metric",
+                "family",
+                "score",
+                "at FLOPs",
+                "noise",
+                "by line",
+                "95 %",
+                "by curve",
+                "95 %",
+                "extrapolated",
+            ],
             [[_name(panel), *_parity(parity)] for panel in found.panels for parity in panel.parities],
         ),
     ]
@@ -83,16 +96,32 @@ def notes(found: Study) -> list[str]:
             metrics.setdefault(note, []).append(panel.metric.label)
     everywhere = len(found.panels)
     rungs = [rung for panel in found.panels for fit in panel.fits for rung in fit.rungs]
-    lines = [note if len(by) == everywhere else f"{'; '.join(by)}: {note}" for note, by in metrics.items()]
+    lines = intervals(found)
+    lines += [note if len(by) == everywhere else f"{'; '.join(by)}: {note}" for note, by in metrics.items()]
     if any(rung.left_out == BEATEN for rung in rungs):
         lines.append(
             "off the frontier, and left out: what its family beats with no more FLOPs (--fit-on all fits all)"
         )
+    if unmeasured := [point.label for point in found.points if not point.scores]:
+        lines.append(f"without any score, and left out: {'; '.join(unmeasured)}")
     if found.reference is None and len({point.family for point in found.points}) > 1:
         lines.append("no parity FLOP ratio: --reference FAMILY names the one to compare with")
     if found.unused:
         lines.append(f"not used: {', '.join(found.unused)}; --metric NAME:lower or NAME:higher takes one in")
     return lines
+
+
+def intervals(found: Study) -> list[str]:
+    """What the intervals assume: a sentence for each kind of noise in the study."""
+    noises = [fit.line.noise for panel in found.panels for fit in panel.fits if fit.line and fit.line.noise.freedom]
+    said = []
+    for kind in (SEEDS, SCATTER):
+        of_kind = [noise for noise in noises if noise.kind == kind]
+        if of_kind:
+            said.append(f"95 % with noise of {kind}: {assumes(of_kind[0], LINE)} (limits, by curve: the {CURVE})")
+    if any(noise.kind == SEEDS for noise in noises):
+        said.append("lack of fit: how probable points so far off their line are if it is true (F test on seeds)")
+    return said
 
 
 def text(found: Study) -> str:
@@ -110,7 +139,7 @@ def scores(points: Sequence[Point], metrics: Sequence[Metric]) -> Table:
         groups.setdefault((point.family, point.size, point.elements), []).append(point)
     rows = []
     for (family, size, elements), group in groups.items():
-        cells = [_spread([p.scores[m.name] for p in group if m.name in p.scores]) for m in metrics]
+        cells = [_spread([p.scores[m.name] for p in group if m.name in p.scores], len(group)) for m in metrics]
         rows.append([family, size, amount(elements), str(len(group)), *cells])
     return Table("", ["family", "size", "elements", "runs", *(f"{m.name} {m.arrow}" for m in metrics)], rows)
 
@@ -125,7 +154,7 @@ def latex(found: Study) -> str:
             "\n".join(
                 [
                     r"\begin{table}",
-                    rf"\caption{{{escape(table.title)}}}",
+                    rf"\caption{{{escape('. '.join([table.title, *intervals(found)]))}}}",
                     rf"\begin{{tabular}}{{{columns}}}",
                     r"\toprule",
                     *body,
@@ -174,11 +203,13 @@ def escape(cell: str) -> str:
     return MINUS.sub("$-$", POWER.sub(r"$\1\\times10^{\2}$", plain))
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], runs: int) -> str:
+    """Of the values that so many runs have."""
     if not values:
         return NOTHING
     mean = score(statistics.fmean(values))
-    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+    some = f" ({len(values)} of {runs})" if len(values) < runs else ""
+    return (f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean) + some
 
 
 def _latex_row(cells: Iterable[str]) -> str:
@@ -192,6 +223,11 @@ def _notes(panel: Panel) -> Iterator[str]:
         floored = [f"{r.size} at {flops(r.flops)}" for r in fit.rungs if r.left_out == FLOORED]
         if floored:
             yield f"{fit.family} is at the floor of {panel.metric.floor:g}, and left out, with {', '.join(floored)}"
+        if fit.line and fit.line.lack_of_fit and fit.line.lack_of_fit.p < DOUBTFUL:
+            yield (
+                f"{fit.family}'s points contradict a straight line ({_p(fit.line)}): what is read off it, and how "
+                "surely, assumes it all the same"
+            )
         if fit.curve and fit.curve.why_not:
             yield f"{fit.family}'s limit is not identified: {fit.curve.why_not}"
     yield from (f"no ratio for {why}" for why in panel.why_no_parity)
@@ -212,9 +248,23 @@ def _used(fit: Fit) -> str:
 
 def _line(line: Line | None) -> list[str]:
     if line is None:
-        return [NOTHING] * 2
-    error = f" ± {line.slope_error:.3f}" if line.freedom else ""
-    return [f"{line.slope:.3f}{error}", f"{line.r2:.3f}" if line.freedom else NOTHING]
+        return [NOTHING] * 4
+    known = line.noise.freedom
+    error = f" ± {line.slope_error:.3f}" if known else ""
+    r2 = f"{line.r2:.3f}" if line.count > 2 else NOTHING
+    return [_noise(line.noise), f"{line.slope:.3f}{error}", r2, _p(line)]
+
+
+def _noise(noise: Noise) -> str:
+    """Its kind, and its standard deviation."""
+    return f"{noise.kind} {100 * math.expm1(noise.sigma):.2g} %" if noise.freedom else NOTHING
+
+
+def _p(line: Line) -> str:
+    if line.lack_of_fit is None:
+        return NOTHING
+    p = line.lack_of_fit.p
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
 
 
 def _curve(curve: Curve | None) -> list[str]:
@@ -229,7 +279,7 @@ def _held_out(held: HeldOut | None) -> list[str]:
     if held.by_curve is not None:
         cells = [score(held.by_curve), _percent(held.by_curve / measured - 1)]
     ours = [score(held.predicted), interval(held.interval), _percent(held.error)]
-    return [held.rung.size, score(measured), *ours, *cells]
+    return [held.rung.size, score(measured), _noise(held.noise), *ours, *cells]
 
 
 def _percent(value: float) -> str:
@@ -239,5 +289,12 @@ def _percent(value: float) -> str:
 def _parity(parity: Parity) -> list[str]:
     by_curve = NOTHING if parity.by_curve is None else score(parity.by_curve)
     reference = [score(parity.reference.score), flops(parity.reference.flops)]
-    ratio = [score(parity.ratio), interval(parity.interval)]
-    return [parity.family, *reference, *ratio, by_curve, parity.outside or "no"]
+    by_line = [_noise(parity.noise), score(parity.ratio), interval(parity.interval)]
+    return [
+        parity.family,
+        *reference,
+        *by_line,
+        by_curve,
+        interval(parity.curve_interval),
+        parity.outside or "no",
+    ]

@@ -332,6 +332,8 @@ class _Run:
             for hook in due:
                 metrics |= hook.function(step, weights, self.writer)
                 self.beat()
+        if saved:
+            self.checkpoints.wait()  # or a kill could leave scores of weights that are not there
         if metrics:
             self.say(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
             self.writer.record(step, record | metrics)
