@@ -170,6 +170,17 @@ def test_the_reference_s_own_scatter_widens_the_interval():
     assert (alone.reference_noise, both.reference_noise) == (False, True)
 
 
+def test_a_curved_reference_does_not_widen_the_interval():
+    """Its score is read off no line: what it differs by is its scatter about its curve, here none."""
+    laws = {"ours": {"loss_text": LAW["loss_text"]}, "chameleon": {"loss_text": lambda c: 0.5 + 300 * c**-0.2}}
+    [panel] = study(ladder(laws), Options(fit_on=ALL), "here").panels
+    theirs = panel.fits[1]
+    assert not theirs.curve.why_not
+    assert theirs.line.noise.sigma > 0.005
+    [one] = panel.parities
+    assert one.interval == pytest.approx((one.ratio, one.ratio), rel=1e-6)
+
+
 def test_a_line_that_may_as_well_be_level_has_an_open_interval():
     scores = np.array([3.0, 2.7, 3.1, 2.6, 2.9])
     one = parity(rungs(scores), rungs([2.5])[0])

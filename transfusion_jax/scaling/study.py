@@ -187,8 +187,15 @@ def _parity(
     scored = in_fit(reference.rungs)
     if not scored:
         return f"every point of {reference.family} is left out"
-    theirs = reference.line.noise if noise is None and reference.line else noise
+    theirs = noise or _scatter(reference)
     return find_parity(in_fit(fit.rungs), fit.line, fit.curve, scored[-1], theirs, options.bootstrap, options.seed)
+
+
+def _scatter(reference: Fit) -> Noise | None:
+    """Of a score that is read off no law: about the curve where there is one, so that curvature does not count."""
+    if reference.curve and not reference.curve.why_not:
+        return reference.curve.noise
+    return reference.line.noise if reference.line else None
 
 
 def _reasons(panels: Sequence[Panel]) -> str:

@@ -51,7 +51,7 @@ def summary(found: Study) -> str:
     """What was read."""
     families = len({point.family for point in found.points})
     count = f"{len(found.points)} points of {families} {'family' if families == 1 else 'families'}"
-    return f"{found.source}: {count}; FLOPs are {COUNTS[found.flops]}"
+    return f"{found.source}: {count}; {_count(found)}"
 
 
 def tables(found: Study) -> list[Table]:
@@ -154,7 +154,7 @@ def latex(found: Study) -> str:
             "\n".join(
                 [
                     r"\begin{table}",
-                    rf"\caption{{{escape('. '.join([table.title, *intervals(found)]))}}}",
+                    rf"\caption{{{escape('. '.join([table.title, _count(found), *intervals(found)]))}}}",
                     rf"\begin{{tabular}}{{{columns}}}",
                     r"\toprule",
                     *body,
@@ -210,6 +210,10 @@ def _spread(values: Sequence[float], runs: int) -> str:
     mean = score(statistics.fmean(values))
     some = f" ({len(values)} of {runs})" if len(values) < runs else ""
     return (f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean) + some
+
+
+def _count(found: Study) -> str:
+    return f"FLOPs are {COUNTS[found.flops]}"
 
 
 def _latex_row(cells: Iterable[str]) -> str:
