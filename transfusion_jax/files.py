@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, and checked when they are read.
 
 Everything that a command leaves behind is written by these functions: a kill or a full disk leaves the file that
-was there before, or none. What killed processes leave has a name that ends in `.tmp`, and is removed by `sweep`.
+was there before, or none. What killed processes leave has a name that ends in `UNFINISHED`, and is removed by `sweep`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.storage import Place, put
 
 DIGEST = "digest"  # the key of a JSON file that holds a hash of all the others
-TEMPORARY = re.compile(r"\.(?P<host>[^/]+)-(?P<process>\d+)-\d+\.tmp$")
+UNFINISHED = ".tmp"  # the end of a file's name until it is whole
+TEMPORARY = re.compile(r"\.(?P<host>[^/]+)-(?P<process>\d+)-\d+" + re.escape(UNFINISHED) + "$")
 _claims: list[tuple[str, Callable[[], None]]] = []
 
 
@@ -186,7 +187,7 @@ def _temporary(path: Place) -> Iterator[Path]:
     if path.exists() and not path.is_file():  # such as a pipe
         yield path
         return
-    beside = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.tmp")
+    beside = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}{UNFINISHED}")
     try:
         yield beside
     finally:

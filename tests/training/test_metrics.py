@@ -1,6 +1,7 @@
 import json
 import math
 import struct
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -45,16 +46,48 @@ def test_tensorboard_shows_scalars_and_images_and_hides_what_is_done_again(tmp_p
     events.scalars(1, {"a/b": 2.5})
     events.image(2, "picture", np.zeros((4, 6, 3), np.uint8))
     events.close()
-    Events(tmp_path, 2).close()
+    Events(tmp_path, 3).close()
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
     first, second = ([Event.FromString(record) for record in records_of(file)] for file in files)
     assert [e.session_log.status for e in (first[1], second[1])] == [SessionLog.START] * 2
-    assert [e.step for e in (first[1], second[1])] == [1, 2]
+    assert [e.step for e in (first[1], second[1])] == [1, 3]
     value = first[2].summary.value[0]
     assert (first[2].step, value.tag, value.simple_value) == (1, "a/b", 2.5)
     image = first[3].summary.value[0].image
     assert (image.height, image.width) == (4, 6)
+
+
+@pytest.mark.parametrize("kept", range(5))
+def test_each_scalar_and_image_of_a_step_stands_once_in_tensorboard(tmp_path, kept):
+    """Whatever step a run resumes from, in attempt after attempt, evaluations and all."""
+    folder, picture = tmp_path / "tensorboard", np.zeros((4, 6, 3), np.uint8)
+    for first, last in ((0, 4), (kept, 5), (3, 3), (3, 6)):
+        with open_writer(Workdir(tmp_path), first) as writer:
+            for step in range(first, last + 1):  # an evaluation of the step resumed from may have been due
+                record = {"loss": 1.0 / (step + 1), "grad_norm": 1.0}
+                writer.record(step, record)
+                writer.image(step, "samples", picture)
+                writer.record(step, record | {"held_out/loss": 2.0})
+        with max(folder.iterdir()).open("ab") as file:
+            file.write(b"\x08torn")
+        (folder / f"{max(folder.iterdir()).name}.tmp").write_bytes(b"cut")
+    found = Counter(
+        (event.step, value.tag)
+        for file in folder.glob("events.*")
+        for _, event in tensorboard.read_events(file.read_bytes())
+        for value in event.summary.value
+    )
+    assert set(found.values()) == {1}
+    names = "loss", "grad_norm", "samples", "held_out/loss"
+    assert {tag for _, tag in found} == set(names)
+    assert sorted(found) == sorted((step, name) for step in range(7) for name in names)
+
+
+def test_a_damaged_event_file_hinders_nothing(tmp_path):
+    for damage in (b"\x10" + 7 * b"\0" + 4 * b"\0" + 20 * b"\xff", 40 * b"\0", b"\xff" * 64):
+        (tmp_path / "events.out.tfevents.1").write_bytes(damage)
+        assert tensorboard.keep_before(tmp_path, 3) == set()
 
 
 def records_of(file):
@@ -83,8 +116,8 @@ def test_records_and_events_in_a_bucket_are_there_once_they_are_flushed(remote, 
     assert read_lines(workdir.bad_steps) == []
     files = list(workdir.tensorboard.iterdir())
     events = [Event.FromString(record) for file in files for record in records_of(file)]
-    assert len(files) > 2
-    assert [event.step for event in events if event.HasField("summary")] == [1, 2, 3, 4, 5, 5]
+    assert len(files) > 1
+    assert [event.step for event in events if event.HasField("summary")] == [1, 2, 3, 4]
     assert [event.step for event in events if event.session_log.status == SessionLog.START] == [1, 5]
 
 

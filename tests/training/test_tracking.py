@@ -12,8 +12,10 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.training import tracking
 from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.loop import Hook
-from transfusion_jax.training.tracking import parse_tracked
+from transfusion_jax.training.metrics import open_writer
+from transfusion_jax.training.tracking import open_tracker, parse_tracked
 from transfusion_jax.training.watch import Watching
+from transfusion_jax.training.workdir import Workdir
 
 BLOCK = 1 << 15
 
@@ -88,6 +90,20 @@ def test_two_attempts_are_one_run_and_lose_nothing(tmp_path, monkeypatch):
     elsewhere = Watching(wandb=parse_tracked("other"))
     with pytest.raises(ConfigError, match="is tracked in project digits, not other"):
         tiny_run(tmp_path, config, watching=elsewhere)
+
+
+def test_an_evaluation_that_was_still_due_adds_nothing_but_its_own_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    workdir, config, record = Workdir(tmp_path), tiny_config(), {"loss": 1.0, "grad_norm": 2.0}
+    for added in ({}, {"held_out/loss": 3.0}):  # the first attempt is ended in its evaluation
+        with (
+            open_tracker(("digits", None), workdir, config, print) as tracker,
+            open_writer(workdir, 4, tracker) as writer,
+        ):
+            writer.record(4, record | added)
+    first, second = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert sent(first) == [{"step": 4, **record}]
+    assert sent(second) == [{"step": 4, "held_out/loss": 3.0}]
 
 
 def test_a_server_that_does_not_answer_leaves_the_attempt_here(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ class Writer:
     def record(self, step: int, values: dict[str, float]) -> None:
         """One object in `metrics.jsonl` and the same scalars in TensorBoard; what is not finite is left out.
 
-        A record of the newest step takes the place of that step's earlier one.
+        A record of the newest step takes the place of that step's earlier one; elsewhere, what it adds is written.
         """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._metrics.append({"step": step, **finite}, in_place_of_last=step == self._newest)
@@ -95,6 +95,8 @@ def open_writer(workdir: Workdir, first_step: int, tracker: Tracker | None = Non
     for path in (workdir.metrics, workdir.bad_steps):
         keep_until(path, first_step)
     records = read_lines(workdir.metrics)
+    if tracker and records:
+        tracker.goes_on_after(records[-1])
     events = Events(workdir.tensorboard, first_step + 1)
     writer = Writer(workdir, events, records[-1]["step"] if records else None, tracker)
     try:

@@ -7,31 +7,39 @@ wait for it for ever.
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from transfusion_jax.bucket import BucketPath
-from transfusion_jax.files import check_own, write_whole
+from transfusion_jax.files import UNFINISHED, check_own, write_whole
 from transfusion_jax.storage import Place
 from transfusion_jax.training.parts import EVERY
 
 LARGE = 1 << 22  # bytes of an event file in a bucket that is full: it is put whole each time
+NAME = "events.out.tfevents."  # with which the names of event files begin
 
 
 class Events:
-    """Event files; what earlier ones hold from `first_step` on is no longer shown.
+    """Event files, in which each scalar and image of a step stands once.
 
-    A local folder gets one. In a bucket a file is put whole, now and then, and another follows once it is large.
+    What earlier files hold from `first_step` on, which will be made again, is cut off, and a TensorBoard that shows
+    it is told so. Of the step before, a resumed run may record the evaluation alone: what is there is left out.
+
+    A local folder gets one file. In a bucket a file is put whole, now and then; another follows once it is large.
     """
 
     def __init__(self, folder: Place, first_step: int):
+        self._newest, self._there = first_step - 1, keep_before(folder, first_step)
         self._bucket, self._scratch = None, None
         if isinstance(folder, BucketPath):
             self._bucket, self._scratch = folder, tempfile.TemporaryDirectory()
@@ -42,13 +50,16 @@ class Events:
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers of a step, by name."""
-        values_of = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._write(step, summary=Summary(value=values_of))
+        """Numbers of a step, by name; steps come in order, and a name that the step has already is left out."""
+        new = self._new(step, *values)
+        if new:
+            values_of = [Summary.Value(tag=name, simple_value=values[name]) for name in new]
+            self._write(step, summary=Summary(value=values_of))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """An image `[H, W, 3]` uint8."""
-        self._write(step, summary=summary.image(name, image, dataformats="HWC"))
+        """An image `[H, W, 3]` uint8; see `scalars`."""
+        if self._new(step, name):
+            self._write(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def flush(self) -> None:
         """Returns once everything can be read."""
@@ -70,6 +81,14 @@ class Events:
         if self._scratch:
             self._scratch.cleanup()
 
+    def _new(self, step: int, *names: str) -> list[str]:
+        """The names that the step does not have yet, and from now on has."""
+        if step != self._newest:
+            self._newest, self._there = step, set()
+        new = [name for name in names if name not in self._there]
+        self._there.update(new)
+        return new
+
     def _begin(self) -> None:
         check_own(self._place)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -81,3 +100,43 @@ class Events:
         self._file.write_event(Event(wall_time=time.time(), step=step, **content))
         if not self._bucket or time.monotonic() - self._put_at >= EVERY:
             self.flush()
+
+
+def keep_before(folder: Place, step: int) -> set[str]:
+    """Cuts the event files of a folder back to the steps before one; returns the names that the last of these has.
+
+    Files are in the order of their steps, so that the first ones are not read.
+    """
+    names: set[str] = set()
+    if not folder.is_dir():
+        return names
+    files: list[Place] = [path for path in folder.iterdir() if path.name.startswith(NAME)]
+    for path in sorted(files, key=lambda path: path.name, reverse=True):
+        data = path.read_bytes()
+        kept = [(record, event) for record, event in read_events(data) if event.step < step]
+        if all(event.HasField("file_version") for _, event in kept) or path.name.endswith(UNFINISHED):
+            path.unlink()
+        elif (cut := b"".join(record for record, _ in kept)) != data:
+            write_whole(path, cut)
+        names |= {value.tag for _, event in kept if event.step == step - 1 for value in event.summary.value}
+        if any(event.step < step - 1 and event.HasField("summary") for _, event in kept):
+            break
+    return names
+
+
+def read_events(data: bytes) -> Iterator[tuple[bytes, Event]]:
+    """The events of a file with their records, up to one that is torn or damaged.
+
+    A record is a length, its checksum, an event, its checksum.
+    """
+    at = 0
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        record = data[at : at + 16 + length]
+        if len(record) < 16 + length:
+            return
+        try:
+            yield record, Event.FromString(record[12:-4])
+        except DecodeError:
+            return
+        at += len(record)

@@ -1,7 +1,8 @@
 """Weights & Biases, for those who ask for it: one run of theirs for one workdir, however often it restarts.
 
 The package is the extra `wandb`. It sends from a process of its own: the loop does not wait for the network.
-Steps that are made again after a restart are sent again.
+Steps that are made again after a kill are sent again, with the same values: what is there cannot be taken back, and
+whether it arrived is not known.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ from transfusion_jax.files import write_whole
 from transfusion_jax.parallel.processes import first
 from transfusion_jax.training.workdir import Workdir
 
+RUN_FILE = "wandb.json"  # in the workdir: the project, and the run's id there
 PATIENCE = 30.0  # seconds for the server to answer, before this attempt is kept on this machine
 
 
 class Tracker:
     """A run in Weights & Biases; opened by `open_tracker`."""
 
-    def __init__(self, run: Any, wandb: Any):
-        self._run, self._wandb = run, wandb
+    def __init__(self, run: Any, wandb: Any, had: bool):
+        """`had`: whether earlier attempts sent to the run."""
+        self._run, self._wandb, self._had = run, wandb, had
         self._sent: dict[str, float] = {}
+
+    def goes_on_after(self, record: dict[str, float]) -> None:
+        """The newest record of the earlier attempts, which a resumed run may add an evaluation to."""
+        self._sent = dict(record) if self._had else {}
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """A step's numbers; those that were sent for it before are left out."""
@@ -76,6 +83,7 @@ def open_tracker(
         return
     wandb = _package()
     project, name = tracked
+    had = (workdir.path / RUN_FILE).exists()
     run_id = _id_of(workdir, project)
     folder = os.environ.get("WANDB_DIR") or (str(workdir.path) if isinstance(workdir.path, Path) else None)
 
@@ -103,7 +111,7 @@ def open_tracker(
     run.define_metric("*", step_metric="step")
     code = 1
     try:
-        yield Tracker(run, wandb)
+        yield Tracker(run, wandb, had)
         code = 0
     except UserError as error:
         code = error.exit_code
@@ -113,7 +121,7 @@ def open_tracker(
 
 
 def _id_of(workdir: Workdir, project: str) -> str:
-    path = workdir.path / "wandb.json"
+    path = workdir.path / RUN_FILE
     if path.exists():
         kept = json.loads(path.read_text())
         require(
