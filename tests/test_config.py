@@ -73,6 +73,11 @@ def test_the_configs_are_what_they_were(name):
     )
 
 
+def test_a_run_keeps_every_field_but_those_of_one_command():
+    config = configs.load(DEBUG, ["loop.stop_at=3", "loop.keep=7", "mesh.data=1"])
+    assert configs.kept(config) == configs.load(DEBUG, ["loop.keep=7", "mesh.data=1"])
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_config_survives_its_own_json(name):
     config = load(name)

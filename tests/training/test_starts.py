@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from helpers import tiny_config, tiny_run
+from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import CheckpointError, TrainingHalted
 from transfusion_jax.parallel.mesh import make_mesh
@@ -55,6 +57,20 @@ def test_a_run_stops_where_it_is_told_to_and_goes_on_as_if_it_had_not(parent, tm
     assert tiny_run(tmp_path, config()).step == 8
     stopped, once = metrics(tmp_path), metrics(parent)
     assert [[stopped[s][n] for n in EXACT] for s in once] == [[once[s][n] for n in EXACT] for s in once]
+
+
+def test_what_is_asked_of_one_command_does_not_outlive_it(tmp_path):
+    once = replace(config().loop, stop_at=3)
+    stopping = replace(config(), loop=once)
+    assert tiny_run(tmp_path / "run", stopping).step == 3
+    run = Workdir(tmp_path / "run")
+    assert run.config() == config()  # what the next `train --workdir` goes on with
+    assert source_config(Start(fork_from=str(run.path))) == config()
+    (run.path / "config.json").write_text(json.dumps(configs.to_dict(stopping)))  # as former versions wrote it
+    assert run.config() == config()
+    assert tiny_run(run.path, run.config()).step == 8
+    assert tiny_run(tmp_path / "fork", stopping, Start(fork_from=f"{run.path}:6")).step == 6
+    assert source_config(Start(fork_from=str(tmp_path / "fork"))) == config()
 
 
 def test_a_fork_goes_on_as_its_parent_did_with_its_metrics_marked(parent, tmp_path):

@@ -132,6 +132,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
+def kept(config: R) -> R:
+    """The config as its run keeps it: fields that hold for one command alone have their defaults."""
+    return _kept(config)
+
+
 def identity(config: Run) -> dict[str, Any]:
     """The identity fields alone, as `{dotted name: value}`."""
     return dict(_identity(config, ""))
@@ -202,6 +207,17 @@ def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         require(f.name in parsed or optional, f"config key {prefix}{f.name} is missing")
     return kind(**parsed)
+
+
+def _kept(config: T) -> T:
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if f.metadata.get("of_command"):
+            values[f.name] = f.default
+        elif dataclasses.is_dataclass(value):
+            values[f.name] = _kept(value)
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
 def _identity(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:

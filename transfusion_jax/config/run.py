@@ -1,7 +1,8 @@
 """What every run's config holds, whatever is trained: optimizer, guard, mesh and loop.
 
 Every field is *identity* (part of what is being trained: a resume refuses a change) or *execution* (how it is
-run: free to change). Identity is the default; execution fields are declared with `execution(default)`.
+run: free to change). Identity is the default; execution fields are declared with `execution(default)`. An execution
+field of one command, declared with `of_command(default)`, is not kept with the run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from transfusion_jax.config.checks import one_of, positive, require
 def execution(default: Any) -> Any:
     """A field that says how a run is executed, not what is trained."""
     return field(default=default, metadata={"execution": True})
+
+
+def of_command(default: Any) -> Any:
+    """An execution field that holds for the command that sets it, and not for the next one in the same workdir."""
+    return field(default=default, metadata={"execution": True, "of_command": True})
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class LoopConfig:
     keep_every: int = execution(0)  # checkpoints at multiples of this step are kept for good
     evaluate_every: int = execution(1000)
     sample_every: int = execution(0)
-    stop_at: int = execution(0)  # step after which it saves and ends; the same command without it goes on
+    stop_at: int = of_command(0)  # step after which it saves and ends; the next command without it goes on
     hang_after: int = execution(1800)  # seconds without a step or an evaluation that end the process
 
     def __post_init__(self) -> None:

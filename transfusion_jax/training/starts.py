@@ -51,7 +51,7 @@ def source_config(start: Start) -> Config:
     """The config of the run that a run is made of."""
     assert start.source is not None
     checkpoints, step = find_checkpoint(start.source)
-    return configs.parse(checkpoints.manifest(step)["config"])
+    return configs.kept(configs.parse(checkpoints.manifest(step)["config"]))
 
 
 def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentStatistics | None:
@@ -204,7 +204,7 @@ def _save_first(
 ) -> None:
     """Saves what a run goes on from, at the place that a manifest says."""
     skip_rows = place["skip_rows"]
-    about = facts_of(config, data) | {"skip_rows": skip_rows, "config": configs.to_dict(config)}
+    about = facts_of(config, data) | {"skip_rows": skip_rows, "config": configs.to_dict(configs.kept(config))}
     with Checkpoints(workdir.checkpoints, about=about) as checkpoints:
         totals = place.get("totals")
         checkpoints.save(state, place["next_row"], place["metrics"], place["concluded"], totals)

@@ -161,7 +161,7 @@ class Workdir:
         self, new: Run, data: Any, event: str, skip_rows: Sequence[tuple[int, int]], details: dict[str, Any]
     ) -> None:
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
-        text = json.dumps(config.to_dict(new), indent=2) + "\n"
+        text = json.dumps(config.to_dict(config.kept(new)), indent=2) + "\n"
         data.keep(self.path)
         self._write_manifest(
             facts_of(new, data)
@@ -205,7 +205,7 @@ class Workdir:
             raise DamagedFile(
                 f"{path} is not what was written (changes are given on the command line): {self._remedy()}"
             )
-        return config.parse_run(parse_json(data, path, self._remedy()))
+        return config.kept(config.parse_run(parse_json(data, path, self._remedy())))
 
     def manifest(self) -> dict[str, Any]:
         """The run's manifest.
