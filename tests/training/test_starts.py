@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training import checkpoint
 from transfusion_jax.training.checkpoint import Checkpoints, to_devices
 from transfusion_jax.training.loop import Hook
-from transfusion_jax.training.starts import Start, find_checkpoint, source_config
+from transfusion_jax.training.starts import Start, find_checkpoint, rate_notes, source_config
 from transfusion_jax.training.state import abstract_state
 from transfusion_jax.training.transfusion import TransfusionTask
 from transfusion_jax.training.workdir import Workdir
@@ -177,8 +178,47 @@ def test_a_resume_accepts_changes_by_name_once_and_records_them(tmp_path):
         tiny_run(tmp_path, longer, Start(accept_changes=("stps",)))
     assert tiny_run(tmp_path, longer, Start(accept_changes=("steps",))).step == 6
     assert history(tmp_path)[-1]["accepted"] == {"steps": "4 -> 6"}
+    assert "learning rate of step 5: 1.5e-05 by the old recipe" in (tmp_path / "said").read_text()
     tiny_run(tmp_path, longer, Start(accept_changes=("steps",)))
     assert "accepted" not in history(tmp_path)[-1]
+
+
+OPTIMIZER = dict(learning_rate=1e-2, final_learning_rate=1e-4, warmup_steps=2, ema_decay=0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "before", "after"),
+    [
+        (dict(steps=8), "0.0001", "0.00505"),  # step 5 of 4 was the end, and is the middle of 8
+        (dict(optimizer__learning_rate=1e-3), "0.0001", None),  # at the end of both schedules
+        (dict(steps=8, optimizer__learning_rate=1e-4), "0.0001", None),  # held, as is offered
+        (dict(steps=8, optimizer__warmup_steps=3), "0.0001", "0.00658"),
+        (dict(steps=8, optimizer__final_learning_rate=1e-3), "0.0001", "0.0055"),
+        (dict(steps=8, optimizer__weight_decay=0.2), "0.0001", "0.00505"),
+        (dict(optimizer__weight_decay=0.2), "0.0001", None),
+        (dict(steps=3), "0.0001", None),  # nothing is left to train
+    ],
+)
+def test_a_change_of_recipe_says_what_becomes_of_the_learning_rate(changes, before, after):
+    changes = {"steps": 4, **{f"optimizer__{name}": value for name, value in OPTIMIZER.items()}} | changes
+    lines = rate_notes(tiny_config(steps=4, optimizer=OPTIMIZER), tiny_config(**changes), 4)
+    if after is None:
+        assert lines == []
+        return
+    assert lines[0].startswith(f"learning rate of step 5: {before} by the old recipe, {after} by the new one")
+    held = re.findall(r"--config\.(\S+)=(\S+)", lines[1])
+    holding = configs.override(tiny_config(**changes), [f"{name}={value}" for name, value in held])
+    assert rate_notes(tiny_config(steps=4, optimizer=OPTIMIZER), holding, 4) == []
+
+
+def test_a_longer_run_says_so_when_it_is_refused_and_when_it_is_accepted(parent, tmp_path):
+    longer, fork = config(steps=10), Start(fork_from=f"{parent}:8")
+    said = "learning rate of step 9: 1.5e-05 by the old recipe, "
+    for path, start in ((parent, Start()), (tmp_path, fork)):
+        with pytest.raises(ConfigError, match=said):
+            tiny_run(path, longer, start)
+    tiny_run(tmp_path, longer, replace(fork, accept_changes=("steps",)))
+    assert said in (tmp_path / "said").read_text()
 
 
 def test_a_change_of_the_state_s_shape_is_refused_with_the_leaves(tmp_path):

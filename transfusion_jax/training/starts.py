@@ -6,6 +6,7 @@ command given again finds that done, and resumes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from transfusion_jax.parallel.processes import each, on_first
 from transfusion_jax.storage import Place, place, within
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, Manifest, is_checkpoint
 from transfusion_jax.training.files import free_path, read_lines, write_lines
+from transfusion_jax.training.optimizer import learning_rate
 from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.transplant import Mapping, transplant
@@ -91,7 +93,10 @@ def begin(
         else:
             workdir.begin(config, data, "start")
         return
-    changes = each(lambda: workdir.check(config, data, start.accept_changes))[0]
+    checkpoints, abstract = Checkpoints(workdir.checkpoints), abstract_state(task, config, mesh)
+    step = start.rewind_to if start.rewind_to is not None else on_first(lambda: max(checkpoints.steps, default=0))
+    notes = rate_notes(workdir.run(), config, step)
+    changes = each(lambda: workdir.check(config, data, start.accept_changes, notes))[0]
     if start.source:
         origin = workdir.manifest()["history"][0]
         require(
@@ -99,7 +104,6 @@ def begin(
             f"{workdir.path} already holds a run that began otherwise: leave the option out to resume it, or "
             "choose another --workdir",
         )
-    checkpoints, abstract = Checkpoints(workdir.checkpoints), abstract_state(task, config, mesh)
     rewound = on_first(lambda: _rewound_at(start, workdir))
     if start.rewind_to is not None and (changes or not rewound):
         _rewind(start, abstract, config, data, workdir, changes, say)
@@ -108,8 +112,22 @@ def begin(
         if rewound:
             say(f"rewound to step {start.rewind_to} already, at {rewound}: resuming")
         workdir.begin(config, data, "resume", accepted=changes)
-    for name, change in changes.items():
-        say(f"accepted: {name} {change}")
+    for line in [*(f"accepted: {name} {change}" for name, change in changes.items()), *notes]:
+        say(line)
+
+
+def rate_notes(old: Run, new: Run, step: int) -> list[str]:
+    """What a change of recipe makes of the learning rate of the step after `step`, and what else can be had."""
+    before, after = (float(learning_rate(run.optimizer, run.steps)(jnp.int32(step))) for run in (old, new))
+    if math.isclose(before, after, rel_tol=1e-5) or not 0 < step < new.steps:
+        return []
+    hold = (f"optimizer.{name}" for name in ("learning_rate", "final_learning_rate"))
+    return [
+        f"learning rate of step {step + 1:,}: {before:.3g} by the old recipe, {after:.3g} by the new one, which "
+        f"falls until step {new.steps:,}",
+        f"to hold the old one, accept these as well: {' '.join(f'--config.{name}={before:.3g}' for name in hold)}",
+        "to warm up to a new one: a new --workdir, --init-from this run",
+    ]
 
 
 def find_checkpoint(spec: str) -> tuple[Checkpoints, int]:
@@ -176,14 +194,9 @@ def _fork(
     assert start.fork_from is not None
     checkpoints, step = find_checkpoint(start.fork_from)
     manifest = checkpoints.manifest(step)
-    changes = accepted_changes(
-        configs.parse_run(manifest["config"]),
-        manifest,
-        config,
-        facts_of(config, data),
-        start.accept_changes,
-        start.fork_from,
-    )
+    old = configs.parse_run(manifest["config"])
+    notes, facts = rate_notes(old, config, step), facts_of(config, data)
+    changes = accepted_changes(old, manifest, config, facts, start.accept_changes, start.fork_from, notes)
     state, _ = checkpoints.restore(step, abstract_state(task, config, mesh))
     parent = Workdir(checkpoints.directory.parent)
 
@@ -194,6 +207,8 @@ def _fork(
 
     on_first(copy_records)
     say(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
+    for line in notes:
+        say(line)
     event = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
     event["longest_context"] = parent.longest_context() if parent.exists() else None
     _save_first(state, manifest, config, data, workdir, event)

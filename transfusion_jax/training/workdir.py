@@ -139,9 +139,10 @@ class Workdir:
         with owned(self.path, self._identity):
             yield
 
-    def check(self, new: Run, data: Any, accepted: Collection[str]) -> dict[str, str]:
+    def check(self, new: Run, data: Any, accepted: Collection[str], notes: Collection[str] = ()) -> dict[str, str]:
         """The accepted changes since the run was here last; see `accepted_changes`."""
-        return accepted_changes(self.run(), self.manifest(), new, facts_of(new, data), accepted, str(self.path))
+        facts = facts_of(new, data)
+        return accepted_changes(self.run(), self.manifest(), new, facts, accepted, str(self.path), notes)
 
     def begin(
         self, new: Run, data: Any, event: str, skip_rows: Sequence[tuple[int, int]] = (), **details: Any
@@ -324,9 +325,24 @@ def check_names(new: Run, accepted: Collection[str]) -> None:
 
 
 def accepted_changes(
-    old: Run, old_facts: dict[str, Any], new: Run, facts: dict[str, Any], accepted: Collection[str], run: str
+    old: Run,
+    old_facts: dict[str, Any],
+    new: Run,
+    facts: dict[str, Any],
+    accepted: Collection[str],
+    run: str,
+    notes: Collection[str] = (),
 ) -> dict[str, str]:
     """The changes of recipe between two runs, `{field: "old -> new"}`, all of them accepted.
+
+    Args:
+        old: the config of the run that is gone on with.
+        old_facts: its manifest.
+        new: the config that is asked for.
+        facts: what its manifest would say.
+        accepted: names of fields that may change.
+        run: what the run is called, for the message.
+        notes: lines that say what the changes come to, for the message.
 
     Raises:
         ConfigError: a change is not accepted.
@@ -335,7 +351,7 @@ def accepted_changes(
     changes |= {name: f"{old_facts[name]} -> {facts[name]}" for name in FACTS if old_facts[name] != facts[name]}
     refused = [name for name in changes if name not in accepted]
     if refused:
-        lines = "\n  ".join(f"{name}: {changes[name]}" for name in refused)
+        lines = "\n  ".join([*(f"{name}: {changes[name]}" for name in refused), *notes])
         raise ConfigError(
             f"{run} was started with another recipe, and going on keeps it:\n  {lines}\n"
             f"change back, accept by name with --accept-changes {','.join(refused)}, or train in a new --workdir"
