@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, and checked when they are read.
 
 Everything that a command leaves behind is written by these functions: a kill or a full disk leaves the file that
-was there before, or none. What killed processes leave has a name that ends in `UNFINISHED`, and is removed by `sweep`.
+was there before, or none. What killed processes leave ends in `UNFINISHED`, and is removed by `sweep`.
 """
 
 from __future__ import annotations

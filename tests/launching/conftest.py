@@ -9,12 +9,12 @@ import pytest
 
 @pytest.fixture
 def standin(tmp_path, monkeypatch):
-    """A folder where `standin.py` keeps what kubectl and gcloud were told."""
+    """A folder where `standin.py` keeps what the programs were told."""
     folder = tmp_path / "standin"
     folder.mkdir()
-    for name in ("kubectl", "gcloud"):
+    for name in ("kubectl", "gcloud", "squeue", "scontrol", "sbatch"):
         program = folder / name
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "standin.py"} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "standin.py"} {name} "$@"\n')
         program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     monkeypatch.setenv("STANDIN", str(folder))
@@ -36,7 +36,7 @@ class Standin:
 
     def change(self, change):
         """Changes what exists."""
-        path = self.folder / "existing.json"
+        (path,) = self.folder.glob("job-*")
         about = json.loads(path.read_text())
         change(about)
         path.write_text(json.dumps(about))

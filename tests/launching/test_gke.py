@@ -107,17 +107,17 @@ def test_an_eviction_restarts_without_being_counted(capsys):
 
 def test_the_same_command_twice_starts_one_job(standin, capsys):
     assert main([*GKE, *TRAIN]) == 0
-    assert "submitted train-run: v5e:16x16" in capsys.readouterr().out
+    assert "submitted train-run-e69e69: v5e:16x16" in capsys.readouterr().out
     assert standin.verbs() == ["get", "apply"]
     assert main([*GKE, *TRAIN]) == 0
-    assert "train-run is already there; nothing was submitted" in capsys.readouterr().out
+    assert "train-run-e69e69 is already there; nothing was submitted" in capsys.readouterr().out
     assert standin.verbs() == ["get"]
 
     assert main([*GKE, "--env=A=1", *TRAIN]) == 2
-    assert "train-run is there with another command: choose --name, or end it" in capsys.readouterr().err
+    assert "train-run-e69e69 is there with another command or other machines" in capsys.readouterr().err
     standin.change(lambda job: job.update(status={"terminalState": "Completed"}))
     assert main([*GKE, *TRAIN]) == 0
-    assert "train-run is done; nothing was submitted" in capsys.readouterr().out
+    assert "train-run-e69e69 is done; nothing was submitted" in capsys.readouterr().out
     standin.verbs()
     standin.change(lambda job: job.update(status={"terminalState": "Failed"}))
     assert main([*GKE, *TRAIN]) == 0

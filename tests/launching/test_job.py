@@ -29,9 +29,10 @@ def test_an_option_s_value_is_found_as_argparse_finds_it(words, value):
 @pytest.mark.parametrize(
     ("command", "name"),
     [
-        (["train", "--workdir", "gs://bucket/runs/My_Run.7/"], "train-my-run-7"),
-        (["evaluate", "--workdir", "runs/" + 60 * "a"], "evaluate-" + 24 * "a" + "-578cc2"),
-        (["prepare", "x"], "prepare"),
+        (["train", "--workdir", "gs://bucket/runs/My_Run.7/"], "train-my-run-7-4246f1"),
+        (["train", "--workdir", "/runs/My_Run.7"], "train-my-run-7-73ee94"),
+        (["evaluate", "--workdir", "/runs/" + 60 * "a"], "evaluate-" + 24 * "a" + "-c19c6f"),
+        (["prepare", "x"], "prepare-ac06a9"),
     ],
 )
 def test_a_name_comes_from_the_command_and_its_workdir(command, name):

@@ -41,7 +41,7 @@ def test_a_job_is_requeued_cancelled_and_submitted_again_with_equal_losses(clust
     workdir = tmp_path / "b"
     command = ["launch", "slurm", "--tasks-per-node=2", "--", *TRAIN, "--workdir", str(workdir)]
     first = submitted(command)
-    assert f"job train-b is already there: {first} is" in transfusion(*command).stdout
+    assert f"is already there: {first} is" in transfusion(*command).stdout
     wait_for_line(workdir, first, "step  6/")
     run("scancel", "--signal=TERM", first)
     wait_for_line(workdir, first, "exit code 75: back into the queue")
@@ -110,8 +110,9 @@ def test_options_stand_in_the_script(tmp_path, monkeypatch, capsys):
     options = ["--nodes=4", "--gpus-per-node=8", "--per-gpu", "--time=2-0", "--sbatch=--account=us", "--grace=7"]
     assert main(["launch", "slurm", *options, "--dry-run", "--", *TRAIN, "--workdir", str(tmp_path / "Run_7")]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("#SBATCH --job-name=train-run-7-") for line in lines)
     for option in (
-        *("--job-name=train-run-7", "--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=2-0"),
+        *("--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=2-0"),
         *("--account=us", "--signal=TERM@7", "--requeue", f"--output={tmp_path}/Run_7/logs/slurm-%j.log"),
     ):
         assert f"#SBATCH {option}" in lines

@@ -1,5 +1,6 @@
 """`transfusion launch tpu-vm`: the script that the machines run, and what is there already."""
 
+import json
 import subprocess
 
 import pytest
@@ -63,11 +64,15 @@ def test_the_service_follows_the_exit_codes(capsys):
     [
         (
             ["--topology=v5p:4x4x4"],
-            ["--accelerator-type=v5p-128", "--node-id=train-run"],
+            ["--accelerator-type=v5p-128", "--node-id=train-run-e69e69"],
             ["--spot", "--node-count"],
         ),
         (["--topology=v6e-256", "--spot"], ["--accelerator-type=v6e-256", "--spot"], ["--reserved"]),
-        (["--slices=2", "--reserved"], ["--node-count=2", "--node-prefix=train-run", "--reserved"], ["--node-id"]),
+        (
+            ["--slices=2", "--reserved"],
+            ["--node-count=2", "--node-prefix=train-run-e69e69", "--reserved"],
+            ["--node-id"],
+        ),
         (["--runtime=x", "--service-account=a@b"], ["--runtime-version=x", "--service-account=a@b"], []),
     ],
 )
@@ -80,20 +85,22 @@ def test_what_is_asked_for(options, present, absent, capsys):
 
 def test_the_same_command_again_queues_only_what_is_gone(standin, capsys):
     assert main([*VM, *TRAIN]) == 0
-    assert "queued train-run: v5e:16x16" in capsys.readouterr().out
+    assert "queued train-run-e69e69: v5e:16x16" in capsys.readouterr().out
     assert standin.verbs() == ["describe", "create"]
-    assert (standin.folder / "startup").read_text().startswith("#!/usr/bin/env bash\n")
+    (booked,) = standin.folder.glob("job-*")
+    node = json.loads(booked.read_text())["tpu"]["nodeSpec"][0]["node"]
+    assert node["metadata"]["startup-script"].startswith("#!/usr/bin/env bash\n")
     assert main([*VM, *TRAIN]) == 0
-    assert "train-run is already there, ACTIVE; nothing was queued" in capsys.readouterr().out
+    assert "train-run-e69e69 is already there, ACTIVE; nothing was queued" in capsys.readouterr().out
     assert standin.verbs() == ["describe"]
     assert main([*VM, "--spot", "--env=A=1", *TRAIN]) == 2
-    assert "choose another --name" in capsys.readouterr().err
+    assert "choose --name, or end it" in capsys.readouterr().err
     standin.verbs()
 
     for state in ("SUSPENDED", "FAILED"):
         standin.change(lambda about, state=state: about.update(state={"state": state}))
         assert main([*VM, *TRAIN]) == 0
-        assert f"train-run is {state}: it is deleted, and queued anew" in capsys.readouterr().out
+        assert f"train-run-e69e69 is {state}: it is deleted, and queued anew" in capsys.readouterr().out
         assert standin.verbs() == ["describe", "delete", "create"]
     standin.change(lambda about: about.update(state={"state": "SUSPENDING"}))
     assert main([*VM, *TRAIN]) == 2

@@ -14,18 +14,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 import yaml
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import INTERRUPTED, UserError
-from transfusion_jax.launching.job import Job, add_job_arguments, add_name_argument, make_job, require_bucket
+from transfusion_jax.launching.job import (
+    Job,
+    add_job_arguments,
+    add_name_argument,
+    make_job,
+    refuse,
+    require_bucket,
+)
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import attempt, output, require_tool, says
 from transfusion_jax.launching.tpus import Slices, add_slice_arguments, slices
 
 FINGERPRINT = "transfusion-jax/command"  # annotation: tells whether a job of the name is this one
+APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # annotation of kubectl's own: what was applied
 QUEUE = "kueue.x-k8s.io/queue-name"
 SPOT = "cloud.google.com/gke-spot"
 ADVICE = "install it (gcloud components install kubectl), and gcloud container clusters get-credentials CLUSTER"
@@ -183,16 +192,22 @@ def _make_room(manifest: dict[str, Any], place: tuple[str, ...]) -> bool:
         raise UserError(f"kubectl get jobset failed: {says(found)}")
     existing = json.loads(found.stdout)
     state = existing.get("status", {}).get("terminalState", "")
-    fingerprint = existing["metadata"].get("annotations", {}).get(FINGERPRINT)
-    same = fingerprint == manifest["metadata"]["annotations"][FINGERPRINT]
+    annotations = existing["metadata"].get("annotations", {})
+    same = annotations.get(FINGERPRINT) == manifest["metadata"]["annotations"][FINGERPRINT]
     delete = ("kubectl", "delete", "jobset", name, *place)
     if same and state == "Completed":
         print(f"{name} is done; nothing was submitted (to run it again: {' '.join(delete)})")
         return False
     if not state:
         if not same:
-            raise ConfigError(f"{name} is there with another command: choose --name, or end it: {' '.join(delete)}")
+            applied = json.loads(annotations.get(APPLIED, "{}"))
+            refuse(name, _lines(applied), _lines(manifest), " ".join(delete))
         print(f"{name} is already there; nothing was submitted")
         return False
     output(*delete, "--wait")
     return True
+
+
+def _lines(manifest: dict[str, Any]) -> str:
+    """What a JobSet runs and on what, for a comparison; empty where nothing is known."""
+    return yaml.safe_dump(manifest["spec"], width=math.inf) if manifest else ""

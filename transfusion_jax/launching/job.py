@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, Run, require
@@ -17,9 +20,12 @@ from transfusion_jax.data.load import require_sources
 from transfusion_jax.launching.grace import grace_seconds
 from transfusion_jax.planning.plan import on_mesh
 from transfusion_jax.planning.topology import Topology
+from transfusion_jax.storage import BUCKETS, place
 from transfusion_jax.training.workdir import Workdir
 
 LONGEST_NAME = 40  # characters: Kubernetes adds to it and stops at 63
+HASH = 6  # characters that tell apart what has the same words in its name
+SHOWN = 12  # lines that differ between two jobs
 OVERRIDE = "--config."
 
 
@@ -113,6 +119,24 @@ def make_job(arguments: argparse.Namespace, hosts: int, topology: Topology | Non
     )
 
 
+def refuse(name: str, there: str, asked: str, advice: str) -> NoReturn:
+    """Raises ConfigError for a job whose name another one has; it says what differs.
+
+    Args:
+        name: of both.
+        there: what is there, line by line; empty where that cannot be read.
+        asked: what is asked for.
+        advice: how the other one is ended.
+    """
+    compared = difflib.unified_diff(there.splitlines(), asked.splitlines(), lineterm="", n=0) if there else ()
+    lines = [line for line in compared if not line.startswith(("---", "+++", "@@"))]
+    more = [f"and {len(lines) - SHOWN} lines more"] if len(lines) > SHOWN else []
+    raise ConfigError(
+        f"{name} is there with another command or other machines, and nothing was submitted: choose --name, or end "
+        f"it: {advice}" + "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
+    )
+
+
 def option(words: Sequence[str], name: str) -> str | None:
     """The value of `--name VALUE` or `--name=VALUE`, the last one; None where it is not there."""
     found = None
@@ -161,12 +185,16 @@ def _name(given: str | None, command: tuple[str, ...]) -> str:
             f"--name {given} must be at most {LONGEST_NAME} of a-z, 0-9 and -, and begin with a letter",
         )
         return given
-    folder = (option(command, "--workdir") or "").rstrip("/").rpartition("/")[2]
+    workdir = option(command, "--workdir")
+    whole = _absolute(workdir) if workdir else shlex.join(command)
+    folder = whole.rpartition("/")[2] if workdir else ""
     words = re.sub(r"[^a-z0-9]+", "-", f"{command[0]}-{folder}".lower()).strip("-")
-    if len(words) <= LONGEST_NAME:
-        return words
-    end = hashlib.sha256(words.encode()).hexdigest()[:6]  # tells apart what differs in the part cut off
-    return f"{words[: LONGEST_NAME - 7].strip('-')}-{end}"
+    end = hashlib.sha256(whole.encode()).hexdigest()[:HASH]  # many workdirs have the same last name
+    return f"{words[: LONGEST_NAME - HASH - 1].strip('-')}-{end}"
+
+
+def _absolute(workdir: str) -> str:
+    return str(place(workdir)) if workdir.startswith(f"{BUCKETS}:") else os.path.abspath(workdir)
 
 
 def _environment(entries: Sequence[str]) -> dict[str, str]:

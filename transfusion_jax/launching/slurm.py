@@ -10,7 +10,7 @@ from pathlib import Path
 from transfusion_jax.config import require
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.files import write_whole
-from transfusion_jax.launching.job import Job, add_job_arguments, add_name_argument, make_job
+from transfusion_jax.launching.job import Job, add_job_arguments, add_name_argument, make_job, refuse
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import output, require_tool
 
@@ -67,7 +67,7 @@ def add_parser(targets: argparse._SubParsersAction) -> None:
     parser = targets.add_parser(
         "slurm",
         help="a Slurm job",
-        description="Submits a Slurm job, unless one of that name is queued or running.",
+        description="Submits a Slurm job, unless it is queued or running already.",
     )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each node")
@@ -102,15 +102,30 @@ def launch(arguments: argparse.Namespace) -> int:
         print(script, end="")
         return 0
     require_tool("sbatch", "run this where jobs are submitted, such as the cluster's login node")
-    mine = ("--me", f"--name={job.name}", f"--states={THERE}")
-    if found := output("squeue", "--noheader", "--format=%i %T", *mine).split():
-        print(f"job {job.name} is already there: {found[0]} is {found[1]}; nothing was submitted")
+    if not _has_room(job.name, script):
         return 0
     path = logs / f"{job.name}.sbatch"
     write_whole(path, script)
     number = output("sbatch", "--parsable", str(path)).partition(";")[0].strip()
     print(f"submitted {job.name} as job {number}; it logs to {logs}/slurm-{number}.log and is described in {path}")
     return 0
+
+
+def _has_room(name: str, script: str) -> bool:
+    """Whether the job is to be submitted: not where it is queued or running already.
+
+    Raises:
+        ConfigError: another job has the name.
+    """
+    mine = ("--me", f"--name={name}", f"--states={THERE}")
+    for line in output("squeue", "--noheader", "--format=%i %T", *mine).splitlines():
+        number, state = line.split()
+        there = output("scontrol", "write", "batch_script", number, "-")
+        if there != script:
+            refuse(name, there, script, f"scancel {number}")
+        print(f"job {name} is already there: {number} is {state}; nothing was submitted")
+        return False
+    return True
 
 
 def batch_script(job: Job, arguments: argparse.Namespace, logs: Path) -> str:

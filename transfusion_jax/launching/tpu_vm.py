@@ -15,9 +15,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import UserError
-from transfusion_jax.launching.job import Job, add_job_arguments, add_name_argument, make_job, require_bucket
+from transfusion_jax.launching.job import (
+    Job,
+    add_job_arguments,
+    add_name_argument,
+    make_job,
+    refuse,
+    require_bucket,
+)
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import attempt, output, require_tool, says
 from transfusion_jax.launching.tpus import Slices, add_slice_arguments, slices
@@ -26,6 +32,7 @@ RESOURCES = ("gcloud", "compute", "tpus", "queued-resources")
 LABEL = "transfusion-command"  # tells whether a queued resource of the name is this job
 ENDED = ("FAILED", "SUSPENDED")  # nothing will come of it any more: SUSPENDED is what a preempted one becomes
 ENDING = ("SUSPENDING", "DELETING")
+STARTUP_FILE = "--metadata-from-file=startup-script="
 STARTUP = r"""#!/usr/bin/env bash
 set -euo pipefail
 gcloud auth configure-docker --quiet {registry}
@@ -88,17 +95,20 @@ def launch(arguments: argparse.Namespace) -> int:
     require_bucket(job, "TPU VMs")
     script = startup_script(job, arguments.image)
     place = [f"--zone={arguments.zone}", *([f"--project={arguments.project}"] if arguments.project else [])]
+    create = _create(job, machines, arguments, place)
+    fingerprint = job.fingerprint(script=script, create=create)
+    create.append(f"--labels={LABEL}={fingerprint}")
     if arguments.dry_run:
-        create = shlex.join(_create(job, machines, arguments, place, script, "startup.sh"))
-        print(f"cat >startup.sh <<'STARTUP'\n{script}STARTUP\n{create}")
+        create.append(f"{STARTUP_FILE}startup.sh")
+        print(f"cat >startup.sh <<'STARTUP'\n{script}STARTUP\n{shlex.join(create)}")
         return 0
     require_tool("gcloud", "install the Google Cloud CLI")
-    if not _make_room(job, place, job.fingerprint(script=script, machines=machines)):
+    if not _make_room(job, machines, place, script, fingerprint):
         return 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "startup.sh"
         path.write_text(script)
-        output(*_create(job, machines, arguments, place, script, str(path)))
+        output(*create, f"{STARTUP_FILE}{path}")
     node = f"{job.name}-0" if machines.count > 1 else job.name
     ssh = shlex.join(["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, "--worker=0", *place])
     delete = shlex.join([*RESOURCES, "delete", job.name, "--force", *place])
@@ -123,9 +133,8 @@ def startup_script(job: Job, image: str) -> str:
     )
 
 
-def _create(
-    job: Job, machines: Slices, arguments: argparse.Namespace, place: Sequence[str], script: str, path: str
-) -> list[str]:
+def _create(job: Job, machines: Slices, arguments: argparse.Namespace, place: Sequence[str]) -> list[str]:
+    """The command that books the machines, without its label and the startup script."""
     many = [f"--node-count={machines.count}", f"--node-prefix={job.name}"]
     chosen = {"--spot": arguments.spot, "--reserved": arguments.reserved}
     account = arguments.service_account
@@ -134,15 +143,13 @@ def _create(
         *(many if machines.count > 1 else [f"--node-id={job.name}"]),
         f"--accelerator-type={machines.booking}",
         f"--runtime-version={arguments.runtime or machines.names.runtime}",
-        f"--metadata-from-file=startup-script={path}",
-        f"--labels={LABEL}={job.fingerprint(script=script, machines=machines)}",
         *(option for option, wanted in chosen.items() if wanted),
         *([f"--service-account={account}"] if account else []),
         "--async",
     ]
 
 
-def _make_room(job: Job, place: Sequence[str], fingerprint: str) -> bool:
+def _make_room(job: Job, machines: Slices, place: Sequence[str], script: str, fingerprint: str) -> bool:
     """Whether the queued resource is to be created; one of its name of which nothing will come is deleted.
 
     Raises:
@@ -162,8 +169,11 @@ def _make_room(job: Job, place: Sequence[str], fingerprint: str) -> bool:
         return True
     if state in ENDING:
         raise UserError(f"{job.name} is {state}: run the same command once that is done")
-    labels = existing["tpu"]["nodeSpec"][0]["node"].get("labels", {})
-    if labels.get(LABEL) != fingerprint:
-        raise ConfigError(f"{job.name} is there with another command or other machines: choose another --name")
+    node = existing["tpu"]["nodeSpec"][0]["node"]
+    if node.get("labels", {}).get(LABEL) != fingerprint:
+        there, booking = node.get("metadata", {}).get("startup-script", ""), node.get("acceleratorType", "")
+        delete = shlex.join([*RESOURCES, "delete", job.name, "--force", *place])
+        asked = f"{machines.booking}\n{script}"
+        refuse(job.name, f"{booking}\n{there}" if there else "", asked, delete)
     print(f"{job.name} is already there, {state}; nothing was queued")
     return False
