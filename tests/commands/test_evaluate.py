@@ -60,7 +60,7 @@ def test_what_was_measured_is_kept_and_not_measured_again(workdir, capsys, monke
     first = evaluated(workdir, capsys)
     assert [(e["step"], e["weights"], e["suite"]) for e in first] == [(4, "ema", "loss"), (4, "ema", "shapes")]
     assert first == entries(workdir)
-    assert first[0]["settings"].keys() == {"rows", "data"}
+    assert first[0]["settings"].keys() == {"rows", "data", "version"}
     assert first[1]["settings"]["sampling"]["guidance"] == 2
     assert first[1]["settings"]["protocol"] is None
     assert set(first[1]["metrics"]) >= {"judge_accuracy", "generation_accuracy_position", "caption_parseable"}
@@ -146,6 +146,16 @@ def test_a_source_that_holds_nothing_out_is_named(digits_folder, tmp_path, capsy
     assert main(["evaluate", "--workdir", str(tmp_path / "run"), "--suite", "loss"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "holds nothing out" in line]
     assert lines == ["whole holds nothing out: nothing of it is measured"]
+
+
+def test_numbers_of_an_earlier_version_of_a_suite_are_measured_anew(workdir, capsys, monkeypatch):
+    fake(monkeypatch, "loss", {"loss": 7.0})  # as before suites had versions
+    evaluated(workdir, capsys, "--suite", "loss")
+    monkeypatch.setitem(
+        suite.SUITES, "loss", replace(suite.SUITES["loss"], run=lambda *_: {"loss": 6.0}, version=2)
+    )
+    assert evaluated(workdir, capsys, "--suite", "loss")[0]["metrics"] == {"loss": 6.0}
+    assert [entry["metrics"]["loss"] for entry in entries(workdir)] == [7.0, 6.0]
 
 
 def test_a_suite_that_finds_nothing_to_measure_says_so(workdir, capsys, monkeypatch):

@@ -19,8 +19,8 @@ CODES = Data(code_corpus(), code_corpus(1), code_codec())
 @pytest.mark.parametrize(
     ("config", "data", "axes"),
     [
-        pytest.param(tiny_config(**SIZE), LATENTS, (1, 8, 1, 1), id="latents"),
-        pytest.param(token_config(**SIZE), CODES, (2, 2, 1, 2), id="codes", marks=pytest.mark.slow),
+        pytest.param(tiny_config(**SIZE, accumulation=2), LATENTS, (1, 4, 1, 2), id="latents in parts"),
+        pytest.param(token_config(**SIZE, accumulation=4), CODES, (2, 2, 1, 2), id="codes", marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_measure_what_one_does(config, data, axes):

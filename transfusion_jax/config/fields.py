@@ -297,7 +297,7 @@ class EvaluationConfig:
 
     suites: tuple[str, ...] = execution(("loss",))  # of `transfusion evaluate`
     during_training: tuple[str, ...] = execution(("loss",))  # every loop.evaluate_every steps
-    rows: int = execution(128)  # held-out rows of the loss suite
+    rows: int = execution(128)  # held-out rows that losses are measured on, of exactly so many
     images: int = execution(200)  # images drawn by a suite that judges them
     scenes: str = execution("free")  # of the suites `shapes` and `edits`; or "corners", as the data are
 

@@ -1,7 +1,7 @@
 """`evaluation.json`: what was measured, one entry for each set of weights, suite and settings.
 
     {"evaluations": [{"step": 2400, "weights": "ema", "checkpoint": "5c0f…", "suite": "loss",
-                      "settings": {"rows": 128, "data": "91ab…"}, "metrics": {"loss": 1.75, …}}, …]}
+                      "settings": {"rows": 128, "data": "91ab…", "version": 2}, "metrics": {"loss": 1.75, …}}, …]}
 
 Everything but the metrics is the entry's key. What was measured under one key is not measured again, and numbers
 of different settings stand in different entries.
@@ -30,6 +30,8 @@ UNUSED = {"latents": ("temperature",), "codes": OF_LATENTS, "none": ()}  # field
 def settings(suite: Suite, config: Config, data: Data, protocol: str | None) -> dict[str, Any]:
     """What a suite's numbers depend on beside the weights; of one that draws, how, and a hash of its prompts."""
     found: dict[str, Any] = {suite.size: getattr(config.evaluation, suite.size), "data": data.held_out.hash}
+    if suite.version > 1:
+        found["version"] = suite.version
     if suite.prompts:
         prompts = "\n".join(suite.prompts(config.evaluation))
         found["prompts"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
