@@ -84,6 +84,13 @@ def test_a_config_survives_its_own_json(name):
     assert configs.parse(json.loads(json.dumps(configs.to_dict(config)))) == config
 
 
+@pytest.mark.parametrize("name", ["digits", "digits:chameleon"])
+def test_runs_from_when_the_default_was_250_steps_are_read(name):
+    values = configs.to_dict(load(name))
+    values["sampling"]["steps"] = 250
+    assert configs.parse(values).sampling.steps == 250
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -1,5 +1,6 @@
 """`transfusion evaluate` on a small run of two checkpoints, on eight devices."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -73,6 +74,18 @@ def test_what_was_measured_is_kept_and_not_measured_again(workdir, capsys, monke
     assert other[0]["metrics"] == {"loss": 7.0}
     assert evaluated(workdir, capsys, "--suite", "loss", "--again")[0]["metrics"] == {"loss": 7.0}
     assert len(entries(workdir)) == 3
+
+
+def test_what_an_earlier_version_drew_is_drawn_again(workdir, capsys, monkeypatch):
+    fake(monkeypatch, "shapes", {"generation_accuracy": 0.5})
+    (new,) = evaluated(workdir, capsys, "--suite", "shapes")
+    old = copy.deepcopy(new)
+    assert old["settings"]["sampling"].pop("spacing") == "trailing"
+    (workdir / "evaluation.json").write_text(json.dumps({"evaluations": [old]}))
+    fake(monkeypatch, "shapes", {"generation_accuracy": 0.75})
+    (again,) = evaluated(workdir, capsys, "--suite", "shapes")
+    assert again["metrics"] == {"generation_accuracy": 0.75}
+    assert entries(workdir) == [old, again]
 
 
 def test_a_suite_that_fails_leaves_those_before_it(workdir, capsys, monkeypatch):

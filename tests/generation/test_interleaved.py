@@ -187,8 +187,9 @@ def test_each_guidance_is_what_it_says():
     np.testing.assert_allclose(drawn(guidance=1.0, image_guidance=1.0), plain, **close)
     np.testing.assert_allclose(drawn(guidance=2.0, image_guidance=2.0), drawn(guidance=2.0), **close)
     np.testing.assert_allclose(drawn(guidance=2.0, guidance_interval=(0.0, 0.0)), plain, **close)
-    some = drawn(guidance=2.0, guidance_interval=(0.3, 0.6))
-    assert min(np.abs(some - other).max() for other in (plain, drawn(guidance=2.0))) > 1e-2
+    for interval in ((0.3, 0.6), (1.0, 1.0)):  # the second: where drawing begins
+        some = drawn(guidance=2.0, guidance_interval=interval)
+        assert min(np.abs(some - other).max() for other in (plain, drawn(guidance=2.0))) > 1e-2
     assert np.abs(drawn(guidance=3.0, guidance_rescale=1.0) - drawn(guidance=3.0)).max() > 1e-2
 
 

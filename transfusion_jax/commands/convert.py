@@ -249,6 +249,7 @@ def _config(spec: str | None, overrides: list[str], model: dict[str, Any], longe
         "batch_rows": 512,
         "model": {"latent_shape": (32, 32, 8), "patch_size": 2, "remat": "full"},
         "data": {"encoding": "kl-f8c8"},
+        "sampling": {"steps": 250},
     }
     sizes = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 32, "vocabulary": 256}  # any: they are replaced
     if spec is None:

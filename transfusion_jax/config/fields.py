@@ -263,7 +263,7 @@ class DiffusionConfig:
 class SamplingConfig:
     """How images are drawn; commands can override it."""
 
-    steps: int = execution(250)  # of denoising
+    steps: int = execution(50)  # of denoising
     sampler: str = execution("auto")  # "ancestral" (auto), "ddim" or "dpm++"; of a flow "euler" (auto) or "heun"
     guidance: float = execution(3.0)  # scale of classifier-free guidance; 1 is none
     guidance_interval: tuple[float, ...] = execution((0.0, 1.0))  # of t / T: where guidance acts
@@ -286,6 +286,7 @@ class SamplingConfig:
 
 
 OF_LATENTS = ("steps", "sampler", "guidance_interval", "guidance_rescale", "image_guidance")  # not of codes
+FORMER_STEPS = 250  # the default of earlier versions: it stands in the `config.json` of runs of codes, too
 
 
 SUITES = ("loss", "text", "images", "captions", "digits", "edits", "shapes", "frechet")  # see `evaluation.suite`
@@ -373,10 +374,11 @@ class Config(Run):
                 f"sampling.{name}": (getattr(self.sampling, name), getattr(SamplingConfig(), name))
                 for name in OF_LATENTS
             },
+            "sampling.steps": (self.sampling.steps, SamplingConfig.steps, FORMER_STEPS),
             "data.max_text": (self.data.max_text, 0),  # every element bears a loss
         }
-        for name, (value, default) in elsewhere.items():
-            require(value == default, f"{name} goes with model.images='latents', not {family!r}: leave it out")
+        for name, (value, *defaults) in elsewhere.items():
+            require(value in defaults, f"{name} goes with model.images='latents', not {family!r}: leave it out")
         require(
             family == "codes" or not self.loop.sample_every,
             "loop.sample_every must be 0 with model.images='none': a model of text alone draws no images",

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion_jax.diffusion.schedule import Path, Schedule, evenly, respace
+from transfusion_jax.diffusion.schedule import Path, Schedule, evenly
 
 Bounds = tuple[np.ndarray, np.ndarray]
 
@@ -31,6 +31,7 @@ CLEAN: dict[str, Callable] = {  # of (signal, noise) at t: the weights of x_t an
     "x": lambda signal, noise: (0 * signal, 0 * signal + 1),
     "flow": lambda signal, noise: (0 * signal + 1, -noise),
 }
+LEAST_SIGNAL = 0.03  # times the noise: with less, no ε is asked for; measured, see docs/decisions.md
 
 
 class Weights(NamedTuple):
@@ -47,18 +48,19 @@ class Weights(NamedTuple):
 class Steps(NamedTuple):
     """A sampler's way to the clean image: one entry for each evaluation of the model."""
 
-    timesteps: Any  # where it is asked
+    timesteps: Any  # where x stands
+    asked: Any  # the timestep that the model is told, see `noisiest_asked`
     weights: Weights  # what comes of its answer
 
 
 def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str = "auto") -> Steps:
-    """The way of a sampler from the noisiest timestep that it visits to 0.
+    """The way of a sampler from noise alone, at T, to the clean image at 0.
 
     In float64 on the host, for in float32 `1 − ᾱ` cancels at small t.
 
     Args:
         path: the schedule trained with.
-        steps: how many of its timesteps to visit.
+        steps: how many of its timesteps to visit, T the first of them.
         objective: what is predicted, an entry of `objective.TARGETS`.
         sampler: one of the path's; "auto" is the first of them.
 
@@ -68,13 +70,28 @@ def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str 
     known = samplers_of(path)
     if sampler not in ("auto", *known):
         raise ValueError(f"no sampler {sampler!r} of this schedule: one of {', '.join(known)}")
-    visited = (respace if isinstance(path, Schedule) else evenly)(path.timesteps, steps)
+    visited = evenly(path.timesteps, steps)
     if sampler == "heun":
         visited = np.concatenate([visited[:1], np.repeat(visited[1:-1], 2), visited[-1:]])
-    signal, noise = path.signals[visited], path.noises[visited]
-    from_x, from_prediction = CLEAN[objective](signal[:-1], noise[:-1])
-    onward = known[next(iter(known)) if sampler == "auto" else sampler](signal, noise)
-    return Steps(visited[:-1], Weights(from_x, from_prediction, *onward))
+    asked = np.minimum(visited[:-1], noisiest_asked(path, objective))
+    from_x, from_prediction = CLEAN[objective](path.signals[asked], path.noises[asked])
+    moves = known[next(iter(known)) if sampler == "auto" else sampler]
+    onward = moves(path.signals[visited], path.noises[visited])
+    return Steps(visited[:-1], asked, Weights(from_x, from_prediction, *onward))
+
+
+def noisiest_asked(path: Path, objective: str) -> int:
+    """The noisiest timestep that the model is told: T, but where it predicts ε.
+
+    The clean image that an ε points to is `(x − noise ε) / signal`. Towards T there is hardly any signal: at the
+    end of a cosine schedule a mistake grows 20,000-fold, and a model's ε is never quite right. But up to
+    `LEAST_SIGNAL` x is noise and little else, so the model is asked there as if x had come that far. DPM-Solver
+    begins at a signal of 0.008 for the same reason; here x moves from T on, and misses nothing of the images' mean.
+    """
+    if objective != "epsilon":
+        return path.timesteps
+    ratios = path.signals[1:] / path.noises[1:]
+    return 1 + int(np.abs(np.log(ratios / LEAST_SIGNAL)).argmin())
 
 
 def samplers_of(path: Path) -> dict[str, Moves]:
@@ -128,7 +145,7 @@ def sample(
     """
 
     def step(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
-        (x, previous), (index, (t, weights)) = carry, scanned
+        (x, previous), (index, (_, t, weights)) = carry, scanned
         return take_step(x, previous, predict(x, t), normal(keys, index + 1, shape), weights, bounds), None
 
     x = normal(keys, jnp.int32(0), shape)
@@ -144,7 +161,7 @@ def normal(keys: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Arr
 def on_device(steps: Steps) -> Steps:
     """Timesteps as int32, weights as float32."""
     weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), steps.weights)
-    return Steps(jnp.asarray(steps.timesteps, jnp.int32), weights)
+    return Steps(jnp.asarray(steps.timesteps, jnp.int32), jnp.asarray(steps.asked, jnp.int32), weights)
 
 
 Onward = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # the last four of `Weights`

@@ -108,30 +108,14 @@ def make_schedule(config: DiffusionConfig) -> Path:
     return SCHEDULES[config.resolved_schedule](config.timesteps)
 
 
-def respace(timesteps: int, steps: int) -> np.ndarray:
-    """The timesteps that a sampler of `steps` steps visits, noisiest first, and then 0: `[steps + 1]`.
-
-    They are diffusers' "leading" spacing, which leaves out the very last timesteps: under a cosine schedule
-    ᾱ_T is 2e-9, and dividing by its root would magnify an error of the predicted noise without bound.
-
-    Raises:
-        ValueError: `steps` is not between 1 and `timesteps`.
-    """
-    check_steps(timesteps, steps)
-    return np.concatenate([np.arange(steps)[::-1] * (timesteps // steps) + 1, [0]])
-
-
 def evenly(timesteps: int, steps: int) -> np.ndarray:
-    """`steps + 1` timesteps from T to 0, as even as whole numbers are: a straight line can be followed from T on.
+    """`steps + 1` timesteps from T to 0, as even as whole numbers are: diffusers' "trailing" spacing.
+
+    So it begins at noise alone, as the image that is drawn does, whatever the number of steps (arXiv 2305.08891).
 
     Raises:
         ValueError: `steps` is not between 1 and `timesteps`.
     """
-    check_steps(timesteps, steps)
-    return np.round(np.linspace(timesteps, 0, steps + 1)).astype(np.int64)
-
-
-def check_steps(timesteps: int, steps: int) -> None:
-    """Raises ValueError where there are not so many timesteps to visit."""
     if not 1 <= steps <= timesteps:
         raise ValueError(f"sampling takes 1 to {timesteps} steps, not {steps}")
+    return np.round(np.linspace(timesteps, 0, steps + 1)).astype(np.int64)

@@ -24,6 +24,7 @@ from transfusion_jax.training.workdir import Workdir
 Entry = dict[str, Any]
 
 EVALUATIONS, METRICS = "evaluations", "metrics"
+SPACING = "trailing"  # of the visited timesteps; numbers of earlier versions, "leading", say none
 UNUSED = {"latents": ("temperature",), "codes": OF_LATENTS, "none": ()}  # fields of `sampling`, by model.images
 
 
@@ -44,6 +45,8 @@ def sampling_of(config: Config) -> dict[str, Any]:
     """How the config draws: the fields that its kind of images has a use for, as JSON reads them back."""
     fields = dataclasses.asdict(config.sampling)
     how = {name: value for name, value in fields.items() if name not in UNUSED[config.model.images]}
+    if config.model.images == "latents":
+        how["spacing"] = SPACING
     read_back: dict[str, Any] = json.loads(json.dumps(how))
     return read_back
 

@@ -181,7 +181,7 @@ def denoise(
     shape = canvas.x.shape[1:]
 
     def evaluate(index: jax.Array, canvas: Canvas) -> Canvas:
-        t, step = steps.timesteps[index], jax.tree.map(lambda w: w[index], steps.weights)
+        t, step = steps.asked[index], jax.tree.map(lambda w: w[index], steps.weights)
         tiled = jnp.concatenate([canvas.x] * weights.shape[1])
         predicted = combine(_predict(task, params, cache, tiled, t), weights[index], rescale)
         return Canvas(*take_step(*canvas, predicted, normal(keys, index + 1, shape), step, bounds))
