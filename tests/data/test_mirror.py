@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
+from harms import HARMS, names
 from helpers import digits_config, prepare
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.documents import Image
@@ -58,6 +59,45 @@ def test_long_texts_and_plain_documents_come_from_a_bucket(remote, tmp_path, cac
         np.testing.assert_array_equal(there[number].segments[0].tokens, here[number].segments[0].tokens)
     np.testing.assert_array_equal(there.text(1, 65_000, 66_000), here.text(1, 65_000, 66_000))
     assert not any(isinstance(segment, Image) for segment in there[0].segments)
+
+
+def test_a_flipped_bit_of_a_record_in_a_bucket_is_found(digits_folder, remote, cache):
+    upload(digits_folder, remote)
+    statistics = data_loading.plain_statistics(1)
+    documents = PreparedDocuments(Prepared.open(remote), "train", "pixels", statistics).make_ready()
+    for kind, read in (("documents", documents.record), ("pixels", documents.latents)):
+        path = remote / f"{kind}-00000.array_record"
+        whole, (begin, end) = path.read_bytes(), documents._place(kind)[7].tolist()
+        for at in range(begin + 40, end, (end - begin) // 7):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            with pytest.raises(DamagedData, match=rf"{kind}-00000\.array_record is damaged"):
+                read(7)
+        path.write_bytes(whole)
+        read(7)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_a_host_keeps_is_fetched_again_where_it_is_damaged(harm, digits_folder, remote, cache):
+    upload(digits_folder, remote)
+    statistics = data_loading.plain_statistics(1)
+
+    def read():
+        documents = PreparedDocuments(Prepared.open(remote), "train", "pixels", statistics).make_ready()
+        return [documents.images.tobytes(), documents.first_record(9), documents.latents(9).tobytes()]
+
+    expected = read()
+    for name in names(cache):
+        HARMS[harm](cache / name, cache / "none")
+        assert read() == expected
+        assert len(names(cache)) == 6 + 2 + 3
+
+
+def test_an_index_that_is_damaged_in_the_bucket_is_refused(digits_folder, remote, cache):
+    upload(digits_folder, remote)
+    path = remote / "index/train/text_lengths.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    with pytest.raises(DamagedData, match=r"text_lengths\.npy: its hash is not the one in data\.json"):
+        PreparedDocuments(Prepared.open(remote), "train", "pixels", None).make_ready()
 
 
 def test_what_is_missing_or_damaged_in_a_bucket_is_named(digits_folder, remote, cache):

@@ -25,7 +25,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from transfusion_jax.errors import CheckpointError, some
 from transfusion_jax.files import DIGEST, DamagedFile, LostFolder, check_own, parse_json, write_json, write_whole
 from transfusion_jax.parallel.processes import each, first, on_first
-from transfusion_jax.storage import Place, for_orbax, remove, sizes
+from transfusion_jax.storage import Place, for_orbax, sizes
 from transfusion_jax.training import folders, pieces
 from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
 from transfusion_jax.training.files import free_path
@@ -183,16 +183,17 @@ class Checkpoints:
 
     def _commit(self, step: int, at: Place, response: Any) -> None:
         """Waits for Orbax, and puts the folder in its place if that is still the run's own."""
-        response.result()
-        if at == self.path(step) or not first():
-            return
         try:
-            check_own(self.directory)
-        except LostFolder:
-            if at.is_dir():  # in what stands there now
-                remove(at)
-            raise
-        folders.move(at, self.path(step))
+            response.result()
+        finally:  # that the folder is another's is what is to be said of a save that failed for it
+            try:
+                check_own(self.directory)
+            except LostFolder:
+                if first() and at != self.path(step):
+                    folders.sweep(at)  # in what stands there now
+                raise
+        if first() and at != self.path(step):
+            folders.move(at, self.path(step))
 
     def restore(self, step: int, abstract: State) -> tuple[State, Manifest]:
         """The whole state, on the shardings of `abstract`, and the manifest.

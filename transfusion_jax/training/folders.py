@@ -22,6 +22,13 @@ def uncommitted(folder: Place, token: str) -> Place:
     return folder if isinstance(folder, BucketPath) else folder.with_name(f"{folder.name}.{token}{UNFINISHED}")
 
 
+def sweep(folder: Place) -> None:
+    """Removes what Orbax has written of an uncommitted folder, under whichever of its names."""
+    for entry in folder.parent.iterdir() if folder.parent.is_dir() else ():
+        if entry.name.startswith(folder.name):
+            remove(entry)
+
+
 def numbered(directory: Place) -> list[int]:
     """The numbers that name whole folders, in order."""
     if isinstance(directory, Path) and not directory.is_dir():

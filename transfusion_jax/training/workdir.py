@@ -24,7 +24,7 @@ from transfusion_jax.data import tokenizer
 from transfusion_jax.data.load import Codec
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
-from transfusion_jax.files import DamagedFile, parse_json, read_json, sweep, write_json, write_whole
+from transfusion_jax.files import DamagedFile, check_own, parse_json, read_json, sweep, write_json, write_whole
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.parallel import flags
 from transfusion_jax.parallel.processes import on_first
@@ -161,6 +161,7 @@ class Workdir:
     def _begin(
         self, new: Run, data: Any, event: str, skip_rows: Sequence[tuple[int, int]], details: dict[str, Any]
     ) -> None:
+        check_own(self.path)
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
         text = json.dumps(config.to_dict(config.kept(new)), indent=2) + "\n"
         data.keep(self.path)
@@ -177,6 +178,7 @@ class Workdir:
         """Adds an entry to the manifest's history."""
 
         def add() -> None:
+            check_own(self.path)
             manifest = self.manifest()
             manifest["history"].append(_entry(event, details))
             self._write_manifest(manifest)

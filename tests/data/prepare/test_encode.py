@@ -16,6 +16,7 @@ from transfusion_jax.data.prepare.encode import BATCH
 from transfusion_jax.data.prepare.finish import finish
 from transfusion_jax.data.prepared import Prepared, PreparedDocuments
 from transfusion_jax.data.readers import ReadOptions, input_shards
+from transfusion_jax.files import read_json, write_json
 
 SHAPES = ["shapes:150", "--image-size", "32", "--shard-size", "90", "--held-out", "0.2"]
 
@@ -86,7 +87,9 @@ def test_a_run_trains_on_the_encoding_that_its_config_names(tmp_path):
     latent = data.train.sources[0].documents[3].segments[1].latent
     assert data.codec.images(latent[None]).shape == (1, 32, 32, 3)
     path = tmp_path / "data.json"
-    path.write_text(path.read_text().replace('"autoencoder_hash": "dct-f4c12"', '"autoencoder_hash": "other"'))
+    manifest = read_json(path, "")
+    manifest["encodings"]["dct-f4c12"]["autoencoder_hash"] = "other"
+    write_json(path, manifest)
     with pytest.raises(ConfigError, match="were encoded with other weights"):
         load(config)
 
