@@ -142,6 +142,87 @@ def test_what_cannot_be_represented_is_refused(changes, message, tmp_path, capsy
     assert not (tmp_path / "run").exists()
 
 
+FIELDS = {  # of a config.json, and another value
+    "hidden_act": ["gelu", "silu"],
+    "attention_bias": [True],
+    "mlp_bias": [True],
+    "rms_norm_eps": [1e-2, 0, "small"],
+    "rope_theta": [100.0, -1],
+    "rope_scaling": [
+        {"rope_type": "linear", "factor": 2.0},
+        {"type": "dynamic", "factor": 2.0},
+        {"rope_type": "default"},
+        "linear",
+    ],
+    "rope_parameters": [
+        {"rope_type": "default", "rope_theta": 100.0},
+        {"rope_type": "default", "rope_theta": "large"},
+        {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 32},
+        {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        None,
+    ],
+    "num_key_value_heads": [3, 0, 2],
+    "num_attention_heads": [2, 3, "4"],
+    "head_dim": [16, 4, 8],
+    "hidden_size": [16, -32, 32.0],
+    "intermediate_size": [24],
+    "num_hidden_layers": [1, 3, True],
+    "vocab_size": [64, 200],
+    "tie_word_embeddings": [True],
+    "max_position_embeddings": [16, "long"],
+    "initializer_range": [0.5],
+    "attention_dropout": [0.5],
+    "pretraining_tp": [2],
+    "use_cache": [False],
+    "dtype": ["bfloat16"],
+    "torch_dtype": ["float16"],
+    "bos_token_id": [5, None, 123, -1, "<s>"],
+    "eos_token_id": [[5, 6], None, [5, 123], 1.5],
+    "pad_token_id": [7],
+    "sliding_window": [4],
+    "layer_types": [["sliding_attention", "full_attention"]],
+    "partial_rotary_factor": [0.5],
+    "rope_interleaved": [True, False],
+    "attn_logit_softcapping": [2.0],
+    "final_logit_softcapping": [2.0],
+    "embedding_multiplier": [2.0],
+    "logits_scaling": [2.0],
+    "num_local_experts": [4],
+    "quantization_config": [{"quant_method": "gptq", "bits": 4}],
+    "auto_map": [{"AutoModelForCausalLM": "modeling.Other"}],
+    "model_type": ["mistral", "granite", None],
+    "a_field_of_tomorrow": [1],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in FIELDS for value in FIELDS[field]])
+def test_every_field_of_a_config_is_honoured_or_refused_by_name(field, value, tmp_path, capsys):
+    random_llama().save_pretrained(tmp_path / "llama")
+    path, run = tmp_path / "llama/config.json", tmp_path / "run"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    code = main(["convert", "from-llama", str(path.parent), "--output", str(run), *SMALL])
+    out, err = capsys.readouterr()
+    if code:
+        assert code == 2
+        assert (
+            field in err
+            or "config.json asks for" in err
+            or "has model.layers" in err
+            or "lacks model.layers" in err
+        )
+        assert not run.exists()
+        return
+    assert (field in out) == (field not in llama_fields()), out
+    read = LlamaForCausalLM.from_pretrained(path.parent, dtype=torch.float32, attn_implementation="eager")
+    expected = logits_of(read, TOKENS)
+    np.testing.assert_allclose(our_logits(run, TOKENS)[..., :VOCABULARY], expected, atol=1e-4)
+
+
+def llama_fields():
+    """Those that a Llama of transformers has, or had by another name."""
+    return {*LlamaConfig().to_dict(), "rope_theta", "rope_scaling", "torch_dtype", "model_type", "rope_interleaved"}
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [

@@ -112,17 +112,12 @@ class Llama:
             found = config.get(name)
             wanted = (found is None and name not in SIZES) or (type(found) is int and found > 0)
             require(wanted, f"{path}: {name} is {found!r}, and should be a positive whole number")
-        for name in ("rms_norm_eps", "rope_theta"):
-            found = config.get(name, 1)
-            require(
-                type(found) in (int, float) and 0 < found < math.inf,
-                f"{path}: {name} is {found!r}, and should be a positive number",
-            )
         for name, value in PLAIN.items():
             found = config.get(name, value)
             require(found in (value, None), f"{path}: {name} is {found!r}, which this model has no part for")
+        ropes = []
         for name in ("rope_parameters", "rope_scaling"):
-            rope = config.get(name) or {}
+            ropes.append(rope := config.get(name) or {})
             require(isinstance(rope, dict), f"{path}: {name} is {rope!r}, and should be an object or null")
             kind = rope.get("rope_type", rope.get("type", "default"))
             require(
@@ -131,6 +126,12 @@ class Llama:
             )
             part = rope.get("partial_rotary_factor", 1.0)
             require(part == 1, f"{path}: {name}: partial_rotary_factor is {part}, which this model has no part for")
+        for name in ("rms_norm_eps", "rope_theta"):
+            for found in (holder.get(name, 1) for holder in (config, *ropes)):
+                require(
+                    type(found) in (int, float) and 0 < found < math.inf,
+                    f"{path}: {name} is {found!r}, and should be a positive number",
+                )
         heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or 1
         require(
             heads % shared == 0,
@@ -166,9 +167,8 @@ class Llama:
     def model(self) -> dict[str, Any]:
         """The fields of a `ModelConfig` that it gives."""
         c = self.config
-        theta = self.config.get("rope_theta", 10_000.0)
-        for name in ("rope_scaling", "rope_parameters"):  # the last one that names it
-            theta = (c.get(name) or {}).get("rope_theta", theta)
+        rope = c.get("rope_scaling") or c.get("rope_parameters") or {}
+        theta = rope.get("rope_theta", c.get("rope_theta", 10_000.0))
         return {
             "width": c["hidden_size"],
             "layers": c["num_hidden_layers"],
