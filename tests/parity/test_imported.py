@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parity
 
 SMALL = ["--config.model.latent_shape=(4,4,2)", "--config.data.encoding=pixels", "--config.model.remat=none"]
 SMALL += ["--config.batch_rows=8", "--config.data.max_images=2", "--config.model.compute_dtype=float32"]
-WORDS = "the a cat dog bird sat ran flew on under mat tree".split()
+WORDS = ["the", "a", "cat", "dog", "bird", "sat", "ran", "flew", "on", "under", "mat", "tree"]
 DEEP = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
 LONGEST, WRITTEN = 64, 12
 
@@ -62,7 +62,8 @@ def words(marks):
 def case(kind, marks, tokenizer, config, first=None, more=0, written=None):
     """A tokenizer with its marks and its own words for them, a config.json, and what stands before each text.
 
-    `written`: which of the tokens that the model would write, each once, are to end it, too; `more`: entries without a token.
+    `more` is the number of entries without a token; `written` says which of the tokens that the model would write
+    are to end it, too.
     """
     return SimpleNamespace(**locals())
 
