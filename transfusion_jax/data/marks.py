@@ -2,7 +2,7 @@
 
 A Hugging Face folder says so in several files, and they may disagree. The ids of `config.json` are those that its
 model was trained with; then come the tokens that `tokenizer_config.json` and `special_tokens_map.json` name. A
-prepared folder and a run keep what was found in a file of their own, `special_tokens.json`.
+prepared folder and a run keep what was found in a file of their own, `marks.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.storage import Place
 
-KEPT = "special_tokens.json"
+KEPT = "marks.json"
 MODEL, WRITING = "config.json", "generation_config.json"
 NAMED = ("tokenizer_config.json", "special_tokens_map.json")  # by the tokens' texts
 Find = Callable[[str], int | None]  # an entry by its text
@@ -31,7 +31,7 @@ class Marks:
     size: int = 0  # entries of the tokenizer's model, where it has more than the tokenizer
 
     def to_json(self) -> str:
-        """What `special_tokens.json` holds."""
+        """What `marks.json` holds."""
         return json.dumps(asdict(self)) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 data.json                    the manifest
 tokenizer.model, .json       the tokenizer, unless it is bytes
+marks.json                   what begins and ends its documents, where the tokenizer itself says otherwise
 documents-00000.array_record one record per document, or per part of a long text
 pixels-00000.array_record    one record per document record: the images of the document in this encoding
 index/train/…, held_out/…    columns of each part of the data, memory-mapped: record, text_lengths, images

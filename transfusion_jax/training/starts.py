@@ -178,8 +178,10 @@ def _departures(parent: Workdir, config: Config, data: Any) -> Iterator[str]:
     longest, context = parent.longest_context(), config.data.context_length
     if longest and context > longest:
         yield f"{parent.path} learnt from texts of at most {longest} elements, and data.context_length is {context}"
-    theirs = tokenizers.load_saved(parent.path, parent.manifest()["codec"]["tokenizer"])
-    ours = data.codec.tokenizer
+    kept, ours = parent.manifest()["codec"], data.codec.tokenizer
+    if kept["tokenizer_hash"] == tokenizers.hash_of(ours):
+        return
+    theirs = tokenizers.load_saved(parent.path, kept["tokenizer"])
     if theirs.size == ours.size and (theirs.bos, theirs.eos, theirs.stops) != (ours.bos, ours.eos, ours.stops):
         yield (
             f"{parent.path}: {tokenizers.describe_marks(theirs)}; in this data {tokenizers.describe_marks(ours)}: "
