@@ -35,6 +35,7 @@ from transfusion_jax.training.pieces import Leaf
 from transfusion_jax.training.starts import Start, begin
 from transfusion_jax.training.tasks import make_task
 from transfusion_jax.training.watch import NOTHING_MORE, Watching
+from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir
 
 LATENT = (4, 4, 2)
@@ -181,6 +182,7 @@ def tiny_run(
     start: Start | None = None,
     hooks: tuple[Hook, ...] = (),
     watching: Watching = NOTHING_MORE,
+    beat: Beat | None = None,
 ) -> Outcome:
     """Trains in this process, on one device, as `transfusion train` does; what it says is in `path/said`."""
     workdir, data, task = Workdir(path), tiny_data(), make_task(config)
@@ -189,7 +191,8 @@ def tiny_run(
     try:
         begin(start or Start(), task, config, data, mesh, workdir, said.append)
         rows = replace(make_rows(data.train, config, data.codec.special), skipped=workdir.skip_rows)
-        return train(task, config, rows, mesh, workdir, Interruption(said.append), hooks, said.append, watching)
+        interruption = Interruption(said.append)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, said.append, watching, beat)
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))

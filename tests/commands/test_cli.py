@@ -15,6 +15,7 @@ from PIL import Image
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.errors import INTERRUPTED
+from transfusion_jax.training.heartbeat import read_heartbeat
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20  # of configs/debug.py
@@ -62,10 +63,13 @@ def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, 
     process = start(*command)
     for line in process.stdout:
         if line.startswith("step  7/"):
+            alive = read_heartbeat(tmp_path / "heartbeat.json")
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
     assert process.wait() == INTERRUPTED, rest
+    assert (alive.process["process"], alive.patience) == (process.pid, 1800)
+    assert read_heartbeat(tmp_path / "heartbeat.json") is None  # it said how it ended
     assert "run the same command to go on" in rest
     again = transfusion(*command)
     assert again.returncode == 0, again.stderr

@@ -1,18 +1,22 @@
 import json
 import shutil
 import sys
-import time
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from helpers import tiny_config, tiny_run
+from helpers import tiny_config, tiny_data, tiny_run
 from transfusion_jax.cli import main
 from transfusion_jax.training import goodput
 from transfusion_jax.training.goodput import DONE, SIGNAL
 from transfusion_jax.training.health import examine, lines
+from transfusion_jax.training.heartbeat import Heartbeat
+from transfusion_jax.training.lease import this_process
+from transfusion_jax.training.watch import DOING
 from transfusion_jax.training.workdir import DAMAGED, Workdir
+
+NOW = 1e9  # seconds since the epoch
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,14 @@ def run(finished, tmp_path):
         return workdir
 
     return had
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run that was begun, and has logged nothing."""
+    workdir = Workdir(tmp_path_factory.mktemp("begun"))
+    workdir.begin(tiny_config(), tiny_data(), "start")
+    return workdir
 
 
 def test_a_finished_run_wants_nothing(run, capsys):
@@ -74,26 +86,94 @@ def test_how_it_ended_says_what_to_do(run, ended, remedy):
     assert remedy in wrong
 
 
+HERE, GONE, ELSEWHERE = "this machine", "this machine, and is no more", "another machine"
+PROCESSES = {
+    HERE: this_process(),
+    GONE: this_process() | {"began": "before"},
+    ELSEWHERE: this_process() | {"machine": "another", "host": "elsewhere"},
+}
+
+
+def beaten(workdir, where, written=0.0, **said):
+    """A heartbeat that was written so many seconds ago."""
+    about = dict(doing="training", since=NOW - 3600, progress=NOW - written, step=6, pace=0.5, patience=1800.0)
+    heart = Heartbeat(process=PROCESSES[where], every=5.0, written=NOW - written, **about | said)
+    workdir.heartbeat.write_text(json.dumps(asdict(heart)))
+    return workdir
+
+
+@pytest.mark.parametrize("where", PROCESSES)
+@pytest.mark.parametrize("doing", ["starting", *DOING.values()])
+@pytest.mark.parametrize("silence", [0, 299, 301, 1801])  # seconds without a heartbeat
+@pytest.mark.parametrize("idle", [0, 61, 1799, 1801])  # seconds in which the main thread had not gone on then
+def test_a_run_is_called_hung_when_it_takes_longer_than_it_says_itself(begun, where, doing, silence, idle):
+    """Whatever it does: before its first log line, while it compiles, and when steps are slow."""
+    workdir = beaten(begun, where, silence, doing=doing, progress=NOW - silence - idle, pace=None, step=0)
+    report = examine(workdir, NOW)
+    (wrong,) = report["wrong"] or [""]
+    if where == GONE:
+        assert wrong == "nobody trains here; the same command goes on from step 0"
+    elif where == ELSEWHERE and silence > 300:
+        assert "its machine is gone, or cannot write here. See that none of its processes is left" in wrong
+        assert report["state"] == f"silent; it was {doing}"
+    elif silence + idle > 1800:
+        assert f"{doing}, and nothing has gone on for" in wrong
+        assert "longer than the 30m 0s of loop.hang_after: it hangs. End its processes" in wrong
+    else:
+        assert wrong == ""
+        assert report["state"] == f"{doing} for 1h 0m"
+        assert report["seconds_left"] is None  # rather than none
+
+
+@pytest.mark.parametrize(
+    ("pace", "idle", "patience", "remarked"),
+    [
+        (4.0, 79, 1800, False),  # a step of 7B
+        (4.0, 81, 1800, True),
+        (0.1, 59, 1800, False),
+        (0.1, 61, 1800, True),
+        (0.1, 7200, 7000, False),  # that is wrong, and no advice
+        (0.1, 7200, 0, True),  # no watchdog
+        (None, 1000, 1800, False),
+    ],
+)
+def test_a_step_that_is_late_is_remarked_on_before_it_is_wrong(begun, pace, idle, patience, remarked):
+    workdir = beaten(begun, HERE, progress=NOW - idle, pace=pace, patience=patience)
+    report = examine(workdir, NOW)
+    assert any("no step ended for" in line for line in report["advice"]) == remarked
+    assert bool(report["wrong"]) == (0 < patience < idle)
+    assert report["step"] == 6
+    assert report["seconds_left"] == (2 * pace if pace else None)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says who holds a lock")
-def test_a_run_that_trains_is_told_from_one_that_hangs(run):
-    workdir = run(dict(ended=None, doing="training", step=6, updated=time.time()))
+def test_a_run_that_begins_again_after_a_kill_is_not_told_to_end(run):
+    workdir = beaten(run(dict(ended=None, doing="training", updated=NOW - 7200)), GONE, 7200)
     with workdir.locked():
-        report = examine(workdir)
-        assert (report["state"], report["wrong"]) == ("training", [])
-        (wrong,) = examine(workdir, time.time() + 3600)["wrong"]
-        assert "while training: it hangs, or its machine is gone" in wrong
-        run(dict(ended=None, doing="evaluating", updated=time.time()))
-        assert examine(workdir, time.time() + 600)["wrong"] == []  # that may take long
+        assert examine(workdir, NOW)["wrong"] == []
+        beaten(workdir, HERE, doing="starting", since=NOW - 30, step=0, pace=None)
+        report = examine(workdir, NOW)
+        assert (report["state"], report["wrong"]) == ("starting for 30s", [])
         run(dict(ended=SIGNAL))
-        assert examine(workdir)["state"] == "starting again"
+        workdir.heartbeat.unlink()
+        assert examine(workdir, NOW)["state"] == "starting again"
     with workdir.locked():  # looking at the lock has not taken it
         pass
 
 
-def test_a_run_on_another_machine_is_judged_by_what_it_wrote(run):
-    workdir = run(dict(ended=None, doing="training", updated=time.time(), about={"hosts": ["elsewhere"]}))
-    assert examine(workdir)["state"] == "training"
-    report = examine(workdir, time.time() + 3600)
+def test_a_run_elsewhere_that_was_asked_to_end_is_over_though_its_heartbeat_is_left(run):
+    workdir = beaten(run(dict(ended=SIGNAL, updated=NOW)), ELSEWHERE)
+    assert examine(workdir, NOW)["state"] == "was asked to end at step 8"
+    beaten(workdir, ELSEWHERE, written=-30, doing="starting", since=NOW)  # it begins again
+    assert examine(workdir, NOW + 30)["state"] == "starting for 30s"
+    workdir.heartbeat.write_text("{}")
+    assert examine(workdir, NOW)["state"] == "was asked to end at step 8"
+
+
+def test_a_run_of_an_older_version_on_another_machine_is_judged_by_what_it_wrote(run):
+    workdir = run(dict(ended=None, doing="training", updated=NOW, about={"hosts": ["elsewhere"]}))
+    assert examine(workdir, NOW)["state"] == "training"
+    report = examine(workdir, NOW + 3600)
     assert report["state"] == "silent; it was training"
     assert "nothing was heard for 1h 0m" in report["wrong"][0]
 

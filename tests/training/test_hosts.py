@@ -19,13 +19,14 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from transfusion_jax.training.timer import Timer
 from transfusion_jax.training.watch import Watch, Watching
+from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 add_up = jax.jit(lambda x: x.sum(), out_shardings=whole)  # every process waits for the others here
 timer, said = Timer(0, 1.0, 2), []
-with Watch(Workdir(Path(sys.argv[1])), 0, 11, timer, Watching(), said.append) as watch:
+with Watch(Workdir(Path(sys.argv[1])), 0, 11, timer, Watching(), Beat(), said.append) as watch:
     for step in range(1, 12):
         with watch.waiting():
             if index() == 1 and step > 1:

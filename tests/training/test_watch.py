@@ -10,6 +10,7 @@ from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.profile import Steps
 from transfusion_jax.training.watch import Watching
+from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir
 
 
@@ -52,14 +53,16 @@ def test_what_ended_an_attempt_is_kept(tmp_path):
 
 
 def test_while_it_evaluates_it_says_so(tmp_path):
-    seen = []
+    seen, beat = [], Beat()
 
     def look(*_):
-        seen.append(json.loads((tmp_path / "attempts/00001.json").read_text())["doing"])
+        seen.append((json.loads((tmp_path / "attempts/00001.json").read_text())["doing"], beat.doing, beat.step))
         return {}
 
-    tiny_run(tmp_path, tiny_config(), hooks=(Hook(4, look),))
-    assert seen == ["evaluating", "evaluating"]
+    tiny_run(tmp_path, tiny_config(), hooks=(Hook(4, look),), beat=beat)
+    assert seen == [("evaluating", "evaluating", 4), ("evaluating", "evaluating", 8)]
+    assert (beat.doing, beat.step) == ("ended", 8)
+    assert beat.pace > 0
 
 
 def test_a_trace_is_of_the_steps_asked_for(tmp_path):

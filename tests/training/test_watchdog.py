@@ -7,10 +7,11 @@ from transfusion_jax.errors import LostProcess
 
 HANG = """
 import ctypes, time
-from transfusion_jax.training.watchdog import watchdog
+from transfusion_jax.training.watchdog import Beat, watchdog
 def stuck():
     {hang}
-with watchdog({patience}) as beat:
+beat = Beat()
+with watchdog({patience}, beat):
     beat.last_words = lambda reason: (print("last words:", reason, flush=True), time.sleep(100))
     for _ in range(5):
         time.sleep(0.5)

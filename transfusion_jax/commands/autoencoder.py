@@ -23,11 +23,13 @@ from transfusion_jax.parallel.mesh import reach_all
 from transfusion_jax.storage import place
 from transfusion_jax.training.autoencoder import AutoencoderTask
 from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.heartbeat import heartbeat
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
 from transfusion_jax.training.starts import Start, begin
 from transfusion_jax.training.watch import Watching
+from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir, facts_of, parameters_of
 
 
@@ -92,9 +94,10 @@ def _train(
         processes.each(lambda: task.perceptual)  # files that are missing are found before the workdir is begun
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         reach_all(mesh)
-        locked = ExitStack()
+        locked, beat = ExitStack(), Beat()
         if processes.first():
             locked.enter_context(workdir.locked(say))
+            locked.enter_context(heartbeat(workdir.heartbeat, beat, config.loop.hang_after))
     accepted = tuple((arguments.accept_changes or "").replace(",", " ").split())
     with locked:
         with interruption.may_leave():
@@ -104,7 +107,7 @@ def _train(
         say(f"{config.name}: {parameters_of(config) / 1e6:.2f}M parameters, {config.batch_rows} images per step")
         rows = ImageRows(data.train, config.seed, config.data.flip)
         hooks = _hooks(task, config, data, workdir)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching, beat)
 
 
 def _hooks(task: AutoencoderTask, config: AutoencoderRun, data: ImageData, workdir: Workdir) -> tuple[Hook, ...]:

@@ -25,6 +25,7 @@ from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel import flags, processes
 from transfusion_jax.parallel.agreement import agree, code_hash
 from transfusion_jax.parallel.mesh import reach_all
+from transfusion_jax.training.heartbeat import heartbeat
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
@@ -32,6 +33,7 @@ from transfusion_jax.training.starts import Start, begin, kept_statistics, sourc
 from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.transplant import parse_mapping
 from transfusion_jax.training.watch import Watching
+from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir, facts_of
 
 
@@ -98,9 +100,10 @@ def _train(
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         reach_all(mesh)
         task = make_task(config)  # the workdir is begun only now that config and data have proved to fit
-        locked = ExitStack()
+        locked, beat = ExitStack(), Beat()
         if processes.first():
             locked.enter_context(workdir.locked(say))
+            locked.enter_context(heartbeat(workdir.heartbeat, beat, config.loop.hang_after))
     with locked:
         with interruption.may_leave():
             begin(start, task, config, data, mesh, workdir, say)
@@ -110,7 +113,7 @@ def _train(
         parameters = flops.count_parameters(config.model).total
         say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
         hooks = _hooks(task, config, data, workdir)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching, beat)
 
 
 def _start(arguments: argparse.Namespace) -> Start:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +21,16 @@ from transfusion_jax.training.badsteps import sentence as bad_step_sentence
 from transfusion_jax.training.checkpoint import SIZES, Checkpoints
 from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.goodput import Attempt
+from transfusion_jax.training.heartbeat import Heartbeat, read_heartbeat
+from transfusion_jax.training.lease import has_ended, this_machine
 from transfusion_jax.training.metrics import duration
-from transfusion_jax.training.watch import BEAT, DOING
+from transfusion_jax.training.watch import DOING
 from transfusion_jax.training.workdir import DAMAGED, Workdir
 
 LOCKS = Path("/proc/locks")
-SILENT = 60.0  # seconds without a word from a run whose steps are short
-LONG = 1800.0  # seconds that a compilation or an evaluation may take before it is remarked on
+SILENT = 300.0  # seconds without a heartbeat of another machine's run: file systems of networks may show it late
+SLOWER = 20  # times the pace so far, after which a step that has not ended is remarked on,
+NOTICED = 60.0  # seconds, at the least
 UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 ENOUGH = 300.0  # seconds of training, before which shares of its time say little
 SHOWN = 5  # of the newest restarts, bad steps and damaged checkpoints
@@ -39,20 +45,23 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
     now = now or time.time()
     config, attempts = workdir.run(), goodput.read_attempts(workdir.attempts)
     last = attempts[-1] if attempts else None
-    trains = is_training(workdir, last, now)
-    step = last.step if last else 0
+    heart = _alive(workdir, last)
+    trains = is_training(workdir, last, heart, now)
+    step = (heart.step if heart else 0) or (last.step if last else 0)
+    pace = heart.pace if heart else _pace(last) if last else None
     account = goodput.account(attempts)
     bad = read_lines(workdir.bad_steps)
     history = workdir.manifest()["history"]
     report: dict[str, Any] = {
         "run": str(workdir.path),
         "name": config.name,
-        "state": _state(last, trains),
+        "state": _state(last, heart, trains, now),
         "step": step,
         "steps": config.steps,
-        "seconds_left": _pace(last) * (config.steps - step) if last and step < config.steps else None,
+        "seconds_left": pace * (config.steps - step) if pace and step < config.steps else None,
         "seconds_per_step": last.about.get("seconds_per_step") if last else None,
-        "last_heard_seconds": now - last.updated if last else None,
+        "last_heard_seconds": now - heart.written if heart else now - last.updated if last else None,
+        "heartbeat": dataclasses.asdict(heart) if heart else None,
         "checkpoint": _newest_checkpoint(workdir, now),
         "free_bytes": shutil.disk_usage(workdir.path).free if isinstance(workdir.path, Path) else None,
         "attempts": len(attempts),
@@ -67,22 +76,40 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
         "damaged_checkpoints": [entry for entry in history if entry["event"] == DAMAGED][-SHOWN:],
         "flags": workdir.manifest()["flags"],
     }
-    report["wrong"] = list(_wrong(report, config, attempts, trains, now))
-    report["advice"] = list(_advice(report, config, last))
+    report["wrong"] = list(_wrong(report, config, attempts, heart, trains, now))
+    report["advice"] = list(_advice(report, config, last)) + list(_slow_step(heart, trains, now))
     return report
 
 
-def is_training(workdir: Workdir, last: Attempt | None, now: float) -> bool | None:
-    """Whether a process trains here; None where that cannot be told: the lock shows on its own machine alone."""
+def is_training(workdir: Workdir, last: Attempt | None, heart: Heartbeat | None, now: float) -> bool | None:
+    """Whether a process trains here; None where that cannot be told: a machine shows its own processes alone.
+
+    Args:
+        workdir: of the run.
+        last: its newest attempt.
+        heart: its heartbeat, unless that is of a process which is known to be gone.
+        now: in seconds since the epoch.
+    """
     holder = _holder(workdir.path / "lock") if isinstance(workdir.path, Path) else None
-    if holder is not None:
+    if holder is not None or (heart and heart.process["machine"] == this_machine() is not None):
         return True
+    if heart:
+        return True if now - heart.written < SILENT else None
     if last is None or last.ended is not None:
         return False
     here = last.about["hosts"][0] == socket.gethostname()
-    if here and LOCKS.exists() and isinstance(workdir.path, Path):
+    if (here and LOCKS.exists() and isinstance(workdir.path, Path)) or workdir.heartbeat.exists():
         return False
     return True if now - last.updated < SILENT else None
+
+
+def _alive(workdir: Workdir, last: Attempt | None) -> Heartbeat | None:
+    """The run's heartbeat, unless its process has said how it ended, or was one of this machine and is gone."""
+    heart = read_heartbeat(workdir.heartbeat)
+    if heart is None or has_ended(heart.process):
+        return None
+    said = last is not None and last.ended is not None and heart.written < last.updated + heart.every
+    return None if said else heart
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
@@ -127,21 +154,21 @@ def _size(count: int) -> str:
     return f"{count / unit:,.1f} {name}"
 
 
-def _state(last: Attempt | None, trains: bool | None) -> str:
-    if last is None:
-        return "starting" if trains else "begun, and never trained"
-    if trains and last.ended is not None:
-        return "starting again"
+def _state(last: Attempt | None, heart: Heartbeat | None, trains: bool | None, now: float) -> str:
+    if trains and heart:
+        return f"{heart.doing} for {duration(now - heart.since)}"
     if trains:
-        return last.doing
-    return goodput.end_of(last) if trains is False else f"silent; it was {last.doing}"
+        return last.doing if last and last.ended is None else "starting again" if last else "starting"
+    if trains is None:
+        return f"silent; it was {heart.doing if heart else last.doing if last else 'starting'}"
+    return goodput.end_of(last) if last else "begun, and never trained"
 
 
-def _pace(attempt: Attempt) -> float:
-    """Seconds per step, with what the loop does beside them."""
+def _pace(attempt: Attempt) -> float | None:
+    """Seconds per step, with what the loop does beside them; None where none was made."""
     made = attempt.step - attempt.first_step
     beside = (goodput.STEP, "data_wait", "checkpoint", "evaluation")
-    return sum(attempt.seconds[kind] for kind in beside) / made if made else 0.0
+    return sum(attempt.seconds[kind] for kind in beside) / made if made else None
 
 
 def _newest_checkpoint(workdir: Workdir, now: float) -> dict[str, Any] | None:
@@ -150,12 +177,11 @@ def _newest_checkpoint(workdir: Workdir, now: float) -> dict[str, Any] | None:
         return None
     step = checkpoints.steps[-1]
     path = checkpoints.path(step) / SIZES
-    whole = path.exists()
-    return {
-        "step": step,
-        "age_seconds": now - path.stat().st_mtime if whole and isinstance(path, Path) else None,
-        "bytes": sum(json.loads(path.read_text()).values()) if whole else None,
-    }
+    found: dict[str, Any] = {"step": step, "age_seconds": None, "bytes": None}
+    with suppress(FileNotFoundError):  # not listed yet, or deleted since: the run trains
+        found["bytes"] = sum(json.loads(path.read_text()).values())
+        found["age_seconds"] = now - path.stat().st_mtime if isinstance(path, Path) else None
+    return found
 
 
 def _restart(before: Attempt, attempt: Attempt) -> dict[str, Any]:
@@ -164,21 +190,27 @@ def _restart(before: Attempt, attempt: Attempt) -> dict[str, Any]:
 
 
 def _wrong(
-    report: dict[str, Any], config: Run, attempts: Sequence[Attempt], trains: bool | None, now: float
+    report: dict[str, Any],
+    config: Run,
+    attempts: Sequence[Attempt],
+    heart: Heartbeat | None,
+    trains: bool | None,
+    now: float,
 ) -> Iterator[str]:
     last, saved = (attempts[-1] if attempts else None), report["checkpoint"]
     resumes = f"the same command goes on from step {saved['step'] if saved else 0:,}"
     if trains is False and (last is None or last.ended != goodput.DONE):
         yield f"nobody trains here; {_remedy(last)}{resumes}"
-    silence = now - last.updated if last else 0.0
-    if last and trains is not False and last.ended is None:
-        speed = last.about.get("seconds_per_step") or 0.0
-        patience = max(SILENT, BEAT + 5 * config.loop.log_every * speed) if last.doing == DOING["step"] else LONG
-        if silence > patience:
-            yield (
-                f"nothing was heard for {duration(silence)} while {last.doing}: it hangs, or its machine is gone. "
-                f"End its processes; {resumes}"
-            )
+    if trains is None:
+        yield (
+            f"nothing was heard for {duration(report['last_heard_seconds'])}: its machine is gone, or cannot write "
+            f"here. See that none of its processes is left; then {resumes}"
+        )
+    elif trains and heart and heart.patience and now - heart.progress > heart.patience:
+        yield (
+            f"{heart.doing}, and nothing has gone on for {duration(now - heart.progress)}, longer than the "
+            f"{duration(heart.patience)} of loop.hang_after: it hangs. End its processes; {resumes}"
+        )
     same = [attempt.first_step == attempts[-1].first_step for attempt in attempts[-3:]]
     if len(same) == 3 and all(same) and attempts[-1].step < config.steps:
         yield (
@@ -235,6 +267,15 @@ def _advice(report: dict[str, Any], config: Run, last: Attempt | None) -> Iterat
         yield "the devices' memory is nearly full: a longer evaluation may not fit"
     if report["slow_host"]:
         yield f"{report['slow_host']}: look at that machine, or leave it out"
+
+
+def _slow_step(heart: Heartbeat | None, trains: bool | None, now: float) -> Iterator[str]:
+    if not trains or heart is None or heart.doing != DOING["step"] or not heart.pace:
+        return
+    quiet = now - heart.progress
+    if max(NOTICED, SLOWER * heart.pace) < quiet <= (heart.patience or math.inf):
+        ends = f"it ends itself after {duration(heart.patience)}" if heart.patience else "it never ends itself"
+        yield f"no step ended for {duration(quiet)}, where one takes {heart.pace:.2g} s; {ends} (loop.hang_after)"
 
 
 def _holder(lock: Path) -> int | None:

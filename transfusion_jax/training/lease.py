@@ -42,7 +42,7 @@ def leased(path: BucketPath, say: Callable[[str], None]) -> Iterator[Callable[[]
         StorageError: the bucket cannot be used.
     """
     store = open_store(path.parent)
-    holder = _this_process()
+    holder = this_process()
     generation = _take(store, path, holder, say)
     released = threading.Event()
     beating = threading.Thread(target=_beat, args=(store, path, holder, generation, released), daemon=True)
@@ -87,14 +87,14 @@ def _take(store: Any, path: BucketPath, holder: dict[str, Any], say: Callable[[s
         now = time.monotonic()
         if seen is None:
             seen, since = found.stamp.generation, now
-            if held_by and not _has_ended(held_by):
+            if held_by and not has_ended(held_by):
                 say(f"{path.parent} is held by {_words(held_by)}: waiting up to {SILENT:.0f} s for a sign of it")
         elif held_by and seen != found.stamp.generation:
             raise ConfigError(
                 f"another process trains in {path.parent} ({_words(held_by)}): wait for its end, or choose another "
                 "--workdir"
             )
-        if held_by is None or _has_ended(held_by) or now - since >= SILENT:
+        if held_by is None or has_ended(held_by) or now - since >= SILENT:
             generation = _put(store, path, holder, found.stamp.generation)
             if generation != NOT_WRITTEN:
                 return generation
@@ -145,20 +145,21 @@ def _end(path: BucketPath) -> NoReturn:
     os._exit(StorageError.exit_code)
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """What tells this process from all others, of any machine."""
     process = os.getpid()
     about = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "process": process}
-    return about | {"machine": _machine(), "began": _began(process)}
+    return about | {"machine": this_machine(), "began": _began(process)}
 
 
-def _has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this very machine, and is no more."""
-    if holder["machine"] is None or holder["machine"] != _machine():
+def has_ended(holder: dict[str, Any]) -> bool:
+    """Whether a process, as `this_process` tells it, was one of this very machine, and is no more."""
+    if holder["machine"] is None or holder["machine"] != this_machine():
         return False
     return bool(holder["began"] != _began(holder["process"]))
 
 
-def _machine() -> str | None:
+def this_machine() -> str | None:
     """This machine since its start, and the container on it, so that processes have numbers; None where unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")

@@ -34,7 +34,7 @@ from transfusion_jax.training.task import Task
 from transfusion_jax.training.timer import Timer
 from transfusion_jax.training.tracking import open_tracker
 from transfusion_jax.training.watch import NOTHING_MORE, Watch, Watching
-from transfusion_jax.training.watchdog import watchdog
+from transfusion_jax.training.watchdog import Beat, watchdog
 from transfusion_jax.training.workdir import DAMAGED, Workdir
 
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
@@ -69,6 +69,7 @@ def train(
     hooks: tuple[Hook, ...] = (),
     say: Callable[[str], None] = print,
     watching: Watching = NOTHING_MORE,
+    beat: Beat | None = None,
 ) -> Outcome:
     """Trains to the last step or `loop.stop_at`, from the newest checkpoint in the workdir or from the start.
 
@@ -82,6 +83,7 @@ def train(
         hooks: evaluations and drawings.
         say: prints a line for the user.
         watching: what else to look at while it trains.
+        beat: is told what is being done.
 
     Raises:
         TrainingHalted: the guard stopped it; nothing was saved since the last checkpoint.
@@ -89,9 +91,9 @@ def train(
     """
     peak, origin = peak_flops(jax.local_devices()[0])
     say(f"mesh {dict(mesh.shape)}; peak {peak / 1e12:.2f} TFLOP/s per device ({origin})")
-    loop = config.loop
+    loop, beat = config.loop, beat or Beat()
     with (
-        watchdog(loop.hang_after) as beat,
+        watchdog(loop.hang_after, beat),
         ExitStack() as until_first_step,
         Checkpoints(workdir.checkpoints, loop.keep, loop.keep_every, workdir.about()) as checkpoints,
     ):
@@ -109,7 +111,7 @@ def train(
         stream = batches(rows, next_row, config.batch_rows, local, config.workers, say)
         totals = checkpoints.manifest(first).get("totals") or None if first else {}
         timer = Timer(first, peak * mesh.size, mesh.size, totals)
-        watch = Watch(workdir, first, config.steps, timer, watching, say)
+        watch = Watch(workdir, first, config.steps, timer, watching, beat, say)
         tracking = open_tracker(watching.wandb, workdir, config, say)
         beat.last_words = watch.leave
         with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker) as writer:

@@ -22,10 +22,17 @@ from transfusion_jax.training.parts import EVERY
 from transfusion_jax.training.profile import Steps, traced
 from transfusion_jax.training.step import Report
 from transfusion_jax.training.timer import Timer
+from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir
 
 BEAT = 5.0  # seconds between two writings of the attempt's file, at least; in a bucket parts.EVERY
-DOING = {"compile": "compiling the first step", "step": "training", "evaluation": "evaluating"}
+DOING = {
+    "compile": "compiling the first step",
+    "step": "training",
+    "evaluation": "evaluating",
+    "checkpoint": "saving",
+    "profile": "writing a trace",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Watch:
         steps: of the whole run.
         timer: paused while something else than steps is done.
         asked: what else to do.
+        heart: is told what is being done.
         say: prints a line for the user.
     """
 
@@ -61,9 +69,12 @@ class Watch:
         steps: int,
         timer: Timer,
         asked: Watching,
+        heart: Beat,
         say: Callable[[str], None],
     ):
         self._workdir, self._steps, self._timer, self._asked, self._say = workdir, steps, timer, asked, say
+        self._heart = heart
+        heart.step = first_step
         self._clock = Clock(asked.began or time.time())
         self._writes = first()
         self._beat = EVERY if isinstance(workdir.path, BucketPath) else BEAT
@@ -138,6 +149,7 @@ class Watch:
         with jax.profiler.StepTraceAnnotation("train", step_num=number) if tracing else nullcontext():
             yield
         self._attempt = replace(self._attempt, step=number)
+        self._heart.stepped(number)
 
     def stepped(self, report: Report) -> None:
         """A step was sent off; the first one has been waited for, too."""
@@ -165,8 +177,9 @@ class Watch:
     def aside(self, kind: str) -> Iterator[None]:
         """Something else than steps is done, of a kind that `goodput.KINDS` names."""
         before = self._attempt.doing
-        if kind in DOING:
+        if kind == "evaluation":  # the others are short, as a rule
             self._write(doing=DOING[kind])
+        self._heart.turn(DOING[kind])
         begin = time.perf_counter()
         with self._timer.paused(), self._clock.within(kind):
             yield
@@ -221,6 +234,7 @@ class Watch:
         return bool(verdict.is_ready())
 
     def _write(self, doing: str, ended: str | None = None) -> None:
+        self._heart.turn(doing)
         self._attempt = replace(
             self._attempt, updated=time.time(), seconds=self._clock.seconds, doing=doing, ended=ended
         )

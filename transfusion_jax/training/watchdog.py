@@ -20,27 +20,51 @@ LOOKS = 20  # in the time that nothing may go on
 
 @dataclass
 class Beat:
-    """To be called whenever something has gone on."""
+    """What the main thread says of itself, to be called whenever something has gone on; times are monotonic."""
 
     last_words: Callable[[str], None] | None = None  # is told why the process ends; a few seconds are given to it
     last: float = field(default_factory=time.monotonic)
+    doing: str = "starting"
+    since: float = field(default_factory=time.monotonic)  # when it began to
+    step: int = 0  # the newest that was sent off
+    _first: tuple[float, int] | None = None  # when the first step was sent off, and its number
 
     def __call__(self) -> None:
         """Something has gone on."""
         self.last = time.monotonic()
 
+    def turn(self, doing: str) -> None:
+        """Something else is begun."""
+        self()
+        if doing != self.doing:
+            self.doing, self.since = doing, self.last
+
+    def stepped(self, step: int) -> None:
+        """A step was sent off, the one before it is done."""
+        self()
+        self.step = step
+        self._first = self._first or (self.last, step)
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds per step since the first one was sent off, with what was done beside them."""
+        if self._first is None or self.step == self._first[1]:
+            return None
+        return (self.last - self._first[0]) / (self.step - self._first[1])
+
 
 @contextmanager
-def watchdog(patience: float) -> Iterator[Beat]:
-    """Yields what must be called; the process ends with code 76 where that fails to come.
+def watchdog(patience: float, beat: Beat) -> Iterator[None]:
+    """Ends the process with code 76 where something has not gone on for too long.
 
     Args:
         patience: seconds; 0 for no watchdog.
+        beat: must be called in that time.
     """
-    beat = Beat()
     if not patience:
-        yield beat
+        yield
         return
+    beat()
     ended = threading.Event()
 
     def watch() -> None:
@@ -61,7 +85,7 @@ def watchdog(patience: float) -> Iterator[Beat]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield beat
+        yield
     finally:
         ended.set()
         thread.join()

@@ -76,6 +76,11 @@ class Workdir:
         return self.path / "attempts"
 
     @property
+    def heartbeat(self) -> Place:
+        """What a live run says of itself; see `heartbeat`."""
+        return self.path / "heartbeat.json"
+
+    @property
     def profile(self) -> Place:
         """Traces of steps."""
         return self.path / "profile"
