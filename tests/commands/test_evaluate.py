@@ -135,6 +135,57 @@ def test_a_run_is_followed_to_its_last_step(workdir, capsys, monkeypatch):
     assert [entry["step"] for entry in entries(workdir)] == [2, 4]
 
 
+@pytest.mark.parametrize(
+    ("command", "guidance", "said"),
+    [
+        (["sample", "--prompt", "a red circle", "--output", "a.png"], [], True),
+        (["sample", "--prompt", "a red circle", "--follow", "text", "--max-tokens", "1"], [], False),
+        (["evaluate", "--suite", "shapes"], [], True),
+        (["evaluate", "--suite", "loss"], [], False),
+        (["train", "--dry-run"], [], True),
+        (["train", "--dry-run"], ["--config.sampling.guidance=1"], False),
+    ],
+)
+def test_guidance_without_its_other_branch_is_said(workdir, capsys, monkeypatch, tmp_path, command, guidance, said):
+    """The run's config is edited: nothing that is trained is looked at."""
+    for name in ("loss", "shapes"):
+        fake(monkeypatch, name, {"loss": 7.0})
+    monkeypatch.chdir(tmp_path)
+    values = json.loads((workdir / "config.json").read_text())
+    values["data"] |= dict(caption_dropout=0.0, image_first=0.0)
+    (workdir / "config.json").write_text(json.dumps(values))
+    assert main([*command, *guidance, "--workdir", str(workdir)]) == 0
+    output = capsys.readouterr()
+    assert ("which this run does not train at all" in output.out + output.err) == said
+
+
+COMMANDS = {
+    "evaluate": ["evaluate", "--suite", "loss"],
+    "sample": ["sample", "--prompt", "a red circle", "--follow", "text", "--max-tokens", "1"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_takes_the_newest_checkpoint_that_its_run_keeps(workdir, capsys, monkeypatch, command):
+    """The run deletes the one that was the newest when the command looked, and the one that is named."""
+    fake(monkeypatch, "loss", {"loss": 7.0})
+    real = Checkpoints.manifest
+
+    def manifest(checkpoints, step):
+        if step == 4:
+            shutil.rmtree(workdir / "checkpoints/4", ignore_errors=True)
+        return real(checkpoints, step)
+
+    monkeypatch.setattr(Checkpoints, "manifest", manifest)
+    kept = shutil.copytree(workdir / "checkpoints/4", workdir / "kept")
+    assert main([*COMMANDS[command], "--workdir", str(workdir)]) == 0
+    assert "step 2 of" in capsys.readouterr().out
+    kept.rename(workdir / "checkpoints/4")
+    assert main([*COMMANDS[command], "--workdir", str(workdir), "--step", "4"]) == 2
+    assert "checkpoint 4 was deleted by its run while it was read: read another" in capsys.readouterr().err
+    assert not (workdir / "aside").exists()
+
+
 def test_following_leaves_no_choice_of_a_step(workdir, capsys):
     assert main(["evaluate", "--workdir", str(workdir), "--follow", "--step", "2"]) == 2
     assert "leave --step out" in capsys.readouterr().err

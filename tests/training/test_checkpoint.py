@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 import shutil
 
 import jax
@@ -12,8 +13,8 @@ from transfusion_jax.bucket import BucketPath
 from transfusion_jax.config import GuardConfig, MeshConfig
 from transfusion_jax.errors import CheckpointError, StorageError
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training import checkpoint
-from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, to_devices
+from transfusion_jax.training import checkpoint, folders
+from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, DeletedCheckpoint, to_devices
 from transfusion_jax.training.guard import new_guard
 from transfusion_jax.training.state import State
 
@@ -217,6 +218,74 @@ def test_what_was_due_at_a_step_can_be_concluded_later_and_counts_for_the_best(t
     assert checkpoints.steps == [1, 4]
     assert Checkpoints(tmp_path).find("best") == 1
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, to_devices(state(0)))[0], state(1))
+
+
+READERS = {
+    "restore": lambda c, step: c.restore(step, to_devices(state(0)))[0].params,
+    "weights": lambda c, step: c.weights(step, "raw", to_devices(state(0).params)),
+    "pieces": lambda c, step: {"w": next(c.read_pieces(step, "params/w"))[1]},
+    "manifest": lambda c, step: {"w": np.full((2, 3), c.manifest(step)["step"])},
+    "hash": lambda c, step: {"w": np.full((2, 3), step)} if c.hash(step, "raw") else None,
+}
+DELETIONS = {
+    "deleted": lambda folder: folders.discard(folder),
+    "being deleted": lambda folder: shutil.rmtree(folder.rename(f"{folder}{folders.UNWANTED}") / "state"),
+    "moved aside": lambda folder: folder.rename(folder.with_name(f"{folder.name} aside")),
+}
+
+
+@pytest.mark.parametrize("when", ["before the manifest", "after it"])
+@pytest.mark.parametrize("how", DELETIONS)
+@pytest.mark.parametrize("reader", READERS)
+def test_what_its_run_deletes_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch, reader, how, when):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (2, 3, 4):
+            checkpoints.save(state(step), 8 * step)
+    real, leaving = Checkpoints.manifest, [4, 3]
+
+    def manifest(self, step):
+        if step in leaving[:1] and when == "before the manifest":
+            DELETIONS[how](self.path(step))
+        found = real(self, step)
+        if step in leaving[:1]:
+            DELETIONS[how](self.path(step))
+        return found
+
+    monkeypatch.setattr(Checkpoints, "manifest", manifest)
+    read, reads_on = READERS[reader], reader not in ("manifest", "hash") or when == "before the manifest"
+    found = checkpoints.read("latest", lambda step: read(checkpoints, step))
+    np.testing.assert_array_equal(found["w"], np.full((2, 3), 3 if reads_on else 4))
+    del leaving[0]
+    if reads_on:
+        with pytest.raises(DeletedCheckpoint, match="3 was deleted by its run while it was read: read another"):
+            checkpoints.read("3", lambda step: read(checkpoints, step))
+
+
+def test_a_run_that_deletes_faster_than_can_be_read_is_not_read_for_ever(tmp_path):
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(state(step), 8 * step, {"loss": 1.0 / step})
+
+    def read(step):
+        folders.discard(checkpoints.path(step))
+        return checkpoints.manifest(step)
+
+    for word in ("latest", "best"):
+        assert checkpoints.find(word) == checkpoints.steps[-1]
+    with pytest.raises(DeletedCheckpoint):
+        checkpoints.read("best", read)
+    assert checkpoints.steps == [1, 2]
+    damaged = pickle.loads(pickle.dumps(DeletedCheckpoint(3)))  # raised on other processes, too
+    assert (damaged.step, str(damaged)) == (3, str(DeletedCheckpoint(3)))
+
+
+def test_a_checkpoint_of_a_bucket_that_is_deleted_while_it_is_read_is_not_called_damaged(remote):
+    with Checkpoints(remote / "checkpoints") as checkpoints:
+        checkpoints.save(state(4), 8)
+    (remote / "checkpoints/4/commit_success.txt").unlink()
+    (remote / "checkpoints/4/_CHECKPOINT_METADATA").unlink()
+    with pytest.raises(DeletedCheckpoint):
+        checkpoints.manifest(4)
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import CheckpointError, TrainingHalted
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training import checkpoint
-from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.checkpoint import Checkpoints, DeletedCheckpoint, to_devices
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.starts import Start, find_checkpoint, rate_notes, source_config
 from transfusion_jax.training.state import abstract_state
@@ -128,6 +128,26 @@ def test_init_finds_a_checkpoint_by_run_by_step_and_by_path(parent, tmp_path):
     ]:
         with pytest.raises(CheckpointError, match=message):
             find_checkpoint(spec)
+
+
+def test_a_run_is_made_of_the_newest_checkpoint_that_its_parent_keeps(parent, tmp_path, monkeypatch):
+    source, real = shutil.copytree(parent, tmp_path / "parent"), Checkpoints.manifest
+
+    def manifest(checkpoints, step):
+        found = real(checkpoints, step)
+        if step == 8 and checkpoints.directory.parent == source:
+            shutil.rmtree(checkpoints.path(8))  # as its retention does, while this reads
+        return found
+
+    monkeypatch.setattr(Checkpoints, "manifest", manifest)
+    tiny_run(tmp_path / "fork", config(), Start(fork_from=str(source)))
+    assert (history(tmp_path / "fork")[0]["step"], sorted(metrics(tmp_path / "fork"))) == (6, list(range(1, 9)))
+    shutil.copytree(parent / "checkpoints/8", source / "checkpoints/8")
+    tiny_run(tmp_path / "init", config(steps=1), Start(init_from=str(source)))
+    assert history(tmp_path / "init")[0]["step"] == 6
+    shutil.copytree(parent / "checkpoints/8", source / "checkpoints/8")
+    with pytest.raises(DeletedCheckpoint):
+        tiny_run(tmp_path / "named", config(), Start(fork_from=f"{source}:8"))
 
 
 def test_another_way_to_begin_is_refused_where_a_run_is(parent, tmp_path):

@@ -139,9 +139,10 @@ def _read(arguments: argparse.Namespace) -> tuple[AutoencoderRun, Params, str]:
         "this run kept no average of its weights (optimizer.ema_decay is 0): use --weights raw",
     )
     with Checkpoints(workdir.checkpoints) as checkpoints:
-        step = checkpoints.find(arguments.step)
         abstract = to_devices({"network": Network(config.architecture).abstract_params()})
-        params = checkpoints.weights(step, weights, abstract)["network"]
+        step, params = checkpoints.read(
+            arguments.step, lambda step: (step, checkpoints.weights(step, weights, abstract)["network"])
+        )
     which = f"step {step} of {config.steps}, {weights} weights"
     print(f"{workdir.path}: {which}")
     return config, params, which

@@ -296,8 +296,8 @@ def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]
     """A run, its config, the parameters that the flags choose, read leaf by leaf, and which they are."""
     workdir, config, weights = choose_weights(arguments)
     checkpoints = Checkpoints(workdir.checkpoints)
-    step = checkpoints.find(arguments.step)
-    return workdir, config, saved_tree(checkpoints, step, weights), f"step {step}, {weights} weights"
+    step, tree = checkpoints.read(arguments.step, lambda step: (step, saved_tree(checkpoints, step, weights)))
+    return workdir, config, tree, f"step {step}, {weights} weights"
 
 
 def _write(

@@ -27,8 +27,9 @@ from transfusion_jax.evaluation import results
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import METRICS, Entry
 from transfusion_jax.evaluation.suite import SUITES, Suite
+from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
-from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
+from transfusion_jax.training.checkpoint import Checkpoints, DeletedCheckpoint
 from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.workdir import Workdir
 
@@ -65,6 +66,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     keep_programs()
     if arguments.protocol:
         config = PROTOCOLS[arguments.protocol].applied(config)
+    for line in untrained_branch(config) if any(suite.draws for suite in suites) else ():
+        say(line)
     data = data_loading.load(config, workdir.codec().statistics)
     for source in data.held_out.sources:
         if not len(source):
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             reports = job.follow(checkpoints)
         else:
             with naming_others(checkpoints):
-                reports = iter([job.evaluate(checkpoints, checkpoints.find(arguments.step))])
+                reports = iter([checkpoints.read(arguments.step, lambda step: job.evaluate(checkpoints, step))])
         for entries in reports:
             if arguments.json and processes.first():
                 print(results.as_text(entries, indent=None), end="", flush=True)
@@ -110,16 +113,15 @@ class _Job:
             done.add(new[0])
             try:
                 yield self.evaluate(checkpoints, new[0])
-            except DamagedCheckpoint:
-                if new[0] in processes.on_first(lambda: checkpoints.steps):
-                    raise
+            except DeletedCheckpoint:
                 self.say(f"step {new[0]} was deleted before it could be evaluated; loop.keep keeps more of them")
 
     def evaluate(self, checkpoints: Checkpoints, step: int) -> list[Entry]:
         """An entry for each suite: what the file holds, or what is measured now, and written as each suite ends."""
         config = self.task.config
         self.say(f"{self.workdir.path}: step {step} of {config.steps}, {self.weights} weights")
-        about = {"step": step, "weights": self.weights, "checkpoint": checkpoints.hash(step, self.weights)}
+        checkpoint = processes.each(lambda: checkpoints.hash(step, self.weights))[0]
+        about = {"step": step, "weights": self.weights, "checkpoint": checkpoint}
         params, entries = None, []
         for suite in self.suites:
             settings = results.settings(suite, config, self.data, self.protocol)

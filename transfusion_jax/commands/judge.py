@@ -26,6 +26,7 @@ from transfusion_jax.evaluation.pictures import drawn_for_held_out, pictures
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import sampling_of
 from transfusion_jax.files import write_whole
+from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
 from transfusion_jax.training.tasks import ModelTask, make_task
@@ -168,6 +169,7 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
         if protocol:
             task = make_task(PROTOCOLS[protocol].applied(task.config))
+        _warn(task)
         data, drawn = _data(task, workdir, arguments.pictures), 0
         there = sum(1 for _ in itertools.islice(pictures(data.held_out, task.config, data.codec, 0), count))
         require(there >= 2, "this judge needs captioned images among the held-out data")
@@ -230,11 +232,17 @@ def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
     require(not used, f"{output} is not empty: choose another --output")
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
+        _warn(task)
         for done in geneval.write(task, params, workdir.codec(), lines, output, arguments.n):
             _progress(f"{done} of {len(lines)} prompts")
         return {}, {"prompts": len(lines), "images": len(lines) * arguments.n, "sampling": sampling_of(task.config)}
 
     return ask
+
+
+def _warn(task: ModelTask) -> None:
+    for line in untrained_branch(task.config):
+        _progress(line)
 
 
 def _data(task: ModelTask, workdir: Workdir, pictured: str | None) -> Data:

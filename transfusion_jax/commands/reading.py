@@ -67,9 +67,10 @@ def read_model(
     keep_programs()
     task = make_task(config)
     with Checkpoints(workdir.checkpoints) as checkpoints, naming_others(checkpoints):
-        step = checkpoints.find(arguments.step)
         abstract = shared(task, mesh(task)) if mesh else to_devices(task.model.abstract_params())
-        params = checkpoints.weights(step, weights, abstract)
+        step, params = checkpoints.read(
+            arguments.step, lambda step: (step, checkpoints.weights(step, weights, abstract))
+        )
     say(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
     longest, context = workdir.longest_context(), config.data.context_length
     if longest and context > longest and not step:

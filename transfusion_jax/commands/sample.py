@@ -24,6 +24,7 @@ from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.load import Codec
 from transfusion_jax.generation.album import Made, write_album, write_lines, write_page, write_sheet
 from transfusion_jax.generation.choice import Writing
+from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.interleaved import FOLLOWS, Drew, Ended, Event, generate
 from transfusion_jax.generation.scoring import score
 from transfusion_jax.generation.text import write
@@ -108,6 +109,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return _score(arguments, task, params, codec, prompts)
     sampling = _sampling(arguments, config)
     requests = requests_of(prompts, config, codec, arguments.seed)
+    if any(request.follow != "text" for request in requests):
+        for line in untrained_branch(config, sampling):
+            print(line, file=sys.stderr)
     samples = generate(
         *(task, params, codec, requests, sampling, writing, arguments.max_images), watch=_Report(len(requests))
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from transfusion_jax.commands.reading import add_reading_flags, read_model
-from transfusion_jax.config import ConfigError, require
+from transfusion_jax.config import ConfigError, SamplingConfig, require
+from transfusion_jax.generation.guidance import untrained_branch
 
 NEEDED = "transfusion serve needs FastAPI: pip install 'transfusion-jax[serve]'"
 
@@ -31,5 +33,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(f"{NEEDED} ({error.name} is missing)") from error
     task, params, workdir, step, weights = read_model(arguments, print)
+    for line in untrained_branch(task.config, replace(task.config.sampling, guidance=SamplingConfig.guidance)):
+        print(line)  # whatever the run's own guidance is, a request may ask for more
     params = task.model.by_layer(params)  # here, so that nothing holds the others
     return serve(task, params, workdir, (step, weights), (arguments.host, arguments.port), arguments.waiting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from transfusion_jax.data.load import Data
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.suite import SUITES
+from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.parallel import flags, processes
@@ -73,6 +75,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = _config(arguments, start, overrides)
     if arguments.dry_run:
         _print_summary(config, arguments.json)
+        for line in untrained_branch(config):
+            print(line, file=sys.stderr)
         return 0
     if arguments.workdir is None:
         raise ConfigError("train needs --workdir DIR, where the run is kept (or --dry-run to look only)")
@@ -112,6 +116,8 @@ def _train(
         rows = replace(rows, skipped=workdir.skip_rows)
         parameters = flops.count_parameters(config.model).total
         say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
+        for line in untrained_branch(config):
+            say(line)
         hooks = _hooks(task, config, data, workdir)
         return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching, beat)
 

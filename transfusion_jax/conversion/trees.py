@@ -13,7 +13,7 @@ import numpy as np
 from transfusion_jax.conversion.shards import INDEX, NAME, Shards
 from transfusion_jax.training.checkpoint import PARTS, Checkpoints
 from transfusion_jax.training.pieces import Leaf
-from transfusion_jax.training.starts import find_checkpoint
+from transfusion_jax.training.starts import read_checkpoint
 
 Tree = dict[str, Leaf]  # leaves by name, read piece by piece
 
@@ -38,8 +38,7 @@ def open_tree(spec: str, weights: str = "raw") -> Tree:
     if path.suffix == ".safetensors" or (path / NAME).is_file() or (path / INDEX).is_file():
         shards = Shards.of(path)
         return {name: shards.leaf(name) for name in sorted(shards.files)}
-    checkpoints, step = find_checkpoint(spec)
-    return saved_tree(checkpoints, step, weights)
+    return read_checkpoint(spec, lambda checkpoints, step: saved_tree(checkpoints, step, weights))
 
 
 def saved_tree(checkpoints: Checkpoints, step: int, weights: str) -> Tree:

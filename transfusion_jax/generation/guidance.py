@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion_jax.config import SamplingConfig
+from transfusion_jax.config import Config, SamplingConfig
 
 
 def branches_of(sampling: SamplingConfig, pictured: bool) -> int:
@@ -24,6 +24,31 @@ def branches_of(sampling: SamplingConfig, pictured: bool) -> int:
     if pictured and image not in (0, text):
         return 3
     return 1 if text == 1 else 2
+
+
+def untrained_branch(config: Config, sampling: SamplingConfig | None = None) -> list[str]:
+    """A line where guidance is asked for whose other branch, images with nothing before them, is not trained.
+
+    Pairs that lose their caption train it at every t, and pairs whose image comes first up to their limit.
+
+    Args:
+        config: the run's.
+        sampling: how images are drawn; by default the config's.
+    """
+    sampling, data, most = sampling or config.sampling, config.data, config.diffusion.timesteps
+    if config.model.images == "none" or branches_of(sampling, pictured=True) == 1:
+        return []
+    trained = config.diffusion.image_first_limit if data.image_first else 0
+    if data.caption_dropout and data.image_first < 1:
+        trained = most
+    if sampling.guidance_interval[1] * most <= trained:
+        return []
+    where = f"above t = {trained} of {most}" if trained else "at all"
+    return [
+        f"guidance {sampling.guidance:g} needs images with nothing before them, which this run does not train "
+        f"{where} (data.caption_dropout {data.caption_dropout:g}, data.image_first {data.image_first:g}): draw "
+        "with guidance 1, or train with data.caption_dropout=0.1"
+    ]
 
 
 def branch_weights(sampling: SamplingConfig, branches: int, noisiness: np.ndarray) -> np.ndarray:

@@ -11,23 +11,23 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-from transfusion_jax.errors import CheckpointError, some
+from transfusion_jax.errors import CheckpointError, StorageError, some
 from transfusion_jax.files import DIGEST, DamagedFile, LostFolder, check_own, parse_json, write_json, write_whole
 from transfusion_jax.parallel.processes import each, first, on_first
 from transfusion_jax.storage import Place, for_orbax, sizes
 from transfusion_jax.training import folders, pieces
-from transfusion_jax.training.damage import DamagedCheckpoint, load_errors, save_errors
+from transfusion_jax.training.damage import DamagedCheckpoint, DeletedCheckpoint, load_errors, save_errors
 from transfusion_jax.training.files import free_path
 from transfusion_jax.training.leaves import checksums, leaf_names, leaf_shapes, nested, part_checksum, shape_text
 from transfusion_jax.training.state import State
@@ -40,11 +40,16 @@ METADATA = "_CHECKPOINT_METADATA"  # the file of Orbax that holds the manifest
 WINDOW = "guard/recent"  # the one leaf whose shape may change
 PARTS = {"ema": "ema", "raw": "params"}  # the part of the state that each kind of weights is
 
+ATTEMPTS = 5  # to read a checkpoint that a word names, which the run deletes meanwhile
+
 Manifest = dict[str, Any]
+T = TypeVar("T")
 
 
 class Checkpoints:
     """The checkpoints of one run. As a context, it waits at its end for a save that is under way.
+
+    What reads one raises DeletedCheckpoint where its run, which may train in another process, deletes it meanwhile.
 
     Args:
         directory: where they lie, one folder per step.
@@ -246,7 +251,7 @@ class Checkpoints:
             DamagedCheckpoint: they are not what was saved.
         """
         part = PARTS[which]
-        return self._load(step, self.manifest(step), {part: abstract})[part]
+        return self._load(step, each(lambda: self.manifest(step))[0], {part: abstract})[part]
 
     def hash(self, step: int, which: str) -> str:
         """A hash of one set of weights, from the checksums of its leaves: `which` is "raw" or "ema".
@@ -266,16 +271,17 @@ class Checkpoints:
         """
         manifest = self.manifest(step)
         shape = tuple(manifest["leaves"][name][1])
-        with load_errors(step):
+        with self._reading(step):
             array = pieces.opened(self.path(step), name)
         total = 0
         for box in pieces.boxes(shape):
-            with load_errors(step):
+            with self._reading(step):
                 value: np.ndarray = array[box].read().result()
             total += part_checksum(value, box, shape)
             yield box, value
-        if total % 2**32 != manifest["checksums"][name]:
-            raise DamagedCheckpoint(step, f"wrong checksum of {name}")
+        with self._reading(step):
+            if total % 2**32 != manifest["checksums"][name]:
+                raise DamagedCheckpoint(step, f"wrong checksum of {name}")
 
     def conclude(self, step: int, metrics: dict[str, float] | None) -> None:
         """Notes that what was due at a step when it was saved has been done since; see `save`."""
@@ -290,8 +296,8 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: it cannot be read, or is not what was written.
         """
-        self._check_sizes(step)
-        with load_errors(step):
+        with self._reading(step):
+            self._check_sizes(step)
             custom = ocp.metadata(for_orbax(self.path(step))).custom_metadata or {}
         if "manifest" not in custom or custom.get("digest") != _digest(custom["manifest"]):
             raise DamagedCheckpoint(step, "its manifest cannot be read")
@@ -299,17 +305,19 @@ class Checkpoints:
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"checkpoint {step} has format {manifest['format']}; this version reads {FORMAT}")
         if (self.path(step) / CONCLUDED).exists():
-            with suppress(DamagedFile), load_errors(step):  # damaged, the step is concluded again
+            with suppress(DamagedFile), self._reading(step):  # damaged, the step is concluded again
                 metrics = _concluded(self.path(step) / CONCLUDED)
                 return manifest | {"concluded": True, "metrics": metrics}
         return manifest
 
     def find(self, step: str) -> int:
-        """The step that `N`, `latest` or `best` names.
+        """The step that `N`, `latest` or `best` names; of a folder that was named, its own.
 
         Raises:
             CheckpointError: there is no such checkpoint.
         """
+        if self._folder:
+            return int(self.manifest(0)["step"])
         steps = self.steps
         if not steps:
             raise CheckpointError(f"there is no checkpoint in {self.directory} yet: train first")
@@ -319,6 +327,22 @@ class Checkpoints:
         if not step.isdigit() or int(step) not in steps:
             raise CheckpointError(f"no checkpoint {step}: there are {', '.join(map(str, steps))}, latest and best")
         return int(step)
+
+    def read(self, step: str, function: Callable[[int], T]) -> T:
+        """What a function reads of the checkpoint that `N`, `latest` or `best` names, the same on every process.
+
+        Where the run deletes it meanwhile, that which the word names then is read.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is damaged.
+            DeletedCheckpoint: it was deleted, time and again where a word named it.
+        """
+        for _ in range(ATTEMPTS if not step.isdigit() else 1):
+            try:
+                return function(on_first(lambda: self.find(step)))
+            except DeletedCheckpoint as error:
+                deleted = error
+        raise deleted
 
     def set_aside(self, step: int, folder: Place) -> Place:
         """Moves a step's folder into another one, under a name that is free there; returns where it is."""
@@ -336,17 +360,19 @@ class Checkpoints:
             nonlocal loaded
             context = ocp.Context()
             context.pytree_options.loading.partial_load = True
-            with load_errors(step), context:
+            with self._reading(step), context:
                 loaded = ocp.load(for_orbax(self.path(step)), abstract)
 
         each(load)  # where one process cannot read its part, none goes on to compute
         leaves = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
         missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array | np.ndarray)]
-        if missing:
-            raise DamagedCheckpoint(step, f"{some(missing)} missing")
-        wrong = [name for name, value in checksums(loaded).items() if manifest["checksums"].get(name) != value]
-        if wrong:
-            raise DamagedCheckpoint(step, f"wrong checksum of {some(wrong)}")
+        found = {} if missing else checksums(loaded)
+        wrong = [name for name, value in found.items() if manifest["checksums"].get(name) != value]
+        with self._reading(step):
+            if missing:
+                raise DamagedCheckpoint(step, f"{some(missing)} missing")
+            if wrong:
+                raise DamagedCheckpoint(step, f"wrong checksum of {some(wrong)}")
         return loaded
 
     def _check_sizes(self, step: int) -> None:
@@ -354,9 +380,7 @@ class Checkpoints:
         folder = self.path(step)
         if not (folder / SIZES).exists():
             return  # killed between the save and its list of files: loading tells
-        with load_errors(step):
-            written = json.loads((folder / SIZES).read_text())
-        found = _sizes(folder)
+        written, found = json.loads((folder / SIZES).read_text()), _sizes(folder)
         wrong = [
             f"{name} ({found.get(name, 0)} of {size} bytes)"
             for name, size in written.items()
@@ -364,6 +388,17 @@ class Checkpoints:
         ]
         if wrong:
             raise DamagedCheckpoint(step, f"{some(wrong)} not as written")
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """As `load_errors`; a step that is no longer there was deleted, and is not damaged."""
+        try:
+            with load_errors(step):
+                yield
+        except (DamagedCheckpoint, StorageError):
+            if folders.is_there(self.path(step)):
+                raise
+            raise DeletedCheckpoint(step) from None
 
     def _prune(self) -> None:
         steps = self.steps
@@ -383,6 +418,8 @@ class Checkpoints:
                 metrics = self.manifest(step)["metrics"] or {}
             except DamagedCheckpoint:  # it stays until it is to be restored, or grows too old
                 metrics = {}
+            except DeletedCheckpoint:
+                return None
             score = metrics.get(BEST)
             self._scores[step] = score if score is not None and math.isfinite(score) else None
         return self._scores[step]

@@ -29,6 +29,20 @@ class DamagedCheckpoint(CheckpointError):
         return type(self), (self.step, self.reason)  # to be raised on other processes, too
 
 
+class DeletedCheckpoint(CheckpointError):
+    """A checkpoint that was there, and that its run deleted or moved away while it was read."""
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"checkpoint {step} was deleted by its run while it was read: read another, or have the run keep more "
+            "of them (loop.keep, loop.keep_every)"
+        )
+        self.step = step
+
+    def __reduce__(self) -> tuple[type[DeletedCheckpoint], tuple[int]]:
+        return type(self), (self.step,)
+
+
 @contextmanager
 def save_errors(step: int, steps: Sequence[int]) -> Iterator[None]:
     """Raises StorageError where a step cannot be written, and names the newest of `steps`, which are written."""

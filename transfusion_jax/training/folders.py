@@ -41,6 +41,11 @@ def is_whole(folder: Place) -> bool:
     return not isinstance(folder, BucketPath) or (folder / WHOLE).is_file()
 
 
+def is_there(folder: Place) -> bool:
+    """Whether the folder of a checkpoint is in its place, complete."""
+    return is_whole(folder) if isinstance(folder, BucketPath) else folder.is_dir()
+
+
 def clean(directory: Place) -> None:
     """Removes what a killed process left of writing, moving or deleting folders."""
     check_own(directory)

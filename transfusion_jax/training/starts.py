@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.transplant import Mapping, transplant
 from transfusion_jax.training.workdir import Workdir, accepted_changes, check_names, facts_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,7 @@ class Start:
 def source_config(start: Start) -> Config:
     """The config of the run that a run is made of."""
     assert start.source is not None
-    checkpoints, step = find_checkpoint(start.source)
-    return configs.kept(configs.parse(checkpoints.manifest(step)["config"]))
+    return configs.kept(configs.parse(read_checkpoint(start.source, Checkpoints.manifest)["config"]))
 
 
 def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentStatistics | None:
@@ -64,8 +65,7 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
     if workdir.exists():
         codec = workdir.manifest()["codec"]
     elif start.source:
-        checkpoints, step = find_checkpoint(start.source)
-        codec = checkpoints.manifest(step)["codec"]
+        codec = read_checkpoint(start.source, Checkpoints.manifest)["codec"]
     else:
         return None
     same = codec["latents"] and codec["encoding"] == config.data.encoding
@@ -130,18 +130,30 @@ def rate_notes(old: Run, new: Run, step: int) -> list[str]:
     ]
 
 
+def read_checkpoint(spec: str, function: Callable[[Checkpoints, int], T]) -> T:
+    """What a function reads of the checkpoint that `RUN`, `RUN:STEP` or a checkpoint's own path names.
+
+    See `Checkpoints.read`: the run may train on, and delete it meanwhile.
+    """
+    checkpoints, word = _located(spec)
+    return checkpoints.read(word, lambda step: function(checkpoints, step))
+
+
 def find_checkpoint(spec: str) -> tuple[Checkpoints, int]:
     """The checkpoint that `RUN`, `RUN:STEP` (a number, latest or best) or a checkpoint's own path names."""
+    checkpoints, word = _located(spec)
+    return checkpoints, checkpoints.find(word)
+
+
+def _located(spec: str) -> tuple[Checkpoints, str]:
     path = place(spec)
     if is_checkpoint(path):
-        checkpoints = Checkpoints(path.parent, folder=path)
-        return checkpoints, int(checkpoints.manifest(0)["step"])
+        return Checkpoints(path.parent, folder=path), "latest"
     run, step = (spec, "latest") if path.is_dir() else spec.rpartition(":")[::2]
     workdir = Workdir(place(run))
     if not run or not workdir.exists():
         raise CheckpointError(f"{spec} is neither a run (RUN or RUN:STEP) nor a checkpoint's folder")
-    checkpoints = Checkpoints(workdir.checkpoints)
-    return checkpoints, checkpoints.find(step)
+    return Checkpoints(workdir.checkpoints), step
 
 
 def _initialise(
@@ -149,22 +161,24 @@ def _initialise(
 ) -> None:
     """Step 0 with the weights of another run; optimizer, schedule and stream are fresh."""
     assert start.init_from is not None
-    checkpoints, step = find_checkpoint(start.init_from)
-    manifest = checkpoints.manifest(step)
-    has_average = any(name.startswith("ema/") for name in manifest["leaves"])
-    weights = start.weights or ("ema" if has_average else "raw")
-    require(
-        weights == "raw" or has_average, f"{start.init_from} keeps no average of its weights: use --weights raw"
-    )
-    state = create_state(task, config, mesh)
-    params, notes = transplant(
-        checkpoints, step, weights, state.params, configs.as_model(config).model, start.mapping
-    )
+    state, model = create_state(task, config, mesh), configs.as_model(config).model
+
+    def take(checkpoints: Checkpoints, step: int) -> tuple[int, str, Any, list[str]]:
+        leaves = each(lambda: checkpoints.manifest(step))[0]["leaves"]
+        has_average = any(name.startswith("ema/") for name in leaves)
+        weights = start.weights or ("ema" if has_average else "raw")
+        require(
+            weights == "raw" or has_average,
+            f"{start.init_from} keeps no average of its weights: use --weights raw",
+        )
+        return step, weights, *transplant(checkpoints, step, weights, state.params, model, start.mapping)
+
+    step, weights, params, notes = read_checkpoint(start.init_from, take)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     say(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
     state = replace(state, params=params, ema=ema)
     event = dict(event="init", source=start.init_from, step=step, weights=weights, mapping=notes)
-    parent = Workdir(checkpoints.directory.parent)
+    parent = Workdir(_located(start.init_from)[0].directory.parent)
     if parent.exists():
         event["longest_context"] = parent.longest_context()
         for line in _departures(parent, configs.as_model(config), data):
@@ -194,13 +208,19 @@ def _fork(
 ) -> None:
     """The whole state of another run, its place in the stream, and its metrics so far."""
     assert start.fork_from is not None
-    checkpoints, step = find_checkpoint(start.fork_from)
-    manifest = checkpoints.manifest(step)
-    old = configs.parse_run(manifest["config"])
-    notes, facts = rate_notes(old, config, step), facts_of(config, data)
-    changes = accepted_changes(old, manifest, config, facts, start.accept_changes, start.fork_from, notes)
-    state, _ = checkpoints.restore(step, abstract_state(task, config, mesh))
-    parent = Workdir(checkpoints.directory.parent)
+    source = start.fork_from
+
+    def take(
+        checkpoints: Checkpoints, step: int
+    ) -> tuple[Workdir, int, Manifest, dict[str, str], list[str], State]:
+        manifest = each(lambda: checkpoints.manifest(step))[0]
+        old = configs.parse_run(manifest["config"])
+        notes, facts = rate_notes(old, config, step), facts_of(config, data)
+        changes = accepted_changes(old, manifest, config, facts, start.accept_changes, source, notes)
+        state, _ = checkpoints.restore(step, abstract_state(task, config, mesh))
+        return Workdir(checkpoints.directory.parent), step, manifest, changes, notes, state
+
+    parent, step, manifest, changes, notes, state = read_checkpoint(source, take)
 
     def copy_records() -> None:
         for old, new in ((parent.metrics, workdir.metrics), (parent.bad_steps, workdir.bad_steps)):

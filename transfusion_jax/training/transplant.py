@@ -14,6 +14,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, one_of, require
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.model.trunk import PATCHES
+from transfusion_jax.parallel.processes import each
 from transfusion_jax.parallel.sharding import axis_names, replicated, to_host
 from transfusion_jax.training.checkpoint import PARTS, Checkpoints
 from transfusion_jax.training.leaves import leaf_names, leaf_shapes, shape_text
@@ -64,7 +65,7 @@ def transplant(
     Raises:
         CheckpointError: a leaf fits nowhere and the mapping does not say what to do, or cannot be grown.
     """
-    manifest = checkpoints.manifest(step)
+    manifest = each(lambda: checkpoints.manifest(step))[0]
     old_model = configs.parse(manifest["config"]).model
     prefix = f"{PARTS[which]}/"
     old = {
