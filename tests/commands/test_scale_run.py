@@ -98,8 +98,8 @@ def test_killed_half_way_and_started_again_the_numbers_are_the_same(whole, tmp_p
     words = "--ladder", make_ladder(tmp_path), "--workdir", tmp_path / "W", "--jobs", 2
     for number, code, seen in (
         (signal.SIGKILL, -signal.SIGKILL, "sweep-*/metrics.jsonl"),
-        (signal.SIGKILL, -signal.SIGKILL, "tiny-*/checkpoints/3"),  # saved; its last evaluation is under way
         (signal.SIGTERM, INTERRUPTED, "tiny-*/metrics.jsonl"),
+        (signal.SIGKILL, -signal.SIGKILL, "tiny-*/checkpoints/3"),  # saved; its last evaluation is under way
     ):
         process = scale(*words, start_new_session=True)
         wait_for(lambda seen=seen: list((tmp_path / "W").glob(seen)), process)
