@@ -137,3 +137,26 @@ def test_what_is_no_llama_is_refused(changes, tmp_path, capsys):
 
     with pytest.raises(ConfigError, match="no Llama"):
         require_llama(tiny_config(**changes).model)
+
+
+@pytest.mark.parametrize("entries", [{"a": 0, "b": 1}, {"a": 0, "b": 5}])
+def test_a_tokenizer_goes_out_with_its_marks(entries, tmp_path):
+    from tokenizers import Tokenizer, models
+
+    from transfusion_jax.autoencoder import Identity
+    from transfusion_jax.conversion.hugging_face import write_tokenizer
+    from transfusion_jax.data.load import Codec
+    from transfusion_jax.data.marks import Marks
+    from transfusion_jax.data.tokenizer import HuggingFace, SpecialTokens
+
+    content = Tokenizer(models.WordLevel(entries, unk_token="a")).to_str().encode()
+    ours = HuggingFace(content, marks=Marks(None, 0, (), 8))
+    write_tokenizer(Codec(ours, SpecialTokens.of(ours), Identity(), None), 64, tmp_path)
+    about = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (about["eos_token"], about["model_max_length"], about["add_bos_token"]) == ("a", 64, True)
+    found = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert {name: found.token_to_id(name) for name in entries} == entries
+    if "bos_token" in about:
+        assert found.encode("b").ids == [8, 1]
+        assert [found.token_to_id(about[f"{name}_token"]) for name in ("bos", "pad")] == [8, 12]
+    assert ("bos_token" in about) == (entries["b"] == 1)

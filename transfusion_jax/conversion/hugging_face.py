@@ -42,6 +42,8 @@ def _with_entries(tokenizer: HuggingFace, special: SpecialTokens, bos_first: boo
 
     model = Tokenizer.from_str(tokenizer.content.decode())
     taken, own = model.get_vocab(), asdict(SpecialTokens.after(tokenizer.size))
+    if len(taken) <= max(taken.values()):  # gaps among its ids, which the library would fill first
+        return tokenizer.content
     unused = [f"<|unused{n}|>" for n in range(max(taken.values()) + 1, tokenizer.size)]
     for name in [*unused, *(f"<|{kind}|>" for kind in own)]:
         while name in taken:
