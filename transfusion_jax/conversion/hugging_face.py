@@ -9,6 +9,7 @@ from typing import Any
 
 from transfusion_jax.data.load import Codec
 from transfusion_jax.data.tokenizer import HuggingFace, SentencePiece, SpecialTokens
+from transfusion_jax.files import write_whole
 
 
 def write_tokenizer(codec: Codec, longest: int, folder: Path) -> None:
@@ -24,7 +25,7 @@ def write_tokenizer(codec: Codec, longest: int, folder: Path) -> None:
         tokenizer = HuggingFace(_with_entries(tokenizer, special, codec.bos_first))
     if not isinstance(tokenizer, HuggingFace | SentencePiece):
         return
-    (folder / tokenizer.name).write_bytes(tokenizer.content)
+    write_whole(folder / tokenizer.name, tokenizer.content)
     marks = {name: tokenizer.token(asdict(special)[name]) for name in ("bos", "eos", "pad")}
     about: dict[str, Any] = {
         "tokenizer_class": "LlamaTokenizer" if isinstance(tokenizer, SentencePiece) else "PreTrainedTokenizerFast",
@@ -33,7 +34,7 @@ def write_tokenizer(codec: Codec, longest: int, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": longest,
     } | {f"{name}_token": text for name, text in marks.items() if text is not None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    write_whole(folder / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
 
 
 def _with_entries(tokenizer: HuggingFace, special: SpecialTokens, bos_first: bool) -> bytes:
