@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from helpers import tiny_config
+from transfusion_jax.data.batch import abstract_batch, bytes_of_batch
 from transfusion_jax.planning import compile, libtpu
 from transfusion_jax.planning.compile import compile_for, compile_step
 from transfusion_jax.planning.topology import parse
@@ -55,7 +56,8 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
     compiled = compile_for(config, parse("v5e:2x2"))
     assert not compiled.too_large
     assert 0 < compiled.temporary < compiled.bytes
-    assert compiled.evaluation == 0  # so small a one takes no memory beside the chip's own
+    rows = abstract_batch(config)
+    assert compiled.evaluation == bytes_of_batch(rows)  # so small a pass takes no memory beside the chip's own
     gathers = [c for c in compiled.counts.collectives if c.kind == "all-gather" and c.bytes > 1e5]
     assert {c.dtype for c in gathers} == {"bf16"}
     assert {c.axes for c in gathers} == {("fsdp",)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,11 @@ def abstract_batch(config: Config, rows: int | None = None) -> Batch:
         "row": ((b,), np.int32),
     }
     return Batch(**{f.name: jax.ShapeDtypeStruct(*shapes[f.name]) for f in dataclasses.fields(Batch)})
+
+
+def bytes_of_batch(batch: Batch) -> int:
+    """Of all its arrays, or of their shapes."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
 
 
 ELEMENT_FIELDS = (

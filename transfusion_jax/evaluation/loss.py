@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import Config, require
 from transfusion_jax.data.assemble import empty_row
-from transfusion_jax.data.batch import Batch, abstract_batch, stack
+from transfusion_jax.data.batch import Batch, abstract_batch, bytes_of_batch, stack
 from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
@@ -132,6 +132,11 @@ def bytes_of(targets: np.ndarray, codec: Codec, before: np.ndarray | None = None
     kinds, counts = np.unique(np.stack([targets, begins])[:, text], axis=1, return_counts=True)
     each = [tokenizer.bytes_of(token, bool(first)) for token, first in kinds.T.tolist()]
     return sum(size * count for size, count in zip(each, counts.tolist(), strict=True))
+
+
+def batch_bytes(config: Config) -> int:
+    """Bytes of a batch of a training run's evaluation, which every device of the mesh in scope holds whole."""
+    return bytes_of_batch(abstract_batch(config, batch_rows(config, config.evaluation.rows)))
 
 
 def lower(task: ModelTask, params: Params, mesh: Mesh) -> jax.stages.Lowered:

@@ -61,7 +61,7 @@ class Compiled:
     code: int  # bytes
     counts: Counts
     too_large: str = ""  # what the compiler says where it does not fit; then there are no counts
-    evaluation: int = 0  # bytes that an evaluation takes beside its arguments; 0 where the run has none
+    evaluation: int = 0  # bytes that an evaluation takes beside the state: its batch, too; 0 where the run has none
 
     @property
     def bytes(self) -> int:
@@ -123,7 +123,8 @@ def compile_step(config: Config, devices: Any) -> Compiled:
         if config.loop.evaluate_every and not found["too_large"]:
             begin = time.perf_counter()
             evaluation = _kept(loss.lower(task, state.params, mesh), devices, begin)
-            found |= {"evaluation": evaluation["temporary"], "seconds": found["seconds"] + evaluation["seconds"]}
+            found["evaluation"] = evaluation["temporary"] + loss.batch_bytes(config)
+            found["seconds"] += evaluation["seconds"]
             if evaluation["too_large"]:
                 found |= {"too_large": f"in an evaluation: {evaluation['too_large']}", "text": ""}
     text = found.pop("text")

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from transfusion_jax.config import Config
+from transfusion_jax.data.batch import abstract_batch, bytes_of_batch
 from transfusion_jax.flops import coder_flops, count_parameters
 from transfusion_jax.kernels.cross_entropy import CHUNK
 from transfusion_jax.model import unet
@@ -195,12 +196,12 @@ def _temporary(config: Config, s: _Share, mesh: dict[str, int]) -> float:
 
 
 def _evaluation(config: Config, s: _Share, mesh: dict[str, int]) -> float:
-    """A forward pass: the layer that is at work, the text head, and a U-Net's skips; nothing else is kept."""
-    model = config.model
+    """A batch, and a forward pass: the layer at work, the text head, a U-Net's skips; nothing else is kept."""
+    model, rows = config.model, min(config.evaluation.rows, config.batch_rows)
     at_work = s.item * (s.elements * (2 * s.mlp + 4 * s.width + 4 * s.heads) + 2 * s.layer)
     head = s.item * model.width * model.padded_vocabulary + 2 * _logits(config, s, mesh)
     images = s.item * s.images * _unet_values(config) if s.images else 0.0
-    return at_work + head + images + PROGRAM
+    return bytes_of_batch(abstract_batch(config, rows)) + at_work + head + images + PROGRAM
 
 
 def _logits(config: Config, s: _Share, mesh: dict[str, int]) -> float:
