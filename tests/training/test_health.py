@@ -123,6 +123,7 @@ def test_a_run_is_called_hung_when_it_takes_longer_than_it_says_itself(begun, wh
         assert wrong == ""
         assert report["state"] == f"{doing} for 1h 0m"
         assert report["seconds_left"] is None  # rather than none
+        assert f"ago, on {PROCESSES[where]['host']}" in "\n".join(lines(report))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
         "restarts": [_restart(*pair) for pair in pairwise(attempts)][-SHOWN:],
         "goodput": account.fractions if attempts else None,
         "lost_steps": account.lost_steps,
-        "hosts": last.about["hosts"] if last else [],
+        "hosts": last.about["hosts"] if last else [heart.process["host"]] if heart else [],
         "devices": last.about["devices"] if last else None,
         "memory": last.about.get("memory") if last else None,
         "slow_host": last.about.get("slow") if last else None,
