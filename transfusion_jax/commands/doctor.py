@@ -17,7 +17,7 @@ from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.generation.picture import grid, write_png
 from transfusion_jax.storage import Place, place
-from transfusion_jax.training import health
+from transfusion_jax.training import health, verification
 from transfusion_jax.training.workdir import Workdir
 
 SHEET, COLUMNS = 32, 8  # images on a contact sheet, and in a line of it
@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         "doctor", help="look into prepared data, a run, or a row of a run", description=__doc__
     )
     parser.add_argument("place", nargs="?", type=place, help="a folder that prepare wrote, or a run's workdir")
-    parser.add_argument("--verify", action="store_true", help="of data: read every file and compare its hash")
+    parser.add_argument("--verify", action="store_true", help="read every file and compare its hash")
     parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
     parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
     parser.add_argument("--output", type=place, help="PNG for the pictures (default: doctor.png, or row-N.png)")
@@ -48,13 +48,14 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         "doctor needs either a folder that prepare or train wrote, or --workdir DIR --row N",
     )
     of_run = folder is not None and Workdir(folder).exists()
-    require(not arguments.verify or (folder is not None and not of_run), "--verify goes with prepared data")
+    require(not arguments.verify or folder is not None, "--verify goes with prepared data or a run")
     require(output is None or not of_run, "--output goes with prepared data, and with --row")
     require(row is None or row >= 0, f"--row must not be negative, not {row}")
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
     if of_run:
-        report = health.examine(Workdir(folder))
+        wrong = verification.damaged(Workdir(folder)) if arguments.verify else []
+        report = {"wrong": wrong} if wrong else health.examine(Workdir(folder))
     elif folder:
         report = _examine(folder, arguments.verify, output or place("doctor.png"))
     else:
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.json:
         print(json.dumps(report))
     elif of_run:
-        print("\n".join(health.lines(report)))
+        print("\n".join(f"WRONG: {line}" for line in wrong) or "\n".join(health.lines(report)))
     else:
         (_print_data if folder else _print_row)(report)
     return int(bool(report.get("wrong")))

@@ -1,0 +1,51 @@
+"""Whether the files of a run are those that were written: all of them are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from PIL import Image
+
+from transfusion_jax.errors import UserError
+from transfusion_jax.files import DamagedFile
+from transfusion_jax.storage import Place, on_disk
+from transfusion_jax.training import goodput
+from transfusion_jax.training.checkpoint import Checkpoints
+from transfusion_jax.training.files import read_lines
+from transfusion_jax.training.workdir import Workdir
+
+
+def damaged(workdir: Workdir) -> list[str]:
+    """What is not as it was written, each with what mends it. TensorBoard's files and traces are not looked at."""
+    return list(_damaged(workdir))
+
+
+def _damaged(workdir: Workdir) -> Iterator[str]:
+    reads: list[Callable[[], object]] = [workdir.run, workdir.codec]
+    reads += [partial(read_lines, path) for path in (workdir.metrics, workdir.bad_steps)]
+    reads += [partial(goodput.read_attempts, workdir.attempts)]
+    if workdir.samples.is_dir():
+        reads += [partial(_look_at, path) for path in workdir.samples.iterdir() if path.suffix == ".png"]
+    checkpoints = Checkpoints(workdir.checkpoints)
+    reads += [partial(_read_checkpoint, checkpoints, step) for step in checkpoints.steps]
+    for read in reads:
+        try:
+            read()
+        except UserError as error:
+            yield str(error)
+
+
+def _look_at(path: Place) -> None:
+    """Raises DamagedFile where a picture's own checksums do not fit."""
+    try:
+        with on_disk(path) as local, Image.open(local) as image:
+            image.verify()
+    except (OSError, SyntaxError) as error:  # Pillow raises the second for a wrong checksum
+        raise DamagedFile(f"{path} is damaged ({error}): delete it") from error
+
+
+def _read_checkpoint(checkpoints: Checkpoints, step: int) -> None:
+    for name in checkpoints.manifest(step)["leaves"]:
+        for _ in checkpoints.read_pieces(step, name):
+            pass
