@@ -126,7 +126,7 @@ def test_a_pipe_and_a_link_stay_what_they_are(tmp_path):
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
     nobody, host = 2**22 + 1, socket.gethostname()  # Linux has no such process
     stay = ["x", f"x.{host}-{os.getpid()}-1.tmp", f"x.elsewhere-{nobody}-1.tmp", "y.tmp"]
-    for name in [*stay, f"x.{host}-{nobody}-77.tmp"]:
+    for name in [*stay, f"x.json.{host}-{nobody}-77.tmp"]:
         (tmp_path / name).write_text("")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)

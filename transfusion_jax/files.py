@@ -24,7 +24,6 @@ from transfusion_jax.storage import Place, put
 
 DIGEST = "digest"  # the key of a JSON file that holds a hash of all the others
 UNFINISHED = ".tmp"  # the end of a file's name until it is whole
-TEMPORARY = re.compile(r"\.(?P<host>[^/]+)-(?P<process>\d+)-\d+" + re.escape(UNFINISHED) + "$")
 _claims: list[tuple[str, Callable[[], None]]] = []
 
 
@@ -119,12 +118,13 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Place) -> None:
-    """Removes what processes of this machine that are no more left half-written in a local folder."""
+    """Removes what processes of this machine that are no more left half-written below a local folder."""
     if not isinstance(folder, Path) or not folder.is_dir():
         return
-    for path in folder.iterdir():
-        found = TEMPORARY.search(path.name)
-        if found and found["host"] == socket.gethostname() and not _runs(int(found["process"])):
+    temporary = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-\d+{re.escape(UNFINISHED)}$")
+    for path in folder.rglob(f"*{UNFINISHED}"):
+        found = temporary.search(path.name)
+        if found and not _runs(int(found[1])):
             path.unlink(missing_ok=True)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from PIL import Image
 
 from transfusion_jax.errors import UserError
-from transfusion_jax.files import DamagedFile
+from transfusion_jax.files import DamagedFile, read_json
 from transfusion_jax.storage import Place, on_disk
 from transfusion_jax.training import goodput
 from transfusion_jax.training.checkpoint import Checkpoints
@@ -25,6 +25,8 @@ def _damaged(workdir: Workdir) -> Iterator[str]:
     reads: list[Callable[[], object]] = [workdir.run, workdir.codec]
     reads += [partial(read_lines, path) for path in (workdir.metrics, workdir.bad_steps)]
     reads += [partial(goodput.read_attempts, workdir.attempts)]
+    if workdir.evaluation.exists():
+        reads += [partial(read_json, workdir.evaluation, "move it away, and evaluate again")]
     if workdir.samples.is_dir():
         reads += [partial(_look_at, path) for path in workdir.samples.iterdir() if path.suffix == ".png"]
     checkpoints = Checkpoints(workdir.checkpoints)

@@ -131,8 +131,7 @@ class Workdir:
                 ) from error
             lock = self.path.absolute() / "lock"
             with owned(self.path, self._identity, lambda: is_at(file.fileno(), lock)):
-                for folder in (self.path, self.attempts, self.samples):
-                    sweep(folder)
+                sweep(self.path)
                 yield
 
     @contextmanager

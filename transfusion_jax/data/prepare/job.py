@@ -53,8 +53,7 @@ def begin(job: Job, tokenizer: Tokenizer, folder: Place) -> None:
         DamagedFile: the job that it was begun with cannot be read.
     """
     require(folder.is_dir() or not folder.exists(), f"--output {folder} is a file, and a folder is needed")
-    for place in (folder, folder / "shards"):
-        sweep(place)
+    sweep(folder)
     path, new = folder / "job.json", job.to_dict()
     if path.exists():
         old = read_json(path, REMEDY)
