@@ -15,6 +15,7 @@ from PIL import Image
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.errors import INTERRUPTED
+from transfusion_jax.files import read_json
 from transfusion_jax.training.heartbeat import read_heartbeat
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +208,7 @@ def test_evaluate_prints_a_table_or_json_and_writes_the_same(trained):
     result = transfusion("evaluate", "--workdir", str(trained[0]), "--suite", "loss", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert report == json.loads((trained[0] / "evaluation.json").read_text())
+    assert report == read_json(trained[0] / "evaluation.json", "")
     (entry,) = report["evaluations"]
     assert entry["step"] == STEPS
     assert entry["weights"] == "ema"

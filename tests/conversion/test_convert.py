@@ -8,6 +8,9 @@ from helpers import tiny_config, tiny_run
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.conversion import shards
+from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.tokenizer import Numbers
+from transfusion_jax.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +19,9 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "w"
     tiny_run(path, tiny_config(steps=2, loop__evaluate_every=0))
     # the letters of the tests' tokenizer are no file: a reader of the run finds numbers
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["codec"]["tokenizer"] = "numbers-20"
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_json(path / "manifest.json", "")
+    manifest["codec"] |= {"tokenizer": "numbers-20", "tokenizer_hash": tokenizers.hash_of(Numbers(20))}
+    write_json(path / "manifest.json", manifest)
     return path
 
 

@@ -17,6 +17,7 @@ from transfusion_jax.scaling.reference import OWN, SEEDS, Curve, Reference
 
 ROOT = Path(__file__).parents[2]
 WRONG = Path(__file__).parent / "wrong.py"
+MANIFEST = {"history": [], "codec": {}, "skip_rows": []}
 STEPS = 80
 
 
@@ -29,7 +30,7 @@ def run(tmp_path):
         workdir = tmp_path / f"run{seed}"
         workdir.mkdir(exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(configs.to_dict(config)))
-        (workdir / "manifest.json").write_text(json.dumps({"data_hash": data}))
+        (workdir / "manifest.json").write_text(json.dumps({"data_hash": data} | MANIFEST))
         lines = [json.dumps({"step": s, "loss_text": loss_text(s)}) for s in range(1, steps + 1)]
         (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         return workdir
