@@ -63,7 +63,7 @@ def main() -> None:
         fsspec.filesystem("gs").put(str(photographs), f"{url}/photographs.tar")
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         rows = open_rows(config)
-        own_elements = int(rows.plans[0].piece_length.sum())
+        own_elements = int(rows.planner.find(0).plan.piece_length.sum())
         prepared = {
             "decode and resize alone": lambda: resize(photographs),
             "prepare": preparing(str(photographs), folder),
@@ -137,7 +137,7 @@ def open_rows(config: Config) -> Rows:
 def read_rows(rows: Rows, elements: int) -> None:
     """One epoch, as training reads it, without further processes. Some are read twice to fill the last row."""
     with batches(rows, 0, 1, slice(0, 1), workers=0) as stream:
-        read = sum(int(np.sum(batch.source >= 0)) for batch in itertools.islice(stream, rows.plans[0].rows))
+        read = sum(int(np.sum(batch.source >= 0)) for batch in itertools.islice(stream, rows.epoch))
     assert read == elements
 
 

@@ -143,9 +143,7 @@ def restart(folder: Path, context: int, patches: int, row: int) -> float:
     """Milliseconds until a row's pieces are known."""
     begin = time.perf_counter()
     plan = open_or_plan(folder, context, patches)
-    pieces = slice(*plan.row_offset[row : row + 2])
-    assert plan.piece_length[pieces].sum() <= context
-    assert len(plan.piece_document[pieces]) == len(plan.piece_start[pieces])
+    assert sum(length for _, _, length in plan.pieces(row)) <= context
     return 1000 * (time.perf_counter() - begin)
 
 

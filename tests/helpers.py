@@ -32,7 +32,7 @@ from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.leaves import leaf_names
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.pieces import Leaf
-from transfusion_jax.training.starts import Start, begin
+from transfusion_jax.training.starts import Start, begin, kept_plan
 from transfusion_jax.training.tasks import make_task
 from transfusion_jax.training.watch import NOTHING_MORE, Watching
 from transfusion_jax.training.watchdog import Beat
@@ -183,14 +183,17 @@ def tiny_run(
     hooks: tuple[Hook, ...] = (),
     watching: Watching = NOTHING_MORE,
     beat: Beat | None = None,
+    row_plan: int | None = None,
 ) -> Outcome:
     """Trains in this process, on one device, as `transfusion train` does; what it says is in `path/said`."""
-    workdir, data, task = Workdir(path), tiny_data(), make_task(config)
+    workdir, task = Workdir(path), make_task(config)
+    data = replace(tiny_data(), row_plan=row_plan or kept_plan(start or Start(), workdir))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     said: list[str] = []
     try:
         begin(start or Start(), task, config, data, mesh, workdir, said.append)
-        rows = replace(make_rows(data.train, config, data.codec.special), skipped=workdir.skip_rows)
+        rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
+        rows = replace(rows, skipped=workdir.skip_rows)
         interruption = Interruption(said.append)
         return train(task, config, rows, mesh, workdir, interruption, hooks, said.append, watching, beat)
     finally:

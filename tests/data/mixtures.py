@@ -4,8 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from transfusion_jax.config import DataConfig
+from helpers import special, tiny_config
+from transfusion_jax.config import DataConfig, SourceConfig
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
+from transfusion_jax.data.plan import VERSION
+from transfusion_jax.data.stream import Rows, make_rows
 
 IMAGE = Image(np.zeros((4, 4, 1), np.float32))
 
@@ -71,6 +74,16 @@ def sized(name, lengths, images):
 def mixture(entries):
     """A corpus and its weights."""
     return Corpus(tuple(source for source, _ in entries)), {source.name: weight for source, weight in entries}
+
+
+def rows_of(cache, corpus, weights, data, version=VERSION, phases=None, seed=0) -> Rows:
+    """The stream of a mixture, whose rows can be planned but, as images are of another size, not be made."""
+    sources = {name: SourceConfig("synthetic:text", weight) for name, weight in weights.items()}
+    data = dataclasses.replace(data, sources=sources, phases=phases or {})
+    config = dataclasses.replace(tiny_config(data__max_images=12, seed=seed), data=data)
+    named = {source.name: source for source in corpus.sources}
+    corpus = Corpus(tuple(named[name] for name in data.source_names))
+    return make_rows(corpus, config, special(), lambda line: None, cache, version)
 
 
 def text(length):

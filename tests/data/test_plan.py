@@ -5,15 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.mixtures import IMAGE, listed, mixture, pairs, random_mixture, sized, text, texts
-from helpers import best_fit_decreasing, special, tiny_config
+from data.mixtures import IMAGE, listed, mixture, pairs, random_mixture, rows_of, sized, text, texts
+from helpers import best_fit_decreasing
 from transfusion_jax.config import ConfigError, DataConfig
 from transfusion_jax.data import plan_blocks
 from transfusion_jax.data.documents import Corpus, Document
 from transfusion_jax.data.plan import places_at, plan_rows
 from transfusion_jax.data.plan_files import COLUMNS, RowPlan
 from transfusion_jax.data.sequences import Place
-from transfusion_jax.data.stream import Rows
 
 PATCHES = 4
 SEEDS = range(13)
@@ -121,7 +120,7 @@ def test_captions_that_use_up_the_text_of_every_row_are_no_crash():
     "shares",
     [(1, 0, 1, 0), (3, 1, 0.5, 0.2), (0.2, 0.5, 1, 3), (9, 0, 1, 0), (1, 0, 0, 9), (0, 0, 5, 1), (4, 4, 1, 0)],
 )
-def test_shares_of_elements_hold_over_any_hundred_rows_of_the_stream(shares):
+def test_shares_of_elements_hold_over_any_hundred_rows_of_the_stream(shares, tmp_path):
     random = np.random.default_rng(0)
     sources = [
         pairs("short captions", shares[0], random.integers(1, 8, 300)),
@@ -130,15 +129,14 @@ def test_shares_of_elements_hold_over_any_hundred_rows_of_the_stream(shares):
         texts("long texts", shares[3], random.geometric(0.002, 40)),
     ]
     corpus, weights = mixture([entry for entry in sources if entry[1]])
-    plan = plan_rows(corpus, weights, DataConfig(context_length=200, max_images=30), PATCHES, seed=0)
-    rows = Rows(corpus, (plan,), tiny_config(), special())
-    order = [rows.planned_row(r)[1] for r in range(1000)]
-    source = np.searchsorted(corpus.offsets, plan.piece_document, side="right") - 1
-    table = np.zeros((len(corpus.sources), plan.rows))
-    np.add.at(table, (source, plan.piece_row), plan.piece_length)
-    running = np.pad(np.cumsum(table[:, order], axis=1), ((0, 0), (1, 0)))
+    rows = rows_of(tmp_path, corpus, weights, DataConfig(context_length=200, max_images=30))
+    table = np.zeros((len(corpus.sources), 1000))
+    for row in range(1000):
+        for document, _, length in rows.pieces(row):
+            table[rows.corpus.find(document)[0], row] += length
+    running = np.pad(np.cumsum(table, axis=1), ((0, 0), (1, 0)))
     stretches = running[:, 100:] - running[:, :-100]
-    expected = np.array(list(weights.values()))
+    expected = np.array([weights[source.name] for source in rows.corpus.sources])
     expected = np.broadcast_to((expected / expected.sum())[:, None], stretches.shape)
     np.testing.assert_allclose(stretches / stretches.sum(0), expected, atol=0.02)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.mixtures import mixture, pairs, rows_of, texts
 from helpers import tiny_config, tiny_corpus
 from transfusion_jax.data import plan as planning
 from transfusion_jax.data import plan_blocks, plan_files
 from transfusion_jax.data.documents import Corpus, DocumentList, Source
 from transfusion_jax.data.plan import plan_rows
-from transfusion_jax.data.plan_files import COLUMNS, default_cache, open_plan
+from transfusion_jax.data.plan_files import COLUMNS, damaged, default_cache, open_plan
 from transfusion_jax.data.sequences import Place
 from transfusion_jax.errors import StorageError
 
@@ -28,7 +29,7 @@ def test_a_plan_on_disk_is_the_plan_in_memory(tmp_path, monkeypatch):
     stored, memory = planned(tmp_path), planned(None)
     assert_same(stored, memory)
     assert stored.rows > 32
-    assert stored.about == json.loads((stored.folder / "plan.json").read_text())
+    assert stored.about.items() < json.loads((stored.folder / "plan.json").read_text()).items()
     assert {name: getattr(stored, name).dtype for name in COLUMNS} == {
         name: np.int32 if name == "piece_length" else np.int64 for name in COLUMNS
     }
@@ -68,9 +69,9 @@ def test_whatever_a_plan_depends_on_makes_another_one(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_blocks, "BLOCK_ROWS", 16)
     monkeypatch.setattr(planning, "BLOCK_ROWS", 16)
     folders.add(planned(tmp_path).folder.name)
-    monkeypatch.setattr(planning, "VERSION", planning.VERSION + 1)
-    folders.add(planned(tmp_path).folder.name)
-    assert len(folders) == len(changes) + 2
+    folders.add(plan_rows(tiny_corpus(), WEIGHTS, DATA, PATCHES, 0, None, tmp_path, version=2).folder.name)
+    folders.add(plan_rows(tiny_corpus(), WEIGHTS, DATA, PATCHES, 0, None, tmp_path, least=99).folder.name)
+    assert len(folders) == len(changes) + 3
 
 
 def test_what_does_not_shape_a_plan_makes_no_other_one(tmp_path):
@@ -80,19 +81,85 @@ def test_what_does_not_shape_a_plan_makes_no_other_one(tmp_path):
     assert planned(tmp_path, corpus=corpus, data=dataclasses.replace(DATA, workers=3)).folder == first.folder
 
 
+DAMAGES = {
+    "deleted": Path.unlink,
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "something else": lambda path: path.write_bytes(b"{}"),
+    "of another plan": lambda path: path.write_bytes(other_plan(path).read_bytes()),
+    "first bit": lambda path: flip(path, 0.0),
+    "a bit in the middle": lambda path: flip(path, 0.5),
+    "last bit": lambda path: flip(path, 1.0),
+}
+
+
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    "damage", [Path.unlink, lambda path: cut_short(path), lambda path: path.write_bytes(b"{}")]
-)
-def test_a_damaged_plan_is_made_anew(tmp_path, name, damage):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_plan_is_found_and_made_again_and_never_used(tmp_path, name, damage):
+    rows = stream(tmp_path)
+    expected = [rows.pieces(row) for row in range(rows.epoch)]
+    path = rows.planner.find(0).plan.folder / name
+    whole = path.read_bytes()
+    DAMAGES[damage](path)
+    assert len(damaged(tmp_path)) == (whole != (path.read_bytes() if path.exists() else b""))
+    again = stream(tmp_path)
+    assert [again.pieces(row) for row in range(again.epoch)] == expected
+    assert again.pieces(again.epoch + 1) == rows.pieces(rows.epoch + 1)
+    assert path.read_bytes() == whole
+    assert damaged(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["piece_document.npy", "piece_start.npy", "piece_length.npy", "row_offset.npy"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_plan_that_is_damaged_while_it_is_read_is_made_again(tmp_path, name, damage):
+    rows, said = stream(tmp_path), []
+    rows.planner.say = said.append
+    expected = [rows.pieces(row) for row in range(rows.epoch)]
+    opened = stream(tmp_path)
+    DAMAGES[damage](rows.planner.find(0).plan.folder / name)
+    assert [opened.pieces(row) for row in range(opened.epoch)] == expected  # opened when all was well
+    assert [rows.pieces(row) for row in range(rows.epoch)] == expected  # of what had been read before
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "of another plan"])
+def test_a_damaged_note_of_where_an_epoch_ends_is_made_again(tmp_path, damage):
+    rows = stream(tmp_path)
+    expected = [rows.pieces(row) for row in range(rows.epoch - 5, rows.epoch + 5)]
+    for path in tmp_path.glob("*.json"):
+        DAMAGES[damage](path)
+    again = stream(tmp_path)
+    assert [again.pieces(row) for row in range(rows.epoch - 5, rows.epoch + 5)] == expected
+
+
+def test_a_note_of_another_epoch_in_its_place_is_not_believed(tmp_path):
+    rows = stream(tmp_path)
+    expected = [rows.pieces(row) for row in range(rows.epoch - 5, rows.epoch + 5)]
+    first, second = sorted(tmp_path.glob("*.json"))
+    first.write_bytes(second.read_bytes())
+    again = stream(tmp_path)
+    assert [again.pieces(row) for row in range(rows.epoch - 5, rows.epoch + 5)] == expected
+
+
+def test_plans_without_checksums_are_made_again(tmp_path):
+    """As versions wrote them that had none."""
     first = planned(tmp_path)
-    expected = {column: getattr(first, column).copy() for column in COLUMNS}
-    damage(first.folder / name)
+    about = json.loads((first.folder / "plan.json").read_text())
+    shapes = {name: shape for name, (_, shape, _) in about["files"].items()}
+    (first.folder / "plan.json").write_text(json.dumps({"rows": about["rows"], "shapes": shapes}))
     assert open_plan(first.folder) is None
-    again = planned(tmp_path)
-    for column in COLUMNS:
-        np.testing.assert_array_equal(getattr(again, column), expected[column])
-    assert [path.name for path in tmp_path.iterdir()] == [first.folder.name]
+    assert_same(planned(tmp_path), first)
+
+
+def test_parts_of_columns_are_read_across_checksums(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_files, "CHUNK", 24)
+    plan = planned(tmp_path)
+    assert plan.folder
+    for name in COLUMNS:
+        column = getattr(plan, name)
+        for begin, end in ((0, len(column)), (1, 2), (2, 9), (3, 3)):
+            np.testing.assert_array_equal(plan.read(name, begin, end), column[begin:end])
+    plan.verify()
 
 
 def test_planning_that_is_broken_off_leaves_nothing(tmp_path):
@@ -199,8 +266,21 @@ def planned(cache, corpus=None, weights=None, data=DATA, patches=PATCHES, seed=0
     return plan_rows(corpus or tiny_corpus(), weights or WEIGHTS, data, patches, seed, begin, cache, say)
 
 
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[:-1])
+def stream(cache):
+    return rows_of(cache, *mixture([pairs("p", 2, range(1, 9)), texts("t", 1, range(1, 40))]), DATA)
+
+
+def flip(path, place):
+    """One bit, so far into the file."""
+    data = bytearray(path.read_bytes())
+    data[round(place * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+def other_plan(path):
+    """The same file of a plan with another seed."""
+    corpus, weights = mixture([pairs("p", 2, range(1, 9)), texts("t", 1, range(1, 40))])
+    return plan_rows(corpus, weights, DATA, PATCHES, 1, None, path.parents[2] / "other").folder / path.name
 
 
 def assert_same(one, other):

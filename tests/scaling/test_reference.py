@@ -25,12 +25,12 @@ STEPS = 80
 def run(tmp_path):
     """Writes a run of the debug config with given losses; returns its workdir."""
 
-    def write(seed, loss_text, steps=STEPS, data="documents"):
+    def write(seed, loss_text, steps=STEPS, data="documents", **facts):
         config = configs.load("configs/debug.py", [f"steps={STEPS}", f"seed={seed}"])
         workdir = tmp_path / f"run{seed}"
         workdir.mkdir(exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(configs.to_dict(config)))
-        (workdir / "manifest.json").write_text(json.dumps({"data_hash": data} | MANIFEST))
+        (workdir / "manifest.json").write_text(json.dumps({"data_hash": data} | MANIFEST | facts))
         lines = [json.dumps({"step": s, "loss_text": loss_text(s)}) for s in range(1, steps + 1)]
         (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         return workdir
@@ -72,6 +72,15 @@ def test_with_other_documents_no_seed_has_a_curve_of_its_own(run, known, tmp_pat
     reference.store(known, file)
     assert main(["scale", "compare", "--run", str(workdir), "--reference", str(file)]) == 0
     assert "its documents are not those of known, so only the seeds' band applies" in capsys.readouterr().out
+
+
+def test_with_rows_of_another_plan_no_seed_has_a_curve_of_its_own(run, known, tmp_path, capsys):
+    workdir, file = run(0, straight(0.98 * 1.006), row_plan=3), tmp_path / "known.json"
+    reference.store(known, file)
+    assert main(["scale", "compare", "--run", str(workdir), "--reference", str(file)]) == 0
+    assert "planned by another version than those of known, so only the seeds' band" in capsys.readouterr().out
+    again = replace(known, curves=tuple(replace(curve, row_plan=3) for curve in known.curves))
+    assert reference.compare(workdir, again).held_to == (SEEDS, OWN)
 
 
 def test_the_first_step_outside_is_named(run, known):

@@ -14,6 +14,7 @@ import pytest
 from helpers import tiny_config, tiny_run
 from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data.plan import REPLAYED, VERSION
 from transfusion_jax.errors import CheckpointError, TrainingHalted
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training import checkpoint
@@ -86,6 +87,24 @@ def test_a_fork_goes_on_as_its_parent_did_with_its_metrics_marked(parent, tmp_pa
     assert forked[4]["forked_from"] == source
     tiny_run(tmp_path, config(), Start(fork_from=source))  # the same command resumes
     assert [e["event"] for e in history(tmp_path)] == ["fork", "resume"]
+
+
+def test_a_run_and_its_forks_keep_the_row_plan_that_it_began_with(parent, tmp_path):
+    whole, old, fork, new = (tmp_path / name for name in ("whole", "old", "fork", "new"))
+    tiny_run(whole, config(), row_plan=REPLAYED)
+    tiny_run(old, config(loop=dict(log_every=1, save_every=2, evaluate_every=0, stop_at=4)), row_plan=REPLAYED)
+    manifest = json.loads((old / "manifest.json").read_text())
+    assert manifest.pop("row_plan") == REPLAYED
+    (old / "manifest.json").write_text(json.dumps(manifest))  # as those of old are, which name none
+    tiny_run(old, config())
+    tiny_run(fork, config(), Start(fork_from=f"{whole}:4"))
+    tiny_run(new, config(), Start(init_from=f"{whole}:4"))
+    assert [Workdir(path).row_plan for path in (whole, old, fork, new, parent)] == [2, 2, 2, VERSION, VERSION]
+    for path in (old, fork):
+        assert [[metrics(path)[s][n] for n in EXACT] for s in range(1, 9)] == [
+            [metrics(whole)[s][n] for n in EXACT] for s in range(1, 9)
+        ]
+    assert metrics(whole)[1]["loss"] != metrics(parent)[1]["loss"]  # other rows
 
 
 def test_a_fork_may_change_what_is_accepted_by_name(parent, tmp_path):

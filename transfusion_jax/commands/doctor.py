@@ -140,16 +140,12 @@ def _print_data(report: dict[str, Any]) -> None:
 
 def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     config = workdir.config()
-    data = data_loading.load(config, workdir.codec().statistics)
-    rows = make_rows(data.train, config, data.codec.special)
-    phase, planned = rows.planned_row(row)
-    plan, images = rows.plans[phase], []
-    pieces = []
-    for piece in range(*plan.row_offset[planned : planned + 2]):
-        source, number = data.train.find(int(plan.piece_document[piece]))
-        start = int(plan.piece_start[piece])
-        stretch = (start, start + int(plan.piece_length[piece]))
-        pieces.append(_about_piece(data, data.train.sources[source], number, stretch))
+    data = data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
+    rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
+    pieces, images = [], []
+    for of_corpus, start, length in rows.pieces(row):
+        source, number = data.train.find(of_corpus)
+        pieces.append(_about_piece(data, data.train.sources[source], number, (start, start + length)))
         document = data.train.sources[source].documents[number] if pieces[-1]["images"] else None
         images += [s.latent for s in document.segments if isinstance(s, Image)] if document else []
     if images:
@@ -157,7 +153,7 @@ def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     used = int(np.sum(rows[row].source >= 0))
     return {
         "row": row,
-        "phase": config.data.mixtures[phase].start,
+        "phase": config.data.mixtures[rows.planner.find(row).phase].start,
         "left_out": any(begin <= row < end for begin, end in workdir.skip_rows),
         "elements": used,
         "padding": config.data.context_length - used,

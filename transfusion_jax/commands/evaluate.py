@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         config = PROTOCOLS[arguments.protocol].applied(config)
     for line in untrained_branch(config) if any(suite.draws for suite in suites) else ():
         say(line)
-    data = data_loading.load(config, workdir.codec().statistics)
+    data = data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
     for source in data.held_out.sources:
         if not len(source):
             say(f"{source.name} holds nothing out: nothing of it is measured")

@@ -251,7 +251,7 @@ def _data(task: ModelTask, workdir: Workdir, pictured: str | None) -> Data:
     if pictured:
         sources = {"pictures": SourceConfig(path=pictured, held_out=pictured)}
         config = replace(config, data=replace(config.data, sources=sources, phases={}))
-    return data_loading.load(config, workdir.codec().statistics)
+    return data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
 
 
 JUDGES: dict[str, tuple[Callable, Callable, str]] = {

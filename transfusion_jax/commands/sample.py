@@ -259,7 +259,7 @@ def _caption_held_out(arguments: argparse.Namespace) -> int:
     require(arguments.held_out >= 1, f"--held-out must be at least 1, not {arguments.held_out}")
     writing = _writing(arguments)
     task, params, workdir, _, _ = read_model(arguments, print)
-    data = data_loading.load(task.config, workdir.codec().statistics)
+    data = data_loading.load(task.config, workdir.codec().statistics, workdir.row_plan)
     shown = data.held_out.pairs(arguments.held_out)
     require(bool(shown), "this run holds out no captioned images")
     latents = np.stack([s.latent for d in shown for s in d.segments if isinstance(s, Image)])

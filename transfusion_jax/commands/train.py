@@ -31,7 +31,7 @@ from transfusion_jax.training.heartbeat import heartbeat
 from transfusion_jax.training.interruption import Interruption, watch_signals
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.metrics import Writer
-from transfusion_jax.training.starts import Start, begin, kept_statistics, source_config
+from transfusion_jax.training.starts import Start, begin, kept_plan, kept_statistics, source_config
 from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.transplant import parse_mapping
 from transfusion_jax.training.watch import Watching
@@ -91,7 +91,7 @@ def _train(
 ) -> Outcome:
     with interruption.may_leave():
         mesh, workdir = make_ready(arguments, config)
-        data = data_loading.load(config, kept_statistics(start, workdir, config))
+        data = data_loading.load(config, kept_statistics(start, workdir, config), kept_plan(start, workdir))
         missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
         require(
             not config.loop.evaluate_every or not missing,
@@ -100,7 +100,7 @@ def _train(
         )
         for name in config.evaluation.during_training if config.loop.evaluate_every else ():
             SUITES[name].check(config, data)  # not only at the first evaluation
-        rows = make_rows(data.train, config, data.codec.special, say)
+        rows = make_rows(data.train, config, data.codec.special, say, version=data.row_plan)
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         reach_all(mesh)
         task = make_task(config)  # the workdir is begun only now that config and data have proved to fit

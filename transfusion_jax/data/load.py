@@ -12,6 +12,7 @@ from transfusion_jax.autoencoder import Autoencoder, Grey, Identity
 from transfusion_jax.config import Config, SourceConfig, require
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.documents import Corpus, Documents, Source
+from transfusion_jax.data.plan import VERSION
 from transfusion_jax.data.prepared import Prepared, PreparedDocuments
 from transfusion_jax.data.statistics import LatentStatistics, Moments
 from transfusion_jax.data.synthetic import SyntheticDocuments
@@ -61,6 +62,7 @@ class Data:
     train: Corpus
     held_out: Corpus
     codec: Codec
+    row_plan: int = VERSION  # of the plans that the rows stand in
 
     def keep(self, folder: Place) -> None:
         """Puts what reads a run's texts and images back into its directory."""
@@ -72,6 +74,7 @@ class Data:
         codec = self.codec
         return {
             "data_hash": self.train.hash,
+            "row_plan": self.row_plan,
             "codec": {
                 "tokenizer": codec.tokenizer.name,
                 "tokenizer_hash": tokenizers.hash_of(codec.tokenizer),
@@ -93,12 +96,13 @@ def require_sources(config: Config) -> None:
     )
 
 
-def load(config: Config, statistics: LatentStatistics | None = None) -> Data:
+def load(config: Config, statistics: LatentStatistics | None = None, row_plan: int = VERSION) -> Data:
     """Opens every source that the config names; their documents are read when they are asked for.
 
     Args:
         config: names the sources and the encoding of their images.
         statistics: how a run normalises latents; None takes the training images' own.
+        row_plan: the version of its row plan.
 
     Raises:
         ConfigError: no source, or one that does not fit the model or the others.
@@ -117,7 +121,7 @@ def load(config: Config, statistics: LatentStatistics | None = None) -> Data:
             f"source {source.name!r} holds images, and with model.images='none' a model reads text alone: name "
             "sources of plain texts",
         )
-    return Data(splits[0], splits[1], codec)
+    return Data(splits[0], splits[1], codec, row_plan)
 
 
 def plain_statistics(channels: int) -> LatentStatistics:

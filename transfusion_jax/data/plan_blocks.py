@@ -1,4 +1,9 @@
-"""The planning of rows, block after block, from the sizes of documents alone."""
+"""The planning of rows, block after block, from the sizes of documents alone.
+
+Within a pass over a source, documents with images may stand in any order: a block of rows deals them out by length.
+Where a pass ends, no document of the next one may come before the last of this one: such a block is filled row by
+row, by `in_order`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,14 @@ import numpy as np
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.packing import ELEMENTS, IMAGES, TEXT, best_fit, deal
 from transfusion_jax.data.plan_files import Columns
+from transfusion_jax.data.queues import fill_in_order
 from transfusion_jax.data.sequences import Place, Reader, enough
 from transfusion_jax.data.shuffle import shuffled
 
 BLOCK_ROWS = 8192
 BACKLOG = 1.25  # what a block takes of a source that fell behind, in shares of the block
 GROWTHS = 8  # the last block is planned again with more rows, so often at most, until everything fits
+SHORTEST = 64  # rows of a block that is cut where a pass ends
 STRETCHES = 64  # of a block's rows, each like the others in size
 ROW, DOCUMENT, START, LENGTH = range(4)  # of a piece
 
@@ -30,6 +37,7 @@ class Mixture:
     shares: np.ndarray  # [sources], of the elements; their sum is 1
     capacity: np.ndarray  # [3], of a row
     seed: int
+    in_order: bool = True  # no document is read again before all of its source have been; False: plans of version 2
 
     @cached_property
     def plain(self) -> np.ndarray:
@@ -58,10 +66,15 @@ class Mixture:
         return totals[:, ELEMENTS]
 
 
-def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Columns, float]]:
+def plan_blocks(mixture: Mixture, places: Sequence[Place], least: int = 0) -> Iterator[tuple[Columns, float]]:
     """The columns of one block of rows after the other, and how much of the epoch has been read.
 
     The first block holds no rows: it is where the columns of offsets begin. The last takes all that was carried.
+
+    Args:
+        mixture: what to plan from.
+        places: where to begin to read each source.
+        least: rows to plan, even where fewer read every source.
 
     Raises:
         ConfigError: see `Mixture.totals`; or captions leave plain texts no room.
@@ -70,26 +83,26 @@ def plan_blocks(mixture: Mixture, places: Sequence[Place]) -> Iterator[tuple[Col
     placed, number, ends = np.zeros_like(totals), 0, (0, 0, 0)
     columns, ends = _columns(np.zeros((0, 4), np.int64), 0, placed, places, ends)
     yield columns | {"row_offset": np.zeros(1, np.int64)}, 0.0
-    while np.any(placed < totals) or any(len(place.carried) for place in places):
-        if np.any(placed < totals):
-            rows = min(_rows_missing(mixture, placed, ends[0]), BLOCK_ROWS)
+    while (more := bool(np.any(placed < totals) or ends[0] < least)) or any(len(p.carried) for p in places):
+        if more:
+            rows = min(max(_rows_missing(mixture, placed, ends[0]), least - ends[0]), BLOCK_ROWS)
             behind = mixture.shares * (placed.sum() + rows * context) - placed
             wanted = np.minimum(behind, BACKLOG * mixture.shares * rows * context)
         else:
             carried = sum(r.sizes(place.carried).sum(0) for r, place in zip(mixture.readers, places, strict=True))
             rows, wanted = min(_rows_for(carried, mixture), BLOCK_ROWS), np.full(len(totals), np.inf)
-        block = _plan_block(mixture, rows, wanted, places, number)
+        block = _plan_block(mixture, rows, wanted, places, number, placed)
         for _ in range(GROWTHS):
-            missing = np.any(placed + block.used + block.waiting < totals)
+            missing = np.any(placed + block.used + block.waiting < totals) or ends[0] + block.rows < least
             if missing or rows == BLOCK_ROWS or not block.left_over.any():
                 break
             rows = min(rows + _rows_for(block.left_over, mixture), BLOCK_ROWS)
-            block = _plan_block(mixture, rows, wanted, places, number)
+            block = _plan_block(mixture, rows, wanted, places, number, placed)
         places, placed, number = block.places, placed + block.used, number + 1
         if np.any(mixture.plain) and not placed[mixture.plain].any():
             raise ConfigError("captions use up data.max_text in every row and leave plain text no room: raise it")
         columns, ends = _columns(block.table, block.rows, block.used, places, ends)
-        yield columns, float(np.min(placed / totals).clip(0, 1))
+        yield columns, float(min(np.min(placed / totals), ends[0] / max(least, 1), 1.0))
 
 
 def _rows_for(sizes: np.ndarray, mixture: Mixture) -> int:
@@ -148,7 +161,9 @@ class _Block:
     left_over: np.ndarray  # [3], their sizes added up
 
 
-def _plan_block(mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequence[Place], number: int) -> _Block:
+def _plan_block(
+    mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequence[Place], number: int, placed: np.ndarray
+) -> _Block:
     """Fills rows.
 
     Args:
@@ -157,9 +172,56 @@ def _plan_block(mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequenc
         wanted: elements to place of each source with images; without end: what was carried, and nothing else.
         places: where to read on.
         number: of the block.
+        placed: elements of each source in the blocks before, `[sources]`.
     """
-    pool, places = _gather(mixture, wanted, places)
-    seeds = [(mixture.seed, number, use) for use in (1, 2, 3)]
+    pool, after = _gather(mixture, wanted, places)
+    ends = [s for s in mixture.pictured if _passes_end(mixture.readers[s], places[s], after[s])]
+    if not (ends and mixture.in_order):
+        return _deal_out_by_length(mixture, rows, pool, after, number)
+    if not mixture.plain.any():  # the best fit of many rows is worth a block of its own
+        left = np.array([_left_of_pass(mixture.readers[s], places[s]) for s in ends])
+        part = np.min(left / wanted[ends])
+        if (fewer := math.ceil(part * rows)) >= SHORTEST:
+            shorter = part * wanted
+            shorter[ends] = np.minimum(shorter[ends], left)  # as the quotient is rounded
+            return _plan_block(mixture, fewer, shorter, places, number, placed)
+    return _fill_in_order(mixture, rows, places, number, placed)
+
+
+def _passes_end(reader: Reader, before: Place, after: Place) -> bool:
+    """Whether documents of more than one pass are read between two places."""
+    return after.taken > before.taken and reader.pass_of(before) != (after.taken - 1) // reader.count
+
+
+def _left_of_pass(reader: Reader, place: Place) -> int:
+    """Elements that are left to place of the pass of a place, of a source with images."""
+    fresh = (reader.pass_of(place) + 1) * reader.count - place.taken
+    sizes = [reader.sizes(place.carried), reader.following(place.taken, fresh)[1]]
+    return int(np.concatenate(sizes)[:, ELEMENTS].sum())
+
+
+def _fill_in_order(mixture: Mixture, rows: int, places: Sequence[Place], number: int, placed: np.ndarray) -> _Block:
+    pictured = mixture.pictured
+    filled = fill_in_order(
+        [mixture.readers[s] for s in pictured],
+        [places[s] for s in pictured],
+        rows,
+        mixture.capacity,
+        mixture.shares[pictured],
+        placed[pictured],
+        int(placed.sum()),
+        whole=not mixture.plain.any(),
+    )
+    after, used = list(places), np.zeros_like(placed)
+    for s, place, elements in zip(pictured, filled.places, filled.elements, strict=True):
+        after[s], used[s] = place, elements
+    left = mixture.capacity - filled.used
+    nothing = np.zeros_like(placed)
+    return _with_text(mixture, rows, left, filled.table, after, used, number, nothing, nothing[:1].repeat(3))
+
+
+def _deal_out_by_length(mixture: Mixture, rows: int, pool: _Pool, places: list[Place], number: int) -> _Block:
+    seeds = [(mixture.seed, number, use) for use in (1, 2)]
     if mixture.plain.any():
         left = np.tile(mixture.capacity, (rows, 1))
         row_of = _deal_out(pool, left, mixture.pictured)
@@ -178,20 +240,36 @@ def _plan_block(mixture: Mixture, rows: int, wanted: np.ndarray, places: Sequenc
     used, waiting = (_elements(pool, chosen, len(places)) for chosen in (row_of >= 0, row_of < 0))
     on = np.flatnonzero(row_of >= 0)
     document = pool.document[on] + offsets[pool.source[on]]
-    tables = [np.stack([order[row_of[on]], document, np.zeros_like(on), pool.sizes[on, ELEMENTS]], 1)]
+    table = np.stack([order[row_of[on]], document, np.zeros_like(on), pool.sizes[on, ELEMENTS]], 1)
     for s in mixture.pictured:
         out = pool.document[(pool.source == s) & (row_of < 0)]
         places[s] = replace(places[s], carried=np.append(out, places[s].carried))
+    return _with_text(mixture, rows, left, table, places, used, number, waiting, pool.sizes[row_of < 0].sum(0))
+
+
+def _with_text(
+    mixture: Mixture,
+    rows: int,
+    left: np.ndarray,
+    table: np.ndarray,
+    places: list[Place],
+    used: np.ndarray,
+    number: int,
+    waiting: np.ndarray,
+    left_over: np.ndarray,
+) -> _Block:
+    """The block of rows with images whose room that is `left`, `[rows, 3]`, plain texts fill."""
+    tables = [table]
     seams = _split_room(np.minimum(left[:, ELEMENTS], left[:, TEXT]), np.where(mixture.plain, mixture.shares, 0))
     for s in np.flatnonzero(mixture.plain).tolist():
         begin = places[s].offset
         texts, lengths, places[s] = mixture.readers[s].take_text(places[s], int(seams[s, -1]))
-        tables.append(_cut(texts + offsets[s], lengths, begin, seams[s]))
+        tables.append(_cut(texts + mixture.readers[s].offset, lengths, begin, seams[s]))
         used[s] = seams[s, -1]
     table = np.concatenate(tables)
-    table = table[shuffled(np.arange(len(table)), len(table), seeds[2])]
+    table = table[shuffled(np.arange(len(table)), len(table), (mixture.seed, number, 3))]
     table = table[np.argsort(table[:, ROW].astype(np.uint16), kind="stable")]
-    return _Block(rows, table, places, used, waiting, pool.sizes[row_of < 0].sum(0))
+    return _Block(rows, table, places, used, waiting, left_over)
 
 
 def _gather(mixture: Mixture, wanted: np.ndarray, places: Sequence[Place]) -> tuple[_Pool, list[Place]]:

@@ -1,16 +1,23 @@
-"""A row plan's columns, in memory or as a folder of memory-mapped files that appears whole or not at all."""
+"""A row plan's columns, in memory or as a folder of files that appears whole or not at all.
+
+What is read of a plan is verified: each column has a checksum for every 64 KiB, and `plan.json` one of itself. So a
+plan is opened without being read, and no value is used that was not compared with its sum.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +27,12 @@ from transfusion_jax.cache import cache_folder
 from transfusion_jax.errors import StorageError
 
 Columns = dict[str, np.ndarray]
+CHUNK = 1 << 16  # bytes that one checksum is of
+HELD = 64  # verified chunks that a plan holds in memory
+
+
+class DamagedPlan(StorageError):
+    """A plan's files do not hold what was written."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +67,62 @@ class RowPlan:
         """Elements used in each row, `[rows]`."""
         return np.bincount(self.piece_row, self.piece_length, self.rows).astype(np.int64)
 
+    def pieces(self, row: int) -> list[tuple[int, int, int]]:
+        """The pieces of a row: the corpus's number of the document, the first element, and the length of each.
+
+        Raises:
+            DamagedPlan: the files do not hold what was written.
+        """
+        stretch = self.read("row_offset", row, row + 2).tolist()
+        columns = [self.read(name, *stretch) for name in ("piece_document", "piece_start", "piece_length")]
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """Entries `begin` to `end` of a column; of a plan in a folder, compared with their sums.
+
+        Raises:
+            DamagedPlan: the files do not hold what was written.
+        """
+        column = getattr(self, name)
+        begin, end, _ = slice(begin, end).indices(len(column))
+        if self.folder is None or begin >= end:
+            return np.asarray(column[begin:end])
+        size = column[:1].nbytes
+        first, last = begin * size // CHUNK, -(-end * size // CHUNK)
+        data = b"".join(self._chunk(name, number) for number in range(first, last))
+        stretch = data[begin * size - first * CHUNK : end * size - first * CHUNK]
+        return np.frombuffer(stretch, column.dtype).reshape(end - begin, *column.shape[1:])
+
+    def verify(self) -> None:
+        """Reads everything.
+
+        Raises:
+            DamagedPlan: the files do not hold what was written.
+        """
+        for name in COLUMNS:
+            self.read(name)
+
+    @cached_property
+    def _chunk(self) -> Callable[[str, int], bytes]:
+        """A part of a column, verified: a copy of our own, for what is mapped may change afterwards."""
+        return lru_cache(HELD)(self._read_chunk)
+
+    def _read_chunk(self, name: str, number: int) -> bytes:
+        assert self.folder
+        try:
+            with open(self.folder / f"{name}.npy", "rb") as file:
+                file.seek(os.fstat(file.fileno()).st_size - getattr(self, name).nbytes + number * CHUNK)
+                data = file.read(CHUNK)
+        except (OSError, ValueError):  # deleted or cut short meanwhile
+            data = b""
+        if zlib.crc32(data) != self._sums[name][number]:
+            raise _damaged(self.folder)
+        return data
+
+    @cached_property
+    def _sums(self) -> dict[str, np.ndarray]:
+        return {name: np.frombuffer(bytes.fromhex(text), "<u4") for name, text in self.about["sums"].items()}
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A plan in a folder is sent to another process by its path."""
         if self.folder:
@@ -61,6 +130,7 @@ class RowPlan:
         return RowPlan, tuple(getattr(self, f.name) for f in fields(self))
 
 
+OF_BLOCKS = ("block_row", "block_elements", "block_place", "carried")  # small, and verified where a plan is opened
 COLUMNS = tuple(f.name for f in fields(RowPlan) if f.name not in ("about", "folder"))
 
 
@@ -78,14 +148,95 @@ def in_memory(blocks: Iterable[Columns], describe: Callable[[Columns], dict[str,
 
 def open_plan(folder: Path) -> RowPlan | None:
     """The plan in a folder, memory-mapped; None if there is none, or a damaged one."""
+    about = open_sealed(folder / "plan.json", folder.name)
     try:
-        about = json.loads((folder / "plan.json").read_text())
         columns = _map(folder)
-        if {name: list(column.shape) for name, column in columns.items()} != about["shapes"]:
+        if about is None or _files(folder, columns) != about["files"]:
             return None
-    except (OSError, ValueError, KeyError, TypeError):  # a file is missing, cut short or no such file
+        plan = _plan(columns, about, folder)
+        for name in OF_BLOCKS:
+            plan.read(name)
+    except (OSError, ValueError, EOFError, DamagedPlan):  # a file is missing, cut short or no such file
         return None
-    return _plan(columns, about, folder)
+    return plan
+
+
+def discard(folder: Path) -> None:
+    """Deletes a plan; who has opened it may find that out, and plan again."""
+    if folder.exists():
+        gone = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".gone", dir=folder.parent))
+        with suppress(FileNotFoundError):
+            folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def damaged(cache: Path) -> list[str]:
+    """What is wrong with the plans of a cache, each read whole: a sentence each."""
+    found = []
+    for path in sorted(cache.iterdir()) if cache.is_dir() else []:
+        if path.suffix == ".json":
+            if open_sealed(path, path.stem) is None:
+                found.append(f"{path} is damaged: delete it, and it will be made again")
+        elif path.is_dir() and not path.suffix:
+            try:
+                if (plan := open_plan(path)) is None:
+                    raise _damaged(path)
+                plan.verify()
+            except DamagedPlan:
+                found.append(f"the row plan in {path} is damaged: delete it, and rows will be planned again")
+    return found
+
+
+@contextmanager
+def alone(cache: Path) -> Iterator[None]:
+    """Keeps other processes of this machine from planning meanwhile, so that all use what one has planned.
+
+    Raises:
+        StorageError: there can be no such folder.
+    """
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(cache, os.O_RDONLY)
+    except OSError as error:
+        raise _unwritable(error) from error
+    try:
+        with suppress(OSError):  # some file systems lock no folder: there, each process plans for itself
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def seal(path: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Writes values as JSON, with a name and a checksum of both, whole or not at all.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    try:
+        file, partial = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+        try:
+            with os.fdopen(file, "w", encoding="utf-8") as text:
+                json.dump({**values, **_signature(name, values)}, text, indent=2)
+                _sync(text)
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def open_sealed(path: Path, name: str) -> dict[str, Any] | None:
+    """What `seal` wrote by this name; None if it is not there, or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    signature = {field: values.pop(field, None) for field in ("name", "checksum")}
+    return values if signature == _signature(name, values) else None
 
 
 def store(folder: Path, blocks: Iterable[Columns], describe: Callable[[Columns], dict[str, Any]]) -> RowPlan:
@@ -100,15 +251,36 @@ def store(folder: Path, blocks: Iterable[Columns], describe: Callable[[Columns],
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
-            _write(partial, blocks, describe)
+            _write(partial, folder.name, blocks, describe)
             _rename(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise StorageError(
-            f"the row plan cannot be written: {error}. The variable TRANSFUSION_CACHE can name a folder with room"
-        ) from error
+        raise _unwritable(error) from error
     return _reopen(folder)
+
+
+def _unwritable(error: OSError) -> StorageError:
+    return StorageError(
+        f"the row plan cannot be written: {error}. The variable TRANSFUSION_CACHE can name a folder with room"
+    )
+
+
+def _damaged(folder: Path) -> DamagedPlan:
+    return DamagedPlan(f"the row plan in {folder} was damaged or deleted meanwhile: start again")
+
+
+def _signature(name: str, values: Mapping[str, Any]) -> dict[str, str]:
+    text = json.dumps([name, values], sort_keys=True)
+    return {"name": name, "checksum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _files(folder: Path, columns: Columns) -> dict[str, list[Any]]:
+    """The type, the shape and the file's bytes of each column."""
+    return {
+        name: [column.dtype.str, list(column.shape), (folder / f"{name}.npy").stat().st_size]
+        for name, column in columns.items()
+    }
 
 
 def _plan(columns: Columns, about: Mapping[str, Any], folder: Path | None = None) -> RowPlan:
@@ -119,7 +291,7 @@ def _plan(columns: Columns, about: Mapping[str, Any], folder: Path | None = None
 def _reopen(folder: Path) -> RowPlan:
     plan = open_plan(folder)
     if plan is None:
-        raise StorageError(f"the row plan in {folder} was damaged or deleted meanwhile: start again")
+        raise _damaged(folder)
     return plan
 
 
@@ -127,25 +299,51 @@ def _map(folder: Path) -> Columns:
     return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in COLUMNS}
 
 
-def _write(folder: Path, blocks: Iterable[Columns], describe: Callable[[Columns], dict[str, Any]]) -> None:
+def _write(
+    folder: Path, name: str, blocks: Iterable[Columns], describe: Callable[[Columns], dict[str, Any]]
+) -> None:
     with ExitStack() as stack:
-        files = {name: stack.enter_context(open(folder / f"{name}.npy", "wb")) for name in COLUMNS}
+        files = {column: stack.enter_context(open(folder / f"{column}.npy", "wb")) for column in COLUMNS}
+        sums = {column: _Sums() for column in COLUMNS}
         shapes: dict[str, list[int]] = {}
         for block in blocks:
-            for name, part in block.items():
-                if name not in shapes:
-                    shapes[name] = [0, *part.shape[1:]]
-                    _write_header(files[name], part.dtype, shapes[name])
-                shapes[name][0] += len(part)
-                part.tofile(files[name])
-        for name, file in files.items():
+            for column, part in block.items():
+                if column not in shapes:
+                    shapes[column] = [0, *part.shape[1:]]
+                    _write_header(files[column], part.dtype, shapes[column])
+                shapes[column][0] += len(part)
+                data = np.ascontiguousarray(part).tobytes()
+                sums[column].add(data)
+                files[column].write(data)
+        for column, file in files.items():
             file.seek(0)
-            _write_header(file, block[name].dtype, shapes[name])
+            _write_header(file, block[column].dtype, shapes[column])
             _sync(file)
-    with open(folder / "plan.json", "w", encoding="utf-8") as text:
-        json.dump(describe(_map(folder)) | {"shapes": shapes}, text, indent=2)
-        _sync(text)
-    _sync_folder(folder)
+    columns = _map(folder)
+    about = {"files": _files(folder, columns), "sums": {column: one.hex() for column, one in sums.items()}}
+    seal(folder / "plan.json", name, describe(columns) | about)
+
+
+class _Sums:
+    """The checksums of bytes that come in parts of any size, one for each chunk."""
+
+    def __init__(self) -> None:
+        self._whole: list[int] = []
+        self._sum = self._size = 0
+
+    def add(self, data: bytes) -> None:
+        """The bytes that follow."""
+        rest = memoryview(data)
+        while rest:
+            part, rest = rest[: CHUNK - self._size], rest[CHUNK - self._size :]
+            self._sum, self._size = zlib.crc32(part, self._sum), self._size + len(part)
+            if self._size == CHUNK:
+                self._whole.append(self._sum)
+                self._sum = self._size = 0
+
+    def hex(self) -> str:
+        """All of them, as four bytes each."""
+        return np.array([*self._whole, *([self._sum] if self._size else [])], "<u4").tobytes().hex()
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: list[int]) -> None:

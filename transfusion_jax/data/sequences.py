@@ -59,6 +59,10 @@ class Reader:
         """Documents of one pass."""
         return len(self.source) - len(self.left_out)
 
+    def pass_of(self, place: Place) -> int:
+        """The pass that the next document at a place belongs to: what was carried is of the last one's."""
+        return (place.taken - bool(len(place.carried))) // self.count
+
     def owns(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the corpus's documents are this source's, `[n]` bool."""
         return (self.offset <= numbers) & (numbers < self.offset + len(self.source))
@@ -69,13 +73,18 @@ class Reader:
         elements = 1 + self.source.documents.text_lengths[documents].astype(np.int64) + images * (self.patches + 2)
         return np.stack([elements, images, elements - images * (self.patches + 1)], 1)  # BOI has no text loss
 
+    def following(self, begin: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """So many documents from a place of the sequence on, `[n]`, and their sizes."""
+        documents = self._sequence(begin, count)
+        return documents, self.sizes(documents)
+
     def take(self, begin: int, elements: float) -> tuple[np.ndarray, np.ndarray]:
         """So many documents from a place of the sequence on as bring these elements, `[n]`, and their sizes."""
         documents, sizes = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
         while (total := int(sizes[:, ELEMENTS].sum())) < elements:
             mean = total / len(sizes) if len(sizes) else elements
-            more = self._sequence(begin + len(sizes), math.ceil((elements - total) / mean * 1.01) + 16)
-            documents, sizes = np.append(documents, more), np.concatenate([sizes, self.sizes(more)])
+            more, their = self.following(begin + len(sizes), math.ceil((elements - total) / mean * 1.01) + 16)
+            documents, sizes = np.append(documents, more), np.concatenate([sizes, their])
         count = enough(sizes, elements)
         return documents[:count], sizes[:count]
 
@@ -86,6 +95,29 @@ class Reader:
         whole = int(np.searchsorted(ends, elements, side="right"))
         read = ends[whole - 1] if whole else -place.offset
         return documents, sizes[:, ELEMENTS], Place(place.taken + whole, int(elements - read))
+
+    def rewound(self, begin: Place, end: Place, read: np.ndarray) -> Place:
+        """The place between two others, of a source with images, at which so many documents had been placed.
+
+        Args:
+            begin: the place before them.
+            end: a later one; each pass is read up before the next begins.
+            read: the documents that were placed since `begin`, `[n]`, in any order.
+        """
+        old, fresh = len(begin.carried), end.taken - begin.taken
+        documents = np.append(begin.carried, self._sequence(begin.taken, fresh))
+        passes = np.append(
+            np.full(old, self.pass_of(begin)), np.arange(begin.taken, begin.taken + fresh) // self.count
+        )
+        if len(read) == len(documents):
+            return end
+        current = np.flatnonzero(passes == passes[len(read)])  # the passes before are read up
+        mine = documents[current]
+        placed = _times(read, mine) > _times(documents[: current[0]], mine)
+        last = int(np.max(current[placed], initial=-1)) + 1
+        upto = max(last, old, int(current[0]))
+        waiting = current[~placed]
+        return Place(begin.taken + upto - old, 0, documents[waiting[waiting < upto]])
 
     def _survey(self, capacity: np.ndarray) -> Reader:
         name, count = self.source.name, len(self.source)
@@ -108,11 +140,19 @@ class Reader:
         return replace(self, left_out=numbers, total=total)
 
     def _sequence(self, begin: int, count: int) -> np.ndarray:
+        if not count:
+            return np.zeros(0, np.int64)
         place = np.arange(begin, begin + count)
         turn = place // self.count
         index = shuffled(place % self.count, self.count, self.seed, turn if turn[0] != turn[-1] else turn[0])
         before = self.left_out - np.arange(len(self.left_out))
         return index + np.searchsorted(before, index, side="right")
+
+
+def _times(among: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """How often each document stands among others, `[n]`."""
+    ordered = np.sort(among)
+    return np.searchsorted(ordered, documents, "right") - np.searchsorted(ordered, documents, "left")
 
 
 def enough(sizes: np.ndarray, elements: float) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import signal
-from bisect import bisect
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +19,9 @@ from transfusion_jax.config import Config
 from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Corpus
-from transfusion_jax.data.plan import plan_phases
-from transfusion_jax.data.plan_files import RowPlan, default_cache
-from transfusion_jax.data.shuffle import shuffled
+from transfusion_jax.data.epochs import Planner, planner_of
+from transfusion_jax.data.plan import VERSION
+from transfusion_jax.data.plan_files import default_cache
 from transfusion_jax.data.tokenizer import SpecialTokens
 
 DEAD_WORKER = "Worker process was terminated unexpectedly"  # how Grain says so
@@ -50,13 +48,10 @@ class AnyRows(Protocol):
 
 @dataclass(frozen=True, repr=False)  # Grain prints its stages, and a corpus is long
 class Rows:
-    """Rows by number, phase after phase, in epochs: each epoch of a phase reads every row of its plan once.
-
-    A plan's rows are of random documents, so that the first epoch reads them in order; later ones permute them.
-    """
+    """Rows by number, phase after phase, in epochs: each is planned anew, and goes on in the sources' passes."""
 
     corpus: Corpus
-    plans: tuple[RowPlan, ...]  # one for each phase of `config.data.mixtures`
+    planner: Planner
     config: Config
     special: SpecialTokens
     skipped: tuple[tuple[int, int], ...] = ()  # stretches [begin, end) of row numbers left out, in order
@@ -65,9 +60,11 @@ class Rows:
         return LAST_ROW
 
     def __getitem__(self, row: int) -> Batch:
-        phase, planned = self.planned_row(row)
-        pieces = range(*self.plans[phase].row_offset[planned : planned + 2])
-        return assemble(row, [self._piece(self.plans[phase], p) for p in pieces], self.config, self.special)
+        return assemble(row, [self._piece(*piece) for piece in self.pieces(row)], self.config, self.special)
+
+    def pieces(self, row: int) -> list[tuple[int, int, int]]:
+        """The pieces of a row: the corpus's number of the document, the first element, and the length of each."""
+        return self.planner.pieces(int(row))
 
     def after(self, row: int, count: int) -> int:
         """The row that is `count` rows further on, the rows that are left out not counted."""
@@ -77,25 +74,13 @@ class Rows:
                 place += end - max(begin, row)
         return place
 
-    def planned_row(self, row: int) -> tuple[int, int]:
-        """The phase that a place of the stream belongs to, and the row of that phase's plan which stands there."""
-        phase = bisect(self._starts, row) - 1
-        rows = self.plans[phase].rows
-        epoch, index = divmod(int(row) - self._starts[phase], rows)
-        return phase, int(shuffled(index, rows, (self.config.seed, phase), epoch)) if epoch else index
+    @property
+    def epoch(self) -> int:
+        """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+        return self.planner.epoch
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [phase.start for phase in self.config.data.mixtures]
-
-    def _piece(self, plan: RowPlan, piece: int) -> Piece:
-        document = int(plan.piece_document[piece])
-        return Piece(
-            document=self.corpus[document],
-            source=self.corpus.find(document)[0],
-            length=int(plan.piece_length[piece]),
-            start=int(plan.piece_start[piece]),
-        )
+    def _piece(self, document: int, start: int, length: int) -> Piece:
+        return Piece(self.corpus[document], start, length, self.corpus.find(document)[0])
 
 
 def make_rows(
@@ -104,14 +89,25 @@ def make_rows(
     special: SpecialTokens,
     say: Callable[[str], None] = print,
     cache: Path | None = None,
+    version: int = VERSION,
 ) -> Rows:
-    """Plans the corpus, unless its plan is in the cache (by default `default_cache()`), and opens its stream.
+    """Opens the stream of a corpus, and plans its first rows unless they are in the cache.
+
+    Args:
+        corpus: the documents, by sources in the order of `config.data.source_names`.
+        config: names the mixtures, the row's sizes and the seed.
+        special: the special tokens.
+        say: prints a line for the user.
+        cache: a folder of plans (by default `default_cache()`).
+        version: of the plans: a run keeps the one that it began with.
 
     Raises:
         ConfigError: the corpus cannot be planned.
         StorageError: the plan cannot be written.
     """
-    return Rows(corpus, plan_phases(corpus, config, cache or default_cache(), say), config, special)
+    planner = planner_of(version, corpus, config, cache or default_cache(), say)
+    planner.find(0)
+    return Rows(corpus, planner, config, special)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class EvaluationRows(Protocol):
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
     """`loss`, `loss_text`, `loss_image`, and `bits_per_byte` of the held-out texts that come without images."""
     config = task.config
-    rows = make_rows(data.held_out, config, data.codec.special)
+    rows = make_rows(data.held_out, config, data.codec.special, version=data.row_plan)
     plain = [i for i, s in enumerate(data.held_out.sources) if not s.pictured]
     sums: dict[str, np.ndarray] = {}
     plain_nats, plain_bytes = 0.0, 0
@@ -72,7 +72,8 @@ def run_images(task: ModelTask, params: Params, data: Data, key: jax.Array) -> d
         ConfigError: the model sees no images.
     """
     check_images(task.config, data)
-    rows, sums = make_rows(data.held_out, task.config, data.codec.special), dict[str, np.ndarray]()
+    sums: dict[str, np.ndarray] = {}
+    rows = make_rows(data.held_out, task.config, data.codec.special, version=data.row_plan)
     for _, losses in measured(task, params, rows, task.config.evaluation.rows, key):
         add_up(sums, {name: part for name, part in losses.items() if name.startswith("loss_image")})
     return means(sums)

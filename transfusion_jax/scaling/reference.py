@@ -20,6 +20,7 @@ from scipy import stats
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.config.parsing import parse_as
+from transfusion_jax.data.plan import REPLAYED
 from transfusion_jax.files import write_whole
 from transfusion_jax.storage import Place
 from transfusion_jax.training.files import read_lines
@@ -43,6 +44,7 @@ class Curve:
     way: str  # what was changed of its execution; "": nothing
     data: str  # hash of the documents that it was trained on
     losses: Mapping[str, tuple[float, ...]]
+    row_plan: int = REPLAYED  # version of the plans that its rows stood in
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Verdict:
     losses: tuple[str, ...]  # that it has
     held_to: tuple[str, ...]  # the bands
     other_data: bool  # the reference has its seed, but on other documents: no curve of its own
+    other_rows: bool  # the same, but on other rows of these documents, planned by another version
     departures: tuple[Departure, ...]  # the first of each loss and band, the earliest first
 
     @property
@@ -145,7 +148,7 @@ def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
         bool(losses),
         f"{workdir} has no loss for each {done[0]:,} steps: train with a loop.log_every of that or less",
     )
-    return Curve(run.config().seed, way, str(run.manifest()["data_hash"]), losses)
+    return Curve(run.config().seed, way, str(run.manifest()["data_hash"]), losses, run.row_plan)
 
 
 def compare(workdir: Place, reference: Reference) -> Verdict:
@@ -162,14 +165,16 @@ def compare(workdir: Place, reference: Reference) -> Verdict:
     mine = curve(workdir, reference.windows)
     held_to, found = [SEEDS], _departures(mine, reference, SEEDS, *seeds_band(reference))
     of_seed = [c for c in reference.by_way("") if c.seed == mine.seed]
-    own = [c for c in of_seed if c.data == mine.data]
+    own = [c for c in of_seed if (c.data, c.row_plan) == (mine.data, mine.row_plan)]
     if own and (band := _way_band(reference, own[0])):
         held_to.append(OWN)
         found += _departures(mine, reference, OWN, *band)
     step = reference.windows[len(next(iter(mine.losses.values()))) - 1]
     departures = tuple(sorted(found, key=lambda d: d.step))
-    other_data = bool(of_seed) and not own
-    return Verdict(reference.name, mine.seed, step, tuple(mine.losses), tuple(held_to), other_data, departures)
+    other_rows = not own and any(c.data == mine.data for c in of_seed)
+    other_data = bool(of_seed) and not own and not other_rows
+    losses = tuple(mine.losses)
+    return Verdict(reference.name, mine.seed, step, losses, tuple(held_to), other_data, other_rows, departures)
 
 
 Band = dict[str, np.ndarray]  # by loss, one number for each window

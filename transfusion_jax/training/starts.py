@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, Run, require
 from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.plan import VERSION
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.parallel.processes import each, on_first
@@ -28,7 +29,7 @@ from transfusion_jax.training.optimizer import learning_rate
 from transfusion_jax.training.state import State, abstract_state, create_state
 from transfusion_jax.training.task import Task
 from transfusion_jax.training.transplant import Mapping, transplant
-from transfusion_jax.training.workdir import Workdir, accepted_changes, check_names, facts_of
+from transfusion_jax.training.workdir import Workdir, accepted_changes, check_names, facts_of, row_plan_of
 
 T = TypeVar("T")
 
@@ -70,6 +71,16 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
         return None
     same = codec["latents"] and codec["encoding"] == config.data.encoding
     return LatentStatistics.from_dict(codec["latents"]) if same else None
+
+
+def kept_plan(start: Start, workdir: Workdir) -> int:
+    """The version of the row plan: a run, and a fork of it, goes on with the stream that it began with."""
+    if workdir.exists():
+        return workdir.row_plan
+    if start.fork_from:
+        checkpoints, step = find_checkpoint(start.fork_from)
+        return row_plan_of(checkpoints.manifest(step))
+    return VERSION
 
 
 def begin(

@@ -22,6 +22,7 @@ from transfusion_jax.bucket import BucketPath
 from transfusion_jax.config import AutoencoderRun, Config, ConfigError, Run, require
 from transfusion_jax.data import tokenizer
 from transfusion_jax.data.load import Codec
+from transfusion_jax.data.plan import REPLAYED
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.files import DamagedFile, check_own, parse_json, read_json, sweep, write_json, write_whole
@@ -250,6 +251,11 @@ class Workdir:
         return manifest | {"config": config.to_dict(self.run())}
 
     @property
+    def row_plan(self) -> int:
+        """The version of the plans that the run's rows stand in."""
+        return row_plan_of(self.manifest())
+
+    @property
     def skip_rows(self) -> tuple[tuple[int, int], ...]:
         """Stretches `[begin, end)` of the stream that are left out, in order."""
         return tuple((begin, end) for begin, end in self.manifest()["skip_rows"])
@@ -274,6 +280,11 @@ class Workdir:
     def codec(self) -> Codec:
         """How the run coded texts and images; needs none of its data."""
         return read_codec(self.path, self.manifest()["codec"])
+
+
+def row_plan_of(manifest: dict[str, Any]) -> int:
+    """The version of the row plan that a manifest names: before it did, all were of one."""
+    return int(manifest.get("row_plan", REPLAYED))
 
 
 def read_codec(folder: Place, values: dict[str, Any]) -> Codec:

@@ -1,0 +1,266 @@
+"""The rows of the endless stream, by number: in which plan each stands.
+
+The stream is cut into epochs, each with a plan of its own. An epoch begins to read each source where the one before
+stopped, so that no two hold the same rows. It is as long as it takes to read every source at least once, but for
+tiny corpora, whose epochs grow: what planning costs for each row is bounded.
+
+Where an epoch ends is kept in a small file beside the plans, so that to start again anywhere takes no plan but the
+one that is read. Plans that have been read are deleted.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from bisect import bisect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfusion_jax.config import Config, DataConfig, require
+from transfusion_jax.data.documents import Corpus
+from transfusion_jax.data.plan import REPLAYED, VERSION, places_at, plan_folder, plan_rows, try_mixture
+from transfusion_jax.data.plan_blocks import BLOCK_ROWS
+from transfusion_jax.data.plan_files import DamagedPlan, RowPlan, discard, open_sealed, seal
+from transfusion_jax.data.sequences import Place
+from transfusion_jax.data.shuffle import shuffled
+
+SHORTEST = 256  # rows of an epoch, at least; the first of a phase apart
+AHEAD = 0.5  # of an epoch's rows: after so many, the next one is planned meanwhile, where that takes long
+AHEAD_OF_NEED = "rows planned ahead"
+OPENED, KEPT = 2, 3  # newest plans that are held open, and that are kept on disk
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Where a row of the stream was planned."""
+
+    phase: int  # of `config.data.mixtures`
+    plan: RowPlan
+    row: int  # of the plan
+
+
+class Planner(ABC):
+    """Finds the plans of a stream's rows. It is sent to other processes without them: they open their own."""
+
+    def __init__(self, corpus: Corpus, config: Config, cache: Path, say: Say = print) -> None:
+        self.corpus, self.config, self.cache, self.say = corpus, config, cache, say
+        self.starts = [phase.start for phase in config.data.mixtures]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.corpus, self.config, self.cache)
+
+    @property
+    @abstractmethod
+    def epoch(self) -> int:
+        """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+
+    @abstractmethod
+    def find(self, row: int) -> Planned:
+        """Where a row of the stream stands.
+
+        Raises:
+            ConfigError: it cannot be planned.
+            StorageError: a plan cannot be written.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the plans that are open."""
+
+    def pieces(self, row: int) -> list[tuple[int, int, int]]:
+        """The pieces of a row of the stream; see `RowPlan.pieces`. A damaged plan is made again."""
+        found = self.find(row)
+        try:
+            return found.plan.pieces(found.row)
+        except DamagedPlan:
+            self.discard(found.plan)
+            found = self.find(row)
+            return found.plan.pieces(found.row)
+
+    def discard(self, plan: RowPlan) -> None:
+        """Drops a damaged plan."""
+        assert plan.folder
+        self.say(f"the row plan in {plan.folder} is damaged: planning again")
+        self.close()
+        discard(plan.folder)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A stretch of the stream with a plan of its own."""
+
+    first: int  # its first row
+    phase: int
+    begin: Mapping[str, Place]  # where it begins to read each source
+    least: int  # rows that it has at least, wherever a later phase cuts it off
+
+
+class Epochs(Planner):
+    """Plans every epoch anew."""
+
+    def __init__(self, corpus: Corpus, config: Config, cache: Path, say: Say = print) -> None:
+        super().__init__(corpus, config, cache, say)
+        self._epochs: list[Epoch] = []  # as far as has been asked for
+        self._end = 0  # the row after them
+        self._places: Mapping[str, Place] = {}  # there
+        self._open: dict[int, RowPlan] = {}  # by first row
+        self._lock = threading.RLock()
+        self._ahead = 0  # the last row after which an epoch was planned ahead
+
+    @property
+    def epoch(self) -> int:
+        """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+        return self.find(0).plan.rows
+
+    def find(self, row: int) -> Planned:
+        """Where a row of the stream stands."""
+        if not self._epochs:
+            for phase in self.config.data.mixtures[1:]:  # so that what cannot be planned shows at once
+                try_mixture(self.corpus, phase.weights, *self._of_rows)
+        self._reach(row)
+        epoch = self._epochs[bisect(self._epochs, row, key=lambda epoch: epoch.first) - 1]
+        plan, place = self._plan(epoch), row - epoch.first
+        if plan.rows > BLOCK_ROWS and place > AHEAD * plan.rows and epoch.first + plan.rows == self._end:
+            self._plan_ahead()
+        return Planned(epoch.phase, plan, place)
+
+    def close(self) -> None:
+        """Lets go of the plans that are open."""
+        with self._lock:
+            self._open = {}
+
+    @property
+    def _of_rows(self) -> tuple[DataConfig, int, int]:
+        return self.config.data, self.config.model.patches, self.config.seed
+
+    def _reach(self, row: int) -> None:
+        while row >= self._end:
+            with self._lock:
+                if row >= self._end:  # no other thread was here meanwhile
+                    self._extend()
+
+    def _extend(self) -> None:
+        first, phase = self._end, bisect(self.starts, self._end) - 1
+        so_far = first - self.starts[phase]
+        epoch = Epoch(first, phase, self._places, min(max(so_far, SHORTEST), BLOCK_ROWS) if so_far else 0)
+        rows, places = self._ending(epoch)
+        self._epochs.append(epoch)
+        self._places = {**self._places, **places}
+        self._end = first + rows
+
+    def _plan_ahead(self) -> None:
+        if self._ahead < self._end:
+            self._ahead = self._end
+            threading.Thread(target=self._reach, args=(self._end,), name=AHEAD_OF_NEED, daemon=True).start()
+
+    def _ending(self, epoch: Epoch) -> tuple[int, dict[str, Place]]:
+        """The rows of an epoch, and how far its sources have been read after them."""
+        later = self.starts[epoch.phase + 1 :]
+        cut = later[0] - epoch.first if later else None
+        folder = self._folder(epoch)
+        path = folder.with_name(folder.name + ("" if cut is None else f"-{cut}") + ".json")
+        ending = open_sealed(path, path.stem)
+        if ending is None:
+            try:
+                ending = self._measure(epoch, cut)
+            except DamagedPlan:
+                self.discard(self._plan(epoch))
+                ending = self._measure(epoch, cut)
+            seal(path, path.stem, ending)
+            self._clean()
+        return ending["rows"], {
+            name: Place(taken, offset, np.array(carried, np.int64))
+            for name, (taken, offset, carried) in ending["places"].items()
+        }
+
+    def _measure(self, epoch: Epoch, cut: int | None) -> dict[str, Any]:
+        plan = self._plan(epoch)
+        rows = plan.rows if cut is None else min(plan.rows, cut)
+        places = places_at(plan, rows, self.corpus, self._weights(epoch), *self._of_rows)
+        return {"rows": rows, "places": {n: [p.taken, p.offset, p.carried.tolist()] for n, p in places.items()}}
+
+    def _plan(self, epoch: Epoch) -> RowPlan:
+        plan = self._open.get(epoch.first)
+        if plan is None:
+            with self._lock:
+                plan = plan_rows(
+                    self.corpus,
+                    self._weights(epoch),
+                    *self._of_rows,
+                    epoch.begin,
+                    self.cache,
+                    self.say,
+                    epoch.least,
+                )
+                self._open = dict([*self._open.items(), (epoch.first, plan)][-OPENED:])
+        return plan
+
+    def _weights(self, epoch: Epoch) -> Mapping[str, float]:
+        return self.config.data.mixtures[epoch.phase].weights
+
+    def _folder(self, epoch: Epoch) -> Path:
+        return plan_folder(self.cache, self.corpus, self._weights(epoch), *self._of_rows, epoch.begin, epoch.least)
+
+    def _clean(self) -> None:
+        """Deletes the plans of long epochs that the stream has left behind; they can be made again."""
+        ends = [epoch.first for epoch in self._epochs[1:]]
+        for epoch, end in zip(self._epochs[: 1 - KEPT], ends, strict=False):
+            if end - epoch.first >= BLOCK_ROWS:
+                discard(self._folder(epoch))
+
+
+class Replays(Planner):
+    """Plans of version 2: one for each phase, whose later epochs are the first one's rows in other orders."""
+
+    @property
+    def epoch(self) -> int:
+        """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+        return self._plans[0].rows
+
+    def find(self, row: int) -> Planned:
+        """Where a row of the stream stands."""
+        phase = bisect(self.starts, row) - 1
+        plan = self._plans[phase]
+        epoch, index = divmod(int(row) - self.starts[phase], plan.rows)
+        seed = (self.config.seed, phase)
+        return Planned(phase, plan, int(shuffled(index, plan.rows, seed, epoch)) if epoch else index)
+
+    def close(self) -> None:
+        """Lets go of the plans that are open."""
+        self.__dict__.pop("_plans", None)
+
+    @cached_property
+    def _plans(self) -> list[RowPlan]:
+        """Each phase reads on where the one before stops in its first epoch, and depends on no later one."""
+        data, of_rows = self.config.data, (self.config.data, self.config.model.patches, self.config.seed)
+        plans: list[RowPlan] = []
+        places: Mapping[str, Place] = {}
+        for phase, end in zip(data.mixtures, [*self.starts[1:], None], strict=True):
+            plan = plan_rows(self.corpus, phase.weights, *of_rows, places, self.cache, self.say, version=REPLAYED)
+            plans.append(plan)
+            if end is not None:
+                places = {**places, **places_at(plan, end - phase.start, self.corpus, phase.weights, *of_rows)}
+        return plans
+
+
+PLANNERS: Mapping[int, type[Planner]] = {REPLAYED: Replays, VERSION: Epochs}
+
+
+def planner_of(version: int, corpus: Corpus, config: Config, cache: Path, say: Say = print) -> Planner:
+    """The planner of a version of the plans.
+
+    Raises:
+        ConfigError: there is no such version.
+    """
+    require(
+        version in PLANNERS,
+        f"rows planned by version {version} are not known: this is an older release than the run began with",
+    )
+    return PLANNERS[version](corpus, config, cache, say)
