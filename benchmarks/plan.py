@@ -1,7 +1,8 @@
 """How long it takes to plan the rows of very many documents, and to start again with the plan.
 
 The documents are sizes alone, in memory-mapped files: captions of about twenty tokens with one image each, and
-texts of about six hundred tokens, two pairs to one text, which at equal weights are read up together.
+texts of about six hundred tokens, two pairs to one text, which at equal weights are read up together. With a larger
+share, pairs are read several times.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from transfusion_jax.data.plan import plan_rows
 from transfusion_jax.data.plan_files import RowPlan
 
 CHUNK = 1 << 22
-WEIGHTS = {"pairs": 0.5, "texts": 0.5}
+SOURCES = ("pairs", "texts")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Result:
     documents: int
     context: int
     patches: int
+    share: float  # of the elements, of pairs
     seconds: float  # of planning one epoch
     documents_per_second: float
     memory_bytes: int  # the most that planning added to the process, the mapped lengths not counted
@@ -66,30 +68,32 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1_000_000, help="in all (default: %(default)s)")
     parser.add_argument("--context", type=int, default=4096, help="elements per row (default: %(default)s)")
     parser.add_argument("--patches", type=int, default=256, help="elements per image (default: %(default)s)")
+    parser.add_argument("--share", type=float, default=0.5, help="of the pairs (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where files are kept meanwhile (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        result = measure(Path(folder), arguments.documents, arguments.context, arguments.patches)
+        result = measure(Path(folder), arguments.documents, arguments.context, arguments.patches, arguments.share)
     harness.deliver(dataclasses.asdict(result), table(result), arguments.json)
 
 
-def measure(folder: Path, documents: int, context: int, patches: int) -> Result:
+def measure(folder: Path, documents: int, context: int, patches: int, share: float) -> Result:
     """Plans an epoch of synthetic documents under a folder."""
     spawned = multiprocessing.get_context("spawn")
     with spawned.Pool(1) as pool:  # NumPy's chunks must not count as the planner's memory
         pool.apply(write_lengths, (folder, documents))
     with spawned.Pool(1) as pool:
-        seconds, memory, plan = pool.apply(plan_in, (folder, context, patches))
+        seconds, memory, plan = pool.apply(plan_in, (folder, context, patches, share))
     restarts = []
     for row in np.linspace(0, plan.rows - 1, 3).astype(int):
         with spawned.Pool(1) as pool:
-            restarts.append(pool.apply(restart, (folder, context, patches, int(row))))
+            restarts.append(pool.apply(restart, (folder, context, patches, share, int(row))))
     assert plan.folder
     plan_bytes = sum(path.stat().st_size for path in plan.folder.iterdir())
     return Result(
         documents,
         context,
         patches,
+        share,
         seconds,
         documents / seconds,
         memory,
@@ -118,31 +122,32 @@ def write_lengths(folder: Path, documents: int) -> None:
 def open_corpus(folder: Path) -> Corpus:
     """The synthetic documents."""
     sources = []
-    for name in WEIGHTS:
+    for name in SOURCES:
         lengths, images = (np.load(folder / f"{name}{part}.npy", mmap_mode="r") for part in ("", ".images"))
         sources.append(Source(name, Sizes(lengths, images, f"{name} {len(lengths)}")))
     return Corpus(tuple(sources))
 
 
-def open_or_plan(folder: Path, context: int, patches: int) -> RowPlan:
+def open_or_plan(folder: Path, context: int, patches: int, share: float) -> RowPlan:
     """The plan of one epoch."""
     data = DataConfig(context_length=context, max_images=context // patches)
-    return plan_rows(open_corpus(folder), WEIGHTS, data, patches, 0, cache=folder / "plans")
+    weights = dict(zip(SOURCES, (share, 1 - share), strict=True))
+    return plan_rows(open_corpus(folder), weights, data, patches, 0, cache=folder / "plans")
 
 
-def plan_in(folder: Path, context: int, patches: int) -> tuple[float, int, RowPlan]:
+def plan_in(folder: Path, context: int, patches: int, share: float) -> tuple[float, int, RowPlan]:
     """Seconds, bytes and the plan."""
     before, begin = memory(), time.perf_counter()
-    plan = open_or_plan(folder, context, patches)
+    plan = open_or_plan(folder, context, patches, share)
     seconds = time.perf_counter() - begin
     mapped = sum(path.stat().st_size for path in folder.glob("*.npy"))
     return seconds, memory() - before - mapped, plan
 
 
-def restart(folder: Path, context: int, patches: int, row: int) -> float:
+def restart(folder: Path, context: int, patches: int, share: float, row: int) -> float:
     """Milliseconds until a row's pieces are known."""
     begin = time.perf_counter()
-    plan = open_or_plan(folder, context, patches)
+    plan = open_or_plan(folder, context, patches, share)
     assert sum(length for _, _, length in plan.pieces(row)) <= context
     return 1000 * (time.perf_counter() - begin)
 

@@ -105,6 +105,15 @@ def test_shares_of_elements_hold_over_many_epochs(name, tmp_path):
     np.testing.assert_allclose(shares, expected, atol=0.04)
 
 
+@pytest.mark.parametrize("name", ["images alone", "images alone, cycled"])
+def test_rows_of_images_alone_have_less_padding_than_by_the_best_fit(name, tmp_path):
+    def filled(version):
+        rows = rows_of(tmp_path, *mixture(MIXTURES[name]), DATA, version=version)
+        return sum(length for row in range(300) for _, _, length in rows.pieces(row)) / 300 / DATA.context_length
+
+    assert filled(plan.VERSION) > max(0.985, filled(REPLAYED))
+
+
 @pytest.mark.parametrize("name", ["even", "three with images", "images alone", "texts alone"])
 def test_no_epoch_holds_the_rows_of_another(name, tmp_path):
     rows = rows_of(tmp_path, *mixture(MIXTURES[name]), DATA)
