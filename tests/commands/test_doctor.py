@@ -57,6 +57,19 @@ def test_damaged_files_are_found(tmp_path, capsys):
     assert "pixels-00000.array_record is damaged: delete" in capsys.readouterr().err
 
 
+def test_damaged_plans_of_rows_are_found(digits_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path))
+    config = digits_config(digits_folder)
+    data = load(config)
+    rows = make_rows(data.train, config, data.codec.special)
+    assert not examined(digits_folder, capsys, verify=True)
+    path = rows.planner.find(0).plan.folder / "piece_document.npy"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    assert examined(digits_folder, capsys, f"the row plan in {path.parent} is damaged", verify=True)
+
+
 def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
     config = digits_config(digits_folder, data__image_first=0.0, data__caption_dropout=0.0)
     data = load(config)

@@ -10,7 +10,7 @@ import numpy as np
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import load as data_loading
-from transfusion_jax.data import survey
+from transfusion_jax.data import plan_files, survey
 from transfusion_jax.data.documents import Image, Source, Text
 from transfusion_jax.data.load import Data
 from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments
@@ -31,7 +31,11 @@ def add_parser(commands: Any) -> None:
         "doctor", help="look into prepared data, a run, or a row of a run", description=__doc__
     )
     parser.add_argument("place", nargs="?", type=place, help="a folder that prepare wrote, or a run's workdir")
-    parser.add_argument("--verify", action="store_true", help="read every file and compare its hash")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every file, of data this machine's plans of rows too, and compare hashes",
+    )
     parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
     parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
     parser.add_argument("--output", type=place, help="PNG for the pictures (default: doctor.png, or row-N.png)")
@@ -76,6 +80,7 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     shown = list(manifest["encodings"]) if manifest["splits"]["train"]["images"] and not wrong else []
     measured = {name: survey.measure(prepared, name) for name in shown if manifest["encodings"][name]["moments"]}
     wrong += survey.findings(prepared, measured)
+    wrong += plan_files.damaged(plan_files.default_cache()) if verify else []
     statistics = measured["pixels"].statistics if measured else data_loading.plain_statistics(1)
     documents = PreparedDocuments(prepared, "train", "pixels", statistics)
     pictured = np.asarray(documents.images) > 0
