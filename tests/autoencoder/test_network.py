@@ -11,6 +11,7 @@ from transfusion_jax.autoencoder import Trained, trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config import ConfigError
 from transfusion_jax.config.architecture import Architecture, paper
+from transfusion_jax.files import DamagedFile
 
 SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3)
 KL, VQ = Architecture("kl", **SMALL), Architecture("vq", codebook=16, **SMALL)
@@ -80,10 +81,10 @@ def test_damage_is_named(tmp_path):
     weights = tmp_path / trained.WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-    with pytest.raises(ConfigError, match="its hash is not the one"):
+    with pytest.raises(DamagedFile, match="its hash is not the one"):
         autoencoders.load(str(tmp_path))
     weights.write_bytes(whole[:-4])
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(DamagedFile, match="is damaged"):
         autoencoders.load(str(tmp_path))
     with pytest.raises(ConfigError, match="give a folder"):
         autoencoders.load(str(tmp_path / "nothing"))

@@ -230,7 +230,7 @@ def test_a_run_that_never_trained_says_so(run):
     assert "nothing is saved yet" in "\n".join(lines(report))
 
 
-@pytest.mark.parametrize("option", [["--verify"], ["--output", "a.png"], ["--row", "3"]])
+@pytest.mark.parametrize("option", [["--output", "a.png"], ["--row", "3"]])
 def test_options_of_data_are_refused_for_a_run(run, capsys, option):
     assert main(["doctor", str(run(dict()).path), *option]) == 2
     assert "transfusion: " in capsys.readouterr().err
