@@ -16,6 +16,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.plan import REPLAYED, VERSION
 from transfusion_jax.errors import CheckpointError, TrainingHalted
+from transfusion_jax.files import DamagedFile
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training import checkpoint
 from transfusion_jax.training.checkpoint import Checkpoints, DeletedCheckpoint, to_devices
@@ -353,6 +354,9 @@ def test_a_fork_whose_checkpoints_are_lost_does_not_begin_from_nothing(parent, t
 def test_checkpoints_of_no_run_are_set_aside(tmp_path):
     tiny_run(tmp_path, config(steps=2))
     (tmp_path / "config.json").unlink()
+    with pytest.raises(DamagedFile, match=r"config\.json is missing, and a run trained here"):
+        tiny_run(tmp_path, config(steps=2))
+    shutil.rmtree(tmp_path / "attempts")  # as of a run that was killed before it had begun
     tiny_run(tmp_path, config(steps=2))
     assert "checkpoint 2 belongs to no run; moved to" in (tmp_path / "said").read_text()
 
