@@ -23,6 +23,7 @@ import numpy as np
 
 import harness
 from training import config_of, make_batch, our_step, shape_flags, title_of
+from transfusion_jax.children import end_with_parent
 from transfusion_jax.config import Config
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training.checkpoint import Checkpoints
@@ -82,7 +83,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> Result:
                 times[name] += [seconds] if number else []
         context = multiprocessing.get_context("spawn")
         for _ in range(min(arguments.rounds, 3)):
-            with context.Pool(1) as pool:
+            with context.Pool(1, end_with_parent) as pool:
                 seconds, memory = pool.apply(load, (config, folder))
             times["load"].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}

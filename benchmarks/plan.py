@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import harness
+from transfusion_jax.children import end_with_parent
 from transfusion_jax.config import DataConfig
 from transfusion_jax.data.documents import Corpus, Document, Source
 from transfusion_jax.data.plan import plan_rows
@@ -79,13 +80,13 @@ def main() -> None:
 def measure(folder: Path, documents: int, context: int, patches: int, share: float) -> Result:
     """Plans an epoch of synthetic documents under a folder."""
     spawned = multiprocessing.get_context("spawn")
-    with spawned.Pool(1) as pool:  # NumPy's chunks must not count as the planner's memory
+    with spawned.Pool(1, end_with_parent) as pool:  # NumPy's chunks must not count as the planner's memory
         pool.apply(write_lengths, (folder, documents))
-    with spawned.Pool(1) as pool:
+    with spawned.Pool(1, end_with_parent) as pool:
         seconds, memory, plan = pool.apply(plan_in, (folder, context, patches, share))
     restarts = []
     for row in np.linspace(0, plan.rows - 1, 3).astype(int):
-        with spawned.Pool(1) as pool:
+        with spawned.Pool(1, end_with_parent) as pool:
             restarts.append(pool.apply(restart, (folder, context, patches, share, int(row))))
     assert plan.folder
     plan_bytes = sum(path.stat().st_size for path in plan.folder.iterdir())
