@@ -76,14 +76,14 @@ def mixture(entries):
     return Corpus(tuple(source for source, _ in entries)), {source.name: weight for source, weight in entries}
 
 
-def rows_of(cache, corpus, weights, data, version=VERSION, phases=None, seed=0) -> Rows:
+def rows_of(cache, corpus, weights, data, version=VERSION, phases=None, seed=0, run=None) -> Rows:
     """The stream of a mixture, whose rows can be planned but, as images are of another size, not be made."""
     sources = {name: SourceConfig("synthetic:text", weight) for name, weight in weights.items()}
     data = dataclasses.replace(data, sources=sources, phases=phases or {})
     config = dataclasses.replace(tiny_config(data__max_images=12, seed=seed), data=data)
     named = {source.name: source for source in corpus.sources}
     corpus = Corpus(tuple(named[name] for name in data.source_names))
-    return make_rows(corpus, config, special(), lambda line: None, cache, version)
+    return make_rows(corpus, config, special(), lambda line: None, cache, version, run)
 
 
 def text(length):

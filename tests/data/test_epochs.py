@@ -161,6 +161,28 @@ def test_a_restart_plans_no_epoch_but_the_one_that_is_read(tmp_path, monkeypatch
     assert len(planned) == 1 + (rows.planner.find(590).plan is not rows.planner.find(599).plan)
 
 
+@pytest.mark.usefixtures("short_blocks")
+def test_the_run_tells_a_machine_with_an_empty_cache_where_epochs_end(tmp_path, monkeypatch):
+    run, new, (corpus, weights) = tmp_path / "run", tmp_path / "new", mixture(MIXTURES["even"])
+    rows = rows_of(tmp_path / "cache", corpus, weights, DATA, phases=PHASES, run=run)
+    assert not run.exists()  # a run that has not begun is left alone
+    run.mkdir()
+    expected = stretch(rows, 390, 395)
+    await_planning()
+    begun = []
+    monkeypatch.setattr(epochs, "plan_rows", lambda *arguments: begun.append(arguments) or plan_rows(*arguments))
+    sent = pickle.loads(pickle.dumps(rows_of(new, corpus, weights, DATA, phases=PHASES, run=run).planner))
+    begun.clear()  # the first rows, with which a stream opens
+    assert [sent.pieces(row) for row in range(390, 395)] == expected
+    await_planning()
+    assert len(begun) <= 2
+    damaged = min((run / epochs.NOTES).iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    shutil.rmtree(new)
+    assert stretch(rows_of(new, corpus, weights, DATA, phases=PHASES, run=run), 390, 395) == expected
+    await_planning()
+
+
 def test_a_stream_is_sent_without_its_plans_and_reads_the_same(tmp_path):
     corpus, weights = mixture(MIXTURES["even"])
     rows = rows_of(tmp_path, corpus, weights, DATA)

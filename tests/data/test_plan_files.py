@@ -14,7 +14,7 @@ from helpers import tiny_config, tiny_corpus
 from transfusion_jax.data import plan as planning
 from transfusion_jax.data import plan_blocks, plan_files
 from transfusion_jax.data.documents import Corpus, DocumentList, Source
-from transfusion_jax.data.plan import plan_rows
+from transfusion_jax.data.plan import REPLAYED, VERSION, plan_rows
 from transfusion_jax.data.plan_files import COLUMNS, damaged, default_cache, open_plan
 from transfusion_jax.data.sequences import Place
 from transfusion_jax.errors import StorageError
@@ -139,6 +139,22 @@ def test_a_note_of_another_epoch_in_its_place_is_not_believed(tmp_path):
     first.write_bytes(second.read_bytes())
     again = stream(tmp_path)
     assert [again.pieces(row) for row in range(rows.epoch - 5, rows.epoch + 5)] == expected
+
+
+@pytest.mark.parametrize("version", [REPLAYED, VERSION])
+@pytest.mark.parametrize("name", ["piece_document.npy", "piece_length.npy", "row_offset.npy", "block_place.npy"])
+def test_a_damaged_plan_is_made_again_where_a_phase_goes_on_from_it(tmp_path, name, version):
+    def phased():
+        corpus, weights = mixture([pairs("p", 2, range(1, 9)), texts("t", 1, range(1, 40))])
+        return rows_of(tmp_path, corpus, weights, DATA, version, phases={"5": {"p": 1.0, "t": 1.0}})
+
+    expected = [phased().pieces(row) for row in range(12)]
+    for note in tmp_path.glob("*.json"):
+        note.unlink()
+    for folder in tmp_path.iterdir():
+        flip(folder / name, 0.9)
+    again = phased()
+    assert [again.pieces(row) for row in range(12)] == expected
 
 
 def test_plans_without_checksums_are_made_again(tmp_path):

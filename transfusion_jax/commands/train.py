@@ -100,7 +100,7 @@ def _train(
         )
         for name in config.evaluation.during_training if config.loop.evaluate_every else ():
             SUITES[name].check(config, data)  # not only at the first evaluation
-        rows = make_rows(data.train, config, data.codec.special, say, version=data.row_plan)
+        rows = make_rows(data.train, config, data.codec.special, say, version=data.row_plan, run=workdir.path)
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         reach_all(mesh)
         task = make_task(config)  # the workdir is begun only now that config and data have proved to fit

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from transfusion_jax.data.plan_blocks import BLOCK_ROWS
 from transfusion_jax.data.plan_files import DamagedPlan, RowPlan, discard, open_sealed, seal
 from transfusion_jax.data.sequences import Place
 from transfusion_jax.data.shuffle import shuffled
+from transfusion_jax.storage import Place as Directory
 
 SHORTEST = 256  # rows of an epoch, at least; the first of a phase apart
 AHEAD = 0.5  # of an epoch's rows: after so many, the next one is planned meanwhile, where that takes long
+NOTES = "epochs"  # the folder of a run's directory that says where epochs end
 AHEAD_OF_NEED = "rows planned ahead"
 OPENED, KEPT = 2, 3  # newest plans that are held open, and that are kept on disk
 
@@ -47,19 +49,38 @@ class Planned:
 
 
 class Planner(ABC):
-    """Finds the plans of a stream's rows. It is sent to other processes without them: they open their own."""
+    """Finds the plans of a stream's rows. It is sent to other processes without them: they open their own.
 
-    def __init__(self, corpus: Corpus, config: Config, cache: Path, say: Say = print) -> None:
-        self.corpus, self.config, self.cache, self.say = corpus, config, cache, say
+    Args:
+        corpus: the documents.
+        config: names the mixtures, the row's sizes and the seed.
+        cache: a folder of plans.
+        run: the directory of the run that reads the stream, where it may exist later; see `Epochs`.
+        say: prints a line for the user.
+    """
+
+    def __init__(
+        self, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, say: Say = print
+    ) -> None:
+        self.corpus, self.config, self.cache, self.run, self.say = corpus, config, cache, run, say
         self.starts = [phase.start for phase in config.data.mixtures]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.corpus, self.config, self.cache)
+        return type(self), (self.corpus, self.config, self.cache, self.run)
 
     @property
     @abstractmethod
     def epoch(self) -> int:
         """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+
+    def begin(self) -> None:
+        """Plans the first rows, unless they are in the cache, so that what cannot be planned shows at once.
+
+        Raises:
+            ConfigError: the corpus cannot be planned.
+            StorageError: the plan cannot be written.
+        """
+        self.find(0)
 
     @abstractmethod
     def find(self, row: int) -> Planned:
@@ -74,6 +95,11 @@ class Planner(ABC):
     def close(self) -> None:
         """Lets go of the plans that are open."""
 
+    @property
+    def of_rows(self) -> tuple[DataConfig, int, int]:
+        """What plans hang on beside the documents, as functions of `plan` take it."""
+        return self.config.data, self.config.model.patches, self.config.seed
+
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
         """The pieces of a row of the stream; see `RowPlan.pieces`. A damaged plan is made again."""
         found = self.find(row)
@@ -83,6 +109,14 @@ class Planner(ABC):
             self.discard(found.plan)
             found = self.find(row)
             return found.plan.pieces(found.row)
+
+    def places_at(self, plan: Callable[[], RowPlan], row: int, weights: Mapping[str, float]) -> dict[str, Place]:
+        """See `plan.places_at`. A damaged plan is made again."""
+        try:
+            return places_at(plan(), row, self.corpus, weights, *self.of_rows)
+        except DamagedPlan:
+            self.discard(plan())
+            return places_at(plan(), row, self.corpus, weights, *self.of_rows)
 
     def discard(self, plan: RowPlan) -> None:
         """Drops a damaged plan."""
@@ -103,16 +137,29 @@ class Epoch:
 
 
 class Epochs(Planner):
-    """Plans every epoch anew."""
+    """Plans every epoch anew.
 
-    def __init__(self, corpus: Corpus, config: Config, cache: Path, say: Say = print) -> None:
-        super().__init__(corpus, config, cache, say)
+    Where epochs end is kept in the run's directory, too, so that a machine whose cache is empty plans none of the
+    epochs before the one that it reads.
+    """
+
+    def __init__(
+        self, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, say: Say = print
+    ) -> None:
+        super().__init__(corpus, config, cache, run, say)
         self._epochs: list[Epoch] = []  # as far as has been asked for
         self._end = 0  # the row after them
         self._places: Mapping[str, Place] = {}  # there
         self._open: dict[int, RowPlan] = {}  # by first row
         self._lock = threading.RLock()
+        self._endings: dict[str, dict[str, Any]] = {}  # by file, those that the run's directory may lack
         self._ahead = 0  # the last row after which an epoch was planned ahead
+
+    def begin(self) -> None:
+        """Plans the first rows, and tries whether those of later phases can be planned."""
+        for phase in self.config.data.mixtures[1:]:
+            try_mixture(self.corpus, phase.weights, *self.of_rows)
+        super().begin()
 
     @property
     def epoch(self) -> int:
@@ -121,13 +168,10 @@ class Epochs(Planner):
 
     def find(self, row: int) -> Planned:
         """Where a row of the stream stands."""
-        if not self._epochs:
-            for phase in self.config.data.mixtures[1:]:  # so that what cannot be planned shows at once
-                try_mixture(self.corpus, phase.weights, *self._of_rows)
         self._reach(row)
         epoch = self._epochs[bisect(self._epochs, row, key=lambda epoch: epoch.first) - 1]
         plan, place = self._plan(epoch), row - epoch.first
-        if plan.rows > BLOCK_ROWS and place > AHEAD * plan.rows and epoch.first + plan.rows == self._end:
+        if plan.rows > BLOCK_ROWS and place > AHEAD * (self._end - epoch.first):
             self._plan_ahead()
         return Planned(epoch.phase, plan, place)
 
@@ -135,10 +179,6 @@ class Epochs(Planner):
         """Lets go of the plans that are open."""
         with self._lock:
             self._open = {}
-
-    @property
-    def _of_rows(self) -> tuple[DataConfig, int, int]:
-        return self.config.data, self.config.model.patches, self.config.seed
 
     def _reach(self, row: int) -> None:
         while row >= self._end:
@@ -155,6 +195,15 @@ class Epochs(Planner):
         self._places = {**self._places, **places}
         self._end = first + rows
 
+    def _note(self, folder: Directory) -> None:
+        """Writes down where epochs end, of those that are not there yet."""
+        folder.mkdir(exist_ok=True)
+        for name, ending in self._endings.items():
+            stem = name.removesuffix(".json")
+            if open_sealed(folder / name, stem) is None:
+                seal(folder / name, stem, ending)
+        self._endings = {}
+
     def _plan_ahead(self) -> None:
         if self._ahead < self._end:
             self._ahead = self._end
@@ -167,23 +216,25 @@ class Epochs(Planner):
         folder = self._folder(epoch)
         path = folder.with_name(folder.name + ("" if cut is None else f"-{cut}") + ".json")
         ending = open_sealed(path, path.stem)
+        if ending is None and self.run:
+            ending = open_sealed(self.run / NOTES / path.name, path.stem)
         if ending is None:
-            try:
-                ending = self._measure(epoch, cut)
-            except DamagedPlan:
-                self.discard(self._plan(epoch))
-                ending = self._measure(epoch, cut)
+            ending = self._endings[path.name] = self._measured(epoch, cut)
             seal(path, path.stem, ending)
             self._clean()
+            if self.run and self.run.exists():
+                self._note(self.run / NOTES)
+        else:
+            self._endings[path.name] = ending
         return ending["rows"], {
             name: Place(taken, offset, np.array(carried, np.int64))
             for name, (taken, offset, carried) in ending["places"].items()
         }
 
-    def _measure(self, epoch: Epoch, cut: int | None) -> dict[str, Any]:
-        plan = self._plan(epoch)
-        rows = plan.rows if cut is None else min(plan.rows, cut)
-        places = places_at(plan, rows, self.corpus, self._weights(epoch), *self._of_rows)
+    def _measured(self, epoch: Epoch, cut: int | None) -> dict[str, Any]:
+        planned = self._plan(epoch).rows
+        rows = planned if cut is None else min(planned, cut)
+        places = self.places_at(lambda: self._plan(epoch), rows, self._weights(epoch))
         return {"rows": rows, "places": {n: [p.taken, p.offset, p.carried.tolist()] for n, p in places.items()}}
 
     def _plan(self, epoch: Epoch) -> RowPlan:
@@ -193,7 +244,7 @@ class Epochs(Planner):
                 plan = plan_rows(
                     self.corpus,
                     self._weights(epoch),
-                    *self._of_rows,
+                    *self.of_rows,
                     epoch.begin,
                     self.cache,
                     self.say,
@@ -206,7 +257,7 @@ class Epochs(Planner):
         return self.config.data.mixtures[epoch.phase].weights
 
     def _folder(self, epoch: Epoch) -> Path:
-        return plan_folder(self.cache, self.corpus, self._weights(epoch), *self._of_rows, epoch.begin, epoch.least)
+        return plan_folder(self.cache, self.corpus, self._weights(epoch), *self.of_rows, epoch.begin, epoch.least)
 
     def _clean(self) -> None:
         """Deletes the plans of long epochs that the stream has left behind; they can be made again."""
@@ -239,22 +290,24 @@ class Replays(Planner):
     @cached_property
     def _plans(self) -> list[RowPlan]:
         """Each phase reads on where the one before stops in its first epoch, and depends on no later one."""
-        data, of_rows = self.config.data, (self.config.data, self.config.model.patches, self.config.seed)
         plans: list[RowPlan] = []
         places: Mapping[str, Place] = {}
-        for phase, end in zip(data.mixtures, [*self.starts[1:], None], strict=True):
-            plan = plan_rows(self.corpus, phase.weights, *of_rows, places, self.cache, self.say, version=REPLAYED)
-            plans.append(plan)
+        for phase, end in zip(self.config.data.mixtures, [*self.starts[1:], None], strict=True):
+            arguments = (self.corpus, phase.weights, *self.of_rows, places, self.cache, self.say)
+            plan = partial(plan_rows, *arguments, version=REPLAYED)
             if end is not None:
-                places = {**places, **places_at(plan, end - phase.start, self.corpus, phase.weights, *of_rows)}
+                places = {**places, **self.places_at(plan, end - phase.start, phase.weights)}
+            plans.append(plan())
         return plans
 
 
 PLANNERS: Mapping[int, type[Planner]] = {REPLAYED: Replays, VERSION: Epochs}
 
 
-def planner_of(version: int, corpus: Corpus, config: Config, cache: Path, say: Say = print) -> Planner:
-    """The planner of a version of the plans.
+def planner_of(
+    version: int, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, say: Say = print
+) -> Planner:
+    """The planner of a version of the plans; see `Planner`.
 
     Raises:
         ConfigError: there is no such version.
@@ -263,4 +316,4 @@ def planner_of(version: int, corpus: Corpus, config: Config, cache: Path, say: S
         version in PLANNERS,
         f"rows planned by version {version} are not known: this is an older release than the run began with",
     )
-    return PLANNERS[version](corpus, config, cache, say)
+    return PLANNERS[version](corpus, config, cache, run, say)

@@ -23,8 +23,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from transfusion_jax.bucket import BucketPath
 from transfusion_jax.cache import cache_folder
 from transfusion_jax.errors import StorageError
+from transfusion_jax.storage import Place
 
 Columns = dict[str, np.ndarray]
 CHUNK = 1 << 16  # bytes that one checksum is of
@@ -207,17 +209,21 @@ def alone(cache: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def seal(path: Path, name: str, values: Mapping[str, Any]) -> None:
+def seal(path: Place, name: str, values: Mapping[str, Any]) -> None:
     """Writes values as JSON, with a name and a checksum of both, whole or not at all.
 
     Raises:
         StorageError: they cannot be written.
     """
+    sealed = json.dumps({**values, **_signature(name, values)}, indent=2)
+    if isinstance(path, BucketPath):
+        path.write_text(sealed)
+        return
     try:
         file, partial = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(file, "w", encoding="utf-8") as text:
-                json.dump({**values, **_signature(name, values)}, text, indent=2)
+                text.write(sealed)
                 _sync(text)
             os.replace(partial, path)
         finally:
@@ -227,7 +233,7 @@ def seal(path: Path, name: str, values: Mapping[str, Any]) -> None:
         raise _unwritable(error) from error
 
 
-def open_sealed(path: Path, name: str) -> dict[str, Any] | None:
+def open_sealed(path: Place, name: str) -> dict[str, Any] | None:
     """What `seal` wrote by this name; None if it is not there, or damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from transfusion_jax.data.epochs import Planner, planner_of
 from transfusion_jax.data.plan import VERSION
 from transfusion_jax.data.plan_files import default_cache
 from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.storage import Place
 
 DEAD_WORKER = "Worker process was terminated unexpectedly"  # how Grain says so
 LOCAL, REMOTE = 2, 16  # threads of a process that read rows: from a disk, and from a bucket, where they wait
@@ -90,6 +91,7 @@ def make_rows(
     say: Callable[[str], None] = print,
     cache: Path | None = None,
     version: int = VERSION,
+    run: Place | None = None,
 ) -> Rows:
     """Opens the stream of a corpus, and plans its first rows unless they are in the cache.
 
@@ -100,13 +102,14 @@ def make_rows(
         say: prints a line for the user.
         cache: a folder of plans (by default `default_cache()`).
         version: of the plans: a run keeps the one that it began with.
+        run: the directory of the run that reads it, which keeps where epochs end.
 
     Raises:
         ConfigError: the corpus cannot be planned.
         StorageError: the plan cannot be written.
     """
-    planner = planner_of(version, corpus, config, cache or default_cache(), say)
-    planner.find(0)
+    planner = planner_of(version, corpus, config, cache or default_cache(), run, say)
+    planner.begin()
     return Rows(corpus, planner, config, special)
 
 
