@@ -83,7 +83,7 @@ def test_what_does_not_shape_a_plan_makes_no_other_one(tmp_path):
 
 DAMAGES = {
     "deleted": Path.unlink,
-    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-2]),
     "emptied": lambda path: path.write_bytes(b""),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
     "something else": lambda path: path.write_bytes(b"{}"),

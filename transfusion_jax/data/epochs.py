@@ -153,6 +153,7 @@ class Epochs(Planner):
         self._open: dict[int, RowPlan] = {}  # by first row
         self._lock = threading.RLock()
         self._endings: dict[str, dict[str, Any]] = {}  # by file, those that the run's directory may lack
+        self._found = _identity(run)  # of the run's directory, where it was there when this began
         self._ahead = 0  # the last row after which an epoch was planned ahead
 
     def begin(self) -> None:
@@ -196,8 +197,10 @@ class Epochs(Planner):
         self._end = first + rows
 
     def _note(self, folder: Directory) -> None:
-        """Writes down where epochs end, of those that are not there yet."""
-        folder.mkdir(exist_ok=True)
+    def _note(self, folder: Directory) -> None:
+        """Writes down where epochs end, of those that are not there yet, unless another folder stands there now."""
+        if self._found not in (None, _identity(self.run)):
+            return
         for name, ending in self._endings.items():
             stem = name.removesuffix(".json")
             if open_sealed(folder / name, stem) is None:
@@ -265,6 +268,14 @@ class Epochs(Planner):
         for epoch, end in zip(self._epochs[: 1 - KEPT], ends, strict=False):
             if end - epoch.first >= BLOCK_ROWS:
                 discard(self._folder(epoch))
+
+
+def _identity(folder: Directory | None) -> tuple[int, int] | None:
+    """What tells a local folder from one that takes its place; None where it is not there, or in a bucket."""
+    if not isinstance(folder, Path) or not folder.exists():
+        return None
+    about = folder.stat()
+    return about.st_dev, about.st_ino
 
 
 class Replays(Planner):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -23,9 +21,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from transfusion_jax.bucket import BucketPath
 from transfusion_jax.cache import cache_folder
 from transfusion_jax.errors import StorageError
+from transfusion_jax.files import DamagedFile, read_json, write_json
 from transfusion_jax.storage import Place
 
 Columns = dict[str, np.ndarray]
@@ -210,39 +208,21 @@ def alone(cache: Path) -> Iterator[None]:
 
 
 def seal(path: Place, name: str, values: Mapping[str, Any]) -> None:
-    """Writes values as JSON, with a name and a checksum of both, whole or not at all.
+    """Writes values as JSON, with a name and a hash of all, whole or not at all.
 
     Raises:
         StorageError: they cannot be written.
     """
-    sealed = json.dumps({**values, **_signature(name, values)}, indent=2)
-    if isinstance(path, BucketPath):
-        path.write_text(sealed)
-        return
-    try:
-        file, partial = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
-        try:
-            with os.fdopen(file, "w", encoding="utf-8") as text:
-                text.write(sealed)
-                _sync(text)
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(error) from error
+    write_json(path, {"name": name, **values}, indent=2)
 
 
 def open_sealed(path: Place, name: str) -> dict[str, Any] | None:
     """What `seal` wrote by this name; None if it is not there, or damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = read_json(path, "it is made again")
+    except (OSError, DamagedFile):
         return None
-    if not isinstance(values, dict):
-        return None
-    signature = {field: values.pop(field, None) for field in ("name", "checksum")}
-    return values if signature == _signature(name, values) else None
+    return values if values.pop("name", None) == name else None
 
 
 def store(folder: Path, blocks: Iterable[Columns], describe: Callable[[Columns], dict[str, Any]]) -> RowPlan:
@@ -274,11 +254,6 @@ def _unwritable(error: OSError) -> StorageError:
 
 def _damaged(folder: Path) -> DamagedPlan:
     return DamagedPlan(f"the row plan in {folder} was damaged or deleted meanwhile: start again")
-
-
-def _signature(name: str, values: Mapping[str, Any]) -> dict[str, str]:
-    text = json.dumps([name, values], sort_keys=True)
-    return {"name": name, "checksum": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _files(folder: Path, columns: Columns) -> dict[str, list[Any]]:
