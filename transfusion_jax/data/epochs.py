@@ -197,7 +197,6 @@ class Epochs(Planner):
         self._end = first + rows
 
     def _note(self, folder: Directory) -> None:
-    def _note(self, folder: Directory) -> None:
         """Writes down where epochs end, of those that are not there yet, unless another folder stands there now."""
         if self._found not in (None, _identity(self.run)):
             return
