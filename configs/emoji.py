@@ -1,6 +1,6 @@
 """Emoji and their Unicode names: thousands of captioned colour images, three quarters of an hour on two CPU cores.
 
-    apt-get install fonts-noto-color-emoji libfribidi0
+    apt-get install fonts-noto-color-emoji
     pip install 'emoji>=2.14'
     transfusion prepare emoji --output data/emoji --image-size 32 --tokenizer bpe:2048 --encode dct-f4c12
     transfusion train --config configs/emoji.py --workdir runs/emoji
