@@ -241,7 +241,7 @@ def last_record(root: Path, point: Point) -> dict[str, float]:
     workdir = Workdir(root / point.name)
     record = record_of(workdir.metrics, workdir.config().steps) if workdir.exists() else {}
     if "held_out/loss" not in record:
-        raise SystemExit(f"{workdir.path} is not trained and measured to its end: run this without --output first")
+        raise SystemExit(f"{workdir.path} is not trained and evaluated to its end: run this without --output first")
     return record
 
 

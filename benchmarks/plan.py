@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1_000_000, help="in all (default: %(default)s)")
     parser.add_argument("--context", type=int, default=4096, help="elements per row (default: %(default)s)")
     parser.add_argument("--patches", type=int, default=256, help="elements per image (default: %(default)s)")
-    parser.add_argument("--share", type=float, default=0.5, help="of the pairs (default: %(default)s)")
+    parser.add_argument(
+        "--share", type=float, default=0.5, help="share of the elements that pairs have (default: %(default)s)"
+    )
     parser.add_argument("--folder", type=Path, help="where files are kept meanwhile (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

@@ -36,7 +36,7 @@ IMAGES = 200
 
 
 class Unbounded(Codec):
-    """As if the autoencoder did not limit its latents."""
+    """The codec as if its autoencoder did not bound its latents."""
 
     def bounds(self) -> None:
         """None."""
@@ -46,7 +46,9 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_reading_flags(parser)
-    parser.add_argument("--least-signal", action="store_true", help="how little signal to ask for ε at")
+    parser.add_argument(
+        "--least-signal", action="store_true", help="measure where, in signal over noise, to evaluate ε"
+    )
     arguments = parser.parse_args()
     task, params, workdir, _, _ = read_model(arguments, print)
     if not isinstance(task, TransfusionTask):

@@ -155,7 +155,7 @@ class BucketPath:
         return {key.removeprefix(f"{self.key}/"): int(about["size"]) for key, about in sorted(found.items())}
 
     def version(self) -> object | None:
-        """What changes when the object is put anew; None where there is none."""
+        """A value that changes when the object is written; None without an object."""
         found = self._info()
         return found and tuple(str(found.get(key)) for key in ("generation", "etag", "md5Hash", "updated", "size"))
 

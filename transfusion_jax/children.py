@@ -1,4 +1,4 @@
-"""Child processes that end when the process that started them has ended, killed or not."""
+"""Child processes that end when their parent has ended, killed or not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 def end_with_parent() -> None:
-    """Ends this process, which `multiprocessing` started, once its parent is no more; called where it begins."""
+    """Ends this process, a child of `multiprocessing`, once its parent has ended; to be called at its start."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     _end_after(parent.join)
@@ -18,7 +18,7 @@ def end_with_parent() -> None:
 
 @contextmanager
 def lifeline() -> Iterator[int]:
-    """A descriptor to hand to a child process, which `end_with` there watches."""
+    """A descriptor to pass to a child process, for its `end_with`."""
     read, write = os.pipe()  # the child is not given the end to write to, so that this process alone has it
     try:
         yield read
@@ -28,7 +28,7 @@ def lifeline() -> Iterator[int]:
 
 
 def end_with(descriptor: int) -> None:
-    """Ends this process once the one that gave it a `lifeline` is no more."""
+    """Ends this process once the one that made the `lifeline` has ended."""
     _end_after(lambda: os.read(descriptor, 1))
 
 

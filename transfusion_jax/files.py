@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, and checked when they are read.
+"""Files that are written atomically, and verified when they are read.
 
-Everything that a command leaves behind is written by these functions: a kill or a full disk leaves the file that
-was there before, or none. What killed processes leave ends in `UNFINISHED`, and is removed by `sweep`.
+All output of commands is written by these functions: a kill or a full disk leaves the file that was there before,
+or none. Leftovers of killed processes end in `UNFINISHED`, and `sweep` removes them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class LostFolder(StorageError):
 
 @contextmanager
 def claimed(folder: Place, check: Callable[[], None]) -> Iterator[None]:
-    """While the context lasts, whatever this process writes below a folder is preceded by a check.
+    """While the context lasts, a check precedes every write of this process below a folder.
 
     Args:
         folder: the folder.
-        check: raises LostFolder where the folder is no longer this process's own.
+        check: raises LostFolder where the folder no longer belongs to this process.
     """
     claim = f"{folder.absolute()}/", check
     _claims.append(claim)
@@ -52,10 +52,10 @@ def claimed(folder: Place, check: Callable[[], None]) -> Iterator[None]:
 
 
 def check_own(path: Place) -> None:
-    """Returns where a path may be written, as every function here asks before it writes.
+    """Returns if a path may be written; every function here calls it before it writes.
 
     Raises:
-        LostFolder: it lies in a folder that was claimed and is now another's.
+        LostFolder: it lies in a claimed folder that now belongs to another.
     """
     for folder, check in list(_claims):
         if f"{path.absolute()}/".startswith(folder):
@@ -63,10 +63,10 @@ def check_own(path: Place) -> None:
 
 
 def write_whole(path: Place, content: str | bytes) -> None:
-    """Puts a file in place at once, and makes its folder: a reader sees the old one or the new one.
+    """Writes a file atomically, and makes its folder: a reader sees the old file or the new one.
 
     Raises:
-        StorageError: it cannot be written; the old one is as it was.
+        StorageError: it cannot be written; the old file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     if isinstance(path, BucketPath):
@@ -79,13 +79,13 @@ def write_whole(path: Place, content: str | bytes) -> None:
 
 @contextmanager
 def whole(path: Place) -> Iterator[Path]:
-    """The name of a local file to write, which stands in its place once the context ends well.
+    """A temporary local file to write, which replaces a file once the context ends without an error.
 
     Raises:
-        StorageError: it cannot be put there; what was there before is as it was.
+        StorageError: it cannot be put there; the old file is unchanged.
     """
     check_own(path)
-    at = path.resolve() if isinstance(path, Path) else path  # what a link names is written, and the link stays
+    at = path.resolve() if isinstance(path, Path) else path  # the target of a link is written, and the link stays
     with _temporary(at) as beside:
         with _writing(path):
             at.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Place) -> None:
-    """Removes what processes of this machine that are no more left half-written below a local folder."""
+    """Removes unfinished files below a local folder that ended processes of this machine left."""
     if not isinstance(folder, Path) or not folder.is_dir():
         return
     temporary = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-\d+{re.escape(UNFINISHED)}$")
@@ -129,7 +129,7 @@ def sweep(folder: Place) -> None:
 
 
 def write_json(path: Place, values: dict[str, Any], indent: int | None = None) -> None:
-    """Writes an object whole, with a hash of it, which `read_json` compares.
+    """Writes an object atomically, with a hash of it, which `read_json` verifies.
 
     Raises:
         StorageError: it cannot be written.
@@ -143,25 +143,25 @@ def read_json(path: Place, remedy: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        remedy: what to do where it is damaged, for the error.
+        remedy: how to repair it, for the error.
 
     Raises:
-        FileNotFoundError: it is not there.
-        DamagedFile: it holds something else.
+        FileNotFoundError: there is no such file.
+        DamagedFile: it is not what was written.
     """
     return parse_json(path.read_bytes(), path, remedy)
 
 
 def parse_json(data: bytes, path: Place, remedy: str) -> dict[str, Any]:
-    """See `read_json`; of a file that has been read."""
+    """As `read_json`, for a file's bytes."""
     try:
         values = json.loads(data)
     except ValueError as error:  # also bytes that are no UTF-8
         raise DamagedFile(f"{path} is damaged ({error}): {remedy}") from error
     if not isinstance(values, dict):
-        raise DamagedFile(f"{path} is damaged (it holds no object): {remedy}")
+        raise DamagedFile(f"{path} is damaged (it is no JSON object): {remedy}")
     if values.pop(DIGEST, None) not in (None, _digest(values)):
-        raise DamagedFile(f"{path} is damaged (its hash is not that of its content): {remedy}")
+        raise DamagedFile(f"{path} is damaged (its hash does not match its content): {remedy}")
     return values
 
 
@@ -179,7 +179,7 @@ def _writing(path: Place) -> Iterator[None]:
 
 @contextmanager
 def _temporary(path: Place) -> Iterator[Path]:
-    """A name beside a local file, of this thread's alone; on a disk of this machine, of an object in a bucket."""
+    """A temporary name beside a local file, unique to this thread; for an object in a bucket, on the local disk."""
     if isinstance(path, BucketPath):
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch) / path.name
@@ -191,12 +191,12 @@ def _temporary(path: Place) -> Iterator[Path]:
     try:
         yield beside
     finally:
-        with suppress(OSError):  # it is in place by now, or what hindered it has been raised
+        with suppress(OSError):  # it is in place by now, or an error has been raised
             beside.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of this machine runs, or may; one that has ended and waits for its parent does not."""
+    """Whether a process of this machine runs, or may run; a zombie does not."""
     try:
         os.kill(process, 0)
         stat = Path(f"/proc/{process}/stat").read_text()  # of Linux alone

@@ -63,7 +63,7 @@ def size_of(path: Place) -> int:
 
 
 def version_of(path: Place) -> object | None:
-    """What changes when a file is written or replaced; None where there is none."""
+    """A value that changes when a file is written or replaced; None without a file."""
     if isinstance(path, BucketPath):
         return path.version()
     try:

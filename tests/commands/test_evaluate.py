@@ -156,7 +156,7 @@ def test_guidance_without_its_other_branch_is_said(workdir, capsys, monkeypatch,
     (workdir / "config.json").write_text(json.dumps(values))
     assert main([*command, *guidance, "--workdir", str(workdir)]) == 0
     output = capsys.readouterr()
-    assert ("which this run does not train at all" in output.out + output.err) == said
+    assert ("and this run has none at all" in output.out + output.err) == said
 
 
 COMMANDS = {
@@ -225,7 +225,7 @@ def test_numbers_of_an_earlier_version_of_a_suite_are_measured_anew(workdir, cap
 def test_a_suite_that_finds_nothing_to_measure_says_so(workdir, capsys, monkeypatch):
     fake(monkeypatch, "images", {})
     assert main(["evaluate", "--workdir", str(workdir), "--suite", "images"]) == 0
-    assert "  nothing: no held-out row bears any of it" in capsys.readouterr().out.splitlines()
+    assert "  nothing: no held-out row has any" in capsys.readouterr().out.splitlines()
     assert entries(workdir)[0]["metrics"] == {}
 
 

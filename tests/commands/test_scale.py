@@ -90,7 +90,7 @@ def test_every_interval_says_what_it_assumes(workdir, capsys):
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "FLOPs are exact, patch coders included" in said
-    assert "95 % with noise of seeds: the straight line is true" in said
+    assert "95 %, noise of seeds, assumes: the straight line is true" in said
     assert main([*command, "--flops", "6nd"]) == 0
     assert "FLOPs are 6ND, as the paper counts: patch coders are left out" in capsys.readouterr().out
 
@@ -256,7 +256,9 @@ def check_latex(text):
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 3
     assert r"loss\_text" in text
     assert (
-        text.count("FLOPs are exact, patch coders included. 95 \\% with noise of seeds: the straight line is true")
+        text.count(
+            "FLOPs are exact, patch coders included. 95 \\%, noise of seeds, assumes: the straight line is true"
+        )
         == 3
     )
     assert r"\times10^{14}" in text

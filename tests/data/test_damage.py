@@ -155,7 +155,7 @@ def test_a_document_that_is_not_there_is_named(prepare, tmp_path):
     documents = PreparedDocuments(Prepared.open(tmp_path), "train", "pixels", None)
     for number in (len(documents.images), 2**40, -1):
         with pytest.raises(
-            DamagedData, match=rf"document {number} is asked for, and .* holds {len(documents.images)}"
+            DamagedData, match=rf"document {number} was requested, but .* holds {len(documents.images)}"
         ):
             documents.first_record(number)
 

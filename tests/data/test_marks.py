@@ -91,7 +91,7 @@ def test_marks_are_those_of_the_files_beside_the_tokenizer(case, tmp_path):
 @pytest.mark.parametrize("value", [SIZE, -1, 1.5, "<s>", True, [1, SIZE]])
 def test_ids_that_are_no_entries_are_named(name, value, tmp_path):
     path = folder_of(tmp_path / "theirs", {CONFIG: {name: value}})
-    with pytest.raises(ConfigError, match=f"{name} is .*, and the entries are 0 to {SIZE - 1}"):
+    with pytest.raises(ConfigError, match=f"{name} is .*, and ids are 0 to {SIZE - 1}"):
         tokenizer.load(path)
 
 

@@ -115,7 +115,7 @@ def test_what_is_missing_or_damaged_in_a_bucket_is_named(digits_folder, remote, 
     (remote / "data.json").write_text((remote / "data.json").read_text() + " \n")  # the same manifest
     (remote / "index/train/record.npy").unlink()
     manifest = Prepared.open(remote).manifest | {"schema": 1, "anew": True}
-    with pytest.raises(DamagedData, match=r"record\.npy is missing: copy or prepare the data anew"):
+    with pytest.raises(DamagedData, match=r"record\.npy is missing: copy or prepare the data again"):
         _ = Prepared(remote, manifest).index
     with pytest.raises(DamagedData, match=r"pixels-00000\.array_record is missing"):
         PreparedDocuments(Prepared(place(str(remote)), manifest), "train", "pixels", statistics).latents(0)

@@ -42,7 +42,7 @@ def test_guidance_against_a_branch_that_is_not_trained_is_said(family, dropout, 
         return
     where = f"above t = {trained} of 1000" if trained else "at all"
     assert lines[0].startswith(
-        f"guidance 3 needs images with nothing before them, which this run does not train {where}"
+        f"guidance 3 needs training on images with nothing before them, and this run has none {where}"
     )
     assert untrained_branch(config, replace(config.sampling, guidance=1.0)) == []
     below = untrained_branch(config, replace(config.sampling, guidance_interval=(0.0, 0.5)))

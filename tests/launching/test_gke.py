@@ -114,7 +114,7 @@ def test_the_same_command_twice_starts_one_job(standin, capsys):
     assert standin.verbs() == ["get"]
 
     assert main([*GKE, "--env=A=1", *TRAIN]) == 2
-    assert "train-run-e69e69 is there with another command or other machines" in capsys.readouterr().err
+    assert "train-run-e69e69 exists with another command or other machines" in capsys.readouterr().err
     standin.change(lambda job: job.update(status={"terminalState": "Completed"}))
     assert main([*GKE, *TRAIN]) == 0
     assert "train-run-e69e69 is done; nothing was submitted" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_what_is_launched_is_one_job_another_or_refused(standin, capsys, target,
         assert "is already there" in said.out
     elif differs:
         assert (launched, created) == ([0, 2], 1)
-        assert "is there with another command or other machines, and nothing was submitted" in said.err
+        assert "exists with another command or other machines; nothing was submitted" in said.err
         added = [line for line in said.err.splitlines() if line.startswith("  +")]
         assert any(differs in line for line in added), said.err
     else:

@@ -134,7 +134,7 @@ def test_points_compare_by_exact_flops_and_by_6nd_where_none_has_them():
     assert comparable([with_them]) == "exact"
     assert comparable([without]) == comparable(read(PAPER)) == "6nd"
     with pytest.raises(
-        ConfigError, match=r"seed 1 has no flops_exact, and other points have: .* --flops 6nd, which"
+        ConfigError, match=r"seed 1 has no flops_exact, but other points have: .* --flops 6nd, which"
     ):
         comparable([with_them, without])
 

@@ -78,7 +78,10 @@ def test_with_rows_of_another_plan_no_seed_has_a_curve_of_its_own(run, known, tm
     workdir, file = run(0, straight(0.98 * 1.006), row_plan=3), tmp_path / "known.json"
     reference.store(known, file)
     assert main(["scale", "compare", "--run", str(workdir), "--reference", str(file)]) == 0
-    assert "planned by another version than those of known, so only the seeds' band" in capsys.readouterr().out
+    assert (
+        "rows come from another version of the row plan than those of known, so only the seeds' band"
+        in capsys.readouterr().out
+    )
     again = replace(known, curves=tuple(replace(curve, row_plan=3) for curve in known.curves))
     assert reference.compare(workdir, again).held_to == (SEEDS, OWN)
 

@@ -115,7 +115,7 @@ def test_a_run_whose_config_is_gone_is_not_begun_anew(trained, tmp_path):
     path = shutil.copytree(trained[0], tmp_path / "run")
     (path / "config.json").unlink()
     before = contents(path)
-    with pytest.raises(DamagedFile, match=r"config\.json is missing, and a run trained here: .* --fork-from"):
+    with pytest.raises(DamagedFile, match=r"config\.json is missing, although a run trained here: .* --fork-from"):
         begin(Start(), None, CONFIG, tiny_data(), None, Workdir(path), print)
     assert contents(path) == before
 

@@ -114,10 +114,10 @@ def test_a_run_is_called_hung_when_it_takes_longer_than_it_says_itself(begun, wh
     if where == GONE:
         assert wrong == "nobody trains here; the same command goes on from step 0"
     elif where == ELSEWHERE and silence > 300:
-        assert "its machine is gone, or cannot write here. See that none of its processes is left" in wrong
+        assert "its machine is gone, or cannot write here. Make sure that none of its processes is left" in wrong
         assert report["state"] == f"silent; it was {doing}"
     elif silence + idle > 1800:
-        assert f"{doing}, and nothing has gone on for" in wrong
+        assert f"{doing}, without progress for" in wrong
         assert "longer than the 30m 0s of loop.hang_after: it hangs. End its processes" in wrong
     else:
         assert wrong == ""

@@ -354,7 +354,7 @@ def test_a_fork_whose_checkpoints_are_lost_does_not_begin_from_nothing(parent, t
 def test_checkpoints_of_no_run_are_set_aside(tmp_path):
     tiny_run(tmp_path, config(steps=2))
     (tmp_path / "config.json").unlink()
-    with pytest.raises(DamagedFile, match=r"config\.json is missing, and a run trained here"):
+    with pytest.raises(DamagedFile, match=r"config\.json is missing, although a run trained here"):
         tiny_run(tmp_path, config(steps=2))
     shutil.rmtree(tmp_path / "attempts")  # as of a run that was killed before it had begun
     tiny_run(tmp_path, config(steps=2))

@@ -52,7 +52,7 @@ def load_saved(folder: Place, name: str, expected: str | None = None) -> Autoenc
     found = without_weights(name) or trained.open_folder(_kept(folder, name))
     require(
         expected in (None, found.hash()),
-        f"the autoencoder {name!r} in {folder} ({found.hash()}) is not the one that was kept there ({expected}): "
+        f"the autoencoder {name!r} in {folder} ({found.hash()}) is not the one that was saved there ({expected}): "
         "copy it back from a backup",
     )
     return found

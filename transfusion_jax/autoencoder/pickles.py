@@ -66,9 +66,9 @@ def read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """
     try:
         held, storages = (_zipped if zipfile.is_zipfile(path) else _plain)(path)
-        require(isinstance(held, Mapping), f"{path} holds no named tensors")
+        require(isinstance(held, Mapping), f"{path} has no named tensors")
         inner = held.get("state_dict", held)
-        require(isinstance(inner, Mapping), f"{path} holds no named tensors")
+        require(isinstance(inner, Mapping), f"{path} has no named tensors")
         for name, value in inner.items():
             if isinstance(value, _Tensor):
                 yield str(name), value.array(storages)
@@ -77,7 +77,7 @@ def read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class _Inert:
-    """Stands for whatever a pickle names beside tensors: takes everything, does nothing."""
+    """Stands in for any other class or function that a pickle names: accepts all calls, does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Inert:
         return super().__new__(cls)
@@ -90,7 +90,7 @@ class _Inert:
 
 @dataclass(frozen=True)
 class _Storage:
-    """What a pickle says of a block of numbers that stands outside it."""
+    """A pickle's reference to a block of numbers outside it."""
 
     dtype: str
     key: str
@@ -99,7 +99,7 @@ class _Storage:
 
 @dataclass
 class _Tensor:
-    """A view of a storage; no more than a claim until it is read."""
+    """A view of a storage, not verified until it is read."""
 
     storage: _Storage
     offset: int
@@ -126,7 +126,7 @@ class _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors and plain containers; the names that it gives out are made anew for each file."""
+    """Knows tensors and plain containers; its stand-in classes are made per file."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="latin1")  # Python 2 wrote some of them
@@ -169,7 +169,7 @@ class _Unpickler(pickle.Unpickler):
         """A storage: `("storage", type, key, device, count)`, with a view's place behind it in old files."""
         kind, dtype, key, _, count, *view = pid
         if kind != "storage" or any(view) or count < 0:
-            raise pickle.UnpicklingError("it keeps tensors in a way that this reader does not know")
+            raise pickle.UnpicklingError("it stores tensors in an unsupported way")
         return self.storages.setdefault(str(key), _Storage(dtype, str(key), count))
 
 
@@ -183,14 +183,14 @@ def _zipped(path: Path) -> tuple[Any, Open]:
         folder = inside.removesuffix("data.pkl")
         order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in entries else b"little"
         if order != b"little":
-            raise ValueError("its numbers begin with their highest byte")
+            raise ValueError("its numbers are big-endian")
         with archive.open(inside) as file:
             held = _Unpickler(file).load()
 
     def storage(key: str, size: int) -> np.ndarray:
         info = entries[f"{folder}data/{key}"]
         if info.compress_type != zipfile.ZIP_STORED or info.file_size < size:
-            raise ValueError(f"its entry {info.filename} is not what its tensors say")
+            raise ValueError(f"its entry {info.filename} does not match its tensors")
         with path.open("rb") as file:
             file.seek(info.header_offset)
             header = file.read(LOCAL_HEADER)
@@ -204,7 +204,7 @@ def _plain(path: Path) -> tuple[Any, Open]:
     """What an older file holds: pickles one after the other, the storages behind them."""
     with path.open("rb") as file:
         if _Unpickler(file).load() != MAGIC:
-            raise ValueError("it is no checkpoint of PyTorch's")
+            raise ValueError("it is not a PyTorch checkpoint")
         _Unpickler(file).load()  # the format's version
         _Unpickler(file).load()  # sizes of numbers where it was written
         unpickler = _Unpickler(file)
@@ -214,7 +214,7 @@ def _plain(path: Path) -> tuple[Any, Open]:
             known = unpickler.storages[key]
             count = int.from_bytes(file.read(8), "little")
             if count != known.count:
-                raise ValueError(f"its storage {key} is not what its tensors say")
+                raise ValueError(f"its storage {key} does not match its tensors")
             begins[key] = file.tell()
             file.seek(count * DTYPES[known.dtype].itemsize, 1)
     return held, lambda key, size: _mapped(path, begins[key], size)

@@ -27,7 +27,7 @@ from transfusion_jax.storage import Place
 from transfusion_jax.training.leaves import nested
 
 ABOUT, WEIGHTS = "autoencoder.json", "weights.safetensors"
-REMEDY = "copy the folder back from where it came, or give the command that wrote it again"
+REMEDY = "copy the folder from its origin, or run the command that wrote it again"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DECODED = 16  # images decoded at a time: activations of larger ones take gigabytes
 
@@ -157,7 +157,7 @@ def open_folder(folder: Place) -> Trained:
     for leaf in sorted(wanted.keys() | shapes.keys()):
         here, asked = shapes.get(leaf, "absent"), wanted[leaf].shape if leaf in wanted else "absent"
         if here != asked:
-            raise DamagedFile(f"{folder / WEIGHTS}: {leaf} is {here}, and the architecture's is {asked}: {REMEDY}")
+            raise DamagedFile(f"{folder / WEIGHTS}: {leaf} is {here}, and the architecture needs {asked}: {REMEDY}")
     trained = Trained(name, architecture, nested(found), origin)
     if trained.hash() != digest:
         raise DamagedFile(f"{folder / WEIGHTS} is damaged (its hash is not the one in {ABOUT}): {REMEDY}")

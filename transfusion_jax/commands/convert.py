@@ -102,12 +102,12 @@ def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if source.repeats > 1:
         print(f"each key and value head stands {source.repeats} times: its queries were grouped")
     if not bos_first:
-        print("its tokenizer puts no BOS before a text: nor do sample, serve and judge, but training does")
+        print("its tokenizer puts no BOS before a text, and neither do sample, serve and judge; training does")
     if source.unknown:
-        print(f"not used, for no Llama has them: {', '.join(source.unknown)} of config.json")
+        print(f"not used, since no Llama has them: {', '.join(source.unknown)} of config.json")
     context = config.data.context_length
     if context > source.longest:
-        print(f"it learnt from texts of at most {source.longest} elements, and data.context_length is {context}")
+        print(f"it was trained on at most {source.longest} elements, and data.context_length is {context}")
     print("entries that are new have the mean of the others; the patch coder is fresh")
     print(f"written to {arguments.output}; transfusion train --init-from {arguments.output} …")
     return 0
@@ -279,7 +279,7 @@ def _tokenizer(folder: Path, vocabulary: int) -> tuple[Tokenizer, bool]:
     tokenizer = tokenizers.load(path, print)
     require(
         tokenizer.size <= vocabulary,
-        f"the checkpoint has {vocabulary} entries, and {path} {tokenizer.size}: take what is beyond out of it, "
+        f"the checkpoint has {vocabulary} entries, and {path} has {tokenizer.size}: remove those beyond, "
         "or add rows to the checkpoint",
     )
     fast = tokenizers.load(folder / TOKENIZERS[1]) if (folder / TOKENIZERS[1]).is_file() else None
@@ -288,7 +288,7 @@ def _tokenizer(folder: Path, vocabulary: int) -> tuple[Tokenizer, bool]:
     first, bos = fast.first, SpecialTokens.of(tokenizer).bos
     asked = marking.adds_bos(folder)
     if asked is None and first not in (None, bos):
-        print(f"{fast.name} begins texts with entry {first}; here they begin with {bos}")
+        print(f"{fast.name} begins texts with token {first}, but here they begin with {bos}")
     return tokenizer, first is not None if asked is None else asked
 
 

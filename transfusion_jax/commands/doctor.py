@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every file, of data this machine's plans of rows too, and compare hashes",
+        help="read every file and compare hashes; of data also this machine's cached row plans",
     )
     parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
     parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         "doctor needs either a folder that prepare or train wrote, or --workdir DIR --row N",
     )
     of_run = folder is not None and Workdir(folder).exists()
-    require(not arguments.verify or folder is not None, "--verify goes with prepared data or a run")
+    require(not arguments.verify or folder is not None, "--verify needs prepared data or a run")
     require(output is None or not of_run, "--output goes with prepared data, and with --row")
     require(row is None or row >= 0, f"--row must not be negative, not {row}")
     if output is not None and output.suffix.lower() != ".png":

@@ -136,7 +136,7 @@ class _Job:
                 entry = {**key, METRICS: metrics}
                 results.write(self.workdir, entry)
             if not entry[METRICS]:
-                self.say("  nothing: no held-out row bears any of it")
+                self.say("  nothing: no held-out row has any")
             width = max(map(len, entry[METRICS]), default=0)
             for name, value in entry[METRICS].items():
                 self.say(f"  {name:<{width}}  {value:7.4f}")

@@ -74,7 +74,7 @@ def read_model(
     say(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
     longest, context = workdir.longest_context(), config.data.context_length
     if longest and context > longest and not step:
-        say(f"its model learnt from texts of at most {longest} elements, and data.context_length is {context}")
+        say(f"its model was trained on at most {longest} elements, and data.context_length is {context}")
     return task, params, workdir, step, weights
 
 

@@ -65,7 +65,7 @@ def _declare_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flops",
         choices=list(FLOPS),
-        help="which count: exact, or the paper's 6nd, which leaves patch coders out (default: exact; 6nd where no "
+        help="how to count: exact, or the paper's 6nd, which leaves patch coders out (default: exact; 6nd where no "
         "point has exact ones)",
     )
     parser.add_argument(

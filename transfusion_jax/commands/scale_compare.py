@@ -69,7 +69,7 @@ def _sentences(verdict: Verdict) -> str:
     if verdict.other_data:
         lines.append(f"its documents are not those of {verdict.reference}, so only the seeds' band applies")
     if verdict.other_rows:
-        planned = f"its rows were planned by another version than those of {verdict.reference}"
+        planned = f"its rows come from another version of the row plan than those of {verdict.reference}"
         lines.append(f"{planned}, so only the seeds' band applies")
     return "\n".join(lines)
 

@@ -298,7 +298,7 @@ class EvaluationConfig:
 
     suites: tuple[str, ...] = execution(("loss",))  # of `transfusion evaluate`
     during_training: tuple[str, ...] = execution(("loss",))  # every loop.evaluate_every steps
-    rows: int = execution(128)  # held-out rows that losses are measured on, of exactly so many
+    rows: int = execution(128)  # held-out rows that losses are measured on, exactly
     images: int = execution(200)  # images drawn by a suite that judges them
     scenes: str = execution("free")  # of the suites `shapes` and `edits`; or "corners", as the data are
 
@@ -378,7 +378,7 @@ class Config(Run):
             "data.max_text": (self.data.max_text, 0),  # every element bears a loss
         }
         for name, (value, *defaults) in elsewhere.items():
-            require(value in defaults, f"{name} goes with model.images='latents', not {family!r}: leave it out")
+            require(value in defaults, f"{name} needs model.images='latents', not {family!r}: leave it out")
         require(
             family == "codes" or not self.loop.sample_every,
             "loop.sample_every must be 0 with model.images='none': a model of text alone draws no images",

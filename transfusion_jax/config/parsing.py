@@ -133,7 +133,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def kept(config: R) -> R:
-    """The config as its run keeps it: fields that hold for one command alone have their defaults."""
+    """The config as its run keeps it: fields that apply to one command only have their defaults."""
     return _kept(config)
 
 

@@ -21,7 +21,7 @@ def execution(default: Any) -> Any:
 
 
 def of_command(default: Any) -> Any:
-    """An execution field that holds for the command that sets it, and not for the next one in the same workdir."""
+    """An execution field that applies to the command that sets it, not to the next one in the same workdir."""
     return field(default=default, metadata={"execution": True, "of_command": True})
 
 

@@ -1,4 +1,4 @@
-"""A run's tokenizer as a folder of Hugging Face's has it: texts begin and end as they did in the run."""
+"""A run's tokenizer as a Hugging Face folder: texts begin and end as they do in the run."""
 
 from __future__ import annotations
 

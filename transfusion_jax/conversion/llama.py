@@ -111,31 +111,31 @@ class Llama:
         for name in (*SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
             found = config.get(name)
             wanted = (found is None and name not in SIZES) or (type(found) is int and found > 0)
-            require(wanted, f"{path}: {name} is {found!r}, and should be a positive whole number")
+            require(wanted, f"{path}: {name} is {found!r}, but must be a positive whole number")
         for name, value in PLAIN.items():
             found = config.get(name, value)
             require(found in (value, None), f"{path}: {name} is {found!r}, which this model has no part for")
         ropes = []
         for name in ("rope_parameters", "rope_scaling"):
             ropes.append(rope := config.get(name) or {})
-            require(isinstance(rope, dict), f"{path}: {name} is {rope!r}, and should be an object or null")
+            require(isinstance(rope, dict), f"{path}: {name} is {rope!r}, but must be an object or null")
             kind = rope.get("rope_type", rope.get("type", "default"))
             require(
                 kind == "default",
-                f"{path}: {name}: rotary embeddings are scaled ({kind}), which this model has no part for",
+                f"{path}: {name}: rotary embeddings are scaled ({kind}), which is not supported",
             )
             part = rope.get("partial_rotary_factor", 1.0)
-            require(part == 1, f"{path}: {name}: partial_rotary_factor is {part}, which this model has no part for")
+            require(part == 1, f"{path}: {name}: partial_rotary_factor is {part}, which is not supported")
         for name in ("rms_norm_eps", "rope_theta"):
             for found in (holder.get(name, 1) for holder in (config, *ropes)):
                 require(
                     type(found) in (int, float) and 0 < found < math.inf,
-                    f"{path}: {name} is {found!r}, and should be a positive number",
+                    f"{path}: {name} is {found!r}, but must be a positive number",
                 )
         heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or 1
         require(
             heads % shared == 0,
-            f"{path}: num_key_value_heads is {shared}, and should divide num_attention_heads, {heads}",
+            f"{path}: num_key_value_heads is {shared}, but must divide num_attention_heads, {heads}",
         )
         head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         require(
@@ -180,7 +180,7 @@ class Llama:
 
     @property
     def longest(self) -> int:
-        """Elements of the longest text that it learnt from."""
+        """The longest context that it was trained on, in elements."""
         found: int = self.config.get("max_position_embeddings") or LONGEST
         return found
 

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.data.marks import read_object
 from transfusion_jax.files import whole, write_whole
 from transfusion_jax.training.leaves import Box
 from transfusion_jax.training.pieces import Leaf, boxes
@@ -125,15 +126,10 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         ConfigError: there is no such file, or it holds something else.
     """
     require(path.is_file(), f"{path.parent} holds no {path.name}")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
-    require(isinstance(values, dict), f"{path} holds no object")
+    values = read_object(path)
     missing = [key for key in keys if key not in values]
     require(not missing, f"{path} lacks {', '.join(missing)}")
-    found: dict[str, Any] = values
-    return found
+    return values
 
 
 def parse_size(text: str) -> int:

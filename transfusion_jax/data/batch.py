@@ -71,7 +71,7 @@ def abstract_batch(config: Config, rows: int | None = None) -> Batch:
 
 
 def bytes_of_batch(batch: Batch) -> int:
-    """Of all its arrays, or of their shapes."""
+    """Bytes of all its arrays, or of their shapes."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
 
 

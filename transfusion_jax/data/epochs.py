@@ -1,4 +1,4 @@
-"""The rows of the endless stream, by number: in which plan each stands.
+"""The rows of the endless stream, by number: the plan that each is in.
 
 The stream is cut into epochs, each with a plan of its own. An epoch begins to read each source where the one before
 stopped, so that no two hold the same rows. It is as long as it takes to read every source at least once, but for
@@ -30,8 +30,8 @@ from transfusion_jax.data.sequences import Place
 from transfusion_jax.data.shuffle import shuffled
 from transfusion_jax.storage import Place as Directory
 
-SHORTEST = 256  # rows of an epoch, at least; the first of a phase apart
-AHEAD = 0.5  # of an epoch's rows: after so many, the next one is planned meanwhile, where that takes long
+SHORTEST = 256  # rows of an epoch, at least, but for a phase's first epoch
+AHEAD = 0.5  # share of a long epoch's rows after which the next epoch is planned in the background
 NOTES = "epochs"  # the folder of a run's directory that says where epochs end
 AHEAD_OF_NEED = "rows planned ahead"
 OPENED, KEPT = 2, 3  # newest plans that are held open, and that are kept on disk
@@ -55,7 +55,7 @@ class Planner(ABC):
         corpus: the documents.
         config: names the mixtures, the row's sizes and the seed.
         cache: a folder of plans.
-        run: the directory of the run that reads the stream, where it may exist later; see `Epochs`.
+        run: the directory of the run that reads the stream, which need not exist yet; see `Epochs`.
         say: prints a line for the user.
     """
 
@@ -71,10 +71,10 @@ class Planner(ABC):
     @property
     @abstractmethod
     def epoch(self) -> int:
-        """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+        """Rows from row 0 on until every source of the first phase has been read at least once."""
 
     def begin(self) -> None:
-        """Plans the first rows, unless they are in the cache, so that what cannot be planned shows at once.
+        """Plans the first rows, unless they are in the cache, so that impossible plans fail at once.
 
         Raises:
             ConfigError: the corpus cannot be planned.
@@ -93,15 +93,15 @@ class Planner(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of the plans that are open."""
+        """Closes the open plans."""
 
     @property
     def of_rows(self) -> tuple[DataConfig, int, int]:
-        """What plans hang on beside the documents, as functions of `plan` take it."""
+        """What plans depend on besides the documents: arguments of the functions of `plan`."""
         return self.config.data, self.config.model.patches, self.config.seed
 
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
-        """The pieces of a row of the stream; see `RowPlan.pieces`. A damaged plan is made again."""
+        """The pieces of a row of the stream; see `RowPlan.pieces`. A damaged plan is planned again."""
         found = self.find(row)
         try:
             return found.plan.pieces(found.row)
@@ -111,7 +111,7 @@ class Planner(ABC):
             return found.plan.pieces(found.row)
 
     def places_at(self, plan: Callable[[], RowPlan], row: int, weights: Mapping[str, float]) -> dict[str, Place]:
-        """See `plan.places_at`. A damaged plan is made again."""
+        """See `plan.places_at`. A damaged plan is planned again."""
         try:
             return places_at(plan(), row, self.corpus, weights, *self.of_rows)
         except DamagedPlan:
@@ -119,7 +119,7 @@ class Planner(ABC):
             return places_at(plan(), row, self.corpus, weights, *self.of_rows)
 
     def discard(self, plan: RowPlan) -> None:
-        """Drops a damaged plan."""
+        """Deletes a damaged plan."""
         assert plan.folder
         self.say(f"the row plan in {plan.folder} is damaged: planning again")
         self.close()
@@ -133,38 +133,38 @@ class Epoch:
     first: int  # its first row
     phase: int
     begin: Mapping[str, Place]  # where it begins to read each source
-    least: int  # rows that it has at least, wherever a later phase cuts it off
+    least: int  # rows that it has at least, unless a later phase cuts it off
 
 
 class Epochs(Planner):
-    """Plans every epoch anew.
+    """Plans of the current version: one for each epoch.
 
-    Where epochs end is kept in the run's directory, too, so that a machine whose cache is empty plans none of the
-    epochs before the one that it reads.
+    The run's directory also keeps where epochs end, so that a machine with an empty cache plans none of the epochs
+    before the one that it reads.
     """
 
     def __init__(
         self, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, say: Say = print
     ) -> None:
         super().__init__(corpus, config, cache, run, say)
-        self._epochs: list[Epoch] = []  # as far as has been asked for
+        self._epochs: list[Epoch] = []  # those needed so far
         self._end = 0  # the row after them
         self._places: Mapping[str, Place] = {}  # there
         self._open: dict[int, RowPlan] = {}  # by first row
         self._lock = threading.RLock()
-        self._endings: dict[str, dict[str, Any]] = {}  # by file, those that the run's directory may lack
+        self._endings: dict[str, dict[str, Any]] = {}  # by file, those that may be missing in the run's directory
         self._found = _identity(run)  # of the run's directory, where it was there when this began
         self._ahead = 0  # the last row after which an epoch was planned ahead
 
     def begin(self) -> None:
-        """Plans the first rows, and tries whether those of later phases can be planned."""
+        """Plans the first rows, and checks that those of later phases can be planned."""
         for phase in self.config.data.mixtures[1:]:
             try_mixture(self.corpus, phase.weights, *self.of_rows)
         super().begin()
 
     @property
     def epoch(self) -> int:
-        """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+        """Rows from row 0 on until every source of the first phase has been read at least once."""
         return self.find(0).plan.rows
 
     def find(self, row: int) -> Planned:
@@ -177,7 +177,7 @@ class Epochs(Planner):
         return Planned(epoch.phase, plan, place)
 
     def close(self) -> None:
-        """Lets go of the plans that are open."""
+        """Closes the open plans."""
         with self._lock:
             self._open = {}
 
@@ -197,7 +197,7 @@ class Epochs(Planner):
         self._end = first + rows
 
     def _note(self, folder: Directory) -> None:
-        """Writes down where epochs end, of those that are not there yet, unless another folder stands there now."""
+        """Writes missing notes of where epochs end, unless another folder took the place of the run's."""
         if self._found not in (None, _identity(self.run)):
             return
         for name, ending in self._endings.items():
@@ -212,7 +212,7 @@ class Epochs(Planner):
             threading.Thread(target=self._reach, args=(self._end,), name=AHEAD_OF_NEED, daemon=True).start()
 
     def _ending(self, epoch: Epoch) -> tuple[int, dict[str, Place]]:
-        """The rows of an epoch, and how far its sources have been read after them."""
+        """An epoch's number of rows, and how far its sources have been read at its end."""
         later = self.starts[epoch.phase + 1 :]
         cut = later[0] - epoch.first if later else None
         folder = self._folder(epoch)
@@ -262,7 +262,7 @@ class Epochs(Planner):
         return plan_folder(self.cache, self.corpus, self._weights(epoch), *self.of_rows, epoch.begin, epoch.least)
 
     def _clean(self) -> None:
-        """Deletes the plans of long epochs that the stream has left behind; they can be made again."""
+        """Deletes the plans of long epochs that the stream has left behind; they can be planned again."""
         ends = [epoch.first for epoch in self._epochs[1:]]
         for epoch, end in zip(self._epochs[: 1 - KEPT], ends, strict=False):
             if end - epoch.first >= BLOCK_ROWS:
@@ -270,7 +270,7 @@ class Epochs(Planner):
 
 
 def _identity(folder: Directory | None) -> tuple[int, int] | None:
-    """What tells a local folder from one that takes its place; None where it is not there, or in a bucket."""
+    """Device and inode of a local folder; None where it does not exist, or is in a bucket."""
     if not isinstance(folder, Path) or not folder.exists():
         return None
     about = folder.stat()
@@ -282,7 +282,7 @@ class Replays(Planner):
 
     @property
     def epoch(self) -> int:
-        """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+        """Rows from row 0 on until every source of the first phase has been read at least once."""
         return self._plans[0].rows
 
     def find(self, row: int) -> Planned:
@@ -294,12 +294,12 @@ class Replays(Planner):
         return Planned(phase, plan, int(shuffled(index, plan.rows, seed, epoch)) if epoch else index)
 
     def close(self) -> None:
-        """Lets go of the plans that are open."""
+        """Closes the open plans."""
         self.__dict__.pop("_plans", None)
 
     @cached_property
     def _plans(self) -> list[RowPlan]:
-        """Each phase reads on where the one before stops in its first epoch, and depends on no later one."""
+        """Each phase begins where the one before stops in its first epoch, and depends on no later one."""
         plans: list[RowPlan] = []
         places: Mapping[str, Place] = {}
         for phase, end in zip(self.config.data.mixtures, [*self.starts[1:], None], strict=True):
@@ -324,6 +324,6 @@ def planner_of(
     """
     require(
         version in PLANNERS,
-        f"rows planned by version {version} are not known: this is an older release than the run began with",
+        f"row plans of version {version} are unknown: the run began with a newer release; use that one",
     )
     return PLANNERS[version](corpus, config, cache, run, say)

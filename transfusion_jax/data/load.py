@@ -28,11 +28,11 @@ class Codec:
     special: SpecialTokens
     autoencoder: Autoencoder
     statistics: LatentStatistics | None  # None where images are codes
-    bos_first: bool = True  # before a prompt's text; not for an imported model whose own tokenizer puts none there
+    bos_first: bool = True  # whether a prompt begins with BOS; not for an imported model whose tokenizer adds none
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Tokens that end what the model writes: EOS, and those that an imported one stops at besides."""
+        """Tokens that end generation: EOS, and further stop tokens of an imported model."""
         return self.special.eos, *self.tokenizer.stops
 
     def images(self, latents: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ class Data:
     train: Corpus
     held_out: Corpus
     codec: Codec
-    row_plan: int = VERSION  # of the plans that the rows stand in
+    row_plan: int = VERSION  # version of the row plans
 
     def keep(self, folder: Place) -> None:
         """Puts what reads a run's texts and images back into its directory."""

@@ -1,4 +1,4 @@
-"""A tokenizer's marks: which entries begin and end documents, as the files say that stand beside it.
+"""A tokenizer's marks, the tokens that begin and end documents, from the files beside it.
 
 A Hugging Face folder says so in several files, and they may disagree. The ids of `config.json` are those that its
 model was trained with; then come the tokens that `tokenizer_config.json` and `special_tokens_map.json` name. A
@@ -23,11 +23,11 @@ Find = Callable[[str], int | None]  # an entry by its text
 
 @dataclass(frozen=True)
 class Marks:
-    """Entries of a tokenizer with a meaning, None for what it has no entry for."""
+    """Special tokens of a tokenizer, by id; None where it has no such token."""
 
     bos: int | None = None  # begins a document
     eos: int | None = None  # ends a document
-    stops: tuple[int, ...] = ()  # more entries that end what a model writes
+    stops: tuple[int, ...] = ()  # more tokens that end generation
     size: int = 0  # entries of the tokenizer's model, where it has more than the tokenizer
 
     def to_json(self) -> str:
@@ -41,7 +41,7 @@ def kept(folder: Place) -> Marks | None:
     Raises:
         ConfigError: the file is damaged.
     """
-    values = _object(folder / KEPT)
+    values = read_object(folder / KEPT)
     if not values:
         return None
     wrong = f"{folder / KEPT} is damaged: it does not hold bos, eos, stops and size"
@@ -52,18 +52,18 @@ def kept(folder: Place) -> Marks | None:
 
 
 def stated(folder: Place, entries: int, find: Find, say: Callable[[str], None]) -> Marks | None:
-    """What the files of a Hugging Face folder say of a tokenizer; None where they say nothing.
+    """The marks that the files of a Hugging Face folder give a tokenizer; None where they give none.
 
     Args:
         folder: where the tokenizer's file is.
         entries: how many the tokenizer has.
         find: an entry by its text.
-        say: told where files disagree.
+        say: prints a line where files disagree.
 
     Raises:
         ConfigError: an id is no entry, or a file is no JSON.
     """
-    model, writing = _object(folder / MODEL), _object(folder / WRITING)
+    model, writing = read_object(folder / MODEL), read_object(folder / WRITING)
     size = max(entries, model["vocab_size"] if _is_id(model.get("vocab_size")) else 0)
     named = {kind: list(_named(folder, kind, find)) for kind in ("bos", "eos")}
     ids = {kind: _ids(folder / MODEL, model, f"{kind}_token_id", size) for kind in ("bos", "eos")}
@@ -71,7 +71,7 @@ def stated(folder: Place, entries: int, find: Find, say: Callable[[str], None]) 
     for kind, given in ids.items():
         if given and named[kind] and named[kind][0][1] not in given:
             file, token = named[kind][0]
-            say(f"{folder}: {kind.upper()} is {given[0]} by {MODEL} and {token} by {file}: {MODEL}'s is taken")
+            say(f"{folder}: {kind.upper()} is {given[0]} in {MODEL} and {token} in {file}: using {MODEL}'s")
     said = "bos_token_id" in model or "eos_token_id" in model
     if not any((said, *named.values(), of_writing, size > entries)):
         return None
@@ -83,8 +83,8 @@ def stated(folder: Place, entries: int, find: Find, say: Callable[[str], None]) 
 
 
 def adds_bos(folder: Place) -> bool | None:
-    """Whether a Hugging Face folder has its tokenizer begin each text with BOS; None where it leaves that open."""
-    found = _object(folder / NAMED[0]).get("add_bos_token")
+    """Whether a Hugging Face folder's tokenizer begins each text with BOS; None where it does not say."""
+    found = read_object(folder / NAMED[0]).get("add_bos_token")
     return found if isinstance(found, bool) else None
 
 
@@ -95,7 +95,7 @@ def _ids(path: Place, values: dict[str, Any], key: str, size: int) -> list[int]:
     for one in listed:
         require(
             _is_id(one) and one < size,
-            f"{path}: {key} is {found}, and the entries are 0 to {size - 1}: correct it, or make it null",
+            f"{path}: {key} is {found}, and ids are 0 to {size - 1}: correct it, or make it null",
         )
     return listed
 
@@ -103,14 +103,18 @@ def _ids(path: Place, values: dict[str, Any], key: str, size: int) -> list[int]:
 def _named(folder: Place, kind: str, find: Find) -> Iterator[tuple[str, int]]:
     """The files that name a token, and its entry."""
     for name in NAMED:
-        token = _object(folder / name).get(f"{kind}_token")
+        token = read_object(folder / name).get(f"{kind}_token")
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and (entry := find(text)) is not None:
             yield name, entry
 
 
-def _object(path: Place) -> dict[str, Any]:
-    """The object of a JSON file; an empty one where there is no file."""
+def read_object(path: Place) -> dict[str, Any]:
+    """The object of a JSON file; an empty one where there is no file.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
     if not path.is_file():
         return {}
     try:

@@ -78,7 +78,7 @@ def record_places(
 
 
 def _kept(manifest: str, name: str, make: Callable[[Path], None], verified: bool) -> Path:
-    """A folder of the cache, made by a function unless it is there whole; the first process to end provides it."""
+    """A folder of the cache, made by a function unless it is complete; the first process to finish provides it."""
     folder = cache_folder() / "buckets" / hashlib.sha256(manifest.encode()).hexdigest()[:16] / name
     if folder.is_dir():
         if verified or _is_whole(folder):

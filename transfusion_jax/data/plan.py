@@ -98,7 +98,7 @@ def plan_folder(
     least: int = 0,
     version: int = VERSION,
 ) -> Path:
-    """Where a plan stands in a cache: its name is a hash of all that it depends on; see `plan_rows`."""
+    """Where a plan is in a cache: its name is a hash of all that it depends on; see `plan_rows`."""
     shares, capacity = _shares(corpus, weights), row_capacity(data)
     places = {name: (begin or {}).get(name, Place()) for name in shares}
     sources = [

@@ -1,7 +1,7 @@
 """A row plan's columns, in memory or as a folder of files that appears whole or not at all.
 
-What is read of a plan is verified: each column has a checksum for every 64 KiB, and `plan.json` one of itself. So a
-plan is opened without being read, and no value is used that was not compared with its sum.
+Each column has a checksum for every 64 KiB, and `plan.json` has a hash of itself. A plan is opened without reading
+its columns, and every value is verified before it is used.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import numpy as np
 
 from transfusion_jax.cache import cache_folder
 from transfusion_jax.errors import StorageError
-from transfusion_jax.files import DamagedFile, read_json, write_json
+from transfusion_jax.files import DamagedFile, read_json, sync, write_json
 from transfusion_jax.storage import Place
 
 Columns = dict[str, np.ndarray]
-CHUNK = 1 << 16  # bytes that one checksum is of
+CHUNK = 1 << 16  # bytes per checksum
 HELD = 64  # verified chunks that a plan holds in memory
 
 
@@ -104,7 +104,7 @@ class RowPlan:
 
     @cached_property
     def _chunk(self) -> Callable[[str, int], bytes]:
-        """A part of a column, verified: a copy of our own, for what is mapped may change afterwards."""
+        """A verified copy of a part of a column, since the mapped file may change afterwards."""
         return lru_cache(HELD)(self._read_chunk)
 
     def _read_chunk(self, name: str, number: int) -> bytes:
@@ -162,7 +162,7 @@ def open_plan(folder: Path) -> RowPlan | None:
 
 
 def discard(folder: Path) -> None:
-    """Deletes a plan; who has opened it may find that out, and plan again."""
+    """Deletes a plan; processes that have it open may fail to read it, and plan again."""
     if folder.exists():
         gone = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".gone", dir=folder.parent))
         with suppress(FileNotFoundError):
@@ -171,12 +171,12 @@ def discard(folder: Path) -> None:
 
 
 def damaged(cache: Path) -> list[str]:
-    """What is wrong with the plans of a cache, each read whole: a sentence each."""
+    """A sentence for each damaged plan of a cache; all of them are read whole."""
     found = []
     for path in sorted(cache.iterdir()) if cache.is_dir() else []:
         if path.suffix == ".json":
             if open_sealed(path, path.stem) is None:
-                found.append(f"{path} is damaged: delete it, and it will be made again")
+                found.append(f"{path} is damaged: delete it, and it will be written again")
         elif path.is_dir() and not path.suffix:
             try:
                 if (plan := open_plan(path)) is None:
@@ -217,7 +217,7 @@ def seal(path: Place, name: str, values: Mapping[str, Any]) -> None:
 
 
 def open_sealed(path: Place, name: str) -> dict[str, Any] | None:
-    """What `seal` wrote by this name; None if it is not there, or damaged."""
+    """What `seal` wrote under this name; None if it is missing or damaged."""
     try:
         values = read_json(path, "it is made again")
     except (OSError, DamagedFile):
@@ -248,12 +248,12 @@ def store(folder: Path, blocks: Iterable[Columns], describe: Callable[[Columns],
 
 def _unwritable(error: OSError) -> StorageError:
     return StorageError(
-        f"the row plan cannot be written: {error}. The variable TRANSFUSION_CACHE can name a folder with room"
+        f"the row plan cannot be written: {error}. Set the variable TRANSFUSION_CACHE to a folder with room"
     )
 
 
 def _damaged(folder: Path) -> DamagedPlan:
-    return DamagedPlan(f"the row plan in {folder} was damaged or deleted meanwhile: start again")
+    return DamagedPlan(f"the row plan in {folder} was damaged or deleted while in use: run the same command again")
 
 
 def _files(folder: Path, columns: Columns) -> dict[str, list[Any]]:
@@ -306,7 +306,7 @@ def _write(
 
 
 class _Sums:
-    """The checksums of bytes that come in parts of any size, one for each chunk."""
+    """Checksums of a stream of bytes, one for each chunk."""
 
     def __init__(self) -> None:
         self._whole: list[int] = []
@@ -338,7 +338,7 @@ def _rename(partial: Path, folder: Path) -> None:
     while True:
         try:
             partial.rename(folder)
-            return _sync_folder(folder.parent)
+            return sync(folder.parent)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -353,11 +353,3 @@ def _rename(partial: Path, folder: Path) -> None:
 def _sync(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -45,7 +45,8 @@ class DamagedData(DamagedFile):
     """A file of prepared data that is missing, or not what was written."""
 
 
-REMEDY = "give the command that prepared the data again, which mends it, or copy the data anew"
+REPREPARE = "run the command that prepared the data again, which repairs it"
+REMEDY = f"{REPREPARE}, or copy the data again"
 MANIFEST = ("splits", "tokenizer", "encodings", "quarantine", "shards")
 
 
@@ -69,14 +70,14 @@ class Prepared:
         if not (folder / "data.json").is_file():
             unfinished = (folder / "job.json").exists()
             raise ConfigError(
-                f"the data in {folder} is unfinished: give the command that prepares it again, it goes on"
+                f"the data in {folder} is unfinished: run the command that prepares it again, and it continues"
                 if unfinished
                 else f"{folder} holds no prepared data: transfusion prepare INPUT… --output {folder}"
             )
         manifest = read_json(folder / "data.json", REMEDY)
         if manifest.get("schema") != SCHEMA:
             raise ConfigError(
-                f"{folder} was prepared by another version (schema {manifest.get('schema')}): prepare it anew"
+                f"{folder} was prepared by another version (schema {manifest.get('schema')}): prepare it again"
             )
         missing = [name for name in MANIFEST if name not in manifest]
         if missing:
@@ -91,7 +92,7 @@ class Prepared:
 
     @cached_property
     def key(self) -> str:
-        """The manifest as a text, which tells this data from any other."""
+        """The manifest as a text, which identifies this data."""
         return json.dumps(self.manifest)
 
     @cached_property
@@ -103,7 +104,7 @@ class Prepared:
         try:
             return mirror.index_folder(self.folder, self.key, names, self.verified)
         except FileNotFoundError as error:
-            raise DamagedData(f"{error.filename} is missing: copy or prepare the data anew") from error
+            raise DamagedData(f"{error.filename} is missing: copy or prepare the data again") from error
 
     def column(self, split: str, name: str) -> np.ndarray:
         """A column of a part's index, `[documents]`, memory-mapped.
@@ -121,7 +122,7 @@ class Prepared:
         return np.asarray(found)
 
     def _verify(self, path: Path, split: str, name: str, column: np.ndarray) -> None:
-        """Raises ValueError where a column is not the one that was written; a former version kept sums at most."""
+        """Raises ValueError where a column is not the one that was written; former versions kept sums at most."""
         hashes, about = self.manifest.get("index"), self.manifest["splits"][split]
         if column.shape != (about["documents"],) or column.dtype != COLUMNS[name]:
             raise ValueError(f"{column.dtype}{list(column.shape)}, and there are {about['documents']} documents")
@@ -238,8 +239,8 @@ class PreparedDocuments:
         """
         if not 0 <= number < len(self._records):
             raise DamagedData(
-                f"document {number} is asked for, and {self.prepared.folder} holds {len(self._records)} "
-                f"({self.split}): if a cached plan of rows asks, delete it"
+                f"document {number} was requested, but {self.prepared.folder} holds {len(self._records)} "
+                f"({self.split}): if a cached row plan requests it, delete that plan"
             )
         return int(self._records[number])
 
@@ -287,7 +288,7 @@ class PreparedDocuments:
         return int(np.searchsorted(self.prepared.ends, number, side="right"))
 
     def _read(self, kind: str, codec: str, number: int) -> bytes:
-        """A record that was encoded by what has this hash."""
+        """A record that the codec of this hash encoded."""
         shard = self._shard(number)
         about, begins = self.prepared.manifest["shards"][shard], int(self.prepared.ends[shard - 1]) if shard else 0
         path = shard_file(self.prepared.folder, kind, shard)
@@ -332,7 +333,7 @@ class PreparedDocuments:
             try:
                 found = mirror.record_places(folder, self.prepared.key, files, records, self.prepared.verified)
             except DamagedRecord as error:
-                raise DamagedData(f"{error}: copy or prepare the data anew") from error
+                raise DamagedData(f"{error}: copy or prepare the data again") from error
             self._places[kind] = found
         return self._places[kind]
 
@@ -342,7 +343,7 @@ def _reopen(
 ) -> PreparedDocuments:
     prepared = Prepared.open(folder, verified=True)
     if hashlib.sha256(prepared.key.encode()).hexdigest() != key:
-        raise DamagedData(f"{folder} was prepared anew while it was read: give the same command again")
+        raise DamagedData(f"{folder} was prepared again while it was read: run the same command again")
     return PreparedDocuments(prepared, split, encoding, statistics)
 
 
@@ -352,9 +353,9 @@ def shard_file(folder: Place, kind: str, shard: int) -> Place:
 
 
 def remedy(kind: str, shard: int) -> str:
-    """What mends a shard's file of documents, pixels or another encoding, for an error."""
+    """How to repair a shard's file of documents, pixels or another encoding, for an error."""
     report = f"{shard:05d}.json" if kind in ("documents", "pixels") else f"{shard:05d}.{kind}.json"
-    return f"delete shards/{report} beside it and give the command that prepared it again"
+    return f"delete shards/{report} beside it and run the command that prepared it again"
 
 
 def latents_of(stored: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows filled one after the other with documents that come in passes: each pass is read up before the next begins.
+"""Rows filled one after the other with documents in passes: each pass is finished before the next begins.
 
 A source's documents queue in the order of its endless sequence. A row takes the first of a queue or, where that
 does not fit, the largest near the front that does, but never one of the next pass while one of this pass waits.
@@ -50,7 +50,7 @@ class _Queue:
         return self.sizes[self._near[0]][ELEMENTS]
 
     def choose(self, room: Size) -> int | None:
-        """The next document to be placed in so much room; None where none near the front fits."""
+        """The next document that fits the room; None where none near the front fits."""
         elements, images, text = room
         chosen, most = None, 0
         for index in self._near:
@@ -62,17 +62,17 @@ class _Queue:
         return chosen
 
     def fitting(self, room: Size) -> list[int]:
-        """The documents near the front that fit in so much room."""
+        """The documents near the front that fit the room."""
         return [i for i in self._near if all(size <= left for size, left in zip(self.sizes[i], room, strict=True))]
 
     def remove(self, index: int) -> None:
-        """Takes a document that has been placed away."""
+        """Removes a document that has been placed."""
         self._near.remove(index)
         self._placed = max(self._placed, index + 1)
         self._fill()
 
     def place(self) -> Place:
-        """How far the source has been read: what waits before the last that was placed is carried."""
+        """How far the source has been read: documents that wait before the last placed one are carried."""
         waiting = [*self._near, *range(self._next, self._carried)]
         end = max(self._placed, self._carried)
         carried = [self.documents[i] for i in waiting if i < end]
@@ -151,7 +151,7 @@ def fill_in_order(
 
 
 def _closing(queues: Sequence[_Queue], room: Size) -> tuple[int, int] | None:
-    """The queue and the document which, alone or with another, fills so little room best; None where none fits."""
+    """The queue and document that, alone or with one more, fills a small room best; None where none fits."""
     found = [(queue.sizes[i][ELEMENTS], s, i) for s, queue in enumerate(queues) for i in queue.fitting(room)]
     if not found:
         return None

@@ -41,7 +41,7 @@ class DamagedRecord(Exception):
 
 
 def belonging(kind: str, codec: str, origin: str, shard: int) -> str:
-    """What the records of a file have in common: kind, hash of what encoded them, input, number of the shard."""
+    """What the records of a file have in common: kind, codec's hash, input, number of the shard."""
     return f"{kind} {codec} {origin} {shard}"
 
 

@@ -74,7 +74,7 @@ class Reader:
         return np.stack([elements, images, elements - images * (self.patches + 1)], 1)  # BOI has no text loss
 
     def following(self, begin: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """So many documents from a place of the sequence on, `[n]`, and their sizes."""
+        """A number of documents from a place of the sequence on, `[n]`, and their sizes."""
         documents = self._sequence(begin, count)
         return documents, self.sizes(documents)
 
@@ -150,7 +150,7 @@ class Reader:
 
 
 def _times(among: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """How often each document stands among others, `[n]`."""
+    """How often each document occurs among others, `[n]`."""
     ordered = np.sort(among)
     return np.searchsorted(ordered, documents, "right") - np.searchsorted(ordered, documents, "left")
 

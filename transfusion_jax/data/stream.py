@@ -49,7 +49,7 @@ class AnyRows(Protocol):
 
 @dataclass(frozen=True, repr=False)  # Grain prints its stages, and a corpus is long
 class Rows:
-    """Rows by number, phase after phase, in epochs: each is planned anew, and goes on in the sources' passes."""
+    """Rows by number, phase after phase; each epoch has a plan of its own and continues the sources' passes."""
 
     corpus: Corpus
     planner: Planner
@@ -77,7 +77,7 @@ class Rows:
 
     @property
     def epoch(self) -> int:
-        """Rows that it takes to read every source of the first phase at least once, from row 0 on."""
+        """Rows from row 0 on until every source of the first phase has been read at least once."""
         return self.planner.epoch
 
     def _piece(self, document: int, start: int, length: int) -> Piece:

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments, remedy, shard_file
+from transfusion_jax.data.prepared import REPREPARE, SPLITS, Prepared, PreparedDocuments, remedy, shard_file
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.diffusion.schedule import cosine
 from transfusion_jax.errors import UserError
 from transfusion_jax.files import DamagedFile, read_json
 from transfusion_jax.storage import Place, sha256
 
-REPREPARE = "give the command that prepared the data again, which mends it"
 COUNTED = ("documents", "images", "text_tokens")  # of each part
 SAMPLED = 2000  # images looked at
 BINS = (0, 1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)  # tokens
@@ -111,17 +110,16 @@ def findings(prepared: Prepared, measured: dict[str, Encodings]) -> list[str]:
 
 
 def damaged(prepared: Prepared) -> list[str]:
-    """Files whose bytes are not those that were written, each with what mends it; all are read."""
+    """Files whose bytes are not those that were written, each with its remedy; all files are read."""
     return list(_damaged(prepared))
 
 
 def _damaged(prepared: Prepared) -> Iterator[str]:
     folder, manifest = prepared.folder, prepared.manifest
-    again = "give the command that prepared the data again"
     for name, expected in manifest.get("index", {}).items():
-        yield from _changed(folder / "index" / name, expected, again)
+        yield from _changed(folder / "index" / name, expected, REPREPARE)
     if "quarantine_hash" in manifest:
-        yield from _changed(folder / "quarantine.jsonl", manifest["quarantine_hash"], again)
+        yield from _changed(folder / "quarantine.jsonl", manifest["quarantine_hash"], REPREPARE)
     yield from _refused(lambda: prepared.tokenizer)
     for about in manifest["encodings"].values():
         coder = about["autoencoder"], about["autoencoder_hash"]

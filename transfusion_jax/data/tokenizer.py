@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
 
     @property
     def marks(self) -> Marks | None:
-        """What the files beside it said of its entries; None where its own hold."""
+        """Its marks from the files beside it; None where its own apply."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class Tokenizer(Protocol):
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """Its other tokens that end what a model writes."""
+        """Its further tokens that end generation."""
         ...
 
     def encode(self, text: str) -> np.ndarray:
@@ -265,7 +265,7 @@ class HuggingFace:
 
     @property
     def first(self) -> int | None:
-        """The entry that its file puts before each text, which `encode` leaves to the document."""
+        """The token that its file puts before each text; `encode` does not."""
         found = self._model.encode("a")
         return int(found.ids[0]) if found.ids and found.special_tokens_mask[0] else None
 
@@ -334,7 +334,7 @@ def load(path: str | Place, say: Callable[[str], None] = lambda line: None) -> T
     path = place(path)
     own = _open(path)
     marks = marking.kept(path.parent) or marking.stated(path.parent, own.size, own.find, say)
-    by = "the files beside it" if marks else "names that are usual" if isinstance(own, HuggingFace) else "itself"
+    by = "the files beside it" if marks else "its usual names" if isinstance(own, HuggingFace) else "itself"
     found = own if marks in (None, Marks(own.bos, own.eos)) else replace(own, marks=marks)
     say(f"tokenizer {path}: {describe_marks(found)}, by {by}")
     return found
@@ -350,7 +350,7 @@ def describe_marks(tokenizer: Tokenizer) -> str:
         text = tokenizer.token(number) if isinstance(tokenizer, FileTokenizer) else None
         return f"{number} ({text})" if text else str(number)
 
-    also = "".join(f", writing also at {entry(stop)}" for stop in tokenizer.stops)
+    also = "".join(f", generation also at {entry(stop)}" for stop in tokenizer.stops)
     return f"a document begins with {entry(own.bos)} and ends at {entry(own.eos)}{also}"
 
 
@@ -431,7 +431,7 @@ def load_saved(
         except ConfigError as error:
             raise DamagedFile(f"{error}: {remedy}") from error
     if expected not in (None, hash_of(found)):
-        raise DamagedFile(f"{folder / name} is damaged (its hash is not the one that was kept): {remedy}")
+        raise DamagedFile(f"{folder / name} is damaged (its hash is not the recorded one): {remedy}")
     return found
 
 

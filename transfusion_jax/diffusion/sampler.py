@@ -31,7 +31,7 @@ CLEAN: dict[str, Callable] = {  # of (signal, noise) at t: the weights of x_t an
     "x": lambda signal, noise: (0 * signal, 0 * signal + 1),
     "flow": lambda signal, noise: (0 * signal + 1, -noise),
 }
-LEAST_SIGNAL = 0.03  # times the noise: with less, no ε is asked for; measured, see docs/decisions.md
+LEAST_SIGNAL = 0.03  # signal over noise below which ε is not evaluated; measured, see docs/decisions.md
 
 
 class Weights(NamedTuple):
@@ -49,7 +49,7 @@ class Steps(NamedTuple):
     """A sampler's way to the clean image: one entry for each evaluation of the model."""
 
     timesteps: Any  # where x stands
-    asked: Any  # the timestep that the model is told, see `noisiest_asked`
+    asked: Any  # the timestep that the model is given, see `noisiest_asked`
     weights: Weights  # what comes of its answer
 
 
@@ -81,7 +81,7 @@ def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str 
 
 
 def noisiest_asked(path: Path, objective: str) -> int:
-    """The noisiest timestep that the model is told: T, but where it predicts ε.
+    """The noisiest timestep that the model is evaluated at: T, unless it predicts ε.
 
     The clean image that an ε points to is `(x − noise ε) / signal`. Towards T there is hardly any signal: at the
     end of a cosine schedule a mistake grows 20,000-fold, and a model's ε is never quite right. But up to

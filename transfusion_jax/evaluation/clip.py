@@ -13,8 +13,8 @@ from PIL import Image as Pillow
 from transformers import AutoTokenizer, CLIPModel
 
 from transfusion_jax.config import require
-from transfusion_jax.evaluation.fid import hash_of
 from transfusion_jax.evaluation.pictures import Drawn
+from transfusion_jax.storage import sha256
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's images
 WEIGHTS = "model.safetensors"
@@ -57,4 +57,4 @@ class ClipScore:
     def about(self) -> dict[str, str]:
         """Which CLIP it is."""
         weights = self.folder / WEIGHTS
-        return {"clip": f"{self.folder.name}, {WEIGHTS} sha256 {hash_of(weights)}"}
+        return {"clip": f"{self.folder.name}, {WEIGHTS} sha256 {sha256(weights)}"}

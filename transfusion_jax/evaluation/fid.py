@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from transfusion_jax.evaluation import inception
 from transfusion_jax.evaluation.frechet import Statistics, distance
 from transfusion_jax.evaluation.pictures import Drawn, resized
 from transfusion_jax.parallel.sharding import to_host
+from transfusion_jax.storage import sha256
 
 TOGETHER = 16  # images at a time
 VARIANT = "clean-fid's resizing (Pillow's bicubic in float, to 299), Inception v3 of 2015-12-05, 2048 features"
@@ -44,7 +44,7 @@ class Fid:
 
     def about(self) -> dict[str, str]:
         """Which FID it is."""
-        return {"fid_variant": VARIANT, "inception": f"{self.weights.name}, sha256 {hash_of(self.weights)}"}
+        return {"fid_variant": VARIANT, "inception": f"{self.weights.name}, sha256 {sha256(self.weights)}"}
 
 
 def features_of(arrays: inception.Arrays, images: np.ndarray) -> np.ndarray:
@@ -56,12 +56,6 @@ def features_of(arrays: inception.Arrays, images: np.ndarray) -> np.ndarray:
         batch[: len(part)] = part
         found.append(to_host(_features(arrays, batch))[: len(part)])
     return np.concatenate(found)
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _features = jax.jit(inception.features)

@@ -82,7 +82,7 @@ def run_images(task: ModelTask, params: Params, data: Data, key: jax.Array) -> d
 def check_images(config: Config, data: Data) -> None:
     """Raises ConfigError where the model sees no images."""
     del data
-    require(config.model.images != "none", "'images' needs images, and this is a model of text alone")
+    require(config.model.images != "none", "the suite 'images' needs images, and this is a model of text alone")
 
 
 def measured(
@@ -98,14 +98,14 @@ def measured(
 
 
 def batch_rows(config: Config, count: int) -> int:
-    """Rows of each of the batches that `count` rows are measured in: whole parts, about as many as training's."""
+    """Rows of each batch in which `count` rows are measured: whole parts, about as many as training's."""
     part = part_rows(config, count)
     batches = -(-count // max(config.batch_rows, part))
     return -(-count // (batches * part)) * part
 
 
 def part_rows(config: Config, count: int) -> int:
-    """Rows computed at a time, of so many: as in training, rounded up to what the mesh in scope splits evenly."""
+    """Rows computed at a time, of `count`: as in training, rounded up to what the mesh in scope splits evenly."""
     return -(-min(count, config.part_rows) // ways("batch")) * ways("batch")
 
 
@@ -117,7 +117,7 @@ def add_up(sums: dict[str, np.ndarray], losses: Losses) -> None:
 
 
 def means(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """What was added up, as means; a name of which there was nothing is left out."""
+    """The sums as means; names without data are left out."""
     return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
 
@@ -136,7 +136,7 @@ def bytes_of(targets: np.ndarray, codec: Codec, before: np.ndarray | None = None
 
 
 def batch_bytes(config: Config) -> int:
-    """Bytes of a batch of a training run's evaluation, which every device of the mesh in scope holds whole."""
+    """Bytes of a batch of a training run's evaluation, which every device of the mesh holds whole."""
     return bytes_of_batch(abstract_batch(config, batch_rows(config, config.evaluation.rows)))
 
 

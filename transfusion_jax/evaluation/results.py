@@ -55,7 +55,7 @@ def read(workdir: Workdir) -> list[Entry]:
     """Every entry of a run; none where nothing was evaluated."""
     if not workdir.evaluation.exists():
         return []
-    remedy = "move it away, and evaluate again"
+    remedy = "move it away and evaluate again"
     entries: list[Entry] = read_json(workdir.evaluation, remedy).get(EVALUATIONS, [])
     return entries
 

@@ -29,7 +29,7 @@ Check = Callable[
 
 
 def anything(config: Config, data: Data) -> None:
-    """Of a suite that every model and all data have a use for."""
+    """For a suite that fits every model and all data."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Once:
         return assemble(row, [self._piece(place, begin, end) for place in places], self.config, self.special)
 
     def _piece(self, place: int, begin: int, end: int) -> Piece:
-        """What lies between two elements of the document at a place of the order."""
+        """The elements between two positions of the document at a place of the order."""
         before, after = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
         start = max(begin - before, 0)
         document = self.source.documents[int(self._order[place])]

@@ -27,7 +27,7 @@ def branches_of(sampling: SamplingConfig, pictured: bool) -> int:
 
 
 def untrained_branch(config: Config, sampling: SamplingConfig | None = None) -> list[str]:
-    """A line where guidance is asked for whose other branch, images with nothing before them, is not trained.
+    """A warning where guidance needs an unconditional branch, images without context, that was not trained.
 
     Pairs that lose their caption train it at every t, and pairs whose image comes first up to their limit.
 
@@ -45,7 +45,7 @@ def untrained_branch(config: Config, sampling: SamplingConfig | None = None) -> 
         return []
     where = f"above t = {trained} of {most}" if trained else "at all"
     return [
-        f"guidance {sampling.guidance:g} needs images with nothing before them, which this run does not train "
+        f"guidance {sampling.guidance:g} needs training on images with nothing before them, and this run has none "
         f"{where} (data.caption_dropout {data.caption_dropout:g}, data.image_first {data.image_first:g}): draw "
         "with guidance 1, or train with data.caption_dropout=0.1"
     ]

@@ -108,7 +108,7 @@ def score_tokens(
 
 
 def rows_at_a_time(config: Config, length: int) -> int:
-    """A power of two of rows of some elements: no more elements than training computes at a time."""
+    """Rows of a length to score at a time, a power of two: no more elements than training computes at a time."""
     fitting = max(1, config.part_rows * config.data.context_length // max(length, SHORTEST))
     return min(ROWS, 1 << (fitting.bit_length() - 1))
 

@@ -209,5 +209,5 @@ def _make_room(manifest: dict[str, Any], place: tuple[str, ...]) -> bool:
 
 
 def _lines(manifest: dict[str, Any]) -> str:
-    """What a JobSet runs and on what, for a comparison; empty where nothing is known."""
+    """What a JobSet runs and on which machines, for a comparison; empty where unknown."""
     return yaml.safe_dump(manifest["spec"], width=math.inf) if manifest else ""

@@ -132,7 +132,7 @@ def refuse(name: str, there: str, asked: str, advice: str) -> NoReturn:
     lines = [line for line in compared if not line.startswith(("---", "+++", "@@"))]
     more = [f"and {len(lines) - SHOWN} lines more"] if len(lines) > SHOWN else []
     raise ConfigError(
-        f"{name} is there with another command or other machines, and nothing was submitted: choose --name, or end "
+        f"{name} exists with another command or other machines; nothing was submitted: choose --name, or end "
         f"it: {advice}" + "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
     )
 

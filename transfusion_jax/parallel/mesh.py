@@ -39,7 +39,8 @@ def check_batch(mesh: Mesh, config: Run) -> None:
         for axis in ("context", "tensor"):
             parts = mesh.shape[axis]
             require(
-                parts == 1, f"mesh.{axis} is {parts}, and splits transformers alone: use mesh.data or mesh.fsdp"
+                parts == 1,
+                f"mesh.{axis} is {parts}, but only transformers can be split so: use mesh.data or mesh.fsdp",
             )
         return
     length, parts = config.data.context_length, mesh.shape["context"]

@@ -65,7 +65,7 @@ class Compiled:
 
     @property
     def bytes(self) -> int:
-        """Of memory, at the peak of a step or an evaluation."""
+        """Bytes of memory at the peak of a step or an evaluation."""
         return self.arguments + max(self.temporary, self.evaluation) + self.code
 
 

@@ -196,7 +196,7 @@ def _temporary(config: Config, s: _Share, mesh: dict[str, int]) -> float:
 
 
 def _evaluation(config: Config, s: _Share, mesh: dict[str, int]) -> float:
-    """A batch, and a forward pass: the layer at work, the text head, a U-Net's skips; nothing else is kept."""
+    """A batch and the memory of a forward pass: the current layer, the text head and a U-Net's skips."""
     model, rows = config.model, min(config.evaluation.rows, config.batch_rows)
     at_work = s.item * (s.elements * (2 * s.mlp + 4 * s.width + 4 * s.heads) + 2 * s.layer)
     head = s.item * model.width * model.padded_vocabulary + 2 * _logits(config, s, mesh)

@@ -69,7 +69,7 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
 
 
 def exact_flops(config: Config, contents: Contents | None = None) -> float:
-    """Of a whole training whose rows hold what is expected of them."""
+    """FLOPs of a whole training whose rows have the expected content."""
     c = contents or expected(config)
     per_row = float(step_flops(config.model, c.elements, c.text_losses, c.images, c.span_area))
     return config.steps * config.batch_rows * per_row

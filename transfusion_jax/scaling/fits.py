@@ -46,11 +46,11 @@ class Noise:
         return float(stats.t.ppf(1 - TAIL, self.freedom)) if self.freedom else np.inf
 
     def deviations(self, runs: Sequence[int]) -> np.ndarray:
-        """Of the means of so many runs each."""
+        """Standard deviation of means of `runs` runs each."""
         return self.sigma / np.sqrt(runs) if self.kind == SEEDS else np.full(len(runs), self.sigma)
 
     def draw(self, runs: Sequence[int], count: int, rng: np.random.Generator) -> np.ndarray:
-        """Noise of such means `[count, len(runs)]`, widened so that its quantiles are Student's."""
+        """Draws of the noise of such means `[count, len(runs)]`, widened so that their quantiles are Student's."""
         wide = self.quantile / stats.norm.ppf(1 - TAIL)
         if self.kind == SEEDS:
             return wide * self.deviations(runs) * rng.standard_normal((count, len(runs)))
@@ -59,7 +59,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class LackOfFit:
-    """The F test of the straight line: what rungs miss of it, over what seeds differ by."""
+    """The F test of the straight line: the rungs' deviation from it over that between seeds."""
 
     f: float
     freedom: tuple[int, int]
@@ -90,7 +90,7 @@ class Line:
         return np.exp(self.level + self.slope * (np.log(flops) - self.centre))
 
     def band(self, flops: float | np.ndarray, runs: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """The interval of the line at these FLOPs, or of the mean score of so many more runs there."""
+        """The interval of the line at these FLOPs, or of the mean score of `runs` new runs there."""
         x = np.log(flops) - self.centre
         own, both, slope = self.covariance
         more = float(self.noise.deviations([runs])[0]) ** 2 if runs else 0.0
@@ -344,7 +344,7 @@ def _lack_of_fit(x: np.ndarray, y: np.ndarray, runs: Sequence[int], noise: Noise
 
 
 def _response(jacobian: np.ndarray) -> np.ndarray:
-    """What parameters of least squares move by with what is fitted; infinite where a direction is only rounding."""
+    """How least-squares parameters move with the fitted values; infinite where a direction is only rounding."""
     scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
     if np.linalg.cond(scaled) > FLAT:
         return np.full(jacobian.T.shape, np.inf)

@@ -222,7 +222,7 @@ def record(run: LadderRun, root: Place) -> dict[str, float | str | int]:
 
 
 def _totals(last: Mapping[str, float]) -> dict[str, float | int]:
-    """What all steps took; nothing where an old checkpoint did not say what those before it had taken."""
+    """FLOPs of all steps; None where an old checkpoint did not record those before it."""
     if "total_flops" not in last:
         return {}
     return {"images": int(last["total_images"]), "flops_exact": last["total_flops"]}
@@ -262,7 +262,7 @@ def _run(
     config = configs.load(spec, changes)
     require(
         bool(config.evaluation.during_training),
-        f"{spec}: evaluation.during_training names no suite, and a ladder's runs are measured by it: name loss",
+        f"{spec}: evaluation.during_training names no suite, but measures a ladder's runs: name loss",
     )
     return LadderRun(family, size, seed, elements, name.replace("+", ""), spec, config, changes)
 

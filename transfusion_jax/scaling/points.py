@@ -99,8 +99,8 @@ def comparable(points: Sequence[Point]) -> str:
     without = [point for point in points if point.flops_exact is None]
     require(
         len(without) in (0, len(points)),
-        f"{without[0].label if without else ''} has no flops_exact, and other points have: give it, "
-        "or take --flops 6nd, which leaves patch coders out",
+        f"{without[0].label if without else ''} has no flops_exact, but other points have: add it, "
+        "or use --flops 6nd, which leaves patch coders out",
     )
     return SIX_ND if without else EXACT
 
@@ -113,7 +113,7 @@ def flops_of(point: Point, kind: str) -> float:
     """
     value = getattr(point, FLOPS[kind])
     if value is None:
-        raise ConfigError(f"{point.label} has no {FLOPS[kind]}: take --flops 6nd")
+        raise ConfigError(f"{point.label} has no {FLOPS[kind]}: use --flops 6nd")
     return float(value)
 
 

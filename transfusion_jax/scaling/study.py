@@ -115,10 +115,10 @@ def chosen(points: Sequence[Point], specs: Sequence[str]) -> list[Metric]:
 
 
 def assumes(noise: Noise, law: str) -> str:
-    """What an interval of this noise about a law, `LINE` or `CURVE`, takes to be true."""
+    """What an interval of this noise about a law, `LINE` or `CURVE`, assumes."""
     if noise.kind == SEEDS:
-        return f"the {law} is true, and runs differ from it as the seeds of a size do from each other"
-    return f"points lie about the {law} by chance alone, and what it misses, curvature included, is noise"
+        return f"the {law} is true, and runs deviate from it as seeds of one size do from each other"
+    return f"every deviation from the {law}, curvature included, is noise"
 
 
 def to_dict(found: Study) -> dict[str, Any]:

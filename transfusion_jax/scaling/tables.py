@@ -112,15 +112,19 @@ def notes(found: Study) -> list[str]:
 
 
 def intervals(found: Study) -> list[str]:
-    """What the intervals assume: a sentence for each kind of noise in the study."""
+    """The assumptions of the intervals: a sentence for each kind of noise in the study."""
     noises = [fit.line.noise for panel in found.panels for fit in panel.fits if fit.line and fit.line.noise.freedom]
     said = []
     for kind in (SEEDS, SCATTER):
         of_kind = [noise for noise in noises if noise.kind == kind]
         if of_kind:
-            said.append(f"95 % with noise of {kind}: {assumes(of_kind[0], LINE)} (limits, by curve: the {CURVE})")
+            said.append(
+                f"95 %, noise of {kind}, assumes: {assumes(of_kind[0], LINE)} (limits, by curve: the {CURVE})"
+            )
     if any(noise.kind == SEEDS for noise in noises):
-        said.append("lack of fit: how probable points so far off their line are if it is true (F test on seeds)")
+        said.append(
+            "lack of fit: the probability of points this far off their line if it is true (F test on seeds)"
+        )
     return said
 
 
@@ -204,7 +208,7 @@ def escape(cell: str) -> str:
 
 
 def _spread(values: Sequence[float], runs: int) -> str:
-    """Of the values that so many runs have."""
+    """Mean and deviation of the values, out of `runs` runs."""
     if not values:
         return NOTHING
     mean = score(statistics.fmean(values))
@@ -229,8 +233,8 @@ def _notes(panel: Panel) -> Iterator[str]:
             yield f"{fit.family} is at the floor of {panel.metric.floor:g}, and left out, with {', '.join(floored)}"
         if fit.line and fit.line.lack_of_fit and fit.line.lack_of_fit.p < DOUBTFUL:
             yield (
-                f"{fit.family}'s points contradict a straight line ({_p(fit.line)}): what is read off it, and how "
-                "surely, assumes it all the same"
+                f"{fit.family}'s points contradict a straight line ({_p(fit.line)}): slope, ratio and their "
+                "intervals assume it all the same"
             )
         if fit.curve and fit.curve.why_not:
             yield f"{fit.family}'s limit is not identified: {fit.curve.why_not}"

@@ -30,7 +30,7 @@ class DamagedCheckpoint(CheckpointError):
 
 
 class DeletedCheckpoint(CheckpointError):
-    """A checkpoint that was there, and that its run deleted or moved away while it was read."""
+    """A checkpoint that its run deleted or moved away while it was read."""
 
     def __init__(self, step: int):
         super().__init__(

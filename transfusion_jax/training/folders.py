@@ -18,7 +18,7 @@ UNWANTED = ".deleting"
 
 
 def uncommitted(folder: Place, token: str) -> Place:
-    """Where a folder is written before it is moved to its place; in a bucket, that place."""
+    """Where a folder is written before it is moved into place; in a bucket, that place itself."""
     return folder if isinstance(folder, BucketPath) else folder.with_name(f"{folder.name}.{token}{UNFINISHED}")
 
 

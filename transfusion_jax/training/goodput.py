@@ -168,7 +168,7 @@ def read_attempts(folder: Place) -> list[Attempt]:
         return []
     entries: Iterator[Place] = folder.iterdir()
     files = sorted((path for path in entries if path.name.endswith(".json")), key=lambda path: path.name)
-    remedy = "move it away: the account of the run's time lacks that attempt then"
+    remedy = "move it away: the account of the run's time then lacks that attempt"
     return [Attempt(**parse_json(data, path, remedy)) for path, data in zip(files, read_all(files), strict=True)]
 
 

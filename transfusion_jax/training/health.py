@@ -104,7 +104,7 @@ def is_training(workdir: Workdir, last: Attempt | None, heart: Heartbeat | None,
 
 
 def _alive(workdir: Workdir, last: Attempt | None) -> Heartbeat | None:
-    """The run's heartbeat, unless its process has said how it ended, or was one of this machine and is gone."""
+    """The run's heartbeat; None if its process recorded its end, or was on this machine and is gone."""
     heart = read_heartbeat(workdir.heartbeat)
     if heart is None or has_ended(heart.process):
         return None
@@ -165,7 +165,7 @@ def _state(last: Attempt | None, heart: Heartbeat | None, trains: bool | None, n
 
 
 def _pace(attempt: Attempt) -> float | None:
-    """Seconds per step, with what the loop does beside them; None where none was made."""
+    """Seconds per step, with all work between steps; None without a step."""
     made = attempt.step - attempt.first_step
     beside = (goodput.STEP, "data_wait", "checkpoint", "evaluation")
     return sum(attempt.seconds[kind] for kind in beside) / made if made else None
@@ -204,11 +204,11 @@ def _wrong(
     if trains is None:
         yield (
             f"nothing was heard for {duration(report['last_heard_seconds'])}: its machine is gone, or cannot write "
-            f"here. See that none of its processes is left; then {resumes}"
+            f"here. Make sure that none of its processes is left; then {resumes}"
         )
     elif trains and heart and heart.patience and now - heart.progress > heart.patience:
         yield (
-            f"{heart.doing}, and nothing has gone on for {duration(now - heart.progress)}, longer than the "
+            f"{heart.doing}, without progress for {duration(now - heart.progress)}, longer than the "
             f"{duration(heart.patience)} of loop.hang_after: it hangs. End its processes; {resumes}"
         )
     same = [attempt.first_step == attempts[-1].first_step for attempt in attempts[-3:]]

@@ -1,7 +1,7 @@
 """A heartbeat: a small file in which a live run says what it is doing, since when, and how long that may take.
 
-A thread writes it, so that a run is heard of while it compiles, evaluates or waits for storage. That the thread
-writes shows that the process lives, not that it gets on: the file also says when the main thread last did.
+A thread writes it, also while the run compiles, evaluates or waits for storage. A write shows that the process is
+alive, not that it makes progress: the file also says when the main thread last did.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from typing import Any
 
 from transfusion_jax.bucket import BucketPath
 from transfusion_jax.errors import StorageError
+from transfusion_jax.files import write_whole
 from transfusion_jax.storage import Place
-from transfusion_jax.training.files import write_whole
 from transfusion_jax.training.lease import this_process
 from transfusion_jax.training.watchdog import Beat
 
-EVERY, EVERY_IN_BUCKET = 5.0, 60.0  # seconds between two writings
-LEAVING = 10.0  # seconds that the end of a run waits for a writing under way
+EVERY, EVERY_IN_BUCKET = 5.0, 60.0  # seconds between two writes
+LEAVING = 10.0  # seconds that the end of a run waits for a write in progress
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a run says of itself; times are seconds since the epoch."""
+    """The state of a live run; times are seconds since 1970."""
 
     process: dict[str, Any]  # see `lease.this_process`
-    every: float  # seconds between two writings
+    every: float  # seconds between two writes
     patience: float  # seconds without progress after which the run ends itself; 0: it never does
     written: float
     doing: str
     since: float  # when it began to
-    progress: float  # when the main thread last got on
+    progress: float  # when the main thread last made progress
     step: int
-    pace: float | None  # seconds per step so far, with what is done beside them; None where that is not known yet
+    pace: float | None  # seconds per step so far, with all work between steps; None until known
 
 
 def read_heartbeat(path: Place) -> Heartbeat | None:
-    """What was written last; None where no run lives, or what is there is no heartbeat."""
+    """The newest heartbeat; None where no run is alive, or the file is no heartbeat."""
     try:
         return Heartbeat(**json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -51,11 +51,11 @@ def read_heartbeat(path: Place) -> Heartbeat | None:
 
 @contextmanager
 def heartbeat(path: Place, beat: Beat, patience: float) -> Iterator[None]:
-    """Writes the file while the context lasts, and takes it away at its end. A writing that fails is left out.
+    """Writes the file while the context lasts, and deletes it at its end. Failed writes are ignored.
 
     Args:
-        path: of the file.
-        beat: what the main thread tells.
+        path: the file.
+        beat: the progress of the main thread.
         patience: see `Heartbeat`.
     """
     process, every = this_process(), EVERY_IN_BUCKET if isinstance(path, BucketPath) else EVERY

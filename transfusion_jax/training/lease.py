@@ -146,14 +146,14 @@ def _end(path: BucketPath) -> NoReturn:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from all others, of any machine."""
+    """The identity of this process among those of all machines."""
     process = os.getpid()
     about = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "process": process}
     return about | {"machine": this_machine(), "began": _began(process)}
 
 
 def has_ended(holder: dict[str, Any]) -> bool:
-    """Whether a process, as `this_process` tells it, was one of this very machine, and is no more."""
+    """Whether a process, as from `this_process`, was on this machine and has ended."""
     if holder["machine"] is None or holder["machine"] != this_machine():
         return False
     return bool(holder["began"] != _began(holder["process"]))

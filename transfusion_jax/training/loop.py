@@ -151,7 +151,7 @@ def train(
     else:
         say(f"trained {outcome.step} steps in {duration(timer.total)}")
         if outcome.step < config.steps:
-            say(f"the run has {config.steps}: to go on, the next command without loop.stop_at")
+            say(f"the run has {config.steps} steps: the same command without loop.stop_at continues")
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""Whether a run's folder is still its own: what was moved, replaced or deleted is not written to any more."""
+"""Whether a run's folder is still its own: a run writes nothing to one that was moved, replaced or deleted."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transfusion_jax.storage import Place
 
 @contextmanager
 def owned(folder: Place, run: Callable[[], str | None], also: Callable[[], bool] | None = None) -> Iterator[None]:
-    """While the context lasts, nothing is written below a folder once it is another's.
+    """While the context lasts, writes below a folder fail once it belongs to another run.
 
     Args:
-        folder: a run's directory. A local one is known by its inode, and is held open so that no other gets that.
+        folder: a run's directory. A local one is known by its inode, and held open so that no other gets it.
         run: the identity of the run that stands there; None where there is none.
-        also: whether whatever else makes it this process's own, such as a lock, holds.
+        also: whether this process still holds the folder otherwise, such as by a lock.
     """
     place, known = folder.absolute(), run()
 
@@ -29,7 +29,7 @@ def owned(folder: Place, run: Callable[[], str | None], also: Callable[[], bool]
             raise _lost(place, "it was moved, replaced or deleted")
         found = run()
         if known is not None and found != known:
-            raise _lost(place, "another run stands there" if found else "its manifest is gone")
+            raise _lost(place, "another run is there" if found else "its manifest is gone")
         known = found
         if also is not None and not also():
             raise _lost(place, "its lock was deleted or taken")
@@ -44,7 +44,7 @@ def owned(folder: Place, run: Callable[[], str | None], also: Callable[[], bool]
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether what is open is what stands at a path now."""
+    """Whether an open file or folder is the one that is at a path now."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except (FileNotFoundError, NotADirectoryError):
@@ -54,5 +54,5 @@ def is_at(descriptor: int, path: Path) -> bool:
 def _lost(folder: Any, why: str) -> LostFolder:
     return LostFolder(
         f"{folder} is no longer this run's folder ({why}): nothing more was written there. The run's checkpoints "
-        "are where its folder is now; to go on, give the same command with that --workdir"
+        "are where its folder is now; to continue, run the same command with that --workdir"
     )

@@ -74,7 +74,7 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
 
 
 def kept_plan(start: Start, workdir: Workdir) -> int:
-    """The version of the row plan: a run, and a fork of it, goes on with the stream that it began with."""
+    """The version of the row plan: a run and its forks keep the stream that the run began with."""
     if workdir.exists():
         return workdir.row_plan
     if start.fork_from:
@@ -128,7 +128,7 @@ def begin(
 
 
 def rate_notes(old: Run, new: Run, step: int) -> list[str]:
-    """What a change of recipe makes of the learning rate of the step after `step`, and what else can be had."""
+    """How a change of recipe moves the learning rate of the step after `step`, and the alternatives."""
     before, after = (float(learning_rate(run.optimizer, run.steps)(jnp.int32(step))) for run in (old, new))
     if math.isclose(before, after, rel_tol=1e-5) or not 0 < step < new.steps:
         return []
@@ -136,8 +136,8 @@ def rate_notes(old: Run, new: Run, step: int) -> list[str]:
     return [
         f"learning rate of step {step + 1:,}: {before:.3g} by the old recipe, {after:.3g} by the new one, which "
         f"falls until step {new.steps:,}",
-        f"to hold the old one, accept these as well: {' '.join(f'--config.{name}={before:.3g}' for name in hold)}",
-        "to warm up to a new one: a new --workdir, --init-from this run",
+        f"to keep the old one, accept these as well: {' '.join(f'--config.{name}={before:.3g}' for name in hold)}",
+        "to warm up to a new one, train in a new --workdir with --init-from this run",
     ]
 
 
@@ -199,10 +199,10 @@ def _initialise(
 
 
 def _departures(parent: Workdir, config: Config, data: Any) -> Iterator[str]:
-    """In what a run's texts are others than those that its first weights know."""
+    """Lines where a run's context or special tokens differ from those of its first weights."""
     longest, context = parent.longest_context(), config.data.context_length
     if longest and context > longest:
-        yield f"{parent.path} learnt from texts of at most {longest} elements, and data.context_length is {context}"
+        yield f"{parent.path} was trained on at most {longest} elements, and data.context_length is {context}"
     kept, ours = parent.manifest()["codec"], data.codec.tokenizer
     if kept["tokenizer_hash"] == tokenizers.hash_of(ours):
         return

@@ -76,7 +76,7 @@ def accumulated_gradients(
 
 
 def in_parts(batch: Batch, parts: int) -> Batch:
-    """Arrays `[B, …]` as `[parts, B / parts, …]`: every parts-th row is in one, so that all devices share each."""
+    """Arrays `[B, …]` as `[parts, B / parts, …]`: every `parts`-th row is in one, so that devices share each."""
 
     def split(x: jax.Array) -> jax.Array:
         rows, *rest = x.shape  # a model without latents has arrays of size 0, of which no -1 can be inferred

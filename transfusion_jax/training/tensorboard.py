@@ -82,7 +82,7 @@ class Events:
             self._scratch.cleanup()
 
     def _new(self, step: int, *names: str) -> list[str]:
-        """The names that the step does not have yet, and from now on has."""
+        """The names that are new to the step; they are remembered."""
         if step != self._newest:
             self._newest, self._there = step, set()
         new = [name for name in names if name not in self._there]

@@ -32,7 +32,7 @@ class Tracker:
     """A run in Weights & Biases; opened by `open_tracker`."""
 
     def __init__(self, run: Any, wandb: Any, had: bool):
-        """`had`: whether earlier attempts sent to the run."""
+        """`had`: whether earlier attempts sent anything to the run."""
         self._run, self._wandb, self._had = run, wandb, had
         self._sent: dict[str, float] = {}
 

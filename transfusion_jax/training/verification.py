@@ -1,4 +1,4 @@
-"""Whether the files of a run are those that were written: all of them are read."""
+"""Verification of a run: reads all of its files, and finds the damaged ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transfusion_jax.training.workdir import Workdir
 
 
 def damaged(workdir: Workdir) -> list[str]:
-    """What is not as it was written, each with what mends it. TensorBoard's files and traces are not looked at."""
+    """The damaged files, each with its remedy. TensorBoard's files and traces are not read."""
     return list(_damaged(workdir))
 
 
@@ -26,7 +26,7 @@ def _damaged(workdir: Workdir) -> Iterator[str]:
     reads += [partial(read_lines, path) for path in (workdir.metrics, workdir.bad_steps)]
     reads += [partial(goodput.read_attempts, workdir.attempts)]
     if workdir.evaluation.exists():
-        reads += [partial(read_json, workdir.evaluation, "move it away, and evaluate again")]
+        reads += [partial(read_json, workdir.evaluation, "move it away and evaluate again")]
     if workdir.samples.is_dir():
         reads += [partial(_look_at, path) for path in workdir.samples.iterdir() if path.suffix == ".png"]
     checkpoints = Checkpoints(workdir.checkpoints)
@@ -39,7 +39,7 @@ def _damaged(workdir: Workdir) -> Iterator[str]:
 
 
 def _look_at(path: Place) -> None:
-    """Raises DamagedFile where a picture's own checksums do not fit."""
+    """Raises DamagedFile where a picture's own checksums do not match."""
     try:
         with on_disk(path) as local, Image.open(local) as image:
             image.verify()

@@ -20,7 +20,7 @@ LOOKS = 20  # in the time that nothing may go on
 
 @dataclass
 class Beat:
-    """What the main thread says of itself, to be called whenever something has gone on; times are monotonic."""
+    """The progress of the main thread, which calls this whenever it makes some; times are monotonic."""
 
     last_words: Callable[[str], None] | None = None  # is told why the process ends; a few seconds are given to it
     last: float = field(default_factory=time.monotonic)
@@ -40,14 +40,14 @@ class Beat:
             self.doing, self.since = doing, self.last
 
     def stepped(self, step: int) -> None:
-        """A step was sent off, the one before it is done."""
+        """A step was dispatched, and the one before it is done."""
         self()
         self.step = step
         self._first = self._first or (self.last, step)
 
     @property
     def pace(self) -> float | None:
-        """Seconds per step since the first one was sent off, with what was done beside them."""
+        """Seconds per step since the first one was dispatched, with all work between steps."""
         if self._first is None or self.step == self._first[1]:
             return None
         return (self.last - self._first[0]) / (self.step - self._first[1])

@@ -78,7 +78,7 @@ class Workdir:
 
     @property
     def heartbeat(self) -> Place:
-        """What a live run says of itself; see `heartbeat`."""
+        """The heartbeat of a live run; see `heartbeat`."""
         return self.path / "heartbeat.json"
 
     @property
@@ -107,7 +107,9 @@ class Workdir:
             DamagedFile: one has, and its config is missing.
         """
         if self.attempts.is_dir() and any(True for _ in self.attempts.iterdir()):
-            raise DamagedFile(f"{self.path / 'config.json'} is missing, and a run trained here: {self._remedy()}")
+            raise DamagedFile(
+                f"{self.path / 'config.json'} is missing, although a run trained here: {self._remedy()}"
+            )
 
     @contextmanager
     def locked(self, say: Callable[[str], None] = print) -> Iterator[None]:
@@ -211,7 +213,7 @@ class Workdir:
         data, hashes = path.read_bytes(), self.manifest().get(CONFIGS)
         if hashes is not None and _hash(data) not in hashes:
             raise DamagedFile(
-                f"{path} is not what was written (changes are given on the command line): {self._remedy()}"
+                f"{path} is not what was written (changes belong on the command line): {self._remedy()}"
             )
         return config.kept(config.parse_run(parse_json(data, path, self._remedy())))
 
@@ -241,7 +243,7 @@ class Workdir:
         return DAMAGED in events and "rewind" not in events[events.index(DAMAGED) :]
 
     def longest_context(self) -> int | None:
-        """Elements of the longest text that an imported model learnt from, which a run made of it knows, too."""
+        """The longest context of an imported model, in elements, which runs that begin from it keep too."""
         found: int | None = self.manifest()["history"][0].get("longest_context")
         return found
 
@@ -252,7 +254,7 @@ class Workdir:
 
     @property
     def row_plan(self) -> int:
-        """The version of the plans that the run's rows stand in."""
+        """The version of the run's row plans."""
         return row_plan_of(self.manifest())
 
     @property
@@ -264,7 +266,7 @@ class Workdir:
         write_json(self.path / "manifest.json", manifest, indent=2)
 
     def _identity(self) -> str | None:
-        """Of the run that stands here now; None where there is none, or one of a former version."""
+        """The identity of the run that is here now; None without one, or with one of a former version."""
         path = self.path.absolute() / "manifest.json"
         try:
             return read_json(path, self._remedy()).get(RUN)
@@ -273,7 +275,7 @@ class Workdir:
 
     def _remedy(self) -> str:
         return (
-            "copy it back from a backup, or go on from the newest checkpoint, which holds all that is needed, with "
+            "copy it back from a backup, or continue from the newest checkpoint, which has all that is needed, by "
             f"--fork-from {self.checkpoints}/STEP --workdir NEW"
         )
 
@@ -283,7 +285,7 @@ class Workdir:
 
 
 def row_plan_of(manifest: dict[str, Any]) -> int:
-    """The version of the row plan that a manifest names: before it did, all were of one."""
+    """The version of the row plan that a manifest names; manifests that name none are of version 2."""
     return int(manifest.get("row_plan", REPLAYED))
 
 
@@ -293,7 +295,7 @@ def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
     Raises:
         UserError: one of them is missing or damaged.
     """
-    remedy = "give the command that trains again, which writes it anew, or copy it back from a backup"
+    remedy = "run the command that trains again, which restores it, or copy it back from a backup"
     tokens = tokenizer.load_saved(folder, values["tokenizer"], values.get("tokenizer_hash"), remedy)
     return Codec(
         tokens,

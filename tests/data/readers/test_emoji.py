@@ -139,7 +139,7 @@ UNDRAWN = [
     ("\U0010fffd", "10fffd", "the font has no such emoji"),
     ("😀‍🌭", "1f600-200d-1f32d", "several glyphs"),
     ("👯🏻", "1f46f-1f3fb", "several glyphs"),
-    ("🇽🇽", "1f1fd-1f1fd", "flag of unknown places"),
+    ("🇽🇽", "1f1fd-1f1fd", "flag of unknown regions"),
 ]
 
 
@@ -166,13 +166,13 @@ def test_a_missing_font_is_named_with_its_package(tmp_path):
 
 def test_a_file_that_is_no_font_is_refused(tmp_path):
     (tmp_path / "text.ttf").write_text("not a font")
-    with pytest.raises(ConfigError, match="no font with pictures"):
+    with pytest.raises(ConfigError, match="not a font whose glyphs"):
         emoji.shards(str(tmp_path / "text.ttf"), ReadOptions(shard_size=100))
 
 
 def test_a_font_without_pictures_is_refused(tmp_path):
     (tmp_path / "plain.ttf").write_bytes(ImageFont.load_default(10).font_bytes)
-    with pytest.raises(ConfigError, match="no font with pictures"):
+    with pytest.raises(ConfigError, match="not a font whose glyphs"):
         emoji.shards(str(tmp_path / "plain.ttf"), ReadOptions(shard_size=100))
 
 

@@ -26,7 +26,7 @@ from transfusion_jax.files import DamagedFile, parse_json, write_json
 from transfusion_jax.storage import Place, on_disk, read_all, size_of
 
 BATCH = 64  # images encoded together; a shard's last batch is filled up
-REMEDY = "delete it and give the command that encoded it again"
+REMEDY = "delete it and run the command that encoded it again"
 LOG_VARIANCE = "-log-variance"  # of a second encoding, beside the means
 
 

@@ -16,13 +16,11 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.encode import encodings as encoded
 from transfusion_jax.data.prepare.job import Job, kept_tokenizer
 from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_file, report_file
-from transfusion_jax.data.prepared import COLUMNS, SCHEMA, SPLITS
+from transfusion_jax.data.prepared import COLUMNS, REPREPARE, SCHEMA, SPLITS
 from transfusion_jax.data.readers import origin
 from transfusion_jax.data.statistics import Moments
 from transfusion_jax.files import DamagedFile, parse_json, whole, write_json, write_whole
 from transfusion_jax.storage import Place, read_all, sha256
-
-REMEDY = "give the command that prepares the data again, which mends it"
 
 
 def finish(folder: Place, job: Job) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def finish(folder: Place, job: Job) -> dict[str, Any]:
     """
     numbers = range(len(job.shards))
     paths = [report_file(folder, n) for n in numbers]
-    reports = [parse_json(data, path, REMEDY) for path, data in zip(paths, read_all(paths), strict=True)]
+    reports = [parse_json(data, path, REPREPARE) for path, data in zip(paths, read_all(paths), strict=True)]
     starts = np.concatenate([[0], np.cumsum([report["records"] for report in reports])])
     files = _read(folder, reports, "columns", columns_file)
     shards = [dict(np.load(io.BytesIO(data))) for data in files]
@@ -99,7 +97,7 @@ def _read(
     for path, report, data in zip(paths, reports, read_all(paths), strict=True):
         expected = report.get("hashes", {}).get(name)
         if expected not in (None, hashlib.sha256(data).hexdigest()):
-            raise DamagedFile(f"{path} is damaged: {REMEDY}")
+            raise DamagedFile(f"{path} is damaged: {REPREPARE}")
         yield data
 
 
@@ -125,7 +123,7 @@ def _quarantine(
     shards: list[dict[str, np.ndarray]],
     first: np.ndarray,
 ) -> tuple[str, int]:
-    """All lines of all shards, and one for each document that a shard before holds; and the latters' number."""
+    """All lines of all shards, and one for each duplicate of an earlier shard's document; and their number."""
     at = repeated = 0
     lines = []
     faults = _read(folder, reports, "faults", faults_file)

@@ -12,7 +12,7 @@ from typing import Any
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.prepared import SCHEMA
+from transfusion_jax.data.prepared import REPREPARE, SCHEMA
 from transfusion_jax.data.readers import InputShard, ReadOptions
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.files import LostFolder, claimed, read_json, sweep, write_json
@@ -52,7 +52,7 @@ def begin(job: Job, tokenizer: Tokenizer, folder: Place) -> None:
         ConfigError: the folder was begun with another job.
         DamagedFile: the job that it was begun with cannot be read.
     """
-    require(folder.is_dir() or not folder.exists(), f"--output {folder} is a file, and a folder is needed")
+    require(folder.is_dir() or not folder.exists(), f"--output {folder} is a file: choose a folder")
     sweep(folder)
     path, new = folder / "job.json", job.to_dict()
     if path.exists():
@@ -100,7 +100,7 @@ def owned(folder: Place, job: Job) -> Iterator[None]:
         if any(there.get(name) != value for name, value in mine.items()):
             raise LostFolder(
                 f"{folder} was moved, replaced or deleted while it was prepared: nothing more was written there. "
-                "To go on, give the same command with the --output where it is now"
+                "To continue, run the same command with the --output where the data is now"
             )
         seen = found
 
@@ -116,9 +116,7 @@ def kept_tokenizer(folder: Place, name: str) -> Tokenizer:
         DamagedFile: it is not what was written.
     """
     known = read_json(folder / "job.json", REMEDY).get(TOKENIZER_HASH)
-    return tokenizers.load_saved(
-        folder, name, known, "give the command that prepares the data again, which mends it"
-    )
+    return tokenizers.load_saved(folder, name, known, REPREPARE)
 
 
 def place_among_hosts() -> tuple[int, int] | None:

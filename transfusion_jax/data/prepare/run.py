@@ -34,7 +34,7 @@ def run(
     report: Callable[[Progress], None],
     encoders: Encoders | None = None,
 ) -> dict[str, Any] | None:
-    """Prepares some shards, and finishes the folder once all are there. What is found damaged is made again.
+    """Prepares some shards, and finishes the folder once all are there. Damaged files are prepared again.
 
     Args:
         folder: where `begin` wrote the job.

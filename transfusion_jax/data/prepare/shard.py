@@ -52,7 +52,7 @@ def read_report(path: Place) -> dict[str, Any]:
     Raises:
         DamagedFile: it is not what was written.
     """
-    return read_json(path, "delete it and give the command that prepared it again")
+    return read_json(path, "delete it and run the command that prepared it again")
 
 
 def sound(folder: Place, numbers: Iterable[int]) -> set[int]:
@@ -85,7 +85,7 @@ def _is_sound(folder: Place, there: dict[str, int], number: int, path: Place, da
 
 
 def is_changed(path: Place, expected: str | None) -> bool:
-    """Whether a file has another hash; one whose hash a former version has not kept has not."""
+    """Whether a file's hash differs; never where a former version kept no hash."""
     return expected not in (None, sha256(path))
 
 

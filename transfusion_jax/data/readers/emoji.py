@@ -16,7 +16,7 @@ from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
-NEEDED = "emoji need packages for their names and glyphs: pip install 'transfusion-jax[emoji]'"
+NEEDED = "reading emoji needs more packages: pip install 'transfusion-jax[emoji]'"
 WORDINGS = ("{}", "an emoji: {}")  # each a document of its own
 NOWHERE = "\U0001f1e6\U0001f1e6"  # a flag that no place has
 
@@ -54,7 +54,7 @@ def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Faul
         elif not (png := font.get_glyph_color_png(glyphs[0]).data):
             yield Fault(key, "the font has no such emoji")
         elif glyphs == unknown_flag:
-            yield Fault(key, "the font has its flag of unknown places")
+            yield Fault(key, "the font shows its flag of unknown regions")
         elif (pixels := _on_white(png)) is None:
             yield Fault(key, "the font's picture of it is damaged")
         else:
@@ -102,13 +102,13 @@ def _load_font(path: str) -> Any:
     face = uharfbuzz.Face(uharfbuzz.Blob.from_file_path(path))
     if not face.has_color_png:
         raise ConfigError(
-            f"{path} is no font with pictures of its glyphs (PNG), such as Debian's fonts-noto-color-emoji"
+            f"{path} is not a font whose glyphs are PNG pictures, such as Debian's fonts-noto-color-emoji"
         )
     return uharfbuzz.Font(face)
 
 
 def _glyphs(sequence: str, font: Any) -> list[int]:
-    """The glyphs that show a text: one where the font joins its code points; 0 is the glyph of what it lacks."""
+    """The glyphs of a text: one where the font joins its code points; 0 stands for a missing glyph."""
     import uharfbuzz
 
     buffer = uharfbuzz.Buffer()
