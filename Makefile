@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
-STEPS := # of the demo; empty: as many as its config says
+STEPS := # training steps of the demo; empty: those of its config
 DIGITS := zero one two three four five six seven eight nine
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadfile
@@ -21,7 +21,7 @@ SOURCES := pyproject.toml setup.py
 # XLA on CPU frees its memory at every step and takes it anew: large pages spare it the faults.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-# What slow tests use that pip cannot bring.
+# Packages of Debian that slow tests need: pip has none of them.
 PACKAGES := chromium default-jre-headless fonts-noto-color-emoji
 FOUND = $(wildcard /usr/bin/chromium /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf) $(shell command -v java 2>&1)
 

@@ -157,7 +157,7 @@ def test_a_file_of_a_former_version_has_no_hash(tmp_path):
     path.write_text(json.dumps(VALUES))
     assert read_json(path, "") == VALUES
     path.write_text("[]")
-    with pytest.raises(DamagedFile, match="holds no object"):
+    with pytest.raises(DamagedFile, match="is not a JSON object"):
         read_json(path, "")
 
 

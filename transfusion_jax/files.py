@@ -159,7 +159,7 @@ def parse_json(data: bytes, path: Place, remedy: str) -> dict[str, Any]:
     except ValueError as error:  # also bytes that are no UTF-8
         raise DamagedFile(f"{path} is damaged ({error}): {remedy}") from error
     if not isinstance(values, dict):
-        raise DamagedFile(f"{path} is damaged (it is no JSON object): {remedy}")
+        raise DamagedFile(f"{path} is damaged (it is not a JSON object): {remedy}")
     if values.pop(DIGEST, None) not in (None, _digest(values)):
         raise DamagedFile(f"{path} is damaged (its hash does not match its content): {remedy}")
     return values

@@ -186,7 +186,7 @@ def test_options_change_what_is_fitted(workdir, capsys):
     [
         (["--points", "none.jsonl"], "there is no none.jsonl"),
         (["--workdir", "nowhere"], "there is no nowhere/points.jsonl"),
-        (["--points", "paper", "--flops", "exact"], "has no flops_exact: take --flops 6nd"),
+        (["--points", "paper", "--flops", "exact"], "has no flops_exact: use --flops 6nd"),
         (["--points", "paper", "--reference", "llama"], "no point is of --reference llama"),
         (["--points", "paper", "--metric", "fid"], "--metric fid: no point has it"),
         (["--points", "paper", "--bootstrap", "-1"], "--bootstrap must not be negative"),

@@ -232,7 +232,7 @@ def test_a_plan_that_was_deleted_meanwhile_is_an_error(tmp_path):
     plan = planned(tmp_path)
     sent = pickle.dumps(plan)
     (plan.folder / "plan.json").unlink()
-    with pytest.raises(StorageError, match="was damaged or deleted meanwhile"):
+    with pytest.raises(StorageError, match="was damaged or deleted while in use"):
         pickle.loads(sent)
 
 

@@ -125,7 +125,7 @@ def test_a_score_without_a_logarithm_is_named(score):
 def test_exact_flops_are_used_where_they_are_asked_for():
     [rung] = rungs([point(loss_text=2.0)], LOSS, "exact", ALL)
     assert rung.flops == 7 * 2e5 * 1e7
-    with pytest.raises(ConfigError, match="has no flops_exact: take --flops 6nd"):
+    with pytest.raises(ConfigError, match="has no flops_exact: use --flops 6nd"):
         rungs([replace(point(loss_text=2.0), flops_exact=None)], LOSS, "exact", ALL)
 
 

@@ -27,7 +27,7 @@ def branches_of(sampling: SamplingConfig, pictured: bool) -> int:
 
 
 def untrained_branch(config: Config, sampling: SamplingConfig | None = None) -> list[str]:
-    """A warning where guidance needs an unconditional branch, images without context, that was not trained.
+    """A warning where guidance needs an branch, images with nothing before them, that was not trained.
 
     Pairs that lose their caption train it at every t, and pairs whose image comes first up to their limit.
 
