@@ -201,7 +201,7 @@ def test_a_longer_context_than_the_sources_is_said(tmp_path, capsys):
     assert "at most" not in capsys.readouterr().out
     longer = [*SMALL, f"--config.data.context_length={2 * LONGEST}"]
     assert main(["convert", "from-llama", folder, "--output", str(tmp_path / "longer"), *longer]) == 0
-    said = f"texts of at most {LONGEST} elements, and data.context_length is {2 * LONGEST}"
+    said = f"trained on at most {LONGEST} elements, and data.context_length is {2 * LONGEST}"
     assert said in capsys.readouterr().out
     assert main(["sample", "--workdir", str(tmp_path / "longer"), "--prompt", "a", "--score", "b"]) == 0
     out, err = capsys.readouterr()
