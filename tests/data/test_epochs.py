@@ -49,6 +49,7 @@ MIXTURES = {
         listed("w", 1, [d for s, _ in WEB for d in s.documents.documents]),
         texts("t", 1, TEXTS),
     ],
+    "texts among images alone": [listed("w", 1, [d for s, _ in WEB for d in s.documents.documents])],
 }
 DATA = DataConfig(context_length=64, max_images=12)
 PHASES = {"30": {"p": 1.0, "t": 3.0}, "200": {"t": 1.0}, "317": {"p": 5.0, "t": 1.0}}

@@ -57,7 +57,7 @@ def best_fit(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
         size = sizes[documents[0]]
         rows = np.flatnonzero(left[:, ELEMENTS] >= size[ELEMENTS])
         rows = rows[_order(left[rows, ELEMENTS])]
-        copies = np.cumsum(np.min(left[rows] // size, axis=1))
+        copies = np.cumsum(np.min(left[np.ix_(rows, size > 0)] // size[size > 0], axis=1))
         placed = documents[: copies[-1] if len(rows) else 0]
         chosen = rows[np.searchsorted(copies, np.arange(len(placed)), side="right")]
         _place(placed, chosen, sizes, left, row_of)

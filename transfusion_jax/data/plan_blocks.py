@@ -225,7 +225,8 @@ def _deal_out_by_length(mixture: Mixture, rows: int, pool: _Pool, places: list[P
     if mixture.plain.any():
         left = np.tile(mixture.capacity, (rows, 1))
         row_of = _deal_out(pool, left, mixture.pictured)
-        rest = np.flatnonzero(row_of < 0)
+        pictured = pool.sizes[:, IMAGES] > 0  # in plans of version 2, what holds no image waits
+        rest = np.flatnonzero((row_of < 0) & (mixture.in_order | pictured))
         row_of[rest] = best_fit(pool.sizes[rest], left)
     else:
         left = np.tile(mixture.capacity, (2 * rows + 1, 1))  # the best fit leaves no two rows half empty
