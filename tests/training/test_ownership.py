@@ -23,9 +23,11 @@ from transfusion_jax.training.checkpoint import Checkpoints
 from transfusion_jax.training.folders import UNFINISHED
 from transfusion_jax.training.goodput import Attempt
 from transfusion_jax.training.guard import new_guard
+from transfusion_jax.training.heartbeat import heartbeat
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.metrics import open_writer
 from transfusion_jax.training.state import State
+from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir
 
 
@@ -137,6 +139,19 @@ def test_nothing_is_written_to_a_folder_that_is_anothers(harm, tmp_path):
             writer.__exit__(None, None, None)
         assert raised.value.exit_code == 74
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_the_heartbeat_of_a_run_that_took_the_place_stays(harm, tmp_path):
+    path, other = tmp_path / "run", tmp_path / "other"
+    begun(path)
+    begun(other)
+    (other / "heartbeat.json").write_text("another's")
+    with Workdir(path).locked():
+        with heartbeat(path / "heartbeat.json", Beat(), 0):
+            harm(path, other)
+            before = contents(tmp_path)
+        assert contents(tmp_path) == before
 
 
 def test_a_folder_that_was_moved_and_linked_to_is_still_the_runs(tmp_path):

@@ -20,7 +20,7 @@ from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.autoencoder.trained import Trained, check_name, flat
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
-from transfusion_jax.files import write_whole
+from transfusion_jax.files import read_json, write_whole
 from transfusion_jax.training.leaves import nested
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,7 +39,8 @@ def read(path: Path, name: str) -> Trained:
     check_name(name)
     weights = path / WEIGHTS if path.is_dir() else path
     require(weights.is_file(), f"{weights} is not there: name a diffusers folder with {WEIGHTS}, or a checkpoint")
-    config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    about = path / "config.json"
+    config = read_json(about, "copy it again from where it is from") if about.is_file() else {}
     found = {key.removeprefix(PREFIX): value for key, value in read_tensors(weights)}
     found = {key: value for key, value in found.items() if key.startswith(OWN)}
     require(bool(found), f"{weights} holds no autoencoder: no tensor is named encoder.… or {PREFIX}encoder.…")

@@ -30,7 +30,7 @@ from transfusion_jax.data.load import Codec
 from transfusion_jax.data.tokenizer import HuggingFace, Numbers, SpecialTokens, Tokenizer
 from transfusion_jax.files import write_whole
 from transfusion_jax.model.transfusion import Model
-from transfusion_jax.storage import place
+from transfusion_jax.storage import place, remove
 from transfusion_jax.training.checkpoint import Checkpoints
 from transfusion_jax.training.leaves import leaf_names
 from transfusion_jax.training.pieces import Leaf
@@ -38,6 +38,7 @@ from transfusion_jax.training.workdir import Workdir, read_codec
 
 DIFFERENT = 1  # exit code of diff
 CODEC = "codec.json"  # how a run coded texts and images
+BEGUN = "convert.unfinished"  # in a folder that is not whole yet
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 CARD = """---
 library_name: {library}
@@ -135,7 +136,7 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     left_out = (
         "Text alone: the patch coder and what draws images are left out. BOI, EOI and PAD are the last entries."
     )
-    _write_card(arguments.output, "transformers", "# A Llama", str(workdir.path), which, left_out, config)
+    _finish(arguments.output, "transformers", "# A Llama", str(workdir.path), which, left_out, config)
     print(f"written to {arguments.output}; transformers.LlamaForCausalLM.from_pretrained reads it")
     return 0
 
@@ -151,7 +152,7 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     autoencoders.keep(codec.autoencoder, arguments.output)
     _write_json(arguments.output / CODEC, workdir.manifest()["codec"])
     title = "# A Transfusion model"
-    _write_card(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
+    _finish(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
     print(f"written to {arguments.output}; transfusion convert from-safetensors reads it back")
     return 0
 
@@ -304,8 +305,13 @@ def _write(
     arguments: argparse.Namespace, shapes: Mapping[str, tuple[int, ...]], parts: Iterator[shards.Part]
 ) -> None:
     output: Path = arguments.output
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty: choose another --output")
+    there = list(output.iterdir()) if output.is_dir() else []
+    begun = [path for path in there if path.name.startswith(BEGUN)]
+    require(not output.exists() or output.is_dir(), f"{output} is a file: choose another --output")
+    require(bool(begun) or not there, f"{output} is not empty: choose another --output")
+    for path in sorted(there, key=lambda path: path in begun):  # the mark goes last
+        remove(path) if path.is_dir() else path.unlink()
+    write_whole(output / BEGUN, "A conversion was begun here, and has not ended. The same command begins it again.\n")
     shards.write(output, shapes, parts, arguments.dtype, shards.parse_size(arguments.max_shard_size))
 
 
@@ -313,9 +319,10 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
-def _write_card(
+def _finish(
     folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config
 ) -> None:
     text = json.dumps(configs.to_dict(config), indent=2)
     card = CARD.format(library=library, title=title, run=run, which=which, left_out=left_out, config=text)
     write_whole(folder / "README.md", card)
+    (folder / BEGUN).unlink()

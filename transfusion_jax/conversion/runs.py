@@ -37,9 +37,13 @@ def write_run(
         ConfigError: there is a run already.
     """
     workdir = Workdir(path)
-    require(not workdir.exists(), f"{path} already holds a run: choose another --output")
     data = Data(Corpus(()), Corpus(()), codec)
-    path.mkdir(parents=True, exist_ok=True)
     about = facts_of(config, data) | {"skip_rows": [], "config": configs.to_dict(config)}
-    Checkpoints(workdir.checkpoints, about=about).save_weights(leaves)
-    workdir.begin(config, data, "convert", source=origin, longest_context=longest_context)
+    with workdir.locked():
+        require(not workdir.exists(), f"{path} already holds a run: choose another --output")
+        workdir.check_unbegun()
+        checkpoints = Checkpoints(workdir.checkpoints, about=about)
+        for step in checkpoints.steps:  # of a conversion that was killed before its run existed
+            checkpoints.set_aside(step, workdir.aside)
+        checkpoints.save_weights(leaves)
+        workdir.begin(config, data, "convert", source=origin, longest_context=longest_context)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from transfusion_jax.files import parse_json, write_json
+from transfusion_jax.files import DamagedFile, parse_json, write_json
 from transfusion_jax.storage import Place, read_all
 from transfusion_jax.training.metrics import duration
 
@@ -168,8 +168,15 @@ def read_attempts(folder: Place) -> list[Attempt]:
         return []
     entries: Iterator[Place] = folder.iterdir()
     files = sorted((path for path in entries if path.name.endswith(".json")), key=lambda path: path.name)
+    return [_parse(data, path) for path, data in zip(files, read_all(files), strict=True)]
+
+
+def _parse(data: bytes, path: Place) -> Attempt:
     remedy = "move it away: the account of the run's time then lacks that attempt"
-    return [Attempt(**parse_json(data, path, remedy)) for path, data in zip(files, read_all(files), strict=True)]
+    try:
+        return Attempt(**parse_json(data, path, remedy))
+    except TypeError as error:
+        raise DamagedFile(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def write_attempt(folder: Place, attempt: Attempt) -> None:

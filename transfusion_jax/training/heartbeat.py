@@ -7,7 +7,6 @@ alive, not that it makes progress: the file also says when the main thread last 
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 from transfusion_jax.bucket import BucketPath
 from transfusion_jax.errors import StorageError
-from transfusion_jax.files import write_whole
+from transfusion_jax.files import DamagedFile, check_own, read_json, write_json
 from transfusion_jax.storage import Place
 from transfusion_jax.training.lease import this_process
 from transfusion_jax.training.watchdog import Beat
@@ -44,8 +43,8 @@ class Heartbeat:
 def read_heartbeat(path: Place) -> Heartbeat | None:
     """The newest heartbeat; None where no run is alive, or the file is no heartbeat."""
     try:
-        return Heartbeat(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return Heartbeat(**read_json(path, ""))
+    except (FileNotFoundError, IsADirectoryError, DamagedFile, TypeError):
         return None
 
 
@@ -75,7 +74,7 @@ def heartbeat(path: Place, beat: Beat, patience: float) -> Iterator[None]:
             pace=beat.pace,
         )
         with suppress(StorageError, OSError):
-            write_whole(path, json.dumps(dataclasses.asdict(said)) + "\n")
+            write_json(path, dataclasses.asdict(said))
 
     def go_on() -> None:
         while not ended.wait(every):
@@ -90,4 +89,5 @@ def heartbeat(path: Place, beat: Beat, patience: float) -> Iterator[None]:
         ended.set()
         thread.join(LEAVING)
         with suppress(StorageError, OSError):
+            check_own(path)  # or it would be that of a run which stands in its place
             path.unlink(missing_ok=True)
