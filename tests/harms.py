@@ -42,4 +42,10 @@ def replace(path: Path, other: Path) -> None:
     shutil.copy(other, path) if other.exists() else path.unlink()
 
 
+def directory(path: Path, other: Path) -> None:
+    """What a restored backup or a mistyped copy leaves."""
+    path.unlink()
+    path.mkdir()
+
+
 HARMS = {harm.__name__: harm for harm in (cut, empty, flip, remove, replace)}

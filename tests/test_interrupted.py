@@ -61,11 +61,38 @@ def evaluate(folder):
     results.write(Workdir(folder), {"step": 4, "metrics": {"loss": 1.0}})
 
 
+def write_weights(folder):
+    leaves = {"a": Leaf.of(np.arange(6.0, dtype=np.float32)), "b/c": Leaf.of(np.ones((2, 3), np.float32))}
+    if not Workdir(folder).exists():
+        write_run(folder, tiny_config(), tiny_codec(), leaves, "somewhere")
+
+
+def convert(part):
+    def run(folder):
+        source = folder.parent / "source"
+        if not source.exists():
+            tiny_run(source, tiny_config(steps=1))
+            manifest = read_json(source / "manifest.json", "")
+            numbers = {"tokenizer": "numbers-20", "tokenizer_hash": tokenizers.hash_of(tokenizers.Numbers(20))}
+            write_json(source / "manifest.json", manifest | {"codec": manifest["codec"] | numbers})
+        options = ["--output", str(folder), "--weights", "raw", "--max-shard-size", "4KB"]
+        assert main(["convert", part, "--workdir", str(source), *options]) == 0
+
+    return run
+
+
+def autoencoder_out(folder):
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), Network(SMALL).abstract_params())
+    importing.write(Trained("small", SMALL, params), folder)
+
+
 def draw(folder):
     write_page(folder / "samples.html", [], {"steps": 4})
 
 
 COMMANDS = {"prepare": (prepare, 20), "autoencoder": (keep_autoencoder, 2), "train": (begin_a_run, 2)}
+COMMANDS |= {"to-safetensors": (convert("to-safetensors"), 6), "autoencoder-out": (autoencoder_out, 2)}
+COMMANDS |= {"from-safetensors": (write_weights, 3), "to-llama": (convert("to-llama"), 6)}
 COMMANDS |= {"evaluate": (evaluate, 1), "sample": (draw, 1)}
 
 

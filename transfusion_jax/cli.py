@@ -29,7 +29,8 @@ from transfusion_jax.parallel import processes
 
 COMMANDS = (prepare, doctor, plan, train, launch, sample, serve, evaluate, judge, autoencoder, convert, scale)
 OVERRIDE = "--config."
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+CLOSED = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # where a command has nothing to save
         return _end(128 + signal.SIGINT, "interrupted")
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in FULL + CLOSED:
             raise
         return _end(StorageError.exit_code, error)
     return code

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harms import HARMS, contents, names
+from harms import HARMS, contents, directory, names
 from helpers import tiny_config, tiny_data
+from transfusion_jax.cli import main
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.errors import UserError
 from transfusion_jax.evaluation import results
@@ -17,7 +18,7 @@ from transfusion_jax.files import DamagedFile
 from transfusion_jax.generation.picture import write_png
 from transfusion_jax.training import goodput, verification
 from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.files import read_lines
+from transfusion_jax.training.files import check_lines, read_lines
 from transfusion_jax.training.goodput import Attempt
 from transfusion_jax.training.metrics import open_writer
 from transfusion_jax.training.starts import Start, begin
@@ -53,6 +54,8 @@ def read(path):
     """All that commands read of a workdir, but for the leaves of checkpoints."""
     workdir = Workdir(path)
     codec = workdir.codec()
+    for file in (workdir.metrics, workdir.bad_steps):
+        check_lines(file)
     return [
         workdir.run(),
         workdir.manifest(),
@@ -65,7 +68,7 @@ def read(path):
     ]
 
 
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("harm", [*HARMS, "directory"])
 def test_each_file_is_read_as_it_was_or_refused(harm, trained, tmp_path):
     whole, other = trained
     expected, damaged, wrong = read(whole), tmp_path / "damaged", []
@@ -73,10 +76,10 @@ def test_each_file_is_read_as_it_was_or_refused(harm, trained, tmp_path):
         if re.fullmatch(UNREAD, name):
             continue
         shutil.copytree(whole, damaged)
-        HARMS[harm](damaged / name, other / name)
+        (HARMS | {"directory": directory})[harm](damaged / name, other / name)
         try:
             same, said = read(damaged) == expected, ""
-        except UserError as error:
+        except (UserError, IsADirectoryError) as error:
             same, said = False, str(error)
         elsewhere = (harm, name) in (("remove", "config.json"), ("replace", "manifest.json"))
         if said and name not in said and not elsewhere:
@@ -127,6 +130,18 @@ def test_a_kill_between_manifest_and_config_is_no_damage(trained, tmp_path):
     assert (path / "config.json").read_bytes() != before
     (path / "config.json").write_bytes(before)
     assert Workdir(path).run().loop.keep != 7
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "attempts/00001.json", "bad_steps.jsonl", "heartbeat.json"])
+@pytest.mark.parametrize("content", [b"{}\n", b"[]\n", b"\xff\n", None])
+def test_doctor_has_a_sentence_for_each_file_that_it_cannot_read(trained, tmp_path, capsys, name, content):
+    path = shutil.copytree(trained[0], tmp_path / "run")
+    (path / name).unlink(missing_ok=True)
+    (path / name).mkdir() if content is None else (path / name).write_bytes(content)
+    code = main(["doctor", str(path)])
+    said = capsys.readouterr()
+    assert code == (1 if "jsonl" in name and content or name == "heartbeat.json" else 74 if content is None else 2)
+    assert len(said.err.splitlines()) == (code != 1)
 
 
 def test_a_workdir_of_a_former_version_is_read(trained, tmp_path):

@@ -18,7 +18,7 @@ from transfusion_jax.training.workdir import Workdir
 def test_records_after_the_restored_step_and_a_torn_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3, 4)) + '{"step": 5, "lo')
-    keep_until(path, 3)
+    assert keep_until(path, 3, tmp_path / "aside") is None
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 

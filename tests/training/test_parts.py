@@ -1,8 +1,8 @@
 import pytest
 
-from transfusion_jax.files import write_whole
+from transfusion_jax.files import DamagedFile, write_whole
 from transfusion_jax.training import parts
-from transfusion_jax.training.files import Lines, free_path, keep_until, read_lines, write_lines
+from transfusion_jax.training.files import Lines, check_lines, free_path, keep_until, read_lines, write_lines
 
 
 def steps(path):
@@ -34,9 +34,9 @@ def test_lines_are_put_whole_in_parts_that_follow_one_another(remote):
 @pytest.mark.parametrize("step", [-1, 0, 3, 5, 9, 99])
 def test_lines_are_cut_back_and_go_on(remote, step):
     path = remote / "metrics.jsonl"
-    keep_until(path, step)
+    keep_until(path, step, remote / "aside")
     write_lines(path, [{"step": n} for n in range(10)])
-    keep_until(path, step)
+    keep_until(path, step, remote / "aside")
     assert steps(path) == [n for n in range(10) if n <= step]
     lines = Lines(path)
     lines.append({"step": 100})
@@ -50,3 +50,26 @@ def test_written_lines_take_the_place_of_what_was_there(remote):
     assert steps(remote / "x.jsonl") == [3]
     write_whole(remote / "aside/rewind-1/x", "")
     assert free_path(remote / "aside", "rewind") == remote / "aside/rewind-2"
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"3", b"{}", b'{"step": "2"}'])
+def test_damaged_lines_are_left_out_and_the_file_is_kept_as_it_was(remote, tmp_path, line):
+    for folder in (remote, tmp_path):
+        path, part = folder / "metrics.jsonl", remote / "metrics/00000.jsonl"
+        write_lines(path, [{"step": 1}, {"step": 2}, {"step": 3}])
+        file = path if folder == tmp_path else part
+        first, _, third, _ = file.read_bytes().split(b"\n")
+        damaged = b"\n".join([first, line, third, b""])
+        file.write_bytes(damaged)
+        assert steps(path) == [1, 3]
+        with pytest.raises(DamagedFile, match=r"metrics\.jsonl is damaged \(line 2\)"):
+            check_lines(path)
+        kept = keep_until(path, 2, folder / "aside")
+        assert keep_until(path, 2, folder / "aside") is None
+        assert steps(path) == [1]
+        assert kept == folder / "aside/damaged-1/metrics.jsonl"
+        assert kept.read_bytes() == damaged
+        lines = Lines(path)
+        lines.append({"step": 2})
+        lines.flush()
+        assert steps(path) == [1, 2]

@@ -18,7 +18,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.commands import convert_autoencoder
 from transfusion_jax.commands.reading import add_reading_flags, choose_weights
-from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.config import Config, require
 from transfusion_jax.conversion import llama, shards
 from transfusion_jax.conversion.hugging_face import write_tokenizer
 from transfusion_jax.conversion.memory import give_back
@@ -311,7 +311,7 @@ def _write(
     require(bool(begun) or not there, f"{output} is not empty: choose another --output")
     for path in sorted(there, key=lambda path: path in begun):  # the mark goes last
         remove(path) if path.is_dir() else path.unlink()
-    write_whole(output / BEGUN, "A conversion was begun here, and has not ended. The same command begins it again.\n")
+    write_whole(output / BEGUN, "A conversion has not ended here: the same command begins it again.\n")
     shards.write(output, shapes, parts, arguments.dtype, shards.parse_size(arguments.max_shard_size))
 
 
@@ -319,9 +319,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
-def _finish(
-    folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config
-) -> None:
+def _finish(folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config) -> None:
     text = json.dumps(configs.to_dict(config), indent=2)
     card = CARD.format(library=library, title=title, run=run, which=which, left_out=left_out, config=text)
     write_whole(folder / "README.md", card)

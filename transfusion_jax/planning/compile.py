@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,10 +135,12 @@ def compile_step(config: Config, devices: Any) -> Compiled:
 def _kept(lowered: jax.stages.Lowered, devices: Any, begin: float) -> dict[str, Any]:
     """What `_compile` says of a program that was lowered from `begin` on, now or when it was compiled before."""
     kept = place(lowered.as_text(), devices)
-    if not kept.exists():
+    try:
+        found: dict[str, Any] = json.loads(gzip.decompress(kept.read_bytes()))
+    except (FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile, ValueError):  # not there, or damaged
         _keep(kept, _compile(lowered, begin))
-    found: dict[str, Any] = {"too_large": ""} | json.loads(gzip.decompress(kept.read_bytes()))
-    return found
+        found = json.loads(gzip.decompress(kept.read_bytes()))
+    return {"too_large": ""} | found
 
 
 def place(program: str, devices: Sequence[Any]) -> Path:

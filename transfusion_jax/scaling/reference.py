@@ -21,9 +21,9 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.config.parsing import parse_as
 from transfusion_jax.data.plan import REPLAYED
-from transfusion_jax.files import write_whole
+from transfusion_jax.files import read_json, write_whole
 from transfusion_jax.storage import Place
-from transfusion_jax.training.files import read_lines
+from transfusion_jax.training.files import check_lines, read_lines
 from transfusion_jax.training.workdir import Workdir
 
 PACKAGED = Path(__file__).parent / "references"
@@ -102,7 +102,7 @@ def load(name: str) -> Reference:
     path = Path(name) if name.endswith(".json") else PACKAGED / f"{name}.json"
     if not path.is_file():
         raise ConfigError(f"no reference {name}: one of {known()}, or a file that `scale reference` wrote")
-    return parse_as(Reference, json.loads(path.read_text()))
+    return parse_as(Reference, read_json(path, "write it again with scale reference"))
 
 
 def known() -> str:
@@ -132,6 +132,7 @@ def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
         ConfigError: there is none yet.
     """
     run = Workdir(workdir)
+    check_lines(run.metrics)  # without one of them the means would be others
     records = read_lines(run.metrics)
     last = records[-1]["step"] if records else 0
     done = [end for end in windows if end <= last]

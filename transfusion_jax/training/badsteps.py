@@ -9,10 +9,13 @@ import jax
 import numpy as np
 
 from transfusion_jax.errors import some
+from transfusion_jax.storage import Place
+from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.guard import NOT_FINITE, VERDICTS
 from transfusion_jax.training.step import Report
 
 Diagnosis = dict[str, Any]
+FIELDS = {"step", "verdict", "loss", "grad_norm", "rows", "batch", "leaves", "in_a_row"}
 
 
 def diagnose(step: int, report: Report, leaves: Sequence[str]) -> Diagnosis:
@@ -40,6 +43,11 @@ def diagnose(step: int, report: Report, leaves: Sequence[str]) -> Diagnosis:
         "leaves": [name for name, is_wrong in zip(leaves, wrong, strict=True) if is_wrong],
         "in_a_row": int(report.in_a_row),
     }
+
+
+def read(path: Place) -> list[Diagnosis]:
+    """The diagnoses of a file, in order; what is none is left out."""
+    return [bad for bad in read_lines(path) if bad.keys() >= FIELDS]
 
 
 def sentence(bad: Diagnosis) -> str:

@@ -380,7 +380,7 @@ class Checkpoints:
         folder = self.path(step)
         if not (folder / SIZES).exists():
             return  # killed between the save and its list of files: loading tells
-        written, found = json.loads((folder / SIZES).read_text()), _sizes(folder)
+        written, found = self.listed(step), _sizes(folder)
         wrong = [
             f"{name} ({found.get(name, 0)} of {size} bytes)"
             for name, size in written.items()
@@ -388,6 +388,19 @@ class Checkpoints:
         ]
         if wrong:
             raise DamagedCheckpoint(step, f"{some(wrong)} not as written")
+
+    def listed(self, step: int) -> dict[str, int]:
+        """The bytes of a checkpoint's files, as they were when it was saved.
+
+        Raises:
+            FileNotFoundError: that is not listed.
+            DamagedCheckpoint: the list is not what was written.
+        """
+        try:
+            written = json.loads((self.path(step) / SIZES).read_bytes())
+            return {str(name): int(size) for name, size in written.items()}
+        except (ValueError, TypeError, AttributeError, IsADirectoryError) as error:
+            raise DamagedCheckpoint(step, f"{SIZES} cannot be read ({error})") from error
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[None]:

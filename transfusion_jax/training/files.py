@@ -1,4 +1,4 @@
-"""Files of JSON lines, whose last one may be torn. In a bucket they are in parts; see `parts`."""
+"""Files of JSON lines, each a record of a step; the last may be torn. In a bucket they have parts: see `parts`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from transfusion_jax.bucket import BucketPath
-from transfusion_jax.errors import UserError
-from transfusion_jax.files import append, write_whole
+from transfusion_jax.errors import some
+from transfusion_jax.files import DamagedFile, append, write_whole
 from transfusion_jax.storage import Place
 from transfusion_jax.training import parts
 
@@ -56,20 +56,32 @@ def append_line(path: Place, values: dict[str, Any]) -> None:
 
 
 def read_lines(path: Place) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none where there is no file. A torn last line is left out.
+    """The records of a file of JSON lines; none where there is no file. What is no record is left out."""
+    return [record for record in map(parts.record_of, _whole_lines(path)) if record is not None]
+
+
+def check_lines(path: Place) -> None:
+    """Returns where each line of a file is a record; the last one may be torn.
 
     Raises:
-        UserError: another line is not JSON.
+        DamagedFile: others are not.
     """
+    wrong = [number for number, line in enumerate(_whole_lines(path), 1) if parts.record_of(line) is None]
+    if wrong:
+        raise DamagedFile(
+            f"{path} is damaged (line {some(wrong)}): the run leaves that out when it goes on, and keeps the file "
+            "as it was in aside/"
+        )
+
+
+def _whole_lines(path: Place) -> list[bytes]:
+    return _bytes(path).split(b"\n")[:-1]
+
+
+def _bytes(path: Place) -> bytes:
     if isinstance(path, BucketPath):
-        text = "".join(parts.read_parts(path))
-    else:
-        text = path.read_text() if path.exists() else ""
-    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        return [json.loads(line) for line in whole]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}): mend it, or move it away") from error
+        return b"".join(parts.read_parts(path))
+    return path.read_bytes() if path.exists() else b""
 
 
 def write_lines(path: Place, records: list[dict[str, Any]]) -> None:
@@ -80,9 +92,24 @@ def write_lines(path: Place, records: list[dict[str, Any]]) -> None:
         write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def keep_until(path: Place, step: int) -> None:
-    """Cuts a file of records back to those up to a step, and drops a half-written last line."""
-    if isinstance(path, BucketPath):
+def keep_until(path: Place, step: int, aside: Place) -> Place | None:
+    """Cuts a file of records back to those up to a step, and drops a half-written last line.
+
+    Args:
+        path: the file.
+        step: the last to be kept.
+        aside: a folder, which gets the file as it was where lines of it are damaged.
+
+    Returns where that is; None where all was well.
+    """
+    try:
+        check_lines(path)
+        kept = None
+    except DamagedFile:
+        kept = free_path(aside, "damaged") / path.name
+        write_whole(kept, _bytes(path))
+    if isinstance(path, BucketPath) and not kept:
         parts.keep_parts(path, lambda record: record["step"] <= step)
-    elif path.exists():
+    elif kept or path.exists():
         write_lines(path, [record for record in read_lines(path) if record["step"] <= step])
+    return kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 import socket
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from transfusion_jax.config import Run
-from transfusion_jax.training import goodput
-from transfusion_jax.training.badsteps import sentence as bad_step_sentence
+from transfusion_jax.training import badsteps, goodput
 from transfusion_jax.training.checkpoint import SIZES, Checkpoints
-from transfusion_jax.training.files import read_lines
+from transfusion_jax.training.damage import DamagedCheckpoint
 from transfusion_jax.training.goodput import Attempt
 from transfusion_jax.training.heartbeat import Heartbeat, read_heartbeat
 from transfusion_jax.training.lease import has_ended, this_machine
@@ -50,7 +48,7 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
     step = (heart.step if heart else 0) or (last.step if last else 0)
     pace = heart.pace if heart else _pace(last) if last else None
     account = goodput.account(attempts)
-    bad = read_lines(workdir.bad_steps)
+    bad = badsteps.read(workdir.bad_steps)
     history = workdir.manifest()["history"]
     report: dict[str, Any] = {
         "run": str(workdir.path),
@@ -72,7 +70,7 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
         "devices": last.about["devices"] if last else None,
         "memory": last.about.get("memory") if last else None,
         "slow_host": last.about.get("slow") if last else None,
-        "bad_steps": {"count": len(bad), "newest": [bad_step_sentence(one) for one in bad[-SHOWN:]]},
+        "bad_steps": {"count": len(bad), "newest": [badsteps.sentence(one) for one in bad[-SHOWN:]]},
         "damaged_checkpoints": [entry for entry in history if entry["event"] == DAMAGED][-SHOWN:],
         "flags": workdir.manifest()["flags"],
     }
@@ -178,8 +176,8 @@ def _newest_checkpoint(workdir: Workdir, now: float) -> dict[str, Any] | None:
     step = checkpoints.steps[-1]
     path = checkpoints.path(step) / SIZES
     found: dict[str, Any] = {"step": step, "age_seconds": None, "bytes": None}
-    with suppress(FileNotFoundError):  # not listed yet, or deleted since: the run trains
-        found["bytes"] = sum(json.loads(path.read_text()).values())
+    with suppress(FileNotFoundError, DamagedCheckpoint):  # not listed yet, deleted since, or told of on resuming
+        found["bytes"] = sum(checkpoints.listed(step).values())
         found["age_seconds"] = now - path.stat().st_mtime if isinstance(path, Path) else None
     return found
 

@@ -114,7 +114,7 @@ def train(
         watch = Watch(workdir, first, config.steps, timer, watching, beat, say)
         tracking = open_tracker(watching.wandb, workdir, config, say)
         beat.last_words = watch.leave
-        with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker) as writer:
+        with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker, say) as writer:
             run = _Run(
                 config, mesh, checkpoints, writer, interruption, hooks, timer, watch, say, beat, state, next_row
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,13 +87,16 @@ class SilentWriter(Writer):
 
 
 @contextmanager
-def open_writer(workdir: Workdir, first_step: int, tracker: Tracker | None = None) -> Iterator[Writer]:
+def open_writer(
+    workdir: Workdir, first_step: int, tracker: Tracker | None = None, say: Callable[[str], None] = print
+) -> Iterator[Writer]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
     if not first():
         yield SilentWriter(workdir)
         return
     for path in (workdir.metrics, workdir.bad_steps):
-        keep_until(path, first_step)
+        if kept := keep_until(path, first_step, workdir.aside):
+            say(f"lines of {path} are damaged and were left out; the file as it was is {kept}")
     records = read_lines(workdir.metrics)
     if tracker and records:
         tracker.goes_on_after(records[-1])

@@ -25,19 +25,29 @@ def part_paths(path: BucketPath) -> list[BucketPath]:
     return list(_folder(path).iterdir())
 
 
-def read_parts(path: BucketPath) -> list[str]:
-    """The text of each part."""
-    return [data.decode() for data in read_ranges([(part, None, None) for part in part_paths(path)])]
+def read_parts(path: BucketPath) -> list[bytes]:
+    """The content of each part."""
+    return list(read_ranges([(part, None, None) for part in part_paths(path)]))
+
+
+def record_of(line: bytes) -> Record | None:
+    """What a line holds; None where it is damaged."""
+    try:
+        values = json.loads(line)
+    except ValueError:  # also bytes that are no UTF-8
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
 
 
 def keep_parts(path: BucketPath, keep: Callable[[Record], bool]) -> None:
-    """Cuts the lines back to those before the first one that is not to be kept.
+    """Cuts the lines back to those before the first one that is not to be kept; each of them must be a record.
 
     Killed midway, it leaves them cut back less far.
     """
     for part, text in reversed(list(zip(part_paths(path), read_parts(path), strict=True))):
-        kept = [line for line in text.splitlines() if keep(json.loads(line))]
-        if len(kept) == len(text.splitlines()):
+        lines = text.decode().splitlines()
+        kept = [line for line in lines if keep(json.loads(line))]
+        if len(kept) == len(lines):
             return
         _put(part, kept)
 

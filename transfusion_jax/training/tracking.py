@@ -7,7 +7,6 @@ whether it arrived is not known.
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import numpy as np
 from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError, Run, require
 from transfusion_jax.errors import UserError
-from transfusion_jax.files import write_whole
+from transfusion_jax.files import read_json, write_json
 from transfusion_jax.parallel.processes import first
 from transfusion_jax.training.workdir import Workdir
 
@@ -123,14 +122,14 @@ def open_tracker(
 def _id_of(workdir: Workdir, project: str) -> str:
     path = workdir.path / RUN_FILE
     if path.exists():
-        kept = json.loads(path.read_text())
+        kept = read_json(path, "delete it, and a new run in Weights & Biases is begun")
         require(
             kept["project"] == project,
             f"{workdir.path} is tracked in project {kept['project']}, not {project}: keep to it, or delete {path}",
         )
         return str(kept["id"])
     run_id = uuid.uuid4().hex[:12]
-    write_whole(path, json.dumps({"project": project, "id": run_id}) + "\n")
+    write_json(path, {"project": project, "id": run_id})
     return run_id
 
 

@@ -12,7 +12,7 @@ from transfusion_jax.files import DamagedFile, read_json
 from transfusion_jax.storage import Place, on_disk
 from transfusion_jax.training import goodput
 from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.files import read_lines
+from transfusion_jax.training.files import check_lines
 from transfusion_jax.training.workdir import Workdir
 
 
@@ -23,7 +23,7 @@ def damaged(workdir: Workdir) -> list[str]:
 
 def _damaged(workdir: Workdir) -> Iterator[str]:
     reads: list[Callable[[], object]] = [workdir.run, workdir.codec]
-    reads += [partial(read_lines, path) for path in (workdir.metrics, workdir.bad_steps)]
+    reads += [partial(check_lines, path) for path in (workdir.metrics, workdir.bad_steps)]
     reads += [partial(goodput.read_attempts, workdir.attempts)]
     if workdir.evaluation.exists():
         reads += [partial(read_json, workdir.evaluation, "move it away and evaluate again")]
@@ -34,7 +34,7 @@ def _damaged(workdir: Workdir) -> Iterator[str]:
     for read in reads:
         try:
             read()
-        except UserError as error:
+        except (UserError, IsADirectoryError) as error:
             yield str(error)
 
 
