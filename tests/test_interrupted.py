@@ -2,24 +2,31 @@
 
 import shutil
 import socket
+from argparse import Namespace
 
 import jax
 import numpy as np
 import pytest
 
 from harms import contents
-from helpers import tiny_config, tiny_data
+from helpers import tiny_codec, tiny_config, tiny_data
 from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax import files
-from transfusion_jax.autoencoder import Trained
+from transfusion_jax.autoencoder import Trained, importing
 from transfusion_jax.autoencoder.network import Network
+from transfusion_jax.commands import convert as converting
 from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare import Encoders, Job, begin, run, shard
 from transfusion_jax.data.prepare.run import RUNNERS
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.evaluation import results
 from transfusion_jax.generation.album import write_page
+from transfusion_jax.training import checkpoint, folders
+from transfusion_jax.training import workdir as workdirs
+from transfusion_jax.training.checkpoint import Checkpoints
+from transfusion_jax.training.pieces import Leaf
 from transfusion_jax.training.workdir import Workdir
 
 SMALL = Architecture("kl", channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3)
@@ -61,24 +68,13 @@ def evaluate(folder):
     results.write(Workdir(folder), {"step": 4, "metrics": {"loss": 1.0}})
 
 
-def write_weights(folder):
-    leaves = {"a": Leaf.of(np.arange(6.0, dtype=np.float32)), "b/c": Leaf.of(np.ones((2, 3), np.float32))}
-    if not Workdir(folder).exists():
-        write_run(folder, tiny_config(), tiny_codec(), leaves, "somewhere")
-
-
-def convert(part):
-    def run(folder):
-        source = folder.parent / "source"
-        if not source.exists():
-            tiny_run(source, tiny_config(steps=1))
-            manifest = read_json(source / "manifest.json", "")
-            numbers = {"tokenizer": "numbers-20", "tokenizer_hash": tokenizers.hash_of(tokenizers.Numbers(20))}
-            write_json(source / "manifest.json", manifest | {"codec": manifest["codec"] | numbers})
-        options = ["--output", str(folder), "--weights", "raw", "--max-shard-size", "4KB"]
-        assert main(["convert", part, "--workdir", str(source), *options]) == 0
-
-    return run
+def convert(folder):
+    """What to-safetensors and to-llama write alike, in two files of tensors."""
+    asked = Namespace(output=folder, dtype="float32", max_shard_size="1KB")
+    leaves = {"a": np.arange(200.0), "b": np.ones(200)}
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    converting.write(asked, shapes, ((name, (slice(None),), leaf) for name, leaf in leaves.items()))
+    converting.finish(folder, "transfusion_jax", "# A model", "run", "step 1", "All.", tiny_config())
 
 
 def autoencoder_out(folder):
@@ -91,9 +87,10 @@ def draw(folder):
 
 
 COMMANDS = {"prepare": (prepare, 20), "autoencoder": (keep_autoencoder, 2), "train": (begin_a_run, 2)}
-COMMANDS |= {"to-safetensors": (convert("to-safetensors"), 6), "autoencoder-out": (autoencoder_out, 2)}
-COMMANDS |= {"from-safetensors": (write_weights, 3), "to-llama": (convert("to-llama"), 6)}
+COMMANDS |= {"convert": (convert, 5), "autoencoder-out": (autoencoder_out, 2)}
 COMMANDS |= {"evaluate": (evaluate, 1), "sample": (draw, 1)}
+
+SWEPT = ("prepare", "train", "convert")  # leave nothing of what was killed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -131,5 +128,34 @@ def test_the_same_command_ends_with_the_same_files(command, tmp_path, monkeypatc
             left[0] = 10**9
             write(folder)
             left_over = {name for name in contents(folder) if name.endswith(".tmp")}
-            assert left_over <= (set() if command in ("prepare", "train") else left_over)
+            assert left_over <= (set() if command in SWEPT else left_over)
             assert {n: h for n, h in contents(folder).items() if n not in left_over} == expected, (at, brought)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("name", ["move", "write_whole", "begin", "write_json"])
+def test_weights_become_a_run_after_a_kill(name, after, tmp_path, monkeypatch):
+    owners = {"move": folders, "write_whole": checkpoint, "write_json": workdirs, "begin": Workdir}
+    function = getattr(owners[name], name)
+    leaves = {"a": Leaf.of(np.arange(6.0, dtype=np.float32)), "b/c": Leaf.of(np.ones((2, 3), np.float32))}
+
+    def write():
+        write_run(tmp_path / "run", tiny_config(), tiny_codec(), leaves, "somewhere")
+
+    def killed(*arguments, **options):
+        if after:
+            function(*arguments, **options)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owners[name], name, killed)
+        with pytest.raises(Killed):
+            write()
+    if Workdir(tmp_path / "run").exists():
+        assert (name, after) == ("begin", True)
+    else:
+        write()
+    checkpoints = Checkpoints(Workdir(tmp_path / "run").checkpoints)
+    assert checkpoints.steps == [0]
+    assert set(checkpoints.manifest(0)["leaves"]) == {"params/a", "params/b/c"}
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["0"]

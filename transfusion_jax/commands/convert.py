@@ -128,7 +128,7 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     codec = workdir.codec()
     longest = max(config.data.context_length, workdir.longest_context() or 0)
     about = llama.config_json(config.model, longest, codec, arguments.dtype)
-    _write(arguments, llama.tensor_shapes(about), llama.tensor_parts(tree, config.model))
+    write(arguments, llama.tensor_shapes(about), llama.tensor_parts(tree, config.model))
     special = {name: about[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(arguments.output / "config.json", about)
     _write_json(arguments.output / "generation_config.json", special)
@@ -136,7 +136,7 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     left_out = (
         "Text alone: the patch coder and what draws images are left out. BOI, EOI and PAD are the last entries."
     )
-    _finish(arguments.output, "transformers", "# A Llama", str(workdir.path), which, left_out, config)
+    finish(arguments.output, "transformers", "# A Llama", str(workdir.path), which, left_out, config)
     print(f"written to {arguments.output}; transformers.LlamaForCausalLM.from_pretrained reads it")
     return 0
 
@@ -145,14 +145,14 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     workdir, config, tree, which = _weights(arguments)
     shapes = {name: leaf.shape for name, leaf in tree.items()}
-    _write(arguments, shapes, ((name, *piece) for name, leaf in tree.items() for piece in leaf.pieces()))
+    write(arguments, shapes, ((name, *piece) for name, leaf in tree.items() for piece in leaf.pieces()))
     _write_json(arguments.output / "config.json", configs.to_dict(config))
     codec = workdir.codec()
     tokenizers.save(codec.tokenizer, arguments.output)
     autoencoders.keep(codec.autoencoder, arguments.output)
     _write_json(arguments.output / CODEC, workdir.manifest()["codec"])
     title = "# A Transfusion model"
-    _finish(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
+    finish(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
     print(f"written to {arguments.output}; transfusion convert from-safetensors reads it back")
     return 0
 
@@ -301,9 +301,14 @@ def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]
     return workdir, config, tree, f"step {step}, {weights} weights"
 
 
-def _write(
+def write(
     arguments: argparse.Namespace, shapes: Mapping[str, tuple[int, ...]], parts: Iterator[shards.Part]
 ) -> None:
+    """Begins a folder, with its tensors; what an interrupted conversion left there goes first.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
     output: Path = arguments.output
     there = list(output.iterdir()) if output.is_dir() else []
     begun = [path for path in there if path.name.startswith(BEGUN)]
@@ -319,7 +324,8 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
-def _finish(folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config) -> None:
+def finish(folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config) -> None:
+    """Ends a folder, with its card."""
     text = json.dumps(configs.to_dict(config), indent=2)
     card = CARD.format(library=library, title=title, run=run, which=which, left_out=left_out, config=text)
     write_whole(folder / "README.md", card)

@@ -174,7 +174,7 @@ class Workdir:
         data.keep(self.path)
         self._write_manifest(
             facts_of(new, data)
-            | {RUN: kept.get(RUN) or uuid.uuid4().hex}
+            | {RUN: self._identity() or uuid.uuid4().hex}  # a kill may have left a manifest
             | {CONFIGS: [_hash(text.encode()), *kept.get(CONFIGS, [])[:1]]}
             | {"skip_rows": union([*kept["skip_rows"], *skip_rows])}
             | {"history": [*kept["history"], _entry(event, details)]}
