@@ -6,6 +6,7 @@ or none. Leftovers of killed processes end in `UNFINISHED`, and `sweep` removes 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -106,6 +107,24 @@ def append(path: Path, text: str) -> None:
     check_own(path)
     with _writing(path), path.open("a") as file:
         file.write(text)
+
+
+@contextmanager
+def locked(folder: Place) -> Iterator[None]:
+    """While this lasts, no other process of this machine is in this context of a folder.
+
+    In a bucket, and on file systems that lock no folder, others may be.
+    """
+    if isinstance(folder, BucketPath):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

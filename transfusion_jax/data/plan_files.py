@@ -7,7 +7,6 @@ its columns, and every value is verified before it is used.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ import numpy as np
 
 from transfusion_jax.cache import cache_folder
 from transfusion_jax.errors import StorageError
-from transfusion_jax.files import DamagedFile, read_json, sync, write_json
+from transfusion_jax.files import DamagedFile, locked, read_json, sync, write_json
 from transfusion_jax.storage import Place
 
 Columns = dict[str, np.ndarray]
@@ -196,15 +195,10 @@ def alone(cache: Path) -> Iterator[None]:
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(cache, os.O_RDONLY)
     except OSError as error:
         raise _unwritable(error) from error
-    try:
-        with suppress(OSError):  # some file systems lock no folder: there, each process plans for itself
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with locked(cache):  # where that cannot be, each process plans for itself
         yield
-    finally:
-        os.close(descriptor)
 
 
 def seal(path: Place, name: str, values: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from transfusion_jax.config import OF_LATENTS, Config
 from transfusion_jax.data.load import Data
 from transfusion_jax.evaluation.suite import Suite
-from transfusion_jax.files import read_json, write_json
+from transfusion_jax.files import locked, read_json, write_json
 from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.training.workdir import Workdir
 
@@ -66,12 +66,13 @@ def find(workdir: Workdir, key: Entry) -> Entry | None:
 
 
 def write(workdir: Workdir, new: Entry) -> None:
-    """Adds an entry, in the place of the one with the same key."""
+    """Adds an entry, in the place of the one with the same key; those of other processes of the machine stay."""
 
     def put() -> None:
-        others = [entry for entry in read(workdir) if _key(entry) != _key(new)]
-        entries = sorted([*others, new], key=lambda entry: entry["step"])
-        write_json(workdir.evaluation, {EVALUATIONS: entries}, indent=2)
+        with locked(workdir.path):
+            others = [entry for entry in read(workdir) if _key(entry) != _key(new)]
+            entries = sorted([*others, new], key=lambda entry: entry["step"])
+            write_json(workdir.evaluation, {EVALUATIONS: entries}, indent=2)
 
     on_first(put)
 
