@@ -118,6 +118,8 @@ def locked(folder: Place) -> Iterator[None]:
     if isinstance(folder, BucketPath):
         yield
         return
+    check_own(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):

@@ -1,6 +1,8 @@
 import pytest
 
 from transfusion_jax.training import folders
+from transfusion_jax.training.checkpoint import SIZES, Checkpoints
+from transfusion_jax.training.damage import DamagedCheckpoint
 from transfusion_jax.training.folders import UNFINISHED, UNWANTED, WHOLE, clean, discard, move, numbered
 
 
@@ -66,3 +68,11 @@ def test_a_kill_at_any_moment_leaves_a_folder_in_one_place(remote, monkeypatch):
         whole = [folder for folder in (source, target) if (folder / WHOLE).is_file()]
         assert whole
         assert all({"a", "state/b"} <= folder.sizes().keys() for folder in whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": []}', b"\xff"])
+def test_a_damaged_list_of_files_is_told_of(tmp_path, content):
+    (tmp_path / "4").mkdir()
+    (tmp_path / "4" / SIZES).write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match=r"checkpoint 4 is damaged: sizes\.json cannot be read"):
+        Checkpoints(tmp_path).listed(4)
