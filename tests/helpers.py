@@ -27,6 +27,7 @@ from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.statistics import LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.files import read_json, write_json
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.leaves import leaf_names
@@ -174,6 +175,20 @@ def tiny_codec() -> Codec:
 def tiny_data() -> Data:
     """The tiny corpus, and another one held out."""
     return Data(tiny_corpus(), tiny_corpus(seed=1, documents=4), tiny_codec())
+
+
+def edit_run(path: Path, config: dict[str, Any] | None = None, without: tuple[str, ...] = ()) -> None:
+    """Changes a run's files as a former version might have written them, which kept no hash of `config.json`.
+
+    Args:
+        path: the run's directory.
+        config: what `config.json` then holds; None leaves it.
+        without: what the manifest then lacks.
+    """
+    manifest = read_json(path / "manifest.json", "")
+    write_json(path / "manifest.json", {k: v for k, v in manifest.items() if k not in (*without, "config_hashes")})
+    if config is not None:
+        write_json(path / "config.json", config)
 
 
 def tiny_run(

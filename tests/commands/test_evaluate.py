@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from helpers import begin_run, digits_config, prepare
+from helpers import begin_run, digits_config, edit_run, prepare
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.config import load
@@ -153,7 +153,7 @@ def test_guidance_without_its_other_branch_is_said(workdir, capsys, monkeypatch,
     monkeypatch.chdir(tmp_path)
     values = json.loads((workdir / "config.json").read_text())
     values["data"] |= dict(caption_dropout=0.0, image_first=0.0)
-    (workdir / "config.json").write_text(json.dumps(values))
+    edit_run(workdir, values)
     assert main([*command, *guidance, "--workdir", str(workdir)]) == 0
     output = capsys.readouterr()
     assert ("and this run has none at all" in output.out + output.err) == said
@@ -262,5 +262,4 @@ def entries(workdir):
 def fake(monkeypatch, name, metrics):
     """A suite that measures nothing and says this."""
     known = suite.SUITES[name]
-    other = suite.Suite(name, lambda *arguments: metrics, known.size, known.draws, known.prompts)
-    monkeypatch.setitem(suite.SUITES, name, other)
+    monkeypatch.setitem(suite.SUITES, name, replace(known, run=lambda *arguments: metrics))

@@ -1,13 +1,14 @@
 import json
 
 import fsspec
+import numpy as np
 import pytest
 
 from data.readers.samples import photographs, write_images, write_tar
 from emulator import bucket
 from transfusion_jax.cli import main
 from transfusion_jax.data.prepare import place_among_hosts
-from transfusion_jax.data.prepared import Prepared
+from transfusion_jax.data.prepared import Prepared, PreparedDocuments
 
 
 def test_a_folder_of_photographs_is_prepared_and_said_to_be(tmp_path, capsys):
@@ -126,8 +127,14 @@ def test_tars_in_a_bucket_are_prepared(tmp_path):
         for name, path in inputs.items():
             assert main(["prepare", path, "--output", str(tmp_path / name), "--image-size", "16"]) == 0
         assert main(["prepare", f"{url}/none/*.tar", "--output", str(tmp_path / "none")]) == 2
-    documents = [(tmp_path / name / "documents-00000.array_record").read_bytes() for name in inputs]
-    assert documents[0] == documents[1]
+    found = [PreparedDocuments(Prepared.open(tmp_path / name), "train", "pixels", None) for name in inputs]
+    count = Prepared.open(tmp_path / "local").manifest["splits"]["train"]["documents"]
+    assert count > 0
+    for number in range(count):  # records are sealed with the input that they come from
+        remote, local = (documents.record(number) for documents in found)
+        assert [s.loss for s in remote.segments] == [s.loss for s in local.segments]
+        np.testing.assert_equal([s.tokens for s in remote.segments], [s.tokens for s in local.segments])
+        np.testing.assert_array_equal(*(documents.latents(number) for documents in found))
 
 
 def test_a_tokenizer_is_trained_on_the_inputs_the_same_each_time(tmp_path, capsys):

@@ -8,6 +8,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, DocumentList, Source, Text
 from transfusion_jax.evaluation.protocols import PROTOCOLS
+from transfusion_jax.files import write_json
 from transfusion_jax.scaling import costs, ladder
 from transfusion_jax.scaling.ladder import Family, Ladder, Scale, Sweep
 from transfusion_jax.training.workdir import Workdir
@@ -159,6 +160,7 @@ def test_a_sweep_cut_short_in_its_evaluation_is_not_done(tmp_path):
 def begun(root, point, values):
     """A workdir whose newest record is of the last step."""
     (root / point.name).mkdir(exist_ok=True)
+    write_json(root / point.name / "manifest.json", {"history": [], "codec": {}, "skip_rows": []})
     Workdir(root / point.name).metrics.write_text(json.dumps({"step": point.config.steps, **values}) + "\n")
     (root / point.name / "config.json").write_text(json.dumps(configs.to_dict(point.config)))
 

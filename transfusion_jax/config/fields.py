@@ -378,7 +378,7 @@ class Config(Run):
             "data.max_text": (self.data.max_text, 0),  # every element bears a loss
         }
         for name, (value, *defaults) in elsewhere.items():
-            require(value in defaults, f"{name} needs model.images='latents', not {family!r}: leave it out")
+            require(value in defaults, f"{name} goes with model.images='latents', not {family!r}: leave it out")
         require(
             family == "codes" or not self.loop.sample_every,
             "loop.sample_every must be 0 with model.images='none': a model of text alone draws no images",
