@@ -115,9 +115,9 @@ class Llama:
         for name, value in PLAIN.items():
             found = config.get(name, value)
             require(found in (value, None), f"{path}: {name} is {found!r}, which this model has no part for")
-        ropes = []
+        ropes: dict[str, dict[str, Any]] = {}
         for name in ("rope_parameters", "rope_scaling"):
-            ropes.append(rope := config.get(name) or {})
+            ropes[name] = rope = config.get(name) or {}
             require(isinstance(rope, dict), f"{path}: {name} is {rope!r}, but must be an object or null")
             kind = rope.get("rope_type", rope.get("type", "default"))
             require(
@@ -126,12 +126,13 @@ class Llama:
             )
             part = rope.get("partial_rotary_factor", 1.0)
             require(part == 1, f"{path}: {name}: partial_rotary_factor is {part}, which is not supported")
-        for name in ("rms_norm_eps", "rope_theta"):
-            for found in (holder.get(name, 1) for holder in (config, *ropes)):
-                require(
-                    type(found) in (int, float) and 0 < found < math.inf,
-                    f"{path}: {name} is {found!r}, but must be a positive number",
-                )
+        numbers = {name: config.get(name, 1) for name in ("rms_norm_eps", "rope_theta")}
+        numbers |= {f"{name}.rope_theta": rope.get("rope_theta", 1) for name, rope in ropes.items()}
+        for name, found in numbers.items():
+            require(
+                type(found) in (int, float) and 0 < found < math.inf,
+                f"{path}: {name} is {found!r}, but must be a positive number",
+            )
         heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or 1
         require(
             heads % shared == 0,
