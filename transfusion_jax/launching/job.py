@@ -125,7 +125,7 @@ def refuse(name: str, there: str, asked: str, advice: str) -> NoReturn:
     Args:
         name: of both.
         there: what is there, line by line; empty where that cannot be read.
-        asked: what is asked for.
+        asked: the job to be submitted.
         advice: how the other one is ended.
     """
     compared = difflib.unified_diff(there.splitlines(), asked.splitlines(), lineterm="", n=0) if there else ()

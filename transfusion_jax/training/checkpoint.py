@@ -331,7 +331,7 @@ class Checkpoints:
     def read(self, step: str, function: Callable[[int], T]) -> T:
         """What a function reads of the checkpoint that `N`, `latest` or `best` names, the same on every process.
 
-        Where the run deletes it meanwhile, that which the word names then is read.
+        If the run deletes it meanwhile, the word is looked up again.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
