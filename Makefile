@@ -21,9 +21,10 @@ SOURCES := pyproject.toml setup.py
 # XLA on CPU frees its memory at every step and takes it anew: large pages spare it the faults.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-# Packages of Debian that slow tests need: pip has none of them.
-PACKAGES := chromium default-jre-headless fonts-noto-color-emoji
-FOUND = $(wildcard /usr/bin/chromium /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf) $(shell command -v java 2>&1)
+# Packages of Debian that slow tests need: pip has none of them. libatomic1 is for Playwright's node.
+PACKAGES := chromium default-jre-headless fonts-noto-color-emoji libatomic1
+FOUND = $(wildcard /usr/bin/chromium /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf) $(shell command -v java 2>&1) \
+    $(firstword $(wildcard /usr/lib/*/libatomic.so.1))
 
 .PHONY: demo page test test-slow test-all wanted packages drill slurm lint lock
 .NOTPARALLEL:
