@@ -25,7 +25,7 @@ def test_records_after_the_restored_step_and_a_torn_line_are_dropped(tmp_path):
 def test_numbers_that_are_not_finite_are_left_out(tmp_path):
     with open_writer(Workdir(tmp_path), 0) as writer:
         writer.record(1, {"loss": 2.0, "empty": math.nan, "wild": math.inf})
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
 
 
 def test_a_second_record_of_a_step_takes_the_place_of_the_first(tmp_path):

@@ -11,7 +11,7 @@ def steps(path):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(parts, "LARGE", 40)  # about three lines
+    monkeypatch.setattr(parts, "LARGE", 100)  # about four lines
 
 
 def test_lines_are_put_whole_in_parts_that_follow_one_another(remote):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from transfusion_jax.bucket import BucketPath
@@ -52,12 +51,12 @@ def append_line(path: Place, values: dict[str, Any]) -> None:
         StorageError: it cannot be written.
     """
     assert not isinstance(path, BucketPath)
-    append(path, json.dumps(values) + "\n")
+    append(path, parts.line_of(values) + "\n")
 
 
 def read_lines(path: Place) -> list[dict[str, Any]]:
     """The records of a file of JSON lines; none where there is no file. What is no record is left out."""
-    return [record for record in map(parts.record_of, _whole_lines(path)) if record is not None]
+    return [record for record in parts.records_of(_whole_lines(path)) if record is not None]
 
 
 def check_lines(path: Place) -> None:
@@ -66,7 +65,7 @@ def check_lines(path: Place) -> None:
     Raises:
         DamagedFile: others are not.
     """
-    wrong = [number for number, line in enumerate(_whole_lines(path), 1) if parts.record_of(line) is None]
+    wrong = [number for number, record in enumerate(parts.records_of(_whole_lines(path)), 1) if record is None]
     if wrong:
         raise DamagedFile(
             f"{path} is damaged (line {some(wrong)}): the run leaves that out when it goes on, and keeps the file "
@@ -89,7 +88,7 @@ def write_lines(path: Place, records: list[dict[str, Any]]) -> None:
     if isinstance(path, BucketPath):
         parts.write_parts(path, records)
     else:
-        write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+        write_whole(path, "".join(parts.line_of(record) + "\n" for record in records))
 
 
 def keep_until(path: Place, step: int, aside: Place) -> Place | None:

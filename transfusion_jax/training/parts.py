@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from transfusion_jax.bucket import BucketPath, read_ranges
@@ -30,13 +31,27 @@ def read_parts(path: BucketPath) -> list[bytes]:
     return list(read_ranges([(part, None, None) for part in part_paths(path)]))
 
 
-def record_of(line: bytes) -> Record | None:
-    """What a line holds; None where it is damaged."""
-    try:
-        values = json.loads(line)
-    except ValueError:  # also bytes that are no UTF-8
-        return None
-    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
+def line_of(record: Record) -> str:
+    """A record as a line, with the CRC-32 of its JSON as a last value, `crc`, in hexadecimal."""
+    text = json.dumps(record)
+    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}'
+
+
+def records_of(lines: Iterable[bytes]) -> Iterator[Record | None]:
+    """What each line holds; None where it is damaged. Former versions wrote no CRC: their lines come first."""
+    crc_is_due = False
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # also bytes that are no UTF-8
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            yield None
+            continue
+        has_crc = record.pop("crc", None) is not None
+        whole = line.decode() == line_of(record) if has_crc else not crc_is_due
+        crc_is_due |= has_crc
+        yield record if whole else None
 
 
 def keep_parts(path: BucketPath, keep: Callable[[Record], bool]) -> None:
@@ -79,7 +94,7 @@ class PartLines:
         elif sum(map(len, self._lines)) >= LARGE:
             self.flush()
             self._number, self._lines = self._number + 1, []
-        self._lines.append(json.dumps(record))
+        self._lines.append(line_of(record))
         self._changed = True
         if time.monotonic() - self._put_at >= EVERY:
             self.flush()
