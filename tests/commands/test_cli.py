@@ -16,6 +16,7 @@ from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.files import read_json
+from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.heartbeat import read_heartbeat
 
 ROOT = Path(__file__).parents[2]
@@ -347,7 +348,7 @@ def start(*arguments, stderr=subprocess.STDOUT):
 
 def steps_of(workdir):
     """Records of training steps by step; the evaluations between them are left out."""
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    records = read_lines(workdir / "metrics.jsonl")
     steps = [r for r in records if "loss_text" in r]
     assert len({r["step"] for r in steps}) == len(steps)
     return {r["step"]: r for r in steps}

@@ -173,10 +173,7 @@ def finish(workdir, *flags, **options):
 
 def records(workdir):
     """What was logged at each step, timings apart."""
-    if isinstance(workdir, BucketPath):
-        lines = read_lines(workdir / "metrics.jsonl")
-    else:
-        lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines((workdir if isinstance(workdir, BucketPath) else Path(workdir)) / "metrics.jsonl")
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps)), f"a step stands twice: {steps}"
     kept = [{name: value for name, value in line.items() if not name.startswith(TIMINGS)} for line in lines]

@@ -134,6 +134,10 @@ def test_the_cost_of_a_run_is_counted():
     assert found.disk > 4 * 4 * found.parameters  # weights, two moments and their average, in float32
     assert found.chip_hours is None
     assert found.flops_drawing == 2 * costs.drawing_flops(point.config) > 0  # of the suites shapes and frechet
+    flow = replace(point.config, diffusion=replace(point.config.diffusion, objective="flow"))
+    nine = replace(flow.sampling, steps=9)
+    euler, heun = (replace(flow, sampling=replace(nine, sampler=name)) for name in ("euler", "heun"))
+    assert costs.drawing_flops(heun) / costs.drawing_flops(euler) == pytest.approx(17 / 9)
     assert costs.table([found, found]).splitlines()[-1].startswith("2 runs")
 
 

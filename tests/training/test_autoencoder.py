@@ -1,7 +1,6 @@
 """Training of small autoencoders, in this process."""
 
 import itertools
-import json
 from dataclasses import replace
 
 import jax
@@ -18,6 +17,7 @@ from transfusion_jax.data.images import ImageBatch, ImageRows, load_images
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.training.autoencoder import AutoencoderTask, coverage
 from transfusion_jax.training.checkpoint import Checkpoints
+from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.interruption import Interruption
 from transfusion_jax.training.loop import train
 from transfusion_jax.training.starts import Start, begin
@@ -305,7 +305,7 @@ def test_images_of_another_size_are_refused(digits_folder):
 
 
 def records(path):
-    return {r["step"]: r for r in map(json.loads, (path / "metrics.jsonl").read_text().splitlines())}
+    return {r["step"]: r for r in read_lines(path / "metrics.jsonl")}
 
 
 def same(first, second):

@@ -84,7 +84,7 @@ def test_attempts_are_kept_in_order(tmp_path):
 
 
 def test_how_an_attempt_ended_is_a_predicate():
-    assert end_of(attempt(1, 0, 0, 7, DONE)) == "finished the run at step 7"
+    assert end_of(attempt(1, 0, 0, 7, DONE)) == "finished at step 7"
     assert end_of(attempt(1, 0, 0, 7, SIGNAL)) == "was asked to end at step 7"
     assert end_of(attempt(1, 0, 0, 7, "StorageError: full")) == "ended by StorageError: full at step 7"
     assert "killed" in end_of(attempt(1, 0, 0, 7))

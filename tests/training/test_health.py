@@ -56,7 +56,7 @@ def test_a_finished_run_wants_nothing(run, capsys):
     workdir = run(dict())
     assert main(["doctor", str(workdir.path)]) == 0
     said = capsys.readouterr().out
-    assert "finished the run at step 8" in said
+    assert "finished at step 8" in said
     assert "step 8 of 8\n" in said
     assert "last save: step 8, " in said
     assert "nothing is wrong" in said

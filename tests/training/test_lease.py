@@ -77,6 +77,15 @@ def test_another_machines_silence_is_waited_for(remote):
     assert "far-away" in said[0]
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"{}"])
+def test_a_damaged_lease_runs_out_as_anothers(remote, content):
+    (remote / "lock").write_bytes(content)
+    said = []
+    with Workdir(remote).locked(said.append):
+        pass
+    assert "is held by process ? of an unknown machine" in said[0]
+
+
 def test_a_process_that_has_lost_its_lease_ends(remote):
     process = hold(remote / "lock")
     (remote / "lock").write_text(json.dumps({"id": "another"}))

@@ -18,8 +18,9 @@ from transfusion_jax.data.plan import REPLAYED, VERSION
 from transfusion_jax.errors import CheckpointError, TrainingHalted
 from transfusion_jax.files import DamagedFile
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training import checkpoint
+from transfusion_jax.training import checkpoint, health
 from transfusion_jax.training.checkpoint import Checkpoints, to_devices
+from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.starts import Start, find_checkpoint, rate_notes, source_config
 from transfusion_jax.training.state import abstract_state
@@ -57,6 +58,7 @@ def test_a_run_stops_where_it_is_told_to_and_goes_on_as_if_it_had_not(parent, tm
         assert (outcome.step, outcome.interrupted) == (3, False)
         assert Checkpoints(tmp_path / "checkpoints").steps == [2, 3]
     assert "is done: 3 of 8 steps. To train on: without loop.stop_at" in (tmp_path / "said").read_text()
+    assert health.examine(Workdir(tmp_path))["wrong"] == []
     assert tiny_run(tmp_path, config()).step == 8
     stopped, once = metrics(tmp_path), metrics(parent)
     assert [[stopped[s][n] for n in EXACT] for s in once] == [[once[s][n] for n in EXACT] for s in once]
@@ -365,7 +367,7 @@ def weights_of(path, step, which):
 
 
 def metrics(path):
-    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    records = read_lines(path / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, len(records) + 1))
     return {r["step"]: r for r in records}
 

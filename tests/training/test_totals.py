@@ -1,10 +1,9 @@
 """Elements, images and operations of a whole run, in every record, across resumes and forks."""
 
-import json
-
 import pytest
 
 from helpers import tiny_config, tiny_run
+from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.starts import Start
 from transfusion_jax.training.tasks import make_task
 from transfusion_jax.training.workdir import Workdir
@@ -34,4 +33,4 @@ def test_totals_add_up_over_a_resume_and_a_fork(tmp_path):
 
 
 def records(path):
-    return [json.loads(line) for line in Workdir(path).metrics.read_text().splitlines()]
+    return read_lines(Workdir(path).metrics)

@@ -11,6 +11,8 @@ import numpy as np
 from transfusion_jax.config import Config
 from transfusion_jax.data.documents import Source
 from transfusion_jax.data.load import load
+from transfusion_jax.diffusion.sampler import make_steps
+from transfusion_jax.diffusion.schedule import make_schedule
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_flops
 from transfusion_jax.planning.contents import Contents, expected
@@ -76,13 +78,17 @@ def exact_flops(config: Config, contents: Contents | None = None) -> float:
 
 
 def drawing_flops(config: Config) -> float:
-    """Of drawing `evaluation.images` with guidance: two passes of an image's elements for each step."""
+    """Of drawing `evaluation.images` with guidance: two passes of an image's elements for each evaluation."""
     model = config.model
     if model.images == "none":
         return 0.0
-    steps = config.sampling.steps if model.images == "latents" else 1  # codes go through the trunk once
-    elements = 2 * steps * model.patches * config.evaluation.images
-    return step_flops(model, elements, 0, 2 * steps * config.evaluation.images, 0) / FORWARD_AND_BACKWARD
+    passes = 2  # codes go through the trunk once
+    if model.images == "latents":
+        diffusion, sampling = config.diffusion, config.sampling
+        steps = make_steps(make_schedule(diffusion), sampling.steps, diffusion.objective, sampling.sampler)
+        passes *= len(steps.timesteps)
+    images = passes * config.evaluation.images
+    return step_flops(model, images * model.patches, 0, images, 0) / FORWARD_AND_BACKWARD
 
 
 def epochs(config: Config, per_row: float) -> dict[str, float]:

@@ -122,7 +122,7 @@ def account(attempts: Sequence[Attempt]) -> Account:
     """The sum over a run's attempts, in their order.
 
     Between two attempts time is lost, and so are the steps that a later attempt made again, each at the mean time
-    of its attempt's steps. The time after an attempt that finished the run is nobody's.
+    of its attempt's steps. The time after an attempt that finished is not counted.
     """
     seconds = dict.fromkeys([*KINDS, RESTART], 0.0)
     lost_steps = 0
@@ -158,7 +158,7 @@ def end_of(attempt: Attempt) -> str:
     """How an attempt ended, as the predicate of a sentence."""
     if attempt.ended is None:
         return f"was killed, or lost its machine, while {attempt.doing}; last heard of at step {attempt.step}"
-    how = {DONE: "finished the run", SIGNAL: "was asked to end"}.get(attempt.ended, f"ended by {attempt.ended}")
+    how = {DONE: "finished", SIGNAL: "was asked to end"}.get(attempt.ended, f"ended by {attempt.ended}")
     return f"{how} at step {attempt.step}"
 
 

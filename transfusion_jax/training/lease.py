@@ -1,4 +1,4 @@
-"""A lock in a bucket: an object that its holder puts anew all the time, and that is free once it does no more.
+"""A lock in a bucket: an object that its holder renews; it expires when the holder stops.
 
 Every write names the generation that it takes the place of, so that of two processes one succeeds. No clocks are
 compared: whoever waits watches the object for longer than its holder may be silent.
@@ -28,6 +28,7 @@ from transfusion_jax.errors import StorageError
 BEAT = 10.0  # seconds between two writes of the holder
 SILENT = 60.0  # seconds without one, after which the lease is free
 MEANING = {"PERMISSION_DENIED": "forbidden to these credentials", "NOT_FOUND": "there is no such bucket"}
+UNKNOWN = {"id": None, "host": "an unknown machine", "process": "?", "machine": None, "began": None}
 NOT_WRITTEN = b""  # TensorStore's generation where a condition did not hold
 
 
@@ -83,7 +84,7 @@ def _take(store: Any, path: BucketPath, holder: dict[str, Any], say: Callable[[s
     seen, since = None, 0.0
     while True:
         found = asked(path, lambda: store.read(path.name))
-        held_by = json.loads(found.value) if found.state == "value" else None
+        held_by = _holder(found)
         now = time.monotonic()
         if seen is None:
             seen, since = found.stamp.generation, now
@@ -127,9 +128,20 @@ def _is_held(store: Any, path: BucketPath, holder: dict[str, Any]) -> bool:
     return _names(asked(path, lambda: store.read(path.name)), holder)
 
 
+def _holder(found: Any) -> dict[str, Any] | None:
+    """Who holds the lock that was read, `UNKNOWN` where it is damaged; None if it is free."""
+    if found.state != "value":
+        return None
+    try:
+        holder = json.loads(found.value)
+    except ValueError:  # also bytes that are no UTF-8
+        return UNKNOWN
+    return holder if isinstance(holder, dict) and holder.keys() >= UNKNOWN.keys() else UNKNOWN
+
+
 def _names(found: Any, holder: dict[str, Any]) -> bool:
     """Whether the lock that was read is the holder's."""
-    return bool(found.state == "value" and json.loads(found.value)["id"] == holder["id"])
+    return (_holder(found) or UNKNOWN)["id"] == holder["id"]
 
 
 def _put(store: Any, path: BucketPath, holder: dict[str, Any], generation: bytes) -> bytes:

@@ -111,7 +111,7 @@ def train(
         stream = batches(rows, next_row, config.batch_rows, local, config.workers, say)
         totals = checkpoints.manifest(first).get("totals") or None if first else {}
         timer = Timer(first, peak * mesh.size, mesh.size, totals)
-        watch = Watch(workdir, first, config.steps, timer, watching, beat, say)
+        watch = Watch(workdir, first, end, timer, watching, beat, say)
         tracking = open_tracker(watching.wandb, workdir, config, say)
         beat.last_words = watch.leave
         with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker, say) as writer:

@@ -55,7 +55,7 @@ class Watch:
     Args:
         workdir: whose `attempts/` keeps the account; the first process alone writes there.
         first_step: that the attempt resumes from.
-        steps: of the whole run.
+        steps: the one to end with.
         timer: paused while something else than steps is done.
         asked: what else to do.
         heart: is told what is being done.
