@@ -6,7 +6,7 @@
 # make drill      real training processes through every fault; puts their table into docs/reliability.md
 # make slurm      jobs in a real Slurm of one node: needs root, and Debian's slurm-wlm and munge
 # make lint       ruff, mypy, shellcheck, hadolint
-# make lock       resolves the locks anew
+# make lock       resolves the locks again
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadfile
 SOURCES := pyproject.toml setup.py
 
-# XLA on CPU frees its memory at every step and takes it anew: large pages spare it the faults.
+# XLA on CPU frees its memory at every step and allocates it again: large pages spare it the faults.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 # Packages of Debian that slow tests need: pip has none of them. libatomic1 is for Playwright's node.

@@ -100,7 +100,7 @@ def test_the_same_command_again_queues_only_what_is_gone(standin, capsys):
     for state in ("SUSPENDED", "FAILED"):
         standin.change(lambda about, state=state: about.update(state={"state": state}))
         assert main([*VM, *TRAIN]) == 0
-        assert f"train-run-e69e69 is {state}: it is deleted, and queued anew" in capsys.readouterr().out
+        assert f"train-run-e69e69 is {state}: it is deleted and queued again" in capsys.readouterr().out
         assert standin.verbs() == ["describe", "delete", "create"]
     standin.change(lambda about: about.update(state={"state": "SUSPENDING"}))
     assert main([*VM, *TRAIN]) == 2

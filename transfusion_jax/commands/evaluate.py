@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--follow", action="store_true", help="evaluate every checkpoint of a run that trains, until its last step"
     )
-    parser.add_argument("--again", action="store_true", help="measure anew what evaluation.json holds already")
+    parser.add_argument("--again", action="store_true", help="measure again what evaluation.json already holds")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each checkpoint instead")
     parser.set_defaults(run=run, takes_overrides=False)
 

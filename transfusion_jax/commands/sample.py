@@ -89,7 +89,7 @@ def add_parser(commands: Any) -> None:
     writing = parser.add_argument_group("how texts are written")
     writing.add_argument("--max-tokens", type=int, help="tokens of one sample (default: 256)")
     writing.add_argument("--text-temperature", type=float, help="0, the default, takes the likeliest")
-    writing.add_argument("--top-k", type=int, help="of so many likeliest tokens")
+    writing.add_argument("--top-k", type=int, help="keep the k most likely tokens")
     writing.add_argument("--top-p", type=float, help="of the likeliest that make up this probability")
     writing.add_argument("--min-p", type=float, help="of those with this share of the likeliest's")
     writing.add_argument("--stop", action="append", default=[], help="text ends before this; repeat it for more")

@@ -1,7 +1,7 @@
 """`launch gke`: a JobSet of TPU slices on Google Kubernetes Engine, queued by Kueue where a queue is named.
 
 Every pod failure ends its Job at once (`backoffLimit: 0`), since no process can go on without the others, and the
-JobSet then starts all slices anew. Rules tell three cases apart. Exit codes that no other start can mend fail the
+JobSet then starts all slices again. Rules tell three cases apart. Exit codes that no other start can mend fail the
 whole. A save after a signal (75) or an eviction restarts without being counted. Anything else counts as one of
 `--restarts`. A Job gives both of the first two the reason `PodFailurePolicy`; only the message names the rule, and
 reading messages takes JobSet 0.10.

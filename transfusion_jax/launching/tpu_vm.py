@@ -70,7 +70,7 @@ def add_parser(targets: argparse._SubParsersAction) -> None:
         "tpu-vm",
         help="TPU VMs by a queued resource",
         description="Queues for TPU VMs and runs the command on them; a queued resource that was preempted or has "
-        "failed is deleted and queued anew, and one that is there already is left alone.",
+        "failed is deleted and queued again, and one that is there already is left alone.",
     )
     add_slice_arguments(parser)
     parser.add_argument("--image", required=True, help="built from launch/Dockerfile with LOCK=tpu, and pushed")
@@ -164,7 +164,7 @@ def _make_room(job: Job, machines: Slices, place: Sequence[str], script: str, fi
     existing = json.loads(found.stdout)
     state = existing["state"]["state"]
     if state in ENDED:
-        print(f"{job.name} is {state}: it is deleted, and queued anew")
+        print(f"{job.name} is {state}: it is deleted and queued again")
         output(*RESOURCES, "delete", job.name, *place, "--force", "--quiet")
         return True
     if state in ENDING:
