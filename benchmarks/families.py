@@ -18,7 +18,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.commands.flags.shared import add_weights
+from transfusion_jax.commands.reading import read_model
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.readers import digits
 from transfusion_jax.evaluation.suite import SUITES
@@ -185,7 +186,7 @@ def draw_all(root: Path) -> np.ndarray:
 def read(workdir: Path) -> tuple[ModelTask, Params, Workdir]:
     """A run's task, its last weights, and the run."""
     parser = argparse.ArgumentParser()
-    add_reading_flags(parser)
+    add_weights(parser)
     return read_model(parser.parse_args(["--workdir", str(workdir)]), print)[:3]
 
 

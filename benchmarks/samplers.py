@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.commands.flags.shared import add_weights
+from transfusion_jax.commands.reading import read_model
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.load import Codec
 from transfusion_jax.data.readers import digits
@@ -45,7 +46,7 @@ class Unbounded(Codec):
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_reading_flags(parser)
+    add_weights(parser)
     parser.add_argument(
         "--least-signal", action="store_true", help="measure where, in signal over noise, to evaluate ε"
     )

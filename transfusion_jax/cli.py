@@ -1,4 +1,8 @@
-"""The console script `transfusion`: one subcommand per file of `commands`."""
+"""The console script `transfusion`: one subcommand per file of `commands`.
+
+What a command can be asked for is declared in `commands/flags`, so that help and mistakes are answered at once; its
+own file, with all that it needs, is imported to run it.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,26 @@ import errno
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from transfusion_jax import __version__
-from transfusion_jax.commands import (
-    autoencoder,
-    convert,
-    doctor,
-    evaluate,
-    judge,
-    launch,
-    plan,
-    prepare,
-    sample,
-    scale,
-    serve,
-    train,
-)
 from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import StorageError, UserError
-from transfusion_jax.parallel import processes
 
-COMMANDS = (prepare, doctor, plan, train, launch, sample, serve, evaluate, judge, autoencoder, convert, scale)
+COMMANDS = {  # by name: what each does; its module in `commands.flags` has the same name
+    "prepare": "files, tables and data sets into documents to train on",
+    "doctor": "look into prepared data, a run, or a row of a run",
+    "plan": "memory, step time and cost of a run on a given topology, without the hardware",
+    "train": "train or resume in a workdir",
+    "launch": "run another command on many hosts",
+    "sample": "draw, write, caption, edit or score",
+    "serve": "a page and an API on a trained model",
+    "evaluate": "run evaluation suites on a checkpoint",
+    "judge": "a checkpoint before the judges of papers",
+    "autoencoder": "train or export an image autoencoder",
+    "convert": "weights in and out, looked at, compared",
+    "scale": "scaling curves and what they say",
+}
 OVERRIDE = "--config."
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 CLOSED = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
@@ -35,30 +38,10 @@ CLOSED = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; `errors` lists them."""
-    parser = argparse.ArgumentParser(
-        "transfusion", description="Transfusion pretraining in JAX.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"transfusion {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(commands)
-    words = list(sys.argv[1:] if argv is None else argv)
-    end = words.index("--") if "--" in words else len(words)
-    words, launched = words[:end], words[end + 1 :]
-    overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]
     try:
-        arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
-        if launched:  # a mistake in it is found now, not once many hosts are booked
-            parser.parse_args([word for word in launched if not word.startswith(OVERRIDE)])
-        if launched and arguments.run is not launch.run:
-            raise ConfigError("-- and a command after it go with launch")
-        arguments.command = launched
-        if overrides and not arguments.takes_overrides:
-            raise ConfigError(
-                f"{OVERRIDE}… goes with commands that take --config: a trained run keeps its config, and what all "
-                "runs of a ladder change stands in its `changes`"
-            )
-        code: int = arguments.run(arguments, overrides)
+        arguments, overrides = parse(list(sys.argv[1:] if argv is None else argv))
+        module, _, function = arguments.run.partition(":")
+        code: int = getattr(import_module(f"transfusion_jax.commands.{module}"), function)(arguments, overrides)
     except UserError as error:
         return _end(error.exit_code, error)
     except KeyboardInterrupt:  # where a command has nothing to save
@@ -70,9 +53,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What the command line asks for, and the fields of a config that it sets, as `a.b=value`.
+
+    `arguments.run` names what runs it, "MODULE:FUNCTION" in `commands`, and `arguments.command` the words after --.
+
+    Raises:
+        ConfigError: options that do not go together.
+        SystemExit: argparse found a mistake, or was asked for help.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    words, launched = words[:end], words[end + 1 :]
+    overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]
+    parser = _parser({*words[:1], *launched[:1]})
+    arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
+    if launched:  # a mistake in it is found now, not once many hosts are booked
+        parser.parse_args([word for word in launched if not word.startswith(OVERRIDE)])
+    if launched and words[0] != "launch":
+        raise ConfigError("-- and a command after it go with launch")
+    arguments.command = launched
+    if overrides and not arguments.takes_overrides:
+        raise ConfigError(
+            f"{OVERRIDE}… goes with commands that take --config: a trained run keeps its config, and what all "
+            "runs of a ladder change stands in its `changes`"
+        )
+    return arguments, overrides
+
+
+def _parser(called: set[str]) -> argparse.ArgumentParser:
+    """All commands by name, and the options of those that are called."""
+    parser = argparse.ArgumentParser(
+        "transfusion", description="Transfusion pretraining in JAX.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"transfusion {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name in called:
+            flags = import_module(f"transfusion_jax.commands.flags.{name}")
+            command.description = flags.__doc__
+            flags.declare(command)
+    return parser
+
+
 def _end(code: int, error: Exception | str) -> int:
     print(f"transfusion: {error}", file=sys.stderr)
-    if processes.count() > 1:  # the others must not wait for this one
+    processes = sys.modules.get("transfusion_jax.parallel.processes")  # not imported: there is one process
+    if processes and processes.count() > 1:  # the others must not wait for this one
         processes.leave(code, str(error))
     return code
 

@@ -7,10 +7,11 @@ import pytest
 
 from drills.process import ROOT
 from transfusion_jax import config as configs
+from transfusion_jax.commands.flags.launch import add_job, add_name
 from transfusion_jax.config import ConfigError
 from transfusion_jax.files import write_json
 from transfusion_jax.launching.grace import UNKNOWN, grace_seconds
-from transfusion_jax.launching.job import add_job_arguments, add_name_argument, make_job, option, require_bucket
+from transfusion_jax.launching.job import make_job, option, require_bucket
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,8 @@ def test_a_config_with_a_mistake_is_none(monkeypatch):
 def parsed(command, *options):
     """The arguments that a target's parser gives."""
     parser = argparse.ArgumentParser()
-    add_name_argument(parser)
-    add_job_arguments(parser, restarts=0)
+    add_name(parser)
+    add_job(parser, restarts=0)
     arguments = parser.parse_args(options)
     arguments.command = command
     return arguments

@@ -8,9 +8,10 @@ from ladders import ladder, point, rungs, seeded
 from transfusion_jax.config import ConfigError
 from transfusion_jax.scaling import metrics
 from transfusion_jax.scaling.fits import SCATTER, SEEDS, Noise, fit_curve, fit_line, seed_noise
+from transfusion_jax.scaling.options import ALL, PAPER, Options
 from transfusion_jax.scaling.parity import find_parity
-from transfusion_jax.scaling.points import ALL, PAPER, read
-from transfusion_jax.scaling.study import Options, study, to_dict
+from transfusion_jax.scaling.points import read
+from transfusion_jax.scaling.study import study, to_dict
 from transfusion_jax.scaling.tables import text
 
 LAW = {"loss_text": lambda c: 40 * c**-0.1, "geneval": lambda c: 1e-4 * c**0.25}

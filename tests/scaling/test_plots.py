@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ladders import ladder
+from transfusion_jax.scaling.options import Options
 from transfusion_jax.scaling.plots import describe, draw
 from transfusion_jax.scaling.points import in_fit
-from transfusion_jax.scaling.study import Options, study
+from transfusion_jax.scaling.study import study
 
 LAWS = {
     "ours": {"fid": lambda c: 3e5 * c**-0.27, "loss_text": lambda c: 1 + 100 * c**-0.2},

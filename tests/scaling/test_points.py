@@ -11,7 +11,8 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.flops import six_nd
 from transfusion_jax.scaling import metrics
-from transfusion_jax.scaling.points import ALL, BEATEN, FLOORED, FRONTIER, PAPER, comparable, read, rungs
+from transfusion_jax.scaling.options import ALL, FRONTIER, PAPER
+from transfusion_jax.scaling.points import BEATEN, FLOORED, comparable, read, rungs
 
 LOSS = metrics.known(["loss_text"])[0]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from transfusion_jax.config import Config, ConfigError, nearest, one_of, require
+from transfusion_jax.config import FOLLOWS, Config, ConfigError, nearest, one_of, require
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.load import Codec
 from transfusion_jax.data.readers.pictures import PictureError
-from transfusion_jax.generation.interleaved import FOLLOWS, Request
+from transfusion_jax.generation.interleaved import Request
 from transfusion_jax.generation.prompt import pixels_of
 from transfusion_jax.storage import Place, place
 

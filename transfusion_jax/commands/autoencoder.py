@@ -10,8 +10,7 @@ from typing import Any
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Trained, trained
 from transfusion_jax.autoencoder.network import Network, Params
-from transfusion_jax.commands.reading import add_reading_flags
-from transfusion_jax.commands.running import EPILOG, add_running_flags, make_ready, say, watching_of
+from transfusion_jax.commands.running import make_ready, say, watching_of
 from transfusion_jax.config import AutoencoderRun, ConfigError, Run, require
 from transfusion_jax.data.images import ImageData, ImageRows, load_images
 from transfusion_jax.errors import INTERRUPTED
@@ -20,7 +19,6 @@ from transfusion_jax.generation.picture import write_png
 from transfusion_jax.parallel import processes
 from transfusion_jax.parallel.agreement import agree, code_hash
 from transfusion_jax.parallel.mesh import reach_all
-from transfusion_jax.storage import place
 from transfusion_jax.training.autoencoder import AutoencoderTask
 from transfusion_jax.training.checkpoint import Checkpoints, to_devices
 from transfusion_jax.training.heartbeat import heartbeat
@@ -31,25 +29,6 @@ from transfusion_jax.training.starts import Start, begin
 from transfusion_jax.training.watch import Watching
 from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir, facts_of, parameters_of
-
-
-def add_parser(commands: Any) -> None:
-    """Declares the command and what it can do."""
-    parser = commands.add_parser("autoencoder", help="train or export an image autoencoder", description=__doc__)
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    training = actions.add_parser("train", help="train or resume in a workdir", epilog=EPILOG)
-    add_running_flags(training)
-    training.add_argument("--accept-changes", metavar="FIELD,...", help="fields of the recipe that may change here")
-    training.set_defaults(run=run, takes_overrides=True)
-    showing = actions.add_parser("reconstruct", help="draw held-out images above their reconstructions")
-    add_reading_flags(showing)
-    showing.add_argument("--output", type=place, required=True, help="PNG to write")
-    showing.set_defaults(run=_reconstruct, takes_overrides=False)
-    exporting = actions.add_parser("export", help="write a folder for prepare --encode")
-    add_reading_flags(exporting)
-    exporting.add_argument("--name", required=True, help="what data.encoding will call it, such as kl-f8c8")
-    exporting.add_argument("--output", type=place, required=True, help="the folder to write")
-    exporting.set_defaults(run=_export, takes_overrides=False)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -148,7 +127,8 @@ def _read(arguments: argparse.Namespace) -> tuple[AutoencoderRun, Params, str]:
     return config, params, which
 
 
-def _reconstruct(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def reconstruct_images(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Draws held-out images above their reconstructions; returns the exit code."""
     del overrides
     require(arguments.output.suffix.lower() == ".png", "--output must be a FILE.png")
     config, params, _ = _read(arguments)
@@ -163,7 +143,8 @@ def _reconstruct(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def export(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Writes an autoencoder as a folder for `prepare --encode`; returns the exit code."""
     del overrides
     config, params, which = _read(arguments)
     trained.save(arguments.output, Trained(arguments.name, config.architecture, params, f"{config.name}, {which}"))

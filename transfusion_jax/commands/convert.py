@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +14,10 @@ import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Identity
-from transfusion_jax.commands import convert_autoencoder
-from transfusion_jax.commands.reading import add_reading_flags, choose_weights
-from transfusion_jax.config import Config, require
+from transfusion_jax.autoencoder import Identity, importing
+from transfusion_jax.autoencoder import trained as trained_autoencoders
+from transfusion_jax.commands.reading import choose_weights
+from transfusion_jax.config import Config, one_of, require
 from transfusion_jax.conversion import llama, shards
 from transfusion_jax.conversion.hugging_face import write_tokenizer
 from transfusion_jax.conversion.memory import give_back
@@ -30,7 +29,7 @@ from transfusion_jax.data.load import Codec
 from transfusion_jax.data.tokenizer import HuggingFace, Numbers, SpecialTokens, Tokenizer
 from transfusion_jax.files import write_whole
 from transfusion_jax.model.transfusion import Model
-from transfusion_jax.storage import place, remove
+from transfusion_jax.storage import remove
 from transfusion_jax.training.checkpoint import Checkpoints
 from transfusion_jax.training.leaves import leaf_names
 from transfusion_jax.training.pieces import Leaf
@@ -55,29 +54,10 @@ Made by `transfusion convert` of the run `{run}` ({which}).
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Declares the command and its parts."""
-    parser = commands.add_parser("convert", help="weights in and out, looked at, compared", description=__doc__)
-    parts = parser.add_subparsers(metavar="WHAT", required=True)
-    for name, (declare, run, text) in PARTS.items():
-        part = parts.add_parser(name, help=text, description=text)
-        declare(part)
-        part.set_defaults(run=functools.partial(_run, run), takes_overrides=name == "from-llama")
-    convert_autoencoder.add_parsers(parts)
-
-
-def _run(convert: Callable, arguments: argparse.Namespace, overrides: list[str]) -> int:
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Converts, shows or compares; returns the exit code."""
     give_back()
-    code: int = convert(arguments, overrides)
-    return code
-
-
-def _declare_from_llama(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "path", type=Path, help="a folder with config.json and safetensors, as transformers saves it"
-    )
-    parser.add_argument("--output", type=place, required=True, help="the run to write: train --init-from reads it")
-    parser.add_argument("--config", metavar="FILE[:arg]", help="the config that the model's sizes are put into")
+    return CONVERSIONS[arguments.what](arguments, overrides)
 
 
 def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -112,13 +92,6 @@ def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     print("entries that are new have the mean of the others; the patch coder is fresh")
     print(f"written to {arguments.output}; transfusion train --init-from {arguments.output} …")
     return 0
-
-
-def _declare_writing(parser: argparse.ArgumentParser) -> None:
-    add_reading_flags(parser)
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--dtype", choices=sorted(shards.DTYPES), default="float32", help="(default: float32)")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file (default: 5GB)")
 
 
 def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -157,11 +130,6 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _declare_from_safetensors(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="a folder that to-safetensors wrote")
-    parser.add_argument("--output", type=place, required=True, help="the run to write")
-
-
 def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     path: Path = arguments.path
@@ -184,12 +152,6 @@ def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> in
     return 0
 
 
-def _declare_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="RUN[:STEP], a checkpoint's folder, or a safetensors file or folder")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="raw", help="of a run (default: raw)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     rows = describe(open_tree(arguments.path, arguments.weights))
@@ -206,14 +168,6 @@ def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _declare_diff(parser: argparse.ArgumentParser) -> None:
-    for name in ("first", "second"):
-        parser.add_argument(name, help="as of inspect")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="raw", help="of runs (default: raw)")
-    parser.add_argument("--tolerance", type=float, default=0.0, help="relative, of a leaf's norm (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
 def _diff(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     require(0 <= arguments.tolerance < math.inf, f"--tolerance must not be negative, not {arguments.tolerance}")
@@ -228,13 +182,38 @@ def _diff(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return DIFFERENT if found else 0
 
 
-PARTS: dict[str, tuple[Callable, Callable, str]] = {
-    "from-llama": (_declare_from_llama, _from_llama, "a Llama of Hugging Face's as a run to begin from"),
-    "to-llama": (_declare_writing, _to_llama, "a run's text path as a LlamaForCausalLM"),
-    "to-safetensors": (_declare_writing, _to_safetensors, "all parameters of a run as safetensors"),
-    "from-safetensors": (_declare_from_safetensors, _from_safetensors, "what to-safetensors wrote, as a run"),
-    "inspect": (_declare_inspect, _inspect, "the leaves of weights: shapes, dtypes, sizes"),
-    "diff": (_declare_diff, _diff, "how two sets of weights differ; exit code 1 where they do"),
+def _autoencoder_in(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    found = importing.read(arguments.path, arguments.name)
+    trained_autoencoders.save(arguments.output, found)
+    a = found.architecture
+    millions = sum(math.prod(leaf.shape) for leaf in trained_autoencoders.flat(found.params).values()) / 1e6
+    what = (
+        f"codes of {a.codebook:,} entries of {a.latent_channels}"
+        if a.codebook
+        else f"latents of {a.latent_channels}"
+    )
+    print(f"{found.name}: {a.kind}, {millions:.1f}M parameters, {a.factor}×{a.factor} pixels to {what} channels")
+    print(f"written to {arguments.output}; transfusion prepare … --encode {arguments.output}")
+    return 0
+
+
+def _autoencoder_out(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    importing.write(trained_autoencoders.open_folder(arguments.path), arguments.output)
+    print(f"written to {arguments.output}")
+    return 0
+
+
+CONVERSIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "from-llama": _from_llama,
+    "to-llama": _to_llama,
+    "to-safetensors": _to_safetensors,
+    "from-safetensors": _from_safetensors,
+    "inspect": _inspect,
+    "diff": _diff,
+    "autoencoder-in": _autoencoder_in,
+    "autoencoder-out": _autoencoder_out,
 }
 
 
@@ -309,6 +288,7 @@ def write(
     Raises:
         ConfigError: the folder holds something else.
     """
+    one_of("--dtype", arguments.dtype, shards.DTYPES)
     output: Path = arguments.output
     there = list(output.iterdir()) if output.is_dir() else []
     begun = [path for path in there if path.name.startswith(BEGUN)]

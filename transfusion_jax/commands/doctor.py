@@ -25,24 +25,6 @@ WIDEST = 40  # characters of a histogram's bar
 LONGEST = 80  # characters shown of a text
 
 
-def add_parser(commands: Any) -> None:
-    """Declares the command."""
-    parser = commands.add_parser(
-        "doctor", help="look into prepared data, a run, or a row of a run", description=__doc__
-    )
-    parser.add_argument("place", nargs="?", type=place, help="a folder that prepare wrote, or a run's workdir")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="read every file and compare hashes; of data also this machine's cached row plans",
-    )
-    parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
-    parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
-    parser.add_argument("--output", type=place, help="PNG for the pictures (default: doctor.png, or row-N.png)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run, takes_overrides=False)
-
-
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Examines; returns 1 where something is wrong with data or a run, else 0."""
     del overrides

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from transfusion_jax.cache import keep_programs
 from transfusion_jax.commands.reading import (
-    add_reading_flags,
     choose_weights,
     measuring_mesh,
     naming_others,
@@ -34,22 +33,6 @@ from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.workdir import Workdir
 
 POLL = 10.0  # seconds between two looks for a new checkpoint
-
-
-def add_parser(commands: Any) -> None:
-    """Declares the command."""
-    parser = commands.add_parser("evaluate", help="run evaluation suites on a checkpoint", description=__doc__)
-    add_reading_flags(parser)
-    parser.add_argument("--suite", action="append", choices=sorted(SUITES), help="a suite (default: the config's)")
-    parser.add_argument(
-        "--protocol", choices=sorted(PROTOCOLS), help="draw as a section of the paper does; of suites that draw"
-    )
-    parser.add_argument(
-        "--follow", action="store_true", help="evaluate every checkpoint of a run that trains, until its last step"
-    )
-    parser.add_argument("--again", action="store_true", help="measure again what evaluation.json already holds")
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each checkpoint instead")
-    parser.set_defaults(run=run, takes_overrides=False)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from transfusion_jax.commands.reading import add_reading_flags, measuring_mesh, read_model
+from transfusion_jax.commands.flags.judge import IMAGES
+from transfusion_jax.commands.reading import measuring_mesh, read_model
 from transfusion_jax.config import ConfigError, SourceConfig, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.load import Data
@@ -32,28 +32,15 @@ from transfusion_jax.parallel import processes
 from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.workdir import Workdir
 
-IMAGES = 30_000  # that are judged, where there are so many
 Verdict = tuple[dict[str, float], dict[str, Any]]  # metrics by name, and what else the report says
 Ask = Callable[[ModelTask, Params, Workdir], Verdict]
-
-
-def add_parser(commands: Any) -> None:
-    """Declares the command and its parts."""
-    parser = commands.add_parser("judge", help="a checkpoint before the judges of papers", description=__doc__)
-    parts = parser.add_subparsers(metavar="JUDGE", required=True)
-    for name, (declare, prepare, text) in JUDGES.items():
-        part = parts.add_parser(name, help=text, description=text)
-        add_reading_flags(part)
-        declare(part)
-        part.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-        part.set_defaults(run=run, judge=name, prepare=prepare, takes_overrides=False)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Judges; returns the exit code."""
     del overrides
     processes.connect()
-    ask: Ask = arguments.prepare(arguments)  # what is missing is said before weights are read
+    ask: Ask = JUDGES[arguments.judge](arguments)  # what is missing is said before weights are read
     stream = sys.stderr if arguments.json else sys.stdout
     say = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
     task, params, workdir, step, weights = read_model(arguments, say, measuring_mesh)
@@ -97,21 +84,6 @@ def _judge(name: str, extra: str) -> Any:
         ) from error
 
 
-def _declare_harness(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "tasks",
-        nargs="*",
-        default=["llama"],
-        metavar="TASK",
-        help="tasks or groups of lm-evaluation-harness; llama (default) is the paper's suite of seven",
-    )
-    parser.add_argument(
-        "--num-fewshot", type=int, metavar="N", help="examples before a question (default: the task's)"
-    )
-    parser.add_argument("--limit", type=float, metavar="N", help="documents of each task; below 1, their share")
-    parser.add_argument("--include", type=Path, metavar="FOLDER", help="a folder with tasks of your own, as YAML")
-
-
 def _prepare_harness(arguments: argparse.Namespace) -> Ask:
     shots, limit, include = arguments.num_fewshot, arguments.limit, arguments.include
     require(shots is None or shots >= 0, f"--num-fewshot must not be negative, not {shots}")
@@ -127,29 +99,6 @@ def _prepare_harness(arguments: argparse.Namespace) -> Ask:
         return metrics, {"tasks": " ".join(arguments.tasks), "harness": details}
 
     return ask
-
-
-def _declare_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--inception", type=Path, metavar="FILE", help="FID by these weights of Inception v3")
-    parser.add_argument(
-        "--statistics", type=Path, metavar="FILE", help="for FID: an .npz with mu and sigma, not held-out images'"
-    )
-    parser.add_argument(
-        "--clip", type=Path, metavar="FOLDER", help="CLIP score by this CLIP, saved by transformers"
-    )
-    _declare_pictures(parser)
-    parser.add_argument("-n", type=int, metavar="N", help=f"images at most (default: {IMAGES})")
-    parser.add_argument(
-        "--protocol", choices=sorted(PROTOCOLS), help="as a section of the paper does: its guidance and images"
-    )
-
-
-def _declare_pictures(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--pictures",
-        metavar="FOLDER",
-        help="prepared captioned images, all of its part for training (default: what the run's sources hold out)",
-    )
 
 
 def _prepare_images(arguments: argparse.Namespace) -> Ask:
@@ -194,14 +143,6 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
     return ask
 
 
-def _declare_cider(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--prompt", default="", metavar="TEXT", help="between an image and its caption (default: nothing)"
-    )
-    _declare_pictures(parser)
-    parser.add_argument("-n", type=int, metavar="N", help="images at most (default: all that are held out)")
-
-
 def _prepare_cider(arguments: argparse.Namespace) -> Ask:
     require(arguments.n is None or arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
     cider = _judge("cider", "captions")
@@ -213,16 +154,6 @@ def _prepare_cider(arguments: argparse.Namespace) -> Ask:
         return verdict
 
     return ask
-
-
-def _declare_geneval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompts", type=Path, metavar="FILE", help="GenEval's evaluation_metadata.jsonl")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="an empty folder, for its scorer"
-    )
-    parser.add_argument(
-        "-n", type=int, default=geneval.IMAGES, metavar="N", help="images of each prompt (default: 4)"
-    )
 
 
 def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
@@ -254,9 +185,9 @@ def _data(task: ModelTask, workdir: Workdir, pictured: str | None) -> Data:
     return data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
 
 
-JUDGES: dict[str, tuple[Callable, Callable, str]] = {
-    "harness": (_declare_harness, _prepare_harness, "text tasks of lm-evaluation-harness"),
-    "images": (_declare_images, _prepare_images, "FID and CLIP score of images for held-out captions"),
-    "cider": (_declare_cider, _prepare_cider, "CIDEr of captions for held-out images"),
-    "geneval": (_declare_geneval, _prepare_geneval, "images for GenEval's prompts, in its scorer's layout"),
+JUDGES: dict[str, Callable[[argparse.Namespace], Ask]] = {
+    "harness": _prepare_harness,
+    "images": _prepare_images,
+    "cider": _prepare_cider,
+    "geneval": _prepare_geneval,
 }

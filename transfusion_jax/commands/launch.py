@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
 
 from transfusion_jax.config import require
 from transfusion_jax.launching import gke, local, slurm, tpu_vm
 
-TARGETS = (local, slurm, gke, tpu_vm)
-EPILOG = (
-    "After -- stands any other command, as in: "
-    "transfusion launch local --processes 4 -- train --config configs/debug.py --workdir runs/debug"
-)
-
-
-def add_parser(commands: Any) -> None:
-    """Declares the command."""
-    parser = commands.add_parser(
-        "launch", help="run another command on many hosts", description=__doc__, epilog=EPILOG
-    )
-    targets = parser.add_subparsers(metavar="TARGET", required=True)
-    for target in TARGETS:
-        target.add_parser(targets)
-    for target in targets.choices.values():
-        target.usage = f"{target.prog} [OPTION…] -- COMMAND…"
-        target.epilog = EPILOG
-    parser.set_defaults(run=run, takes_overrides=True)
+TARGETS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "local": local.launch,
+    "slurm": slurm.launch,
+    "gke": gke.launch,
+    "tpu-vm": tpu_vm.launch,
+}
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -36,5 +23,4 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arguments.command, "launch needs -- and a command after it, such as -- train --config configs/debug.py …"
     )
     require(arguments.command[0] != "launch", "launch cannot launch itself")
-    code: int = arguments.launch(arguments)
-    return code
+    return TARGETS[arguments.target](arguments)

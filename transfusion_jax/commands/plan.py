@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 import jax
 
@@ -19,37 +18,6 @@ from transfusion_jax.planning import topology as topologies
 from transfusion_jax.planning.contents import expected
 from transfusion_jax.planning.plan import make_plan
 from transfusion_jax.planning.search import choose_mesh, search
-
-
-def add_parser(commands: Any) -> None:
-    """Declares the command."""
-    parser = commands.add_parser(
-        "plan",
-        help="bytes, operations, traffic and time of a run on a machine that is not there",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", metavar="FILE[:arg]", required=True, help="a config file")
-    parser.add_argument(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help="v5e:16x16, v5p:4x4x4, 2xv5e:16x16 (slices), v5p-128 (a booking), h100:8x4 (GPUs per node × nodes)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--analytic", action="store_true", help="formulas alone, for TPUs too: seconds, not minutes"
-    )
-    parser.add_argument(
-        "--search", action="store_true", help="rank meshes, parts of a batch and policies of rematerialisation"
-    )
-    parser.add_argument(
-        "--best", type=int, default=2, metavar="N", help="of --search: plan the best N (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--host-rate", type=float, default=0.5, metavar="GB/S", help="what one host writes (default: %(default)s)"
-    )
-    parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -19,21 +19,9 @@ from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
 from transfusion_jax.parallel.mesh import check_batch, make_mesh
 from transfusion_jax.parallel.sharding import state_shardings
-from transfusion_jax.storage import place
 from transfusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, to_devices
 from transfusion_jax.training.tasks import ModelTask, make_task
 from transfusion_jax.training.workdir import Workdir
-
-
-def add_reading_flags(parser: argparse.ArgumentParser) -> None:
-    """`--workdir`, `--step` and `--weights`."""
-    parser.add_argument("--workdir", type=place, required=True, help="a run's directory")
-    parser.add_argument("--step", default="latest", help="checkpoint: N, latest (default) or best")
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        help="which weights (default: ema where the run keeps an average)",
-    )
 
 
 def choose_weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, str]:

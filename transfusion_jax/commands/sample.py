@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,8 @@ from transfusion_jax.commands.asking import (
     read_prompts,
     requests_of,
 )
-from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.commands.flags.sample import DEFAULTS
+from transfusion_jax.commands.reading import read_model
 from transfusion_jax.config import Config, SamplingConfig, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.documents import Document, Image, Text
@@ -25,75 +25,15 @@ from transfusion_jax.data.load import Codec
 from transfusion_jax.generation.album import Made, write_album, write_lines, write_page, write_sheet
 from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.guidance import untrained_branch
-from transfusion_jax.generation.interleaved import FOLLOWS, Drew, Ended, Event, generate
+from transfusion_jax.generation.interleaved import Drew, Ended, Event, generate
 from transfusion_jax.generation.scoring import score
 from transfusion_jax.generation.text import write
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.storage import place
 from transfusion_jax.training.tasks import ModelTask
 
-EXAMPLES = """\
-examples, each with --workdir W:
-  --prompt "a red circle" -n 8 --output circles.png             eight images on a sheet
-  --image photo.png                                             a caption
-  --image photo.png --prompt "make it red" --edit --output red.png
-  --prompt "once" --follow any --output story                   texts and images, as the model likes
-  --prompts prompts.jsonl --output drawn                        a folder: samples.jsonl, samples.html, images
-  --image photo.png --score "a cat" --score "a dog"             how likely each text is
-"""
 EVERY = 5.0  # seconds between two reports
 DRAWING = "steps", "sampler", "guidance", "guidance_interval", "guidance_rescale", "image_guidance", "temperature"
 WRITING = "max_tokens", "text_temperature", "top_k", "top_p", "min_p", "stop"
-DEFAULTS: dict[str, Any] = dict(
-    n=1, seed=0, max_images=8, max_tokens=256, text_temperature=0.0, top_k=0, top_p=1.0, min_p=0.0
-)
-
-
-def add_parser(commands: Any) -> None:
-    """Declares the command."""
-    parser = commands.add_parser(
-        "sample",
-        help="draw, write, caption, edit or score",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_reading_flags(parser)
-    asked = parser.add_argument_group("what stands before")
-    asked.add_argument("--prompt", action="append", default=[], help="a text; repeat it for more prompts")
-    asked.add_argument(
-        "--image", type=place, nargs="+", default=[], help="image files; each stands before each --prompt"
-    )
-    asked.add_argument("--prompts", type=place, metavar="FILE", help="prompts, one per line; .jsonl: with images")
-    asked.add_argument("--held-out", type=int, metavar="N", help="caption N images that were kept from training")
-    follows = parser.add_argument_group("what is to follow")
-    follows.add_argument("--follow", choices=FOLLOWS, help="default: an image after a text, text after an image")
-    follows.add_argument("--edit", action="store_true", help="an image after --image and --prompt")
-    follows.add_argument("--score", action="append", default=[], metavar="TEXT", help="how likely this text is")
-    follows.add_argument("-n", type=int, help="samples per prompt (default: 1)")
-    follows.add_argument("--output", type=place, help="where to: FILE.png (a sheet), .html, .jsonl, or a folder")
-    follows.add_argument("--seed", type=int, help="of noise and draws (default: 0)")
-    follows.add_argument("--max-images", type=int, help="images that one sample draws (default: 8)")
-    drawing = parser.add_argument_group("how images are drawn (default: the config's)")
-    drawing.add_argument("--sampling-steps", dest="steps", type=int, help="denoising steps")
-    drawing.add_argument("--sampler", help="ancestral, ddim or dpm++; of a flow euler or heun")
-    drawing.add_argument("--guidance", type=float, help="guidance scale, 1 for none")
-    drawing.add_argument(
-        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of t / T, where it acts"
-    )
-    drawing.add_argument("--guidance-rescale", type=float, help="0 to 1: against what is too saturated")
-    drawing.add_argument(
-        "--image-guidance", type=float, help="of the images before, apart from the text's: for --edit"
-    )
-    drawing.add_argument("--temperature", type=float, help="of codes, drawn one by one")
-    writing = parser.add_argument_group("how texts are written")
-    writing.add_argument("--max-tokens", type=int, help="tokens of one sample (default: 256)")
-    writing.add_argument("--text-temperature", type=float, help="0, the default, takes the likeliest")
-    writing.add_argument("--top-k", type=int, help="keep the k most likely tokens")
-    writing.add_argument("--top-p", type=float, help="of the likeliest that make up this probability")
-    writing.add_argument("--min-p", type=float, help="of those with this share of the likeliest's")
-    writing.add_argument("--stop", action="append", default=[], help="text ends before this; repeat it for more")
-    parser.set_defaults(run=run, takes_overrides=False, **DEFAULTS)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -8,7 +8,6 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import require
@@ -17,38 +16,13 @@ from transfusion_jax.scaling import reference
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.reference import Reference, Verdict
 from transfusion_jax.scaling.running import FAILED, Training, run_trainings
-from transfusion_jax.storage import place
 
-COMPARE = "hold a run's losses to those of runs that are known to be right"
-MAKE = "train runs that are right, and keep their losses for `scale compare`"
 DIFFERENT = 1  # exit code: a loss is outside
 WAYS = ("model.compute_dtype=bfloat16", "accumulation=2")  # of the first seed, which must not matter
 
 
-def add_parsers(parts: Any) -> None:
-    """Declares these parts of `scale`."""
-    compare = parts.add_parser("compare", help=COMPARE, description=COMPARE)
-    compare.add_argument(
-        "--run", dest="workdir", type=place, required=True, metavar="DIR", help="a run, done or under way"
-    )
-    compare.add_argument(
-        "--reference", required=True, metavar="NAME", help=f"{reference.known()}, or a file that reference made"
-    )
-    compare.add_argument("--json", action="store_true", help="print one JSON object")
-    compare.set_defaults(run=_compare, takes_overrides=False)
-    make = parts.add_parser("reference", help=MAKE, description=MAKE)
-    make.add_argument("--config", required=True, metavar="FILE[:arg]", help="the recipe")
-    make.add_argument("--output", type=Path, required=True, metavar="FILE.json")
-    make.add_argument("--workdir", type=place, required=True, help="where the runs are kept")
-    make.add_argument("--seeds", type=int, default=5, metavar="N", help="(default: %(default)s)")
-    make.add_argument(
-        "--until", type=int, metavar="STEP", help="train and compare no further (default: to the end)"
-    )
-    make.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
-    make.set_defaults(run=_make, takes_overrides=True)
-
-
-def _compare(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def compare(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Compares a run with a reference; returns the exit code."""
     del overrides
     verdict = reference.compare(arguments.workdir, reference.load(arguments.reference))
     print(json.dumps(asdict(verdict) | {"passes": verdict.passes}) if arguments.json else _sentences(verdict))
@@ -74,7 +48,8 @@ def _sentences(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def _make(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def make_reference(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Trains a reference's runs and writes it; returns the exit code."""
     require(arguments.seeds > 2, f"--seeds {arguments.seeds} make no band: 3 at least")
     require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
     output, root = arguments.output, arguments.workdir

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from transfusion_jax.config import require
 from transfusion_jax.errors import INTERRUPTED
@@ -24,9 +23,9 @@ from transfusion_jax.files import write_whole
 from transfusion_jax.planning import topology as topologies
 from transfusion_jax.scaling import costs, ladder
 from transfusion_jax.scaling.ladder import Ladder, LadderRun
-from transfusion_jax.scaling.points import IN_WORKDIR
+from transfusion_jax.scaling.options import IN_WORKDIR
 from transfusion_jax.scaling.running import FAILED, Training, run_trainings
-from transfusion_jax.storage import Place, place
+from transfusion_jax.storage import Place
 from transfusion_jax.training.files import write_lines
 from transfusion_jax.training.goodput import RESTART, account, read_attempts
 from transfusion_jax.training.metrics import duration
@@ -34,24 +33,6 @@ from transfusion_jax.training.workdir import Workdir
 
 CSV = "points.csv"
 LAUNCH_ONE = ("--name", "--dry-run")  # options of `launch` that are of no use to many jobs
-
-
-def add_parser(parts: Any) -> None:
-    """Declares this part of `scale`."""
-    parser = parts.add_parser("run", help="train a ladder's models", description=__doc__)
-    parser.add_argument("--ladder", type=Path, required=True, metavar="FILE", help="such as configs/ladders/cpu.py")
-    parser.add_argument("--workdir", type=place, help="where the runs and their numbers are kept")
-    parser.add_argument("--logs", type=Path, metavar="DIR", help="of what they print (default: the workdir)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (default: 1)"
-    )
-    parser.add_argument(
-        "--launch", metavar="WORDS", default="", help="a launcher's job for each run, as --launch 'slurm --nodes 4'"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print what every run takes, and stop")
-    parser.add_argument("--topology", metavar="NAME", help="of --dry-run: the machine (default: the ladder's)")
-    parser.add_argument("--json", action="store_true", help="of --dry-run: print one JSON object")
-    parser.set_defaults(run=run, takes_overrides=False)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import Any
 
-from transfusion_jax.commands.reading import add_reading_flags, read_model
+from transfusion_jax.commands.reading import read_model
 from transfusion_jax.config import ConfigError, SamplingConfig, require
 from transfusion_jax.generation.guidance import untrained_branch
 
 NEEDED = "transfusion serve needs FastAPI: pip install 'transfusion-jax[serve]'"
-
-
-def add_parser(commands: Any) -> None:
-    """Declares the command."""
-    parser = commands.add_parser("serve", help="a page and an API on a trained model", description=__doc__)
-    add_reading_flags(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0 takes a free one)")
-    parser.add_argument("--waiting", type=int, default=64, help="requests that may wait (default: 64)")
-    parser.set_defaults(run=run, takes_overrides=False)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -13,7 +13,7 @@ import jax
 
 from transfusion_jax import config as configs
 from transfusion_jax import flops
-from transfusion_jax.commands.running import EPILOG, add_running_flags, make_ready, say, watching_of
+from transfusion_jax.commands.running import make_ready, say, watching_of
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import load as data_loading
 from transfusion_jax.data.documents import Text
@@ -37,34 +37,6 @@ from transfusion_jax.training.transplant import parse_mapping
 from transfusion_jax.training.watch import Watching
 from transfusion_jax.training.watchdog import Beat
 from transfusion_jax.training.workdir import Workdir, facts_of
-
-
-def add_parser(commands: Any) -> None:
-    """Declares the command."""
-    parser = commands.add_parser("train", help="train or resume in a workdir", description=__doc__, epilog=EPILOG)
-    add_running_flags(parser)
-    starts = parser.add_argument_group(
-        "how to begin", "By default a new workdir begins from nothing, and one with a run in it resumes."
-    )
-    one = starts.add_mutually_exclusive_group()
-    run_or_path = "RUN[:STEP]|PATH"
-    one.add_argument(
-        "--init-from", metavar=run_or_path, help="a new run with the weights of another, and they alone"
-    )
-    one.add_argument("--fork-from", metavar=run_or_path, help="a new run with the whole state of another")
-    one.add_argument("--rewind-to", metavar="STEP", type=int, help="go back to a checkpoint of this run")
-    starts.add_argument(
-        "--weights", choices=("ema", "raw"), help="of --init-from (default: ema where there are any)"
-    )
-    starts.add_argument(
-        "--init-map",
-        metavar="PATTERN=ACTION",
-        action="append",
-        help="of --init-from: leaves that differ grow, start fresh or as those of text, or drop",
-    )
-    starts.add_argument("--skip-rows", metavar="A:B", help="of --rewind-to: leave rows A to B-1 of the stream out")
-    starts.add_argument("--accept-changes", metavar="FIELD,...", help="fields of the recipe that may change here")
-    parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:

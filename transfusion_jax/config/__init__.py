@@ -4,8 +4,10 @@ from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Losses
 from transfusion_jax.config.checks import ConfigError, nearest, one_of, positive, require
 from transfusion_jax.config.fields import (
+    FOLLOWS,
     OF_LATENTS,
     SPECIAL_TOKENS,
+    SUITES,
     Config,
     DataConfig,
     DiffusionConfig,
@@ -31,8 +33,10 @@ from transfusion_jax.config.parsing import (
 from transfusion_jax.config.run import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 
 __all__ = [
+    "FOLLOWS",
     "OF_LATENTS",
     "SPECIAL_TOKENS",
+    "SUITES",
     "Architecture",
     "AutoencoderRun",
     "Config",

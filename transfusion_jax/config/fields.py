@@ -259,6 +259,9 @@ class DiffusionConfig:
         return "straight" if self.objective == "flow" else "cosine"
 
 
+FOLLOWS = ("any", "text", "image")  # what a sample goes on with: texts and images, text alone, or one image
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How images are drawn; commands can override it."""

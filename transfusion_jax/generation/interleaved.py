@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion_jax.config import Config, SamplingConfig, one_of, require
+from transfusion_jax.config import FOLLOWS, Config, SamplingConfig, one_of, require
 from transfusion_jax.data.documents import Document
 from transfusion_jax.data.load import Codec
 from transfusion_jax.diffusion.sampler import make_steps, on_device
@@ -32,7 +32,6 @@ from transfusion_jax.training.tasks import ModelTask
 from transfusion_jax.training.tokens import TokenTask
 from transfusion_jax.training.transfusion import TransfusionTask
 
-FOLLOWS = ("any", "text", "image")
 ROWS = 100  # decoded at a time, at the most
 CACHE = 2**33  # bytes of keys and values, at the most
 CHUNK = 16  # tokens between two looks at what was written
@@ -45,7 +44,7 @@ class Request:
     """What a sample begins with, and what is to follow."""
 
     document: Document
-    follow: str = "any"  # one of `FOLLOWS`: texts and images, text alone, or one image
+    follow: str = "any"  # one of `config.FOLLOWS`
     seed: int = 0
     number: int = 0  # its draws depend on (seed, number), its document and nothing else
 

@@ -23,15 +23,13 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.errors import INTERRUPTED, UserError
 from transfusion_jax.launching.job import (
     Job,
-    add_job_arguments,
-    add_name_argument,
     make_job,
     refuse,
     require_bucket,
 )
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import attempt, output, require_tool, says
-from transfusion_jax.launching.tpus import Slices, add_slice_arguments, slices
+from transfusion_jax.launching.tpus import Slices, slices
 
 FINGERPRINT = "transfusion-jax/command"  # annotation: tells whether a job of the name is this one
 APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # annotation of kubectl's own: what was applied
@@ -55,27 +53,6 @@ SET_RULES = [
         ("preempted", "RestartJobSetAndIgnoreMaxRestarts", "[12]"),
     )
 ]
-
-
-def add_parser(targets: argparse._SubParsersAction) -> None:
-    """Declares the target."""
-    parser = targets.add_parser(
-        "gke",
-        help="a JobSet on Google Kubernetes Engine",
-        description="Applies a JobSet to the cluster that kubectl points at, unless it is there already.",
-    )
-    add_slice_arguments(parser)
-    parser.add_argument("--image", required=True, help="built from launch/Dockerfile with LOCK=tpu, and pushed")
-    parser.add_argument("--queue", help="Kueue's LocalQueue (default: started as soon as there is room)")
-    parser.add_argument("--namespace", default="default", help="(default: %(default)s)")
-    parser.add_argument("--service-account", help="of Kubernetes, with access to the buckets")
-    capacity = parser.add_mutually_exclusive_group()
-    capacity.add_argument("--spot", action="store_true", help="on Spot VMs")
-    capacity.add_argument("--reservation", metavar="NAME", help="on reserved capacity")
-    add_name_argument(parser)
-    add_job_arguments(parser, restarts=10)
-    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON instead of YAML")
-    parser.set_defaults(launch=launch)
 
 
 def launch(arguments: argparse.Namespace) -> int:

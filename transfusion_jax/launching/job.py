@@ -63,38 +63,6 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def add_job_arguments(parser: argparse.ArgumentParser, restarts: int) -> None:
-    """The options that every target has."""
-    parser.add_argument(
-        "--env",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="a variable for every process; may be repeated",
-    )
-    parser.add_argument(
-        "--restarts",
-        type=int,
-        default=restarts,
-        metavar="N",
-        help="start again at most N times after exit codes that mean so (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--grace",
-        type=int,
-        metavar="SECONDS",
-        help="between the signal to end and the kill (default: from the checkpoint's size)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be run, and stop")
-
-
-def add_name_argument(parser: argparse.ArgumentParser) -> None:
-    """`--name`, where jobs have names."""
-    parser.add_argument(
-        "--name", help="of the job: one of a name runs at a time (default: from the command and its workdir)"
-    )
-
-
 def make_job(arguments: argparse.Namespace, hosts: int, topology: Topology | None = None) -> Job:
     """The job of a command line, whose config's mesh has to fit the topology where that is known.
 

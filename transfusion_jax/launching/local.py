@@ -11,27 +11,11 @@ import socket
 import sys
 
 from transfusion_jax.config import require
-from transfusion_jax.launching.job import Job, add_job_arguments, make_job
+from transfusion_jax.launching.job import Job, make_job
 from transfusion_jax.launching.policy import combine, restarts
 from transfusion_jax.launching.together import Events, Program, run_together, take_signals
 
 DEVICES = "--xla_force_host_platform_device_count"
-
-
-def add_parser(targets: argparse._SubParsersAction) -> None:
-    """Declares the target."""
-    parser = targets.add_parser(
-        "local",
-        help="processes on this machine's CPU, as if each were a host",
-        description="Starts processes on this machine's CPU that find each other as the hosts of a cluster would.",
-    )
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument(
-        "--devices-per-process", type=int, default=1, metavar="N", help="CPU devices of each (default: %(default)s)"
-    )
-    add_job_arguments(parser, restarts=0)
-    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
-    parser.set_defaults(launch=launch)
 
 
 def launch(arguments: argparse.Namespace) -> int:

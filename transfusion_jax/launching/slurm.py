@@ -10,7 +10,7 @@ from pathlib import Path
 from transfusion_jax.config import require
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.files import write_whole
-from transfusion_jax.launching.job import Job, add_job_arguments, add_name_argument, make_job, refuse
+from transfusion_jax.launching.job import Job, make_job, refuse
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import output, require_tool
 
@@ -60,33 +60,6 @@ fi
 echo "exit code $code: back into the queue"
 scontrol requeue "$SLURM_JOB_ID"
 """
-
-
-def add_parser(targets: argparse._SubParsersAction) -> None:
-    """Declares the target."""
-    parser = targets.add_parser(
-        "slurm",
-        help="a Slurm job",
-        description="Submits a Slurm job, unless it is queued or running already.",
-    )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each node")
-    tasks = parser.add_mutually_exclusive_group()
-    tasks.add_argument(
-        "--tasks-per-node", type=int, default=1, metavar="N", help="processes of each node (default: %(default)s)"
-    )
-    tasks.add_argument(
-        "--per-gpu", action="store_true", help="one process for each GPU instead of one for each node"
-    )
-    parser.add_argument("--partition", help="where it runs (default: the cluster's choice)")
-    parser.add_argument("--time", metavar="LIMIT", help="as sbatch takes it, such as 24:00:00 or 7-0")
-    parser.add_argument(
-        "--sbatch", metavar="OPTION", action="append", default=[], help="passed on, such as --sbatch=--account=NAME"
-    )
-    parser.add_argument("--logs", metavar="DIR", type=Path, help="of the log (default: WORKDIR/logs)")
-    add_name_argument(parser)
-    add_job_arguments(parser, restarts=10)
-    parser.set_defaults(launch=launch)
 
 
 def launch(arguments: argparse.Namespace) -> int:

@@ -18,15 +18,13 @@ from pathlib import Path
 from transfusion_jax.errors import UserError
 from transfusion_jax.launching.job import (
     Job,
-    add_job_arguments,
-    add_name_argument,
     make_job,
     refuse,
     require_bucket,
 )
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import attempt, output, require_tool, says
-from transfusion_jax.launching.tpus import Slices, add_slice_arguments, slices
+from transfusion_jax.launching.tpus import Slices, slices
 
 RESOURCES = ("gcloud", "compute", "tpus", "queued-resources")
 LABEL = "transfusion-command"  # tells whether a queued resource of the name is this job
@@ -62,30 +60,6 @@ UNIT
 systemctl daemon-reload
 systemctl start transfusion
 """
-
-
-def add_parser(targets: argparse._SubParsersAction) -> None:
-    """Declares the target."""
-    parser = targets.add_parser(
-        "tpu-vm",
-        help="TPU VMs by a queued resource",
-        description="Queues for TPU VMs and runs the command on them; a queued resource that was preempted or has "
-        "failed is deleted and queued again, and one that is there already is left alone.",
-    )
-    add_slice_arguments(parser)
-    parser.add_argument("--image", required=True, help="built from launch/Dockerfile with LOCK=tpu, and pushed")
-    parser.add_argument("--zone", required=True, help="such as us-west4-a")
-    parser.add_argument("--project", help="(default: gcloud's)")
-    parser.add_argument(
-        "--runtime", metavar="VERSION", help="software of the VMs (default: the usual one of the chip)"
-    )
-    parser.add_argument("--service-account", help="of Google Cloud, with access to the buckets")
-    capacity = parser.add_mutually_exclusive_group()
-    capacity.add_argument("--spot", action="store_true", help="on Spot VMs")
-    capacity.add_argument("--reserved", action="store_true", help="on reserved capacity")
-    add_name_argument(parser)
-    add_job_arguments(parser, restarts=100)
-    parser.set_defaults(launch=launch)
 
 
 def launch(arguments: argparse.Namespace) -> int:

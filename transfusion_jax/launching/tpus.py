@@ -62,12 +62,6 @@ class Slices:
         return f"{self.names.booking}-{math.prod(self.topology.shape) * self.topology.chip.cores}"
 
 
-def add_slice_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--topology` and `--slices`."""
-    parser.add_argument("--topology", required=True, help="of one slice, such as v5e:16x16, v5p:4x4x4 or v6e-256")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="(default: %(default)s)")
-
-
 def slices(arguments: argparse.Namespace, one_host_of_eight: bool) -> Slices:
     """The machines of a command line.
 

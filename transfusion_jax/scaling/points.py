@@ -19,17 +19,13 @@ import numpy as np
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.scaling.metrics import Metric
+from transfusion_jax.scaling.options import EXACT, FLOPS, FRONTIER, PAPER, SIX_ND
 from transfusion_jax.storage import Place, place
 
-PAPER = "paper"  # stands for the paper's own table
 PAPER_FILE = Path(__file__).with_name("paper.csv")
-IN_WORKDIR = "points.jsonl"
-SIX_ND, EXACT = "6nd", "exact"
-FLOPS = {SIX_ND: "flops_6nd", EXACT: "flops_exact"}
 POSITIVE = ("parameters", "elements", "flops_6nd")
 TEXTS = ("family", "size", "name", "config", "samples", "workdir", "commit")  # cells of CSV that stay as they are
 NUMBERS = ("wall_seconds", "parameters_total", "images", "steps", "learning_rate")  # of the run, and no scores
-FRONTIER, ALL = "frontier", "all"
 FLOORED, BEATEN = "floor", "beaten"
 SAME = 1.01  # times as many FLOPs count as no more: sizes and steps are whole numbers
 

@@ -22,23 +22,11 @@ from transfusion_jax.scaling.fits import (
     why_no_line,
 )
 from transfusion_jax.scaling.metrics import Metric
+from transfusion_jax.scaling.options import BASELINE, Options
 from transfusion_jax.scaling.parity import Parity, find_parity
-from transfusion_jax.scaling.points import FRONTIER, Point, Rung, comparable, in_fit, rungs
+from transfusion_jax.scaling.points import Point, Rung, comparable, in_fit, rungs
 
 LINE, CURVE = "straight line", "curve with a limit"
-BASELINE = "chameleon"  # the reference where none is named
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is fitted, and how. The defaults are those of the command."""
-
-    metrics: tuple[str, ...] = ()  # as --metric names them; none: all of the table that the points have
-    reference: str | None = None
-    flops: str | None = None  # a key of `points.FLOPS`; none: what compares all points
-    fit_on: str = FRONTIER
-    bootstrap: int = 2000
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ class Study:
     source: str
     points: list[Point]
     options: Options
-    flops: str  # the count that was taken, a key of `points.FLOPS`
+    flops: str  # the count that was taken, a key of `options.FLOPS`
     reference: str | None  # the family, where there is one to compare with
     panels: list[Panel]
     unused: list[str]  # metrics of the points that the table does not know

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from transfusion_jax.scaling.fits import SCATTER, SEEDS, Curve, HeldOut, Line, Noise
 from transfusion_jax.scaling.metrics import Metric
+from transfusion_jax.scaling.options import ALL, EXACT, FRONTIER, SIX_ND
 from transfusion_jax.scaling.parity import Parity
-from transfusion_jax.scaling.points import ALL, BEATEN, EXACT, FLOORED, FRONTIER, SIX_ND, Point
+from transfusion_jax.scaling.points import BEATEN, FLOORED, Point
 from transfusion_jax.scaling.study import CURVE, LINE, Fit, Panel, Study, assumes
 
 FLOPS = {SIX_ND: "6ND", EXACT: "exact"}

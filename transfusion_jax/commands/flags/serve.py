@@ -1,0 +1,16 @@
+"""`transfusion serve`: a page and an API on a trained model, on this machine alone unless told otherwise."""
+
+from __future__ import annotations
+
+import argparse
+
+from transfusion_jax.commands.flags.shared import add_weights
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    add_weights(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0 takes a free one)")
+    parser.add_argument("--waiting", type=int, default=64, help="requests that may wait (default: 64)")
+    parser.set_defaults(run="serve:run", takes_overrides=False)
