@@ -1,13 +1,12 @@
 import json
 import math
-import struct
 from collections import Counter
 
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from transfusion_jax.training import tensorboard
+from transfusion_jax.training import event_file, tensorboard
 from transfusion_jax.training.files import read_lines
 from transfusion_jax.training.metrics import duration, keep_until, open_writer, progress_line, record_of
 from transfusion_jax.training.tensorboard import Events
@@ -75,7 +74,7 @@ def test_each_scalar_and_image_of_a_step_stands_once_in_tensorboard(tmp_path, ke
     found = Counter(
         (event.step, value.tag)
         for file in folder.glob("events.*")
-        for _, event in tensorboard.read_events(file.read_bytes())
+        for event in map(Event.FromString, records_of(file))
         for value in event.summary.value
     )
     assert set(found.values()) == {1}
@@ -91,12 +90,8 @@ def test_a_damaged_event_file_hinders_nothing(tmp_path):
 
 
 def records_of(file):
-    """The records of a TFRecord file: length, checksum, bytes, checksum."""
-    content, at = file.read_bytes(), 0
-    while at < len(content):
-        (length,) = struct.unpack_from("<Q", content, at)
-        yield content[at + 12 : at + 12 + length]
-        at += 16 + length
+    """The messages of an event file."""
+    return [record[12:-4] for record, _ in event_file.read(file.read_bytes())]
 
 
 def test_records_and_events_in_a_bucket_are_there_once_they_are_flushed(remote, monkeypatch):

@@ -1,28 +1,20 @@
-"""TensorBoard's event files, written at once by the calling thread.
-
-tensorboardX's own `SummaryWriter` writes in another thread, which ends at the first error; after that the run would
-wait for it for ever.
-"""
+"""TensorBoard's event files, written at once by the calling thread, which hears of an error at once."""
 
 from __future__ import annotations
 
 import os
-import struct
+import socket
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from transfusion_jax.bucket import BucketPath
 from transfusion_jax.files import UNFINISHED, check_own, write_whole
+from transfusion_jax.generation.picture import png
 from transfusion_jax.storage import Place
+from transfusion_jax.training import event_file
 from transfusion_jax.training.parts import EVERY
 
 LARGE = 1 << 22  # bytes of an event file in a bucket that is full: it is put whole each time
@@ -47,19 +39,19 @@ class Events:
         self._place, self._folder = self._bucket or folder, folder
         self._put_at = 0.0
         self._begin()
-        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+        self._write(first_step, event_file.session_start())
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Numbers of a step, by name; steps come in order, and a name that the step has already is left out."""
         new = self._new(step, *values)
         if new:
-            values_of = [Summary.Value(tag=name, simple_value=values[name]) for name in new]
-            self._write(step, summary=Summary(value=values_of))
+            self._write(step, event_file.scalars({name: values[name] for name in new}))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An image `[H, W, 3]` uint8; see `scalars`."""
         if self._new(step, name):
-            self._write(step, summary=summary.image(name, image, dataformats="HWC"))
+            height, width, _ = image.shape
+            self._write(step, event_file.image(name, height, width, png(image)))
 
     def flush(self) -> None:
         """Returns once everything can be read."""
@@ -92,14 +84,19 @@ class Events:
     def _begin(self) -> None:
         check_own(self._place)
         self._folder.mkdir(parents=True, exist_ok=True)
-        suffix = f".{time.time_ns()}.{os.getpid()}"  # the name alone has whole seconds
-        self._file = EventsWriter(str(self._folder / "events"), suffix)
+        now = time.time_ns()
+        name = f"{NAME}{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}"
+        self._file = (self._folder / name).open("ab")
+        self._append(0, event_file.head())
 
-    def _write(self, step: int, **content: object) -> None:
+    def _write(self, step: int, content: bytes) -> None:
         check_own(self._place)
-        self._file.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._append(step, content)
         if not self._bucket or time.monotonic() - self._put_at >= EVERY:
             self.flush()
+
+    def _append(self, step: int, content: bytes) -> None:
+        self._file.write(event_file.record(event_file.event(time.time(), step, content)))
 
 
 def keep_before(folder: Place, step: int) -> set[str]:
@@ -113,30 +110,12 @@ def keep_before(folder: Place, step: int) -> set[str]:
     files: list[Place] = [path for path in folder.iterdir() if path.name.startswith(NAME)]
     for path in sorted(files, key=lambda path: path.name, reverse=True):
         data = path.read_bytes()
-        kept = [(record, event) for record, event in read_events(data) if event.step < step]
-        if all(event.HasField("file_version") for _, event in kept) or path.name.endswith(UNFINISHED):
+        kept = [(record, about) for record, about in event_file.read(data) if about.step < step]
+        if all(about.is_head for _, about in kept) or path.name.endswith(UNFINISHED):
             path.unlink()
         elif (cut := b"".join(record for record, _ in kept)) != data:
             write_whole(path, cut)
-        names |= {value.tag for _, event in kept if event.step == step - 1 for value in event.summary.value}
-        if any(event.step < step - 1 and event.HasField("summary") for _, event in kept):
+        names |= {tag for _, about in kept if about.step == step - 1 for tag in about.tags}
+        if any(about.step < step - 1 and about.tags for _, about in kept):
             break
     return names
-
-
-def read_events(data: bytes) -> Iterator[tuple[bytes, Event]]:
-    """The events of a file with their records, up to one that is torn or damaged.
-
-    A record is a length, its checksum, an event, its checksum.
-    """
-    at = 0
-    while at + 8 <= len(data):
-        (length,) = struct.unpack_from("<Q", data, at)
-        record = data[at : at + 16 + length]
-        if len(record) < 16 + length:
-            return
-        try:
-            yield record, Event.FromString(record[12:-4])
-        except DecodeError:
-            return
-        at += len(record)
