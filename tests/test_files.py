@@ -50,6 +50,7 @@ ALLOWED = {
     "launching/together.py": "a log that grows while a program runs",
     "launching/tpu_vm.py": "a script in a folder for a moment",
     "training/workdir.py": "the lock, which holds nothing",
+    "training/tensorboard.py": "an event file, which grows with each step",
     "training/access.py": "a probe that is deleted at once",
     "training/lease.py": "the lock in a bucket, by the generation that it takes the place of",
     "scaling/report.py": "a figure into memory",
