@@ -1,5 +1,6 @@
 import json
 import struct
+import time
 import sys
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_an_evaluation_that_was_still_due_adds_nothing_but_its_own_numbers(tmp_p
     monkeypatch.setenv("WANDB_MODE", "offline")
     workdir, config, record = Workdir(tmp_path), tiny_config(), {"loss": 1.0, "grad_norm": 2.0}
     for added in ({}, {"held_out/loss": 3.0}):  # the first attempt is ended in its evaluation
+        time.sleep(1.1)  # W&B names a folder by the second
         with (
             open_tracker(("digits", None), workdir, config, print) as tracker,
             open_writer(workdir, 4, tracker) as writer,

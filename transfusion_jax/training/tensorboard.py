@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import tempfile
@@ -9,10 +10,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from transfusion_jax.bucket import BucketPath
 from transfusion_jax.files import UNFINISHED, check_own, write_whole
-from transfusion_jax.generation.picture import png
 from transfusion_jax.storage import Place
 from transfusion_jax.training import event_file
 from transfusion_jax.training.parts import EVERY
@@ -51,7 +52,9 @@ class Events:
         """An image `[H, W, 3]` uint8; see `scalars`."""
         if self._new(step, name):
             height, width, _ = image.shape
-            self._write(step, event_file.image(name, height, width, png(image)))
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            self._write(step, event_file.image(name, height, width, png.getvalue()))
 
     def flush(self) -> None:
         """Returns once everything can be read."""
