@@ -1,7 +1,7 @@
 import json
 import struct
-import time
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -34,7 +34,8 @@ def _nobodys_settings(monkeypatch, tmp_path):
 
 
 def sent(folder):
-    """Every record of numbers that a run's folder holds."""
+    """Every record of numbers that a run's folder holds, once W&B's own process has ended and written them all."""
+    wandb.teardown()
     (path,) = folder.glob("*.wandb")
     records = []
     for data in logged_records(path.read_bytes()):
