@@ -23,13 +23,13 @@ import numpy as np
 
 import harness
 from training import config_of, make_batch, our_step, shape_flags, title_of
-from transfusion_jax.children import end_with_parent
 from transfusion_jax.config import Config
+from transfusion_jax.parallel.children import end_with_parent
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.leaves import checksums
-from transfusion_jax.training.state import State, abstract_state, create_state
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
+from transfusion_jax.training.checkpoint.checksums import checksums
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.step.state import State, abstract_state, create_state
 
 ALLOWED = 0.1  # seconds, beside the copy
 

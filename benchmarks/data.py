@@ -33,13 +33,13 @@ from harness import compare
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config
 from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.datasets import load
 from transfusion_jax.data.documents import Image as Picture
 from transfusion_jax.data.documents import Text
-from transfusion_jax.data.load import load
 from transfusion_jax.data.prepare import Job, begin
 from transfusion_jax.data.prepare.shard import prepare_shard
-from transfusion_jax.data.prepared import Prepared, PreparedDocuments
 from transfusion_jax.data.readers import ReadOptions, input_shards
+from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 from transfusion_jax.data.stream import Rows, batches, make_rows
 
 TOKENIZER = Path(mistral_common.__path__[0]) / "data" / "tokenizer.model.v1"

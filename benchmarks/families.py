@@ -18,20 +18,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from transfusion_jax.commands.common.load_model import read_model
 from transfusion_jax.commands.flags.shared import add_weights
-from transfusion_jax.commands.reading import read_model
-from transfusion_jax.data import load as data_loading
+from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.readers import digits
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.running import Training, run_trainings
-from transfusion_jax.training.metrics import record_of
-from transfusion_jax.training.tasks import ModelTask
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.training.monitoring.metrics import record_of
+from transfusion_jax.training.run_dir import Workdir
 
 CONFIG = "configs/digits.py"
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)

@@ -32,9 +32,9 @@ from training import make_batch, make_config
 from transfusion_jax.kernels.gpu import span_attention
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
-from transfusion_jax.training.state import abstract_state
-from transfusion_jax.training.step import train_step
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
+from transfusion_jax.training.step.state import abstract_state
+from transfusion_jax.training.step.step import train_step
 
 SHAPE = (4, 4096, 16)  # rows, elements, heads
 CHANNELS = (64, 128)

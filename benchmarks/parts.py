@@ -23,8 +23,8 @@ from transfusion_jax.data.batch import Batch
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.model.attention import attention
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training.state import create_state, optimizer_of
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
+from transfusion_jax.training.step.state import create_state, optimizer_of
 
 WHOLE = "the step"
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 import harness
-from transfusion_jax.children import end_with_parent
 from transfusion_jax.config import DataConfig
 from transfusion_jax.data.documents import Corpus, Document, Source
-from transfusion_jax.data.plan import plan_rows
-from transfusion_jax.data.plan_files import RowPlan
+from transfusion_jax.data.packing.plan import plan_rows
+from transfusion_jax.data.packing.plan_store import RowPlan
+from transfusion_jax.parallel.children import end_with_parent
 
 CHUNK = 1 << 22
 SOURCES = ("pairs", "texts")

@@ -18,10 +18,10 @@ from training import make_batch, make_config, of_size, with_remat
 from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
-from transfusion_jax.planning.measured import Beside, beside_plan
-from transfusion_jax.training.state import create_state
-from transfusion_jax.training.step import make_step
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.planning.plan_vs_actual import Beside, beside_plan
+from transfusion_jax.tasks.transfusion import TransfusionTask
+from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.step import make_step
 
 SHAPES = (  # width, layers, rows, elements of a row, remat
     (256, 6, 2, 2304, "none"),

@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
+from transfusion_jax.commands.common.load_model import read_model
 from transfusion_jax.commands.flags.shared import add_weights
-from transfusion_jax.commands.reading import read_model
-from transfusion_jax.data import load as data_loading
-from transfusion_jax.data.load import Codec
+from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.readers import digits
 from transfusion_jax.diffusion import sampler as samplers
 from transfusion_jax.evaluation.digits import features, fit_judge, pictures, prompts
 from transfusion_jax.evaluation.frechet import Statistics, distance
 from transfusion_jax.generation.images import draw
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 250)
 FEW = (1, 2, 4, 8, 16, 50)

@@ -29,14 +29,14 @@ from step import LIBRARY_MARKS, LIBRARY_NOTES, library_model
 from training import config_of, shape_flags
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import Config
+from transfusion_jax.data.datasets import Codec, plain_statistics
 from transfusion_jax.data.documents import Document, Text
-from transfusion_jax.data.load import Codec, plain_statistics
 from transfusion_jax.data.tokenizer import Numbers, SpecialTokens
 from transfusion_jax.generation import reference
-from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.interleaved import Request, Wrote, generate, stream
+from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
 
 PROMPT = 24  # tokens
 GUIDANCE = 3.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from transfusion_jax import config as configs
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.flops import coder_flops, count_parameters
-from transfusion_jax.model.unet import CHANNELS
+from transfusion_jax.model.patch_unet import CHANNELS
 
 CONFIG = Path(__file__).parents[1] / "configs/paper.py"
 PAPER = {  # table 7: linear and U-Net, in percent of the model

@@ -22,12 +22,16 @@ import harness
 from transfusion_jax.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
+MODULES = {"scale": "scale.study"}  # of commands with several, one
 CALLS = {
     "transfusion --help": ["-m", "transfusion_jax.cli", "--help"],
     "transfusion --version": ["-m", "transfusion_jax.cli", "--version"],
     "transfusion train --confg": ["-m", "transfusion_jax.cli", "train", "--confg", "x"],
     "import transfusion_jax": ["-c", "import transfusion_jax"],
-    **{f"import of {name}": ["-c", f"import transfusion_jax.commands.{name}"] for name in COMMANDS},
+    **{
+        f"import of {name}": ["-c", f"import transfusion_jax.commands.{MODULES.get(name, name)}"]
+        for name in COMMANDS
+    },
 }
 Seconds = dict[str, dict[str, float]]  # by call, and by tree
 

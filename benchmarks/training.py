@@ -12,15 +12,15 @@ import jax
 import numpy as np
 
 from transfusion_jax.config import SPECIAL_TOKENS, Config, DataConfig, ModelConfig
-from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import Batch, abstract_batch, stack
 from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
-from transfusion_jax.training.state import abstract_state, create_state
-from transfusion_jax.training.step import make_step, train_step
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
+from transfusion_jax.training.step.state import abstract_state, create_state
+from transfusion_jax.training.step.step import make_step, train_step
 
 ELEMENTS_PER_IMAGE = 384  # one image of 256 patches for so many elements of a row
 CAPTION = 30

@@ -59,6 +59,6 @@ def emulated():
 @pytest.fixture
 def remote(emulated):
     """An empty folder in a bucket."""
-    from transfusion_jax.storage import place
+    from transfusion_jax.storage.paths import place
 
     return place(f"{emulated}/{uuid.uuid4().hex}")

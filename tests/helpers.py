@@ -16,28 +16,28 @@ from transfusion_jax.config import Config
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.batch import Batch, stack
+from transfusion_jax.data.datasets import Codec, Data, load
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
-from transfusion_jax.data.load import Codec, Data, load
 from transfusion_jax.data.prepare import Job
 from transfusion_jax.data.prepare import begin as begin_preparing
 from transfusion_jax.data.prepare.finish import finish
 from transfusion_jax.data.prepare.shard import prepare_shard
-from transfusion_jax.data.prepared import Prepared
 from transfusion_jax.data.readers import ReadOptions, input_shards
-from transfusion_jax.data.statistics import LatentStatistics
+from transfusion_jax.data.store.dataset import Prepared
+from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
-from transfusion_jax.files import read_json, write_json
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training.interruption import Interruption
-from transfusion_jax.training.leaves import leaf_names
+from transfusion_jax.storage.atomic import read_json, write_json
+from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.training.checkpoint.checksums import leaf_names
+from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.loop import Hook, Outcome, train
-from transfusion_jax.training.pieces import Leaf
-from transfusion_jax.training.starts import Start, begin, kept_plan
-from transfusion_jax.training.tasks import make_task
-from transfusion_jax.training.watch import NOTHING_MORE, Watching
-from transfusion_jax.training.watchdog import Beat
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.monitoring.telemetry import NOTHING_MORE, Watching
+from transfusion_jax.training.monitoring.watchdog import Beat
+from transfusion_jax.training.preemption import Interruption
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.start_run import Start, begin, kept_plan
 
 LATENT = (4, 4, 2)
 VOCABULARY = 20

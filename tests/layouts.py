@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from helpers import special, tiny_config
-from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.model.spans import Spans, check_spans
 
 LENGTH = 48

@@ -11,12 +11,12 @@ import pytest
 
 from transfusion_jax import config as configs
 from transfusion_jax.data.batch import stack
-from transfusion_jax.data.load import load
+from transfusion_jax.data.datasets import load
 from transfusion_jax.data.stream import make_rows
-from transfusion_jax.model.unet import channels
-from transfusion_jax.training.state import new_state
-from transfusion_jax.training.step import train_step
-from transfusion_jax.training.tasks import make_task
+from transfusion_jax.model.patch_unet import channels
+from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.training.step.state import new_state
+from transfusion_jax.training.step.step import train_step
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/ablations.md").read_text()

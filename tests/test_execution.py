@@ -12,14 +12,14 @@ import pytest
 from helpers import corpus_of, special, tiny_batch, tiny_config, token_config
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError
-from transfusion_jax.data.images import ImageBatch, ImageRows, load_images
+from transfusion_jax.data.image_stream import ImageBatch, ImageRows, load_images
 from transfusion_jax.data.stream import batches, make_rows
 from transfusion_jax.parallel.mesh import AXES, check_batch, make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
-from transfusion_jax.training.autoencoder import AutoencoderTask
-from transfusion_jax.training.state import new_state
-from transfusion_jax.training.step import train_step
-from transfusion_jax.training.tasks import make_task
+from transfusion_jax.tasks.autoencoder import AutoencoderTask
+from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.training.step.state import new_state
+from transfusion_jax.training.step.step import train_step
 
 KEY = jax.random.key(3)
 TEXTS = dict(data__sources={"texts": {"path": "synthetic:text"}})

@@ -11,7 +11,6 @@ import pytest
 from harms import contents
 from helpers import tiny_codec, tiny_config, tiny_data
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax import files
 from transfusion_jax.autoencoder import Trained, importing
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.commands import convert as converting
@@ -22,12 +21,13 @@ from transfusion_jax.data.prepare import Encoders, Job, begin, run, shard
 from transfusion_jax.data.prepare.run import RUNNERS
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.evaluation import results
-from transfusion_jax.generation.album import write_page
-from transfusion_jax.training import checkpoint, folders
-from transfusion_jax.training import workdir as workdirs
-from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.pieces import Leaf
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.generation.export import write_page
+from transfusion_jax.storage import atomic
+from transfusion_jax.training import run_dir as workdirs
+from transfusion_jax.training.checkpoint import commit, manager
+from transfusion_jax.training.checkpoint.chunks import Leaf
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.run_dir import Workdir
 
 SMALL = Architecture("kl", channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3)
 
@@ -96,7 +96,7 @@ SWEPT = ("prepare", "train", "convert")  # leave nothing of what was killed
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_same_command_ends_with_the_same_files(command, tmp_path, monkeypatch):
     write, least = COMMANDS[command]
-    put, left = files.put, [10**9, False]
+    put, left = atomic.put, [10**9, False]
 
     def killed_at(file, at):
         """The last of so many files is written beside its place, and in every second case brought there as well."""
@@ -109,10 +109,10 @@ def test_the_same_command_ends_with_the_same_files(command, tmp_path, monkeypatc
             shutil.copy(file, at.with_name(f"{at.name}.{socket.gethostname()}-{2**22 + 1}-1.tmp"))
         raise Killed
 
-    monkeypatch.setattr(files, "put", killed_at)
+    monkeypatch.setattr(atomic, "put", killed_at)
     monkeypatch.setitem(RUNNERS, "here", here)
-    monkeypatch.setattr("transfusion_jax.training.workdir.uuid.uuid4", lambda: type("Id", (), {"hex": "one"}))
-    monkeypatch.setattr("transfusion_jax.training.workdir._entry", lambda event, details: {"event": event})
+    monkeypatch.setattr("transfusion_jax.training.run_dir.uuid.uuid4", lambda: type("Id", (), {"hex": "one"}))
+    monkeypatch.setattr("transfusion_jax.training.run_dir._entry", lambda event, details: {"event": event})
     write(tmp_path / "clean")
     expected = contents(tmp_path / "clean")
     number = 10**9 - left[0]
@@ -135,7 +135,7 @@ def test_the_same_command_ends_with_the_same_files(command, tmp_path, monkeypatc
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("name", ["move", "write_whole", "begin", "write_json"])
 def test_weights_become_a_run_after_a_kill(name, after, tmp_path, monkeypatch):
-    owners = {"move": folders, "write_whole": checkpoint, "write_json": workdirs, "begin": Workdir}
+    owners = {"move": commit, "write_whole": manager, "write_json": workdirs, "begin": Workdir}
     function = getattr(owners[name], name)
     leaves = {"a": Leaf.of(np.arange(6.0, dtype=np.float32)), "b/c": Leaf.of(np.ones((2, 3), np.float32))}
 

@@ -11,14 +11,14 @@ import pytest
 from helpers import random_image, random_text, special, tiny_batch, tiny_codec, tiny_config
 from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document
+from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.diffusion.schedule import cosine, linear
 from transfusion_jax.generation.images import draw
 from transfusion_jax.model.spans import Spans, check_spans
 from transfusion_jax.model.transfusion import PATCH_CODERS
-from transfusion_jax.training.transfusion import Totals, TransfusionTask
+from transfusion_jax.tasks.transfusion import Totals, TransfusionTask
 
 SMALL = dict(model__layers=1, sampling__steps=4, batch_rows=4)
 UNET = dict(model__patch_coder="unet", model__unet_channels=(8, 16), model__unet_blocks=1)

@@ -15,9 +15,9 @@ from PIL import Image
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.errors import INTERRUPTED
-from transfusion_jax.files import read_json
-from transfusion_jax.training.files import read_lines
-from transfusion_jax.training.heartbeat import read_heartbeat
+from transfusion_jax.storage.atomic import read_json
+from transfusion_jax.storage.jsonl import read_lines
+from transfusion_jax.training.monitoring.heartbeat import read_heartbeat
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20  # of configs/debug.py

@@ -7,11 +7,11 @@ from PIL import Image
 from helpers import digits_config, prepare
 from transfusion_jax.cli import main
 from transfusion_jax.config import to_dict
-from transfusion_jax.data.load import load
-from transfusion_jax.data.prepared import Prepared
+from transfusion_jax.data.datasets import load
+from transfusion_jax.data.store.dataset import Prepared
+from transfusion_jax.data.store.inspect import histogram
 from transfusion_jax.data.stream import make_rows
-from transfusion_jax.data.survey import histogram
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.run_dir import Workdir
 
 
 def test_good_data_is_described_and_nothing_is_wrong(digits_folder, tmp_path, capsys):

@@ -16,14 +16,14 @@ from helpers import begin_run, digits_config, edit_run, prepare
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.config import load
-from transfusion_jax.data.load import load as load_data
+from transfusion_jax.data.datasets import load as load_data
 from transfusion_jax.evaluation import suite
 from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.state import create_state
-from transfusion_jax.training.tasks import make_task
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.step.state import create_state
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {

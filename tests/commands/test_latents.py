@@ -7,7 +7,7 @@ import pytest
 
 from helpers import prepare
 from transfusion_jax.cli import main
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.run_dir import Workdir
 
 SMALL = [
     "--config.steps=2",

@@ -8,7 +8,7 @@ from data.readers.samples import photographs, write_images, write_tar
 from emulator import bucket
 from transfusion_jax.cli import main
 from transfusion_jax.data.prepare import place_among_hosts
-from transfusion_jax.data.prepared import Prepared, PreparedDocuments
+from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 
 
 def test_a_folder_of_photographs_is_prepared_and_said_to_be(tmp_path, capsys):

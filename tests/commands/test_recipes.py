@@ -11,7 +11,7 @@ import pytest
 
 from data.readers.samples import photographs, write_images, write_tar
 from transfusion_jax.cli import main
-from transfusion_jax.data.prepared import Prepared
+from transfusion_jax.data.store.dataset import Prepared
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.conversion import shards
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.tokenizer import Numbers
-from transfusion_jax.files import read_json, write_json
+from transfusion_jax.storage.atomic import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_tokenizer_goes_out_with_its_marks(entries, tmp_path):
 
     from transfusion_jax.autoencoder import Identity
     from transfusion_jax.conversion.hugging_face import write_tokenizer
-    from transfusion_jax.data.load import Codec
+    from transfusion_jax.data.datasets import Codec
     from transfusion_jax.data.marks import Marks
     from transfusion_jax.data.tokenizer import HuggingFace, SpecialTokens
 

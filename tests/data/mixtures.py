@@ -7,7 +7,7 @@ import numpy as np
 from helpers import special, tiny_config
 from transfusion_jax.config import DataConfig, SourceConfig
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
-from transfusion_jax.data.plan import VERSION
+from transfusion_jax.data.packing.plan import VERSION
 from transfusion_jax.data.stream import Rows, make_rows
 
 IMAGE = Image(np.zeros((4, 4, 1), np.float32))

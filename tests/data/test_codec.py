@@ -6,7 +6,7 @@ from helpers import tiny_codec
 from transfusion_jax import autoencoder
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.statistics import LatentStatistics
+from transfusion_jax.data.store.latent_stats import LatentStatistics
 
 
 def test_the_identity_keeps_images_and_limits_what_it_decodes():

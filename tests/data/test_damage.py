@@ -14,12 +14,12 @@ from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax.autoencoder import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config.architecture import Architecture
-from transfusion_jax.data import survey
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare import Encoders, Job, begin, encode, run, shard
 from transfusion_jax.data.prepare.run import RUNNERS
-from transfusion_jax.data.prepared import SPLITS, DamagedData, Prepared, PreparedDocuments
 from transfusion_jax.data.readers import ReadOptions, input_shards
+from transfusion_jax.data.store import inspect
+from transfusion_jax.data.store.dataset import SPLITS, DamagedData, Prepared, PreparedDocuments
 from transfusion_jax.errors import UserError
 
 SMALL = Architecture("kl", channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3)
@@ -99,7 +99,7 @@ def test_each_file_is_read_as_it_was_or_refused_and_mended(harm, prepare, tmp_pa
             wrong.append(f"{name} is not refused")
         found = []
         with suppress(UserError):
-            found = survey.damaged(Prepared.open(damaged))
+            found = inspect.damaged(Prepared.open(damaged))
             if not found and not re.fullmatch(UNVERIFIED.get(harm, ""), name):
                 wrong.append(f"{name} is not found by doctor --verify")
         for line in found:
@@ -180,7 +180,7 @@ def former(prepare, tmp_path, monkeypatch):
 
 def test_what_a_former_version_prepared_is_read_and_checked_as_far_as_can_be(former, prepare, tmp_path):
     expected = read(former)
-    assert survey.damaged(Prepared.open(former)) == []
+    assert inspect.damaged(Prepared.open(former)) == []
     for column in ("record", "text_lengths", "images"):
         path = former / f"index/train/{column}.npy"
         whole = path.read_bytes()

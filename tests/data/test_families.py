@@ -6,7 +6,7 @@ import pytest
 from helpers import token_config
 from transfusion_jax import autoencoder
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.load import load
+from transfusion_jax.data.datasets import load
 
 
 def test_a_model_of_text_alone_refuses_a_source_with_images():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import digits_config, prepare
-from transfusion_jax.data.load import load
+from transfusion_jax.data.datasets import load
 from transfusion_jax.data.stream import batches, make_rows
 
 BATCHES, ROWS = 200, 4

@@ -13,7 +13,7 @@ import pytest
 from helpers import random_text, special, tiny_config, tiny_corpus
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Source
-from transfusion_jax.data.plan import REPLAYED, VERSION
+from transfusion_jax.data.packing.plan import REPLAYED, VERSION
 from transfusion_jax.data.stream import Rows, batches, make_rows
 from transfusion_jax.model.spans import check_spans
 

@@ -13,7 +13,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import SPECIAL_TOKENS, ConfigError
 from transfusion_jax.data import tokenizer
-from transfusion_jax.data.load import Codec
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.evaluation.loss import bytes_of
 

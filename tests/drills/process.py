@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from transfusion_jax.bucket import BucketPath
-from transfusion_jax.training.files import read_lines
+from transfusion_jax.storage.gcs import BucketPath
+from transfusion_jax.storage.jsonl import read_lines
 
 ROOT = Path(__file__).parents[2]
 SAVE_EVERY = 4

@@ -19,8 +19,8 @@ import pytest
 from drills.process import ROOT, SAVE_EVERY, STEPS, Training, finish, largest_file, newest_checkpoint, records
 from transfusion_jax.cli import main
 from transfusion_jax.errors import INTERRUPTED, StorageError, TrainingHalted
-from transfusion_jax.storage import place
-from transfusion_jax.training.checkpoint import Checkpoints
+from transfusion_jax.storage.paths import place
+from transfusion_jax.training.checkpoint.manager import Checkpoints
 
 pytestmark = pytest.mark.drill
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from transfusion_jax.data import scenes
-from transfusion_jax.data.scenes import Scene, Thing, render
 from transfusion_jax.evaluation.edits import SEED
 from transfusion_jax.evaluation.grader import UNKNOWN, look
+from transfusion_jax.worlds.shapes import scenes
+from transfusion_jax.worlds.shapes.scenes import Scene, Thing, render
 
 SCENES = [scenes.scene(SEED, index) for index in range(400)]
 

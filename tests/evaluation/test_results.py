@@ -3,7 +3,7 @@ import os
 import threading
 
 from transfusion_jax.evaluation import results
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.run_dir import Workdir
 
 
 def test_entries_that_many_write_at_once_all_stay(tmp_path):

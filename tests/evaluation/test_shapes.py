@@ -5,12 +5,13 @@ import pytest
 from helpers import tiny_codec, tiny_config, tiny_corpus
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import ConfigError, EvaluationConfig
-from transfusion_jax.data import claims, scenes
-from transfusion_jax.data.load import Codec, Data, plain_statistics
+from transfusion_jax.data.datasets import Codec, Data, plain_statistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.evaluation import edits, shapes
 from transfusion_jax.evaluation.edits import picture
-from transfusion_jax.training.tasks import make_task
+from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.worlds.shapes import captions as claims
+from transfusion_jax.worlds.shapes import scenes
 
 PROMPTS = shapes.prompts(140)
 TRUE = np.stack([picture(prompt.scene, 32) for prompt in PROMPTS])

@@ -7,9 +7,9 @@ import pytest
 from helpers import tiny_config
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.data.load import Codec
-from transfusion_jax.data.statistics import LatentStatistics
+from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.generation.prompt import ROUND_TO, before_image, images_of, prompt_of, rows_of
 from transfusion_jax.model.spans import check_spans

@@ -9,7 +9,7 @@ import pytest
 
 from attending import abstract_mesh, assert_close, gradients, lowered
 from layouts import LENGTH, layout_spans, random_arrays
-from transfusion_jax.kernels import gpu, target
+from transfusion_jax.kernels import gpu, platform
 from transfusion_jax.model.attention import attention, choose, reference
 from transfusion_jax.model.spans import Spans
 
@@ -43,7 +43,7 @@ def test_auto_takes_it_on_an_nvidia_gpu_unless_queries_are_few():
 )
 def test_other_gpus_get_blocked_and_naming_it_there_is_refused(version, capability, message, monkeypatch):
     device = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(target, "get_backend", lambda: types.SimpleNamespace(platform_version=version))
+    monkeypatch.setattr(platform, "get_backend", lambda: types.SimpleNamespace(platform_version=version))
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     q = jnp.zeros((1, 256, 1, 64))
     with jax.sharding.use_abstract_mesh(abstract_mesh("gpu", "an old one")):

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from attending import abstract_mesh, assert_close, gradients, lowered
 from helpers import tiny_config
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
-from transfusion_jax.kernels.ranges import count_blocks
-from transfusion_jax.kernels.steps import plan_steps
+from transfusion_jax.kernels.block_ranges import count_blocks
+from transfusion_jax.kernels.schedule import plan_steps
 from transfusion_jax.kernels.tpu import Blocks, span_attention
 from transfusion_jax.model import attention as attention_module
 from transfusion_jax.model.attention import attention, reference

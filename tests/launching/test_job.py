@@ -9,9 +9,9 @@ from drills.process import ROOT
 from transfusion_jax import config as configs
 from transfusion_jax.commands.flags.launch import add_job, add_name
 from transfusion_jax.config import ConfigError
-from transfusion_jax.files import write_json
 from transfusion_jax.launching.grace import UNKNOWN, grace_seconds
 from transfusion_jax.launching.job import make_job, option, require_bucket
+from transfusion_jax.storage.atomic import write_json
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import jax
 from helpers import tiny_config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training.state import abstract_state
-from transfusion_jax.training.step import step_program
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.step.state import abstract_state
+from transfusion_jax.training.step.step import step_program
+from transfusion_jax.tasks.transfusion import TransfusionTask
 
 config = tiny_config(batch_rows=8, mesh={mesh}, **{more})
 task, mesh = TransfusionTask(config), make_mesh(config.mesh)

@@ -11,7 +11,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from transfusion_jax.generation.choice import Writing, likelier
+from transfusion_jax.generation.token_sampling import Writing, likelier
 
 pytestmark = pytest.mark.parity
 

@@ -134,10 +134,10 @@ def theirs(llama):
 @pytest.fixture(scope="module")
 def ours(llama):
     from transfusion_jax.evaluation.harness import HarnessModel
-    from transfusion_jax.training.checkpoint import to_devices
-    from transfusion_jax.training.starts import find_checkpoint
-    from transfusion_jax.training.tasks import make_task
-    from transfusion_jax.training.workdir import Workdir
+    from transfusion_jax.tasks.registry import make_task
+    from transfusion_jax.training.checkpoint.manager import to_devices
+    from transfusion_jax.training.run_dir import Workdir
+    from transfusion_jax.training.start_run import find_checkpoint
 
     workdir = Workdir(llama.run)
     task = make_task(workdir.config())

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from transfusion_jax.cli import main
 from transfusion_jax.evaluation.harness import HarnessModel
-from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.prompt import prompt_of
 from transfusion_jax.generation.text import write
-from transfusion_jax.training.checkpoint import to_devices
-from transfusion_jax.training.starts import find_checkpoint
-from transfusion_jax.training.tasks import make_task
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.generation.token_sampling import Writing
+from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.training.checkpoint.manager import to_devices
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.start_run import find_checkpoint
 
 pytestmark = pytest.mark.parity
 

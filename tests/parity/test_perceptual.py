@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import perceptual
-from transfusion_jax.data.images import ImageBatch
-from transfusion_jax.training.autoencoder import AutoencoderTask
+from transfusion_jax.data.image_stream import ImageBatch
+from transfusion_jax.tasks.autoencoder import AutoencoderTask
 
 pytestmark = pytest.mark.parity
 

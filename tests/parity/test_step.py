@@ -12,9 +12,9 @@ import training
 from transfusion_jax.config import ModelConfig, OptimizerConfig
 from transfusion_jax.diffusion import objective
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training.state import create_state
-from transfusion_jax.training.step import make_step
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
+from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.step import make_step
 
 pytestmark = pytest.mark.parity
 

@@ -1,6 +1,6 @@
 import pytest
 
-from transfusion_jax.planning.count import Collective, Work
+from transfusion_jax.planning.hlo_cost import Collective, Work
 from transfusion_jax.planning.roofline import terms
 from transfusion_jax.planning.topology import parse
 

@@ -7,11 +7,11 @@ import pytest
 
 from helpers import tiny_config, tiny_run
 from transfusion_jax.scaling.ladder import LadderRun, record
-from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.files import read_lines
+from transfusion_jax.storage.jsonl import read_lines
+from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.loop import Hook
-from transfusion_jax.training.metrics import Writer
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.monitoring.metrics import Writer
+from transfusion_jax.training.run_dir import Workdir
 
 STEPS = 2
 CONFIG = tiny_config(steps=STEPS, loop__save_every=1, loop__log_every=1, loop__evaluate_every=STEPS)

@@ -8,10 +8,10 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, DocumentList, Source, Text
 from transfusion_jax.evaluation.protocols import PROTOCOLS
-from transfusion_jax.files import write_json
 from transfusion_jax.scaling import costs, ladder
 from transfusion_jax.scaling.ladder import Family, Ladder, Scale, Sweep
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.storage.atomic import write_json
+from transfusion_jax.training.run_dir import Workdir
 
 SPEC = "configs/scaling.py:{size},%s"
 FAMILIES = {name: Family(SPEC % name) for name in ("linear", "chameleon")}

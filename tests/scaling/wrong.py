@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from transfusion_jax import cli
-from transfusion_jax.data import assemble
+from transfusion_jax.data import row
 from transfusion_jax.diffusion import schedule
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
 
 
 def causal_images():
@@ -48,8 +48,8 @@ def change_losses(change):
 
 
 def change_layouts(change):
-    right = assemble.lay_out
-    assemble.lay_out = lambda *arguments: change(right(*arguments))
+    right = row.lay_out
+    row.lay_out = lambda *arguments: change(right(*arguments))
 
 
 MISTAKES = {f.__name__: f for f in (causal_images, shifted_targets, no_text_loss, no_image_loss, linear_schedule)}

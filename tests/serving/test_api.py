@@ -12,9 +12,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from served import codec, drawing, made, png_url, text
-from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.prompt import prompt_of
+from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.serving.app import Served, make_app
 from transfusion_jax.serving.engine import Engine
 from transfusion_jax.serving.measures import Measures

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from transfusion_jax.data import load as data_loading
+from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.readers import digits
 from transfusion_jax.evaluation.digits import features, fit_judge, pictures
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.run_dir import Workdir
 
 CHROMIUM = "/usr/bin/chromium"
 WORDS = digits.NAMES  # "zero" to "nine"

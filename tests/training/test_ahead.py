@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from helpers import tiny_batch, tiny_config, tiny_run
 from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training import loop
-from transfusion_jax.training.state import abstract_state, create_state
-from transfusion_jax.training.step import make_step
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.training.step.state import abstract_state, create_state
+from transfusion_jax.training.step.step import make_step
 
 
 def test_the_next_batch_is_on_the_device_while_a_step_computes(tmp_path, monkeypatch):

@@ -16,19 +16,19 @@ from transfusion_jax.data.prepare.job import Job, begin, owned
 from transfusion_jax.data.readers import InputShard, ReadOptions
 from transfusion_jax.data.tokenizer import ByteTokenizer
 from transfusion_jax.evaluation import results
-from transfusion_jax.files import LostFolder, write_whole
-from transfusion_jax.generation.picture import write_png
-from transfusion_jax.training import goodput
-from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.folders import UNFINISHED
-from transfusion_jax.training.goodput import Attempt
-from transfusion_jax.training.guard import new_guard
-from transfusion_jax.training.heartbeat import heartbeat
+from transfusion_jax.generation.png import write_png
+from transfusion_jax.storage.atomic import LostFolder, write_whole
+from transfusion_jax.training.checkpoint.commit import UNFINISHED
+from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.loop import Hook
-from transfusion_jax.training.metrics import open_writer
-from transfusion_jax.training.state import State
-from transfusion_jax.training.watchdog import Beat
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.training.monitoring import goodput
+from transfusion_jax.training.monitoring.goodput import Attempt
+from transfusion_jax.training.monitoring.heartbeat import heartbeat
+from transfusion_jax.training.monitoring.metrics import open_writer
+from transfusion_jax.training.monitoring.watchdog import Beat
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.step.bad_step_guard import new_guard
+from transfusion_jax.training.step.state import State
 
 
 def moved(run, other):

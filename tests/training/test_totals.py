@@ -3,10 +3,10 @@
 import pytest
 
 from helpers import tiny_config, tiny_run
-from transfusion_jax.training.files import read_lines
-from transfusion_jax.training.starts import Start
-from transfusion_jax.training.tasks import make_task
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.storage.jsonl import read_lines
+from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.start_run import Start
 
 NAMES = ("total_elements", "total_images", "total_flops")
 

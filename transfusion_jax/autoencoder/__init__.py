@@ -8,7 +8,7 @@ from transfusion_jax.autoencoder.identity import Identity
 from transfusion_jax.autoencoder.interface import Autoencoder, Encoding
 from transfusion_jax.autoencoder.trained import Trained
 from transfusion_jax.config import ConfigError, require
-from transfusion_jax.storage import Place, place
+from transfusion_jax.storage.paths import Place, place
 
 __all__ = ["Autoencoder", "CosineBlocks", "Encoding", "Grey", "Identity", "Trained", "keep", "load", "load_saved"]
 

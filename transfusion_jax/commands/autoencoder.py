@@ -10,25 +10,25 @@ from typing import Any
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Trained, trained
 from transfusion_jax.autoencoder.network import Network, Params
-from transfusion_jax.commands.running import make_ready, say, watching_of
+from transfusion_jax.commands.common.launch_args import make_ready, say, watching_of
 from transfusion_jax.config import AutoencoderRun, ConfigError, Run, require
-from transfusion_jax.data.images import ImageData, ImageRows, load_images
+from transfusion_jax.data.image_stream import ImageData, ImageRows, load_images
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.reconstruction import measure, reconstruct, sheet, spread
-from transfusion_jax.generation.picture import write_png
+from transfusion_jax.generation.png import write_png
 from transfusion_jax.parallel import processes
-from transfusion_jax.parallel.agreement import agree, code_hash
+from transfusion_jax.parallel.consistency import agree, code_hash
 from transfusion_jax.parallel.mesh import reach_all
-from transfusion_jax.training.autoencoder import AutoencoderTask
-from transfusion_jax.training.checkpoint import Checkpoints, to_devices
-from transfusion_jax.training.heartbeat import heartbeat
-from transfusion_jax.training.interruption import Interruption, watch_signals
+from transfusion_jax.tasks.autoencoder import AutoencoderTask
+from transfusion_jax.training.checkpoint.manager import Checkpoints, to_devices
 from transfusion_jax.training.loop import Hook, Outcome, train
-from transfusion_jax.training.metrics import Writer
-from transfusion_jax.training.starts import Start, begin
-from transfusion_jax.training.watch import Watching
-from transfusion_jax.training.watchdog import Beat
-from transfusion_jax.training.workdir import Workdir, facts_of, parameters_of
+from transfusion_jax.training.monitoring.heartbeat import heartbeat
+from transfusion_jax.training.monitoring.metrics import Writer
+from transfusion_jax.training.monitoring.telemetry import Watching
+from transfusion_jax.training.monitoring.watchdog import Beat
+from transfusion_jax.training.preemption import Interruption, watch_signals
+from transfusion_jax.training.run_dir import Workdir, facts_of, parameters_of
+from transfusion_jax.training.start_run import Start, begin
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:

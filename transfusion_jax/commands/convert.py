@@ -16,7 +16,7 @@ from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Identity, importing
 from transfusion_jax.autoencoder import trained as trained_autoencoders
-from transfusion_jax.commands.reading import choose_weights
+from transfusion_jax.commands.common.load_model import choose_weights
 from transfusion_jax.config import Config, one_of, require
 from transfusion_jax.conversion import llama, shards
 from transfusion_jax.conversion.hugging_face import write_tokenizer
@@ -25,15 +25,15 @@ from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree, saved_tree
 from transfusion_jax.data import marks as marking
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.load import Codec
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.tokenizer import HuggingFace, Numbers, SpecialTokens, Tokenizer
-from transfusion_jax.files import write_whole
 from transfusion_jax.model.transfusion import Model
-from transfusion_jax.storage import remove
-from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.leaves import leaf_names
-from transfusion_jax.training.pieces import Leaf
-from transfusion_jax.training.workdir import Workdir, read_codec
+from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.storage.paths import remove
+from transfusion_jax.training.checkpoint.checksums import leaf_names
+from transfusion_jax.training.checkpoint.chunks import Leaf
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.run_dir import Workdir, read_codec
 
 DIFFERENT = 1  # exit code of diff
 CODEC = "codec.json"  # how a run coded texts and images

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax.config import ConfigError, require
-from transfusion_jax.data import load as data_loading
-from transfusion_jax.data import plan_files, survey
+from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.documents import Image, Source, Text
-from transfusion_jax.data.load import Data
-from transfusion_jax.data.prepared import SPLITS, Prepared, PreparedDocuments
+from transfusion_jax.data.packing import plan_store
+from transfusion_jax.data.store import inspect
+from transfusion_jax.data.store.dataset import SPLITS, Prepared, PreparedDocuments
 from transfusion_jax.data.stream import make_rows
-from transfusion_jax.generation.picture import grid, write_png
-from transfusion_jax.storage import Place, place
-from transfusion_jax.training import health, verification
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.generation.png import grid, write_png
+from transfusion_jax.storage.paths import Place, place
+from transfusion_jax.training import verification
+from transfusion_jax.training.monitoring import status
+from transfusion_jax.training.run_dir import Workdir
 
 SHEET, COLUMNS = 32, 8  # images on a contact sheet, and in a line of it
 WIDEST = 40  # characters of a histogram's bar
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise ConfigError(f"--output must end in .png, not {output}")
     if of_run:
         wrong = verification.damaged(Workdir(folder)) if arguments.verify else []
-        report = {"wrong": wrong} if wrong else health.examine(Workdir(folder))
+        report = {"wrong": wrong} if wrong else status.examine(Workdir(folder))
     elif folder:
         report = _examine(folder, arguments.verify, output or place("doctor.png"))
     else:
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.json:
         print(json.dumps(report))
     elif of_run:
-        print("\n".join(f"WRONG: {line}" for line in wrong) or "\n".join(health.lines(report)))
+        print("\n".join(f"WRONG: {line}" for line in wrong) or "\n".join(status.lines(report)))
     else:
         (_print_data if folder else _print_row)(report)
     return int(bool(report.get("wrong")))
@@ -58,17 +60,17 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     prepared = Prepared.open(folder)
     manifest = prepared.manifest
-    wrong = survey.damaged(prepared) if verify else []
+    wrong = inspect.damaged(prepared) if verify else []
     shown = list(manifest["encodings"]) if manifest["splits"]["train"]["images"] and not wrong else []
-    measured = {name: survey.measure(prepared, name) for name in shown if manifest["encodings"][name]["moments"]}
-    wrong += survey.findings(prepared, measured)
-    wrong += plan_files.damaged(plan_files.default_cache()) if verify else []
+    measured = {name: inspect.measure(prepared, name) for name in shown if manifest["encodings"][name]["moments"]}
+    wrong += inspect.findings(prepared, measured)
+    wrong += plan_store.damaged(plan_store.default_cache()) if verify else []
     statistics = measured["pixels"].statistics if measured else data_loading.plain_statistics(1)
     documents = PreparedDocuments(prepared, "train", "pixels", statistics)
     pictured = np.asarray(documents.images) > 0
     lengths = {
-        "captions": survey.histogram(documents.text_lengths[pictured]),
-        "texts": survey.histogram(documents.text_lengths[~pictured]),
+        "captions": inspect.histogram(documents.text_lengths[pictured]),
+        "texts": inspect.histogram(documents.text_lengths[~pictured]),
     }
     if measured:
         places = np.flatnonzero(pictured)
@@ -91,7 +93,7 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
             for name, one in measured.items()
         },
         "codes": {
-            name: {"shape": manifest["encodings"][name]["shape"], "entries": survey.entries_used(prepared, name)}
+            name: {"shape": manifest["encodings"][name]["shape"], "entries": inspect.entries_used(prepared, name)}
             for name in shown
             if name not in measured
         },
@@ -103,7 +105,7 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
 def _print_data(report: dict[str, Any]) -> None:
     print(report["data"])
     for split in SPLITS:
-        counts = [f"{report['splits'][split][of]:,} {of.replace('_', ' ')}" for of in survey.COUNTED]
+        counts = [f"{report['splits'][split][of]:,} {of.replace('_', ' ')}" for of in inspect.COUNTED]
         print(f"  {split.replace('_', ' '):<9}  {', '.join(counts)}")
     print(f"  tokenizer  {report['tokenizer']['name']}, {report['tokenizer']['size']:,} entries")
     for name, bins in report["lengths"].items():
@@ -114,7 +116,7 @@ def _print_data(report: dict[str, Any]) -> None:
         mean, std = (" ".join(f"{value:.3f}" for value in about[of]) for of in ("mean", "std"))
         print(f"{name} {'×'.join(map(str, about['shape']))}: mean {mean}, deviation {std}")
         print(f"  images that show nothing: {about['blank']:.1%}")
-        print(f"  coarse shape at {survey.LATE:.0%} of the noise: {about['late_signal']:.2f} times the noise")
+        print(f"  coarse shape at {inspect.LATE:.0%} of the noise: {about['late_signal']:.2f} times the noise")
     for name, about in report["codes"].items():
         shape = "×".join(map(str, about["shape"]))
         print(f"{name} {shape}: codes, {about['entries']:,} entries in the images looked at")

@@ -12,25 +12,25 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from transfusion_jax.cache import keep_programs
-from transfusion_jax.commands.reading import (
+from transfusion_jax.commands.common.load_model import (
     choose_weights,
     measuring_mesh,
     naming_others,
     shared,
 )
 from transfusion_jax.config import Config, ConfigError, require
-from transfusion_jax.data import load as data_loading
-from transfusion_jax.data.load import Data
+from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation import results
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import METRICS, Entry
 from transfusion_jax.evaluation.suite import SUITES, Suite
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
-from transfusion_jax.training.checkpoint import Checkpoints, DeletedCheckpoint
-from transfusion_jax.training.tasks import ModelTask, make_task
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.storage.cache_dirs import keep_programs
+from transfusion_jax.tasks.registry import ModelTask, make_task
+from transfusion_jax.training.checkpoint.manager import Checkpoints, DeletedCheckpoint
+from transfusion_jax.training.run_dir import Workdir
 
 POLL = 10.0  # seconds between two looks for a new checkpoint
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 
+from transfusion_jax.commands.common.load_model import measuring_mesh, read_model
 from transfusion_jax.commands.flags.judge import IMAGES
-from transfusion_jax.commands.reading import measuring_mesh, read_model
 from transfusion_jax.config import ConfigError, SourceConfig, require
-from transfusion_jax.data import load as data_loading
-from transfusion_jax.data.load import Data
+from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation import geneval
 from transfusion_jax.evaluation.fid import Fid
 from transfusion_jax.evaluation.frechet import Statistics
@@ -25,12 +25,12 @@ from transfusion_jax.evaluation.inception import FEATURES
 from transfusion_jax.evaluation.pictures import drawn_for_held_out, pictures
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import sampling_of
-from transfusion_jax.files import write_whole
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
-from transfusion_jax.training.tasks import ModelTask, make_task
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.tasks.registry import ModelTask, make_task
+from transfusion_jax.training.run_dir import Workdir
 
 Verdict = tuple[dict[str, float], dict[str, Any]]  # metrics by name, and what else the report says
 Ask = Callable[[ModelTask, Params, Workdir], Verdict]

@@ -15,7 +15,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError, MeshConfig, require
 from transfusion_jax.planning import report
 from transfusion_jax.planning import topology as topologies
-from transfusion_jax.planning.contents import expected
+from transfusion_jax.planning.expected_batch import expected
 from transfusion_jax.planning.plan import make_plan
 from transfusion_jax.planning.search import choose_mesh, search
 

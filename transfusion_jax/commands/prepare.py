@@ -12,7 +12,6 @@ from itertools import chain, islice
 from typing import Any
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.bucket import storage_errors
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import prepare
 from transfusion_jax.data import tokenizer as tokenizers
@@ -20,7 +19,8 @@ from transfusion_jax.data.prepare import Encoders, Job, Progress
 from transfusion_jax.data.readers import FORMATS, Fault, InputShard, RawText, ReadOptions, input_shards
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.errors import StorageError
-from transfusion_jax.storage import Place
+from transfusion_jax.storage.gcs import storage_errors
+from transfusion_jax.storage.paths import Place
 
 SHOWN = 8  # records that --dry-run looks at
 LEARNT_FROM = 200_000  # records, the first, that a tokenizer is trained on

@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from transfusion_jax.commands.asking import (
+from transfusion_jax.commands.common.load_model import read_model
+from transfusion_jax.commands.common.prompts import (
     SEEDS,
     Prompt,
     default_follow,
@@ -17,19 +18,18 @@ from transfusion_jax.commands.asking import (
     requests_of,
 )
 from transfusion_jax.commands.flags.sample import DEFAULTS
-from transfusion_jax.commands.reading import read_model
 from transfusion_jax.config import Config, SamplingConfig, require
-from transfusion_jax.data import load as data_loading
+from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.data.load import Codec
-from transfusion_jax.generation.album import Made, write_album, write_lines, write_page, write_sheet
-from transfusion_jax.generation.choice import Writing
+from transfusion_jax.generation.export import Made, write_album, write_lines, write_page, write_sheet
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.interleaved import Drew, Ended, Event, generate
 from transfusion_jax.generation.scoring import score
 from transfusion_jax.generation.text import write
+from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 EVERY = 5.0  # seconds between two reports
 DRAWING = "steps", "sampler", "guidance", "guidance_interval", "guidance_rescale", "image_guidance", "temperature"

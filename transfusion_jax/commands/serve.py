@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from transfusion_jax.commands.reading import read_model
+from transfusion_jax.commands.common.load_model import read_model
 from transfusion_jax.config import ConfigError, SamplingConfig, require
 from transfusion_jax.generation.guidance import untrained_branch
 

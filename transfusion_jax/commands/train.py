@@ -13,30 +13,30 @@ import jax
 
 from transfusion_jax import config as configs
 from transfusion_jax import flops
-from transfusion_jax.commands.running import make_ready, say, watching_of
+from transfusion_jax.commands.common.launch_args import make_ready, say, watching_of
 from transfusion_jax.config import Config, ConfigError, require
-from transfusion_jax.data import load as data_loading
+from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.documents import Text
-from transfusion_jax.data.load import Data
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.picture import grid, write_png
+from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.parallel import flags, processes
-from transfusion_jax.parallel.agreement import agree, code_hash
+from transfusion_jax.parallel.consistency import agree, code_hash
 from transfusion_jax.parallel.mesh import reach_all
-from transfusion_jax.training.heartbeat import heartbeat
-from transfusion_jax.training.interruption import Interruption, watch_signals
+from transfusion_jax.tasks.registry import ModelTask, make_task
+from transfusion_jax.training.checkpoint.partial_load import parse_mapping
 from transfusion_jax.training.loop import Hook, Outcome, train
-from transfusion_jax.training.metrics import Writer
-from transfusion_jax.training.starts import Start, begin, kept_plan, kept_statistics, source_config
-from transfusion_jax.training.tasks import ModelTask, make_task
-from transfusion_jax.training.transplant import parse_mapping
-from transfusion_jax.training.watch import Watching
-from transfusion_jax.training.watchdog import Beat
-from transfusion_jax.training.workdir import Workdir, facts_of
+from transfusion_jax.training.monitoring.heartbeat import heartbeat
+from transfusion_jax.training.monitoring.metrics import Writer
+from transfusion_jax.training.monitoring.telemetry import Watching
+from transfusion_jax.training.monitoring.watchdog import Beat
+from transfusion_jax.training.preemption import Interruption, watch_signals
+from transfusion_jax.training.run_dir import Workdir, facts_of
+from transfusion_jax.training.start_run import Start, begin, kept_plan, kept_statistics, source_config
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:

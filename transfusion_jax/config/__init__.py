@@ -2,8 +2,9 @@
 
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Losses
+from transfusion_jax.config.base import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 from transfusion_jax.config.checks import ConfigError, nearest, one_of, positive, require
-from transfusion_jax.config.fields import (
+from transfusion_jax.config.experiment import (
     FOLLOWS,
     OF_LATENTS,
     SPECIAL_TOKENS,
@@ -30,7 +31,6 @@ from transfusion_jax.config.parsing import (
     parse_run,
     to_dict,
 )
-from transfusion_jax.config.run import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 
 __all__ = [
     "FOLLOWS",

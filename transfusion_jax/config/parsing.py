@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from transfusion_jax.config.autoencoder import AutoencoderRun
+from transfusion_jax.config.base import Run
 from transfusion_jax.config.checks import ConfigError, nearest, require
-from transfusion_jax.config.fields import SYNTHETIC, SYNTHETIC_TEXT, Config
-from transfusion_jax.config.run import Run
+from transfusion_jax.config.experiment import SYNTHETIC, SYNTHETIC_TEXT, Config
 
 R = TypeVar("R", bound=Run)
 T = TypeVar("T")

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.data.load import Codec
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.tokenizer import HuggingFace, SentencePiece, SpecialTokens
-from transfusion_jax.files import write_whole
+from transfusion_jax.storage.atomic import write_whole
 
 
 def write_tokenizer(codec: Codec, longest: int, folder: Path) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, require
 from transfusion_jax.conversion.shards import Part, Shards, read_json
 from transfusion_jax.conversion.trees import Tree
-from transfusion_jax.data.load import Codec
-from transfusion_jax.training.leaves import Box
-from transfusion_jax.training.pieces import CHUNK, Leaf, boxes
+from transfusion_jax.data.datasets import Codec
+from transfusion_jax.training.checkpoint.checksums import Box
+from transfusion_jax.training.checkpoint.chunks import CHUNK, Leaf, boxes
 
 LAYER = {  # the end of our leaf's name, under LAYERS: Hugging Face's, under model.layers.N
     "attention/query": "self_attn.q_proj",

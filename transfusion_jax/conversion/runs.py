@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, require
+from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Corpus
-from transfusion_jax.data.load import Codec, Data
-from transfusion_jax.storage import Place
-from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.pieces import Leaf
-from transfusion_jax.training.workdir import Workdir, facts_of
+from transfusion_jax.storage.paths import Place
+from transfusion_jax.training.checkpoint.chunks import Leaf
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.run_dir import Workdir, facts_of
 
 
 def write_run(

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data.marks import read_object
-from transfusion_jax.files import whole, write_whole
-from transfusion_jax.training.leaves import Box
-from transfusion_jax.training.pieces import Leaf, boxes
+from transfusion_jax.storage.atomic import whole, write_whole
+from transfusion_jax.training.checkpoint.checksums import Box
+from transfusion_jax.training.checkpoint.chunks import Leaf, boxes
 
 NAME, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}

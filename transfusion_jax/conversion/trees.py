@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax.conversion.shards import INDEX, NAME, Shards
-from transfusion_jax.training.checkpoint import PARTS, Checkpoints
-from transfusion_jax.training.pieces import Leaf
-from transfusion_jax.training.starts import read_checkpoint
+from transfusion_jax.training.checkpoint.chunks import Leaf
+from transfusion_jax.training.checkpoint.manager import PARTS, Checkpoints
+from transfusion_jax.training.start_run import read_checkpoint
 
 Tree = dict[str, Leaf]  # leaves by name, read piece by piece
 

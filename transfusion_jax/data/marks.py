@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transfusion_jax.config import ConfigError, require
-from transfusion_jax.storage import Place
+from transfusion_jax.storage.paths import Place
 
 KEPT = "marks.json"
 MODEL, WRITING = "config.json", "generation_config.json"

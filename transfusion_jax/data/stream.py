@@ -14,16 +14,16 @@ import jax
 import numpy as np
 from absl import flags
 
-from transfusion_jax.children import end_with_parent
 from transfusion_jax.config import Config
-from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.documents import Corpus
-from transfusion_jax.data.epochs import Planner, planner_of
-from transfusion_jax.data.plan import VERSION
-from transfusion_jax.data.plan_files import default_cache
+from transfusion_jax.data.packing.epochs import Planner, planner_of
+from transfusion_jax.data.packing.plan import VERSION
+from transfusion_jax.data.packing.plan_store import default_cache
+from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.data.tokenizer import SpecialTokens
-from transfusion_jax.storage import Place
+from transfusion_jax.parallel.children import end_with_parent
+from transfusion_jax.storage.paths import Place
 
 DEAD_WORKER = "Worker process was terminated unexpectedly"  # how Grain says so
 LOCAL, REMOTE = 2, 16  # threads of a process that read rows: from a disk, and from a bucket, where they wait

@@ -14,8 +14,8 @@ import numpy as np
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import marks as marking
 from transfusion_jax.data.marks import KEPT, Marks
-from transfusion_jax.files import DamagedFile, write_whole
-from transfusion_jax.storage import Place, place
+from transfusion_jax.storage.atomic import DamagedFile, write_whole
+from transfusion_jax.storage.paths import Place, place
 
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
 EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.documents import Document, Image
-from transfusion_jax.data.load import Data
 from transfusion_jax.generation.scoring import score
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:

@@ -13,12 +13,12 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from transfusion_jax.config import require
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Corpus, Document, Image, Text
-from transfusion_jax.data.load import Codec
-from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.text import write
+from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 WRITING = Writing(max_tokens=40)
 

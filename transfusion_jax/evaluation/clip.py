@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from transfusion_jax.config import require
 from transfusion_jax.evaluation.pictures import Drawn
-from transfusion_jax.storage import sha256
+from transfusion_jax.storage.paths import sha256
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's images
 WEIGHTS = "model.safetensors"

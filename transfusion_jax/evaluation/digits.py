@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Corpus
-from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.data.readers import digits
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.text import caption
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:

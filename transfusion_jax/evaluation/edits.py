@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from transfusion_jax.config import Config, EvaluationConfig, require
-from transfusion_jax.data import edits, scenes
+from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.data.load import Codec, Data
 from transfusion_jax.generation.interleaved import Request, generate
-from transfusion_jax.generation.picture import to_pixels
+from transfusion_jax.generation.png import to_pixels
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.worlds.shapes import edits, scenes
 
 SEED = 2**31 - 1  # of the scenes; training sets have smaller ones
 

@@ -13,7 +13,7 @@ from transfusion_jax.evaluation import inception
 from transfusion_jax.evaluation.frechet import Statistics, distance
 from transfusion_jax.evaluation.pictures import Drawn, resized
 from transfusion_jax.parallel.sharding import to_host
-from transfusion_jax.storage import sha256
+from transfusion_jax.storage.paths import sha256
 
 TOGETHER = 16  # images at a time
 VARIANT = "clean-fid's resizing (Pillow's bicubic in float, to 299), Inception v3 of 2015-12-05, 2048 features"

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image as Pillow
 
 from transfusion_jax.config import Config, ConfigError, require
-from transfusion_jax.data.load import Data
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation.pictures import draw, pictures, resized
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 GRID = 8  # pixels of a side that are left
 

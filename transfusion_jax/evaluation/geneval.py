@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from transfusion_jax.config import ConfigError, require
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Text
-from transfusion_jax.data.load import Codec
 from transfusion_jax.evaluation.pictures import draw
-from transfusion_jax.files import write_whole
 from transfusion_jax.generation.interleaved import rows_at_a_time
-from transfusion_jax.generation.picture import write_png
+from transfusion_jax.generation.png import write_png
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.processes import first
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.tasks.registry import ModelTask
 
 IMAGES = 4  # of each prompt, as in the paper (arXiv 2310.11513)
 

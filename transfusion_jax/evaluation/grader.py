@@ -13,7 +13,16 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from transfusion_jax.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, SUPERSAMPLING, Scene, Thing, render
+from transfusion_jax.worlds.shapes.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    SUPERSAMPLING,
+    Scene,
+    Thing,
+    render,
+)
 
 APART = 0.4  # share of a colour from which on a pixel belongs to a thing
 SPECK = 0.3  # of the smallest thing's pixels: what has fewer is noise

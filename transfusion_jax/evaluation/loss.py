@@ -17,15 +17,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import Config, require
-from transfusion_jax.data.assemble import empty_row
 from transfusion_jax.data.batch import Batch, abstract_batch, bytes_of_batch, stack
-from transfusion_jax.data.load import Codec, Data
+from transfusion_jax.data.datasets import Codec, Data
+from transfusion_jax.data.row import empty_row
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import split, to_host, ways
-from transfusion_jax.training.task import in_parts, joined
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.base import in_parts, joined
+from transfusion_jax.tasks.registry import ModelTask
 
 Losses = dict[str, tuple[np.ndarray, np.ndarray]]  # by name: losses and their weights
 

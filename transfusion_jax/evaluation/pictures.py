@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image as Pillow
 
 from transfusion_jax.config import Config
+from transfusion_jax.data.datasets import Codec, Data, plain_statistics
 from transfusion_jax.data.documents import Corpus, Document, Documents, Text
-from transfusion_jax.data.load import Codec, Data, plain_statistics
-from transfusion_jax.data.prepared import PreparedDocuments
-from transfusion_jax.data.shuffle import shuffled
+from transfusion_jax.data.packing.shuffle import shuffled
+from transfusion_jax.data.store.dataset import PreparedDocuments
 from transfusion_jax.generation.interleaved import Request, generate, rows_at_a_time
-from transfusion_jax.generation.picture import to_pixels
+from transfusion_jax.generation.png import to_pixels
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 
 @dataclass(frozen=True)

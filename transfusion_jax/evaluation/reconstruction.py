@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion_jax.autoencoder.network import Network, Params
-from transfusion_jax.data.images import Images
-from transfusion_jax.generation.picture import grid
+from transfusion_jax.data.image_stream import Images
+from transfusion_jax.generation.png import grid
 from transfusion_jax.parallel.sharding import to_host
 
 PER_ROW = 8  # images in a row of the sheet

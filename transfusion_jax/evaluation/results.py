@@ -15,11 +15,11 @@ import json
 from typing import Any
 
 from transfusion_jax.config import OF_LATENTS, Config
-from transfusion_jax.data.load import Data
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation.suite import Suite
-from transfusion_jax.files import locked, read_json, write_json
 from transfusion_jax.parallel.processes import on_first
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.storage.atomic import locked, read_json, write_json
+from transfusion_jax.training.run_dir import Workdir
 
 Entry = dict[str, Any]
 

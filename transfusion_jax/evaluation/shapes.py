@@ -15,18 +15,19 @@ import jax
 import numpy as np
 
 from transfusion_jax.config import Config, EvaluationConfig
-from transfusion_jax.data import claims, scenes
-from transfusion_jax.data.claims import Background, Claim, Count, Relation
-from transfusion_jax.data.load import Data
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.readers import shapes
-from transfusion_jax.data.scenes import Kind
 from transfusion_jax.evaluation.edits import SEED, drawing_size, picture
 from transfusion_jax.evaluation.grader import look
 from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.picture import to_pixels
+from transfusion_jax.generation.png import to_pixels
 from transfusion_jax.generation.text import caption
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.worlds.shapes import captions as claims
+from transfusion_jax.worlds.shapes import scenes
+from transfusion_jax.worlds.shapes.captions import Background, Claim, Count, Relation
+from transfusion_jax.worlds.shapes.scenes import Kind
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Protocol
 import jax
 
 from transfusion_jax.config import Config, EvaluationConfig
-from transfusion_jax.data.load import Data
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation import captions, digits, edits, frechet, loss, shapes, text
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 
 class Run(Protocol):

@@ -10,15 +10,15 @@ import jax
 import numpy as np
 
 from transfusion_jax.config import Config, require
-from transfusion_jax.data.assemble import Piece, assemble
 from transfusion_jax.data.batch import Batch
+from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.documents import Source
-from transfusion_jax.data.load import Data
-from transfusion_jax.data.shuffle import shuffled
+from transfusion_jax.data.packing.shuffle import shuffled
+from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.evaluation.loss import bytes_of, measured
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:

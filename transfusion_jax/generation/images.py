@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from transfusion_jax.config import SamplingConfig
-from transfusion_jax.data.load import Codec
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.prompt import prompt_of
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 
 def draw(

@@ -16,21 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion_jax.config import FOLLOWS, Config, SamplingConfig, one_of, require
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document
-from transfusion_jax.data.load import Codec
 from transfusion_jax.diffusion.sampler import make_steps, on_device
-from transfusion_jax.generation import decoder
-from transfusion_jax.generation.choice import Writing
-from transfusion_jax.generation.decoder import NOTHING, Limits, State
+from transfusion_jax.generation import phases
 from transfusion_jax.generation.guidance import branch_weights, branches_of
+from transfusion_jax.generation.phases import NOTHING, Limits, State
 from transfusion_jax.generation.prompt import before_image, images_of, rows_of
-from transfusion_jax.kernels.target import compute_dtype
-from transfusion_jax.model.cache import Cache
+from transfusion_jax.generation.token_sampling import Writing
+from transfusion_jax.kernels.platform import compute_dtype
+from transfusion_jax.model.kv_cache import Cache
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import to_host
-from transfusion_jax.training.tasks import ModelTask
-from transfusion_jax.training.tokens import TokenTask
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.next_token import TokenTask
+from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
 
 ROWS = 100  # decoded at a time, at the most
 CACHE = 2**33  # bytes of keys and values, at the most
@@ -188,7 +188,7 @@ def stream(
             active = jnp.array([row.writes for row in rows])
             limits = _limits(task.config, rows, writing, max_images)
             how = chunk, writing.filters, params, state, active, limits, texts, writing.chances()
-            state, tokens = decoder.write(task, codec.special, *how, ends=codec.ends)
+            state, tokens = phases.write(task, codec.special, *how, ends=codec.ends)
             for row, found in zip(rows, to_host(tokens), strict=True):
                 yield from row.take(found)
         if drawing := [row for row in rows if row.draws]:
@@ -199,7 +199,7 @@ def stream(
                 drawn = np.isin(np.arange(len(rows)), [row.number for row in drawing])
                 placed = np.zeros((len(rows), *images.shape[1:]), images.dtype)
                 placed[drawn] = images
-                state = decoder.add_images(task, codec.special, params, state, placed, jnp.asarray(drawn))
+                state = phases.add_images(task, codec.special, params, state, placed, jnp.asarray(drawn))
 
 
 def edits(requests: Sequence[Request]) -> bool:
@@ -324,7 +324,7 @@ class _Drawer:
         of_each = [index if len(other.hidden) == len(self.rows) else 0 * index for other in self.others]
         longest = int(to_host(state.cache.length)[index].max())
         ahead = self.task.config.model.patches if isinstance(self.task, TokenTask) else 0
-        before = decoder.gather(_room(longest + ahead), (state, *self.others), (index, *of_each))
+        before = phases.gather(_room(longest + ahead), (state, *self.others), (index, *of_each))
         if isinstance(self.task, TokenTask):
             made = self._codes(self.task, before, keys)
         else:
@@ -339,7 +339,7 @@ class _Drawer:
 
     def _codes(self, task: TokenTask, before: State, keys: jax.Array) -> np.ndarray:
         weights = branch_weights(self.sampling, self.branches, np.zeros(1))[0]
-        return to_host(decoder.draw_codes(task, self.params, before, keys, weights, self.sampling.temperature))
+        return to_host(phases.draw_codes(task, self.params, before, keys, weights, self.sampling.temperature))
 
     def _latents(
         self, task: TransfusionTask, before: Cache, keys: jax.Array, rows: list[_Row]
@@ -347,13 +347,13 @@ class _Drawer:
         sampling, schedule = self.sampling, task.schedule
         steps = make_steps(schedule, sampling.steps, task.config.diffusion.objective, sampling.sampler)
         weights = branch_weights(sampling, self.branches, steps.timesteps / schedule.timesteps)
-        canvas = decoder.blank(task.config.model.latent_shape, keys)
+        canvas = phases.blank(task.config.model.latent_shape, keys)
         total = len(steps.timesteps)
         steps, weights = jax.tree.map(_padded, (steps, weights))
         how = on_device(steps), jnp.asarray(weights), sampling.guidance_rescale, self.codec.bounds()
         stops = np.unique(np.linspace(0, total, self.previews + 2).astype(int)).tolist()
         for begin, end in itertools.pairwise(stops):
-            canvas = decoder.denoise(task, self.params, before, canvas, keys, *how, begin, end)
+            canvas = phases.denoise(task, self.params, before, canvas, keys, *how, begin, end)
             if end < total:
                 shown = self.codec.images(to_host(canvas.clean)[: len(rows)])
                 yield from (Draws(r.number, image, end, total) for r, image in zip(rows, shown, strict=True))
@@ -362,7 +362,7 @@ class _Drawer:
 
 def _prefill(task: ModelTask, params: Params, codec: Codec, documents: list[Document], size: int) -> State:
     rows, lengths = rows_of(documents, task.config, codec)
-    return decoder.prefill(task, size, params, rows, jnp.asarray(lengths, jnp.int32))
+    return phases.prefill(task, size, params, rows, jnp.asarray(lengths, jnp.int32))
 
 
 def _size(config: Config, rows: list[_Row], writing: Writing, max_images: int) -> int:

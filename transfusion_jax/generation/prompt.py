@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from transfusion_jax.config import Config, ConfigError
-from transfusion_jax.data.assemble import Piece, empty_row, lay_out, place
 from transfusion_jax.data.batch import Batch, stack
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.data.load import Codec
 from transfusion_jax.data.readers import pictures
+from transfusion_jax.data.row import Piece, empty_row, lay_out, place
 
 ROUND_TO = 32  # row lengths are rounded up, so that few shapes are compiled
 

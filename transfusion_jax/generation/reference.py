@@ -13,15 +13,15 @@ import numpy as np
 
 from transfusion_jax.config import SamplingConfig
 from transfusion_jax.data.batch import Batch
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image
-from transfusion_jax.data.load import Codec
 from transfusion_jax.diffusion import sampler
 from transfusion_jax.diffusion.sampler import Bounds, Steps, make_steps
 from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.model.transfusion import Params, find_patches, gather_patches
 from transfusion_jax.parallel.sharding import to_host
-from transfusion_jax.training.tasks import ModelTask
-from transfusion_jax.training.transfusion import TransfusionTask
+from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.transfusion import TransfusionTask
 
 
 def draw_latents(

@@ -12,13 +12,13 @@ import numpy as np
 
 from transfusion_jax.config import Config, require
 from transfusion_jax.data.batch import TEXT, Batch
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Text
-from transfusion_jax.data.load import Codec
 from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Params, find_patches
 from transfusion_jax.parallel.sharding import split, to_host
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 ROWS = 32  # scored at a time, at the most
 SHORTEST = 32  # elements of a row of tokens, the next size being twice that

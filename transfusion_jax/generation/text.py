@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from transfusion_jax.config import require
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image
-from transfusion_jax.data.load import Codec
-from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.interleaved import Request, generate
+from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 
 def write(

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from transfusion_jax.kernels.parts import LOG2_E, MASKED, dot, named, output_products, whole_spans
-from transfusion_jax.kernels.ranges import Ranges, inner_ranges, key_ranges, query_ranges
-from transfusion_jax.kernels.target import compute_capability, platform
+from transfusion_jax.kernels.block_ranges import Ranges, inner_ranges, key_ranges, query_ranges
+from transfusion_jax.kernels.platform import compute_capability, platform
+from transfusion_jax.kernels.softmax import LOG2_E, MASKED, dot, named, output_products, whole_spans
 
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_CHANNELS = 128

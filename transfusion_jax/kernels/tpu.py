@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transfusion_jax.kernels.parts import LOG2_E, MASKED, dot, named, output_products, whole_spans
-from transfusion_jax.kernels.steps import Steps, plan_steps
+from transfusion_jax.kernels.schedule import Steps, plan_steps
+from transfusion_jax.kernels.softmax import LOG2_E, MASKED, dot, named, output_products, whole_spans
 
 LANES = 128
 SUBLANES = {"float32": 8, "bfloat16": 16}  # rows of a register's tile

@@ -29,7 +29,7 @@ from transfusion_jax.launching.job import (
 )
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import attempt, output, require_tool, says
-from transfusion_jax.launching.tpus import Slices, slices
+from transfusion_jax.launching.tpu_types import Slices, slices
 
 FINGERPRINT = "transfusion-jax/command"  # annotation: tells whether a job of the name is this one
 APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # annotation of kubectl's own: what was applied

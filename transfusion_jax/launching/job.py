@@ -16,12 +16,12 @@ from typing import NoReturn
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, Run, require
-from transfusion_jax.data.load import require_sources
+from transfusion_jax.data.datasets import require_sources
 from transfusion_jax.launching.grace import grace_seconds
 from transfusion_jax.planning.plan import on_mesh
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.storage import BUCKETS, place
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.storage.paths import BUCKETS, place
+from transfusion_jax.training.run_dir import Workdir
 
 LONGEST_NAME = 40  # characters: Kubernetes adds to it and stops at 63
 HASH = 6  # characters that tell apart what has the same words in its name

@@ -13,7 +13,7 @@ import sys
 from transfusion_jax.config import require
 from transfusion_jax.launching.job import Job, make_job
 from transfusion_jax.launching.policy import combine, restarts
-from transfusion_jax.launching.together import Events, Program, run_together, take_signals
+from transfusion_jax.launching.supervisor import Events, Program, run_together, take_signals
 
 DEVICES = "--xla_force_host_platform_device_count"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from transfusion_jax.config import require
 from transfusion_jax.errors import INTERRUPTED
-from transfusion_jax.files import write_whole
 from transfusion_jax.launching.job import Job, make_job, refuse
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import output, require_tool
+from transfusion_jax.storage.atomic import write_whole
 
 THERE = "configuring,pending,running,suspended"  # one that is ending may be followed by the next
 LONGEST_GRACE = 65535  # seconds: sbatch takes no more

@@ -24,7 +24,7 @@ from transfusion_jax.launching.job import (
 )
 from transfusion_jax.launching.policy import STOP
 from transfusion_jax.launching.tools import attempt, output, require_tool, says
-from transfusion_jax.launching.tpus import Slices, slices
+from transfusion_jax.launching.tpu_types import Slices, slices
 
 RESOURCES = ("gcloud", "compute", "tpus", "queued-resources")
 LABEL = "transfusion-command"  # tells whether a queued resource of the name is this job

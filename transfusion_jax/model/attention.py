@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from transfusion_jax.kernels import gpu as gpu_kernel
 from transfusion_jax.kernels import tpu as tpu_kernel
-from transfusion_jax.kernels.blocked import blocked
-from transfusion_jax.kernels.parts import MASKED
-from transfusion_jax.kernels.target import platform
+from transfusion_jax.kernels.blockwise import blocked
+from transfusion_jax.kernels.platform import platform
+from transfusion_jax.kernels.softmax import MASKED
 from transfusion_jax.model.spans import Spans, dense_mask
 from transfusion_jax.parallel.sharding import partition
 

@@ -18,12 +18,12 @@ from flax import nnx
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
-from transfusion_jax.kernels.target import compute_dtype
-from transfusion_jax.model.cache import Cache, Past
-from transfusion_jax.model.patch_coder import LinearPatchCoder
+from transfusion_jax.kernels.platform import compute_dtype
+from transfusion_jax.model.kv_cache import Cache, Past
+from transfusion_jax.model.patch_linear import LinearPatchCoder
+from transfusion_jax.model.patch_unet import UNetPatchCoder
 from transfusion_jax.model.spans import Array, Spans
-from transfusion_jax.model.trunk import Layer, Trunk, dot, normal, take_elements
-from transfusion_jax.model.unet import UNetPatchCoder
+from transfusion_jax.model.transformer import Layer, Trunk, dot, normal, take_elements
 from transfusion_jax.parallel.sharding import split
 
 Params = dict[str, Any]

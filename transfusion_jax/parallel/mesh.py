@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import Config, MeshConfig, Run, require
-from transfusion_jax.model.unet import channels
+from transfusion_jax.model.patch_unet import channels
 
 AXES = ("data", "fsdp", "context", "tensor")
 

@@ -27,22 +27,22 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transfusion_jax import config as configs
-from transfusion_jax.cache import cache_folder
-from transfusion_jax.children import end_with, lifeline
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.errors import UserError
 from transfusion_jax.evaluation import loss
-from transfusion_jax.files import write_whole
+from transfusion_jax.parallel.children import end_with, lifeline
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning import libtpu
-from transfusion_jax.planning.count import Collective, Counts, Work, count
 from transfusion_jax.planning.hlo import parse
+from transfusion_jax.planning.hlo_cost import Collective, Counts, Work, count
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.training.state import abstract_state
-from transfusion_jax.training.step import step_program
-from transfusion_jax.training.tasks import make_task
+from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.storage.cache_dirs import cache_folder
+from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.training.step.state import abstract_state
+from transfusion_jax.training.step.step import step_program
 
 TOO_LARGE = re.compile(r"Ran out of memory[^\n]*")
 RESULT = "result: "

@@ -14,10 +14,10 @@ from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch, bytes_of_batch
 from transfusion_jax.flops import coder_flops, count_parameters
 from transfusion_jax.kernels.cross_entropy import CHUNK
-from transfusion_jax.model import unet
-from transfusion_jax.planning.contents import Contents
-from transfusion_jax.planning.count import COLLECTIVES, Collective, Work
-from transfusion_jax.planning.operations import BACKWARD, KERNEL_PRODUCTS
+from transfusion_jax.model import patch_unet
+from transfusion_jax.planning.expected_batch import Contents
+from transfusion_jax.planning.flops_breakdown import BACKWARD, KERNEL_PRODUCTS
+from transfusion_jax.planning.hlo_cost import COLLECTIVES, Collective, Work
 
 BESIDE = 12  # times that the residual stream goes through HBM in a pass over a layer, beside its products
 TILE = 16  # rows of bfloat16 in a TPU's tile: of fewer, XLA makes a gather by a sum
@@ -140,7 +140,7 @@ def _coder(config: Config, s: _Share) -> list[Work]:
 def _unet_values(config: Config) -> float:
     """Inputs of a U-Net's stages for one image, all together."""
     height, width, _ = config.model.latent_shape
-    sides = unet.stages(config.model)
+    sides = patch_unet.stages(config.model)
     return sum(stage.inputs * height * width / 4**stage.level for side in sides for stage in side)
 
 

@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from transfusion_jax.cache import cache_folder
 from transfusion_jax.errors import UserError
 from transfusion_jax.parallel import flags
+from transfusion_jax.storage.cache_dirs import cache_folder
 
 VERSION = "0.0.42.1"  # that of requirements/tpu.txt
 FOLDER = "TRANSFUSION_LIBTPU"  # names a folder that pip installed libtpu into, where there is no network

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transfusion_jax.planning.count import Collective, Work
+from transfusion_jax.planning.hlo_cost import Collective, Work
 from transfusion_jax.planning.topology import Topology
 
 

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from transfusion_jax.config import Config
+from transfusion_jax.data.datasets import load
 from transfusion_jax.data.documents import Source
-from transfusion_jax.data.load import load
 from transfusion_jax.diffusion.sampler import make_steps
 from transfusion_jax.diffusion.schedule import make_schedule
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_flops
-from transfusion_jax.planning.contents import Contents, expected
+from transfusion_jax.planning.expected_batch import Contents, expected
+from transfusion_jax.planning.memory import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.plan import make_plan
 from transfusion_jax.planning.search import choose_mesh
-from transfusion_jax.planning.sizes import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.scaling.ladder import LadderRun
-from transfusion_jax.storage import place
-from transfusion_jax.training.tasks import make_task
+from transfusion_jax.storage.paths import place
+from transfusion_jax.tasks.registry import make_task
 
 KEPT = 1  # checkpoints beside the newest `loop.keep`: the best one
 

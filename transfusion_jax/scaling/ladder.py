@@ -15,9 +15,9 @@ from transfusion_jax.config import Config, ConfigError, positive, require
 from transfusion_jax.config.parsing import parse_as, read_file
 from transfusion_jax.flops import count_parameters, six_nd
 from transfusion_jax.scaling.running import Training
-from transfusion_jax.storage import Place
-from transfusion_jax.training.metrics import record_of
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.storage.paths import Place
+from transfusion_jax.training.monitoring.metrics import record_of
+from transfusion_jax.training.run_dir import Workdir
 
 LOSS_ALONE = {"evaluation.during_training": ("loss",), "loop.sample_every": 0}  # all that a sweep asks for
 OWN = "scales, warmup, final_rate and a family's learning_rate"  # what the fields of each run follow from

@@ -20,7 +20,7 @@ import numpy as np
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.scaling.metrics import Metric
 from transfusion_jax.scaling.options import EXACT, FLOPS, FRONTIER, PAPER, SIX_ND
-from transfusion_jax.storage import Place, place
+from transfusion_jax.storage.paths import Place, place
 
 PAPER_FILE = Path(__file__).with_name("paper.csv")
 POSITIVE = ("parameters", "elements", "flops_6nd")

@@ -20,11 +20,11 @@ from scipy import stats
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.config.parsing import parse_as
-from transfusion_jax.data.plan import REPLAYED
-from transfusion_jax.files import read_json, write_whole
-from transfusion_jax.storage import Place
-from transfusion_jax.training.files import check_lines, read_lines
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.data.packing.plan import REPLAYED
+from transfusion_jax.storage.atomic import read_json, write_whole
+from transfusion_jax.storage.jsonl import check_lines, read_lines
+from transfusion_jax.storage.paths import Place
+from transfusion_jax.training.run_dir import Workdir
 
 PACKAGED = Path(__file__).parent / "references"
 LOSSES = ("loss_text", "loss_image", "held_out/loss_text", "held_out/loss_image")

@@ -12,13 +12,13 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.files import write_whole
 from transfusion_jax.scaling import tables
 from transfusion_jax.scaling.plots import describe, draw
 from transfusion_jax.scaling.points import Point, flops_of
 from transfusion_jax.scaling.study import Study
 from transfusion_jax.scaling.tables import Table, amount, flops
-from transfusion_jax.storage import Place, place
+from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.storage.paths import Place, place
 
 FIGURE, PAGE, LATEX = "scaling", "report.html", "tables.tex"
 KEYS = (

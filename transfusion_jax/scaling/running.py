@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from transfusion_jax.launching.together import Events, Program, Signalled, run_together, take_signals
+from transfusion_jax.launching.supervisor import Events, Program, Signalled, run_together, take_signals
 
 FAILED = 1  # exit code of a command some of whose trainings failed
 GRACE = 600.0  # seconds; a process alone has no other to wait for

@@ -22,10 +22,10 @@ from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.readers.pictures import PictureError
 from transfusion_jax.diffusion.sampler import samplers_of
-from transfusion_jax.generation.choice import Writing
 from transfusion_jax.generation.interleaved import Draws, Drew, Ended, Event, Wrote
 from transfusion_jax.generation.interleaved import Request as Asked
 from transfusion_jax.generation.prompt import pixels_of
+from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.serving.engine import Engine, Full, How, Job, Stopped
 from transfusion_jax.serving.schema import (
     MOST_BODY,

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from transfusion_jax.config import SamplingConfig
-from transfusion_jax.data.load import Codec
-from transfusion_jax.generation.choice import Writing
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.generation.interleaved import (
     Drew,
     Ended,
@@ -24,9 +23,10 @@ from transfusion_jax.generation.interleaved import (
     rows_at_a_time,
     stream,
 )
+from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.serving.measures import Measures
-from transfusion_jax.training.tasks import ModelTask
+from transfusion_jax.tasks.registry import ModelTask
 
 CHUNK = 4  # tokens between two looks at what was written
 

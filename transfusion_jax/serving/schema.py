@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.generation.picture import png, to_pixels
+from transfusion_jax.generation.png import png, to_pixels
 
 MOST_TEXT = 20_000  # characters
 MOST_IMAGE = 11_000_000  # characters of base64, 8 MiB of a file

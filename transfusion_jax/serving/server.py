@@ -12,8 +12,8 @@ from transfusion_jax.model.transfusion import Params
 from transfusion_jax.serving.app import DRAIN, Served, make_app
 from transfusion_jax.serving.engine import Engine
 from transfusion_jax.serving.measures import Measures
-from transfusion_jax.training.tasks import ModelTask
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.training.run_dir import Workdir
 
 
 def serve(

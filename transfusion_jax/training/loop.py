@@ -16,26 +16,26 @@ from transfusion_jax.config import Config, Run
 from transfusion_jax.data.stream import AnyRows, batches
 from transfusion_jax.errors import CheckpointError, TrainingHalted, some
 from transfusion_jax.flops import peak_flops
-from transfusion_jax.parallel import residence
+from transfusion_jax.parallel import placement
 from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
-from transfusion_jax.planning import measured
-from transfusion_jax.storage import within
-from transfusion_jax.training import badsteps
-from transfusion_jax.training.checkpoint import BEST, Checkpoints
-from transfusion_jax.training.damage import DamagedCheckpoint
-from transfusion_jax.training.guard import FINE
-from transfusion_jax.training.interruption import Interruption
-from transfusion_jax.training.leaves import leaf_names
-from transfusion_jax.training.metrics import Writer, duration, open_writer, progress_line, record_of
-from transfusion_jax.training.state import State, abstract_state, create_state
-from transfusion_jax.training.step import Report, make_step
-from transfusion_jax.training.task import Task
-from transfusion_jax.training.timer import Timer
-from transfusion_jax.training.tracking import open_tracker
-from transfusion_jax.training.watch import NOTHING_MORE, Watch, Watching
-from transfusion_jax.training.watchdog import Beat, watchdog
-from transfusion_jax.training.workdir import DAMAGED, Workdir
+from transfusion_jax.planning import plan_vs_actual
+from transfusion_jax.storage.paths import within
+from transfusion_jax.tasks.base import Task
+from transfusion_jax.training.checkpoint.checksums import leaf_names
+from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
+from transfusion_jax.training.checkpoint.manager import BEST, Checkpoints
+from transfusion_jax.training.monitoring import bad_steps
+from transfusion_jax.training.monitoring.metrics import Writer, duration, open_writer, progress_line, record_of
+from transfusion_jax.training.monitoring.telemetry import NOTHING_MORE, Watch, Watching
+from transfusion_jax.training.monitoring.throughput import Timer
+from transfusion_jax.training.monitoring.wandb_logger import open_tracker
+from transfusion_jax.training.monitoring.watchdog import Beat, watchdog
+from transfusion_jax.training.preemption import Interruption
+from transfusion_jax.training.run_dir import DAMAGED, Workdir
+from transfusion_jax.training.step.bad_step_guard import FINE
+from transfusion_jax.training.step.state import State, abstract_state, create_state
+from transfusion_jax.training.step.step import Report, make_step
 
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
 
@@ -137,11 +137,16 @@ def train(
                     until_first_step.close()
                 run.next_row = rows.after(run.next_row, config.batch_rows)
                 outcome = run.after_step(step, report, task)
-                if isinstance(config, Config) and step >= first + measured.AFTER and run.record and not compared:
+                if (
+                    isinstance(config, Config)
+                    and step >= first + plan_vs_actual.AFTER
+                    and run.record
+                    and not compared
+                ):
                     compared = True
                     used = step_function.bytes_used(run.state, batch)
                     speed = run.timer.seconds_per_step
-                    beside = measured.beside_plan(task, config, mesh, peak, run.record, speed, used)
+                    beside = plan_vs_actual.beside_plan(task, config, mesh, peak, run.record, speed, used)
                     for line in beside.lines():
                         say(line)
             with watch.aside("checkpoint"):
@@ -211,10 +216,10 @@ def say_where(state: State, abstract: State, say: Callable[[str], None]) -> None
     Raises:
         ConfigError: it does not live as its rules say.
     """
-    residence.check(state, abstract)
+    placement.check(state, abstract)
     parts = {"parameters": state.params, "optimizer": state.optimizer, "average": state.ema}
-    say("\n".join(["the state lives", *residence.describe(parts)]))
-    whole = residence.unsplit(state)
+    say("\n".join(["the state lives", *placement.describe(parts)]))
+    whole = placement.unsplit(state)
     if whole:
         say(f"  whole on every device: {some(list(whole))}, {sum(whole.values()) / 2**20:,.1f} MiB")
 
@@ -297,13 +302,13 @@ class _Run:
             self.watch.free()
             self.asked_to_end |= bool(report.asked_to_end)
             if verdict != FINE:
-                bad = badsteps.diagnose(step, report, leaf_names(self.state.params))
+                bad = bad_steps.diagnose(step, report, leaf_names(self.state.params))
                 self.writer.bad_step(bad)
-                self.say(badsteps.sentence(bad))
+                self.say(bad_steps.sentence(bad))
                 if bad["in_a_row"] >= self.config.guard.max_in_a_row:
                     self.checkpoints.wait()
                     raise TrainingHalted(
-                        on_first(lambda: badsteps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
+                        on_first(lambda: bad_steps.verdict_on_run(self.writer.bad_steps(), self.checkpoints.steps))
                     )
 
     def conclude(

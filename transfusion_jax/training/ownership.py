@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.files import LostFolder, claimed
-from transfusion_jax.storage import Place
+from transfusion_jax.storage.atomic import LostFolder, claimed
+from transfusion_jax.storage.paths import Place
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from functools import partial
 from PIL import Image
 
 from transfusion_jax.errors import UserError
-from transfusion_jax.files import DamagedFile, read_json
-from transfusion_jax.storage import Place, on_disk
-from transfusion_jax.training import goodput
-from transfusion_jax.training.checkpoint import Checkpoints
-from transfusion_jax.training.files import check_lines
-from transfusion_jax.training.workdir import Workdir
+from transfusion_jax.storage.atomic import DamagedFile, read_json
+from transfusion_jax.storage.jsonl import check_lines
+from transfusion_jax.storage.paths import Place, on_disk
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.monitoring import goodput
+from transfusion_jax.training.run_dir import Workdir
 
 
 def damaged(workdir: Workdir) -> list[str]:

@@ -10,13 +10,13 @@ from transfusion_jax import autoencoder
 from transfusion_jax.autoencoder import CosineBlocks, Encoding
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.load import load
+from transfusion_jax.data.datasets import load
 from transfusion_jax.data.prepare import Encoders, Job
 from transfusion_jax.data.prepare.encode import BATCH
 from transfusion_jax.data.prepare.finish import finish
-from transfusion_jax.data.prepared import Prepared, PreparedDocuments
 from transfusion_jax.data.readers import ReadOptions, input_shards
-from transfusion_jax.files import read_json, write_json
+from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
+from transfusion_jax.storage.atomic import read_json, write_json
 
 SHAPES = ["shapes:150", "--image-size", "32", "--shard-size", "90", "--held-out", "0.2"]
 

@@ -17,9 +17,9 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data import tokenizer
 from transfusion_jax.data.documents import Image, Text
 from transfusion_jax.data.prepare import Job, begin, run
-from transfusion_jax.data.prepared import PART, Prepared, PreparedDocuments
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.readers.pictures import decode
+from transfusion_jax.data.store.dataset import PART, Prepared, PreparedDocuments
 
 
 @pytest.mark.parametrize("format", WRITERS)

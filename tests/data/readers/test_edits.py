@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data import edits, scenes
 from transfusion_jax.data.readers import edits as reader
 from transfusion_jax.data.readers import shapes
 from transfusion_jax.data.readers.format import ReadOptions
 from transfusion_jax.data.readers.raw import RawImage, RawText
+from transfusion_jax.worlds.shapes import edits, scenes
 
 OPTIONS = ReadOptions(image_size=32, shard_size=64)
 

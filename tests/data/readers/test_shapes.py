@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data import claims, scenes
 from transfusion_jax.data.readers import shapes
 from transfusion_jax.data.readers.format import ReadOptions
 from transfusion_jax.data.readers.raw import InputShard, RawImage, RawText
+from transfusion_jax.worlds.shapes import captions as claims
+from transfusion_jax.worlds.shapes import scenes
 
 OPTIONS = ReadOptions(image_size=32, shard_size=64)
 

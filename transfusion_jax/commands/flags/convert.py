@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transfusion_jax.commands.flags.shared import add_json, add_weights
-from transfusion_jax.storage import place
+from transfusion_jax.storage.paths import place
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from transfusion_jax.commands.flags.shared import add_json
-from transfusion_jax.storage import place
+from transfusion_jax.storage.paths import place
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from transfusion_jax.storage import place
+from transfusion_jax.storage.paths import place
 
 INPUTS = """inputs:
   a.tar 'shards/*.tar' gs://bucket/shards    WebDataset, as img2dataset writes it

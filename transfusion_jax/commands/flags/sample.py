@@ -7,7 +7,7 @@ from typing import Any
 
 from transfusion_jax.commands.flags.shared import add_weights
 from transfusion_jax.config import FOLLOWS
-from transfusion_jax.storage import place
+from transfusion_jax.storage.paths import place
 
 EXAMPLES = """\
 examples, each with --workdir W:

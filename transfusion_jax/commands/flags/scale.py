@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transfusion_jax.commands.flags.shared import add_json
 from transfusion_jax.scaling.options import ALL, BASELINE, FLOPS, FRONTIER, IN_WORKDIR, PAPER, Options
-from transfusion_jax.storage import place
+from transfusion_jax.storage.paths import place
 
 PLOTS = "plots"  # in a workdir
 RUN = """Trains a ladder's models, each in a workdir of its own, and gathers their numbers.
@@ -108,19 +108,19 @@ def _reference(parser: argparse.ArgumentParser) -> None:
 
 
 PARTS: dict[str, tuple[Callable, str, str, str]] = {  # by name: options, function, help, and what --help says
-    "table": (_table, "scale:table", "every family's scores at every size, seeds averaged", ""),
-    "fit": (_fit, "scale:fit", "lines through a ladder's points, and parity FLOP ratios with intervals", ""),
-    "plot": (_plot, "scale:plot", "the same as figures, one page with everything, and LaTeX tables", ""),
-    "run": (_run, "scale_run:run", "train a ladder's models", RUN),
+    "table": (_table, "scale.study:table", "every family's scores at every size, seeds averaged", ""),
+    "fit": (_fit, "scale.study:fit", "lines through a ladder's points, and parity FLOP ratios with intervals", ""),
+    "plot": (_plot, "scale.study:plot", "the same as figures, one page with everything, and LaTeX tables", ""),
+    "run": (_run, "scale.run:run", "train a ladder's models", RUN),
     "compare": (
         _compare,
-        "scale_compare:compare",
+        "scale.compare:compare",
         "hold a run's losses to those of runs that are known to be right",
         "",
     ),
     "reference": (
         _reference,
-        "scale_compare:make_reference",
+        "scale.compare:make_reference",
         "train runs that are right, and keep their losses for `scale compare`",
         "",
     ),

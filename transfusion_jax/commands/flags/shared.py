@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from transfusion_jax.storage import place
+from transfusion_jax.storage.paths import place
 
 OVERRIDES = (
     "Overrides: --config.a.b=value sets a field of the config, such as --config.optimizer.learning_rate=1e-4."

@@ -19,11 +19,11 @@ from transfusion_jax.config import require
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.progress import Images, Progress
 from transfusion_jax.data.prepare.shard import WRITE, Writer, columns_file, read_report, report_file
-from transfusion_jax.data.prepared import latents_of, remedy, shard_file
-from transfusion_jax.data.record import DamagedRecord, belonging, unseal
-from transfusion_jax.data.statistics import Moments
-from transfusion_jax.files import DamagedFile, parse_json, write_json
-from transfusion_jax.storage import Place, on_disk, read_all, size_of
+from transfusion_jax.data.store.dataset import latents_of, remedy, shard_file
+from transfusion_jax.data.store.latent_stats import Moments
+from transfusion_jax.data.store.record import DamagedRecord, belonging, unseal
+from transfusion_jax.storage.atomic import DamagedFile, parse_json, write_json
+from transfusion_jax.storage.paths import Place, on_disk, read_all, size_of
 
 BATCH = 64  # images encoded together; a shard's last batch is filled up
 REMEDY = "delete it and run the command that encoded it again"

@@ -16,11 +16,11 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.encode import encodings as encoded
 from transfusion_jax.data.prepare.job import Job, kept_tokenizer
 from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_file, report_file
-from transfusion_jax.data.prepared import COLUMNS, REPREPARE, SCHEMA, SPLITS
 from transfusion_jax.data.readers import origin
-from transfusion_jax.data.statistics import Moments
-from transfusion_jax.files import DamagedFile, parse_json, whole, write_json, write_whole
-from transfusion_jax.storage import Place, read_all, sha256
+from transfusion_jax.data.store.dataset import COLUMNS, REPREPARE, SCHEMA, SPLITS
+from transfusion_jax.data.store.latent_stats import Moments
+from transfusion_jax.storage.atomic import DamagedFile, parse_json, whole, write_json, write_whole
+from transfusion_jax.storage.paths import Place, read_all, sha256
 
 
 def finish(folder: Place, job: Job) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.prepared import REPREPARE, SCHEMA
 from transfusion_jax.data.readers import InputShard, ReadOptions
+from transfusion_jax.data.store.dataset import REPREPARE, SCHEMA
 from transfusion_jax.data.tokenizer import Tokenizer
-from transfusion_jax.files import LostFolder, claimed, read_json, sweep, write_json
-from transfusion_jax.storage import Place, version_of
+from transfusion_jax.storage.atomic import LostFolder, claimed, read_json, sweep, write_json
+from transfusion_jax.storage.paths import Place, version_of
 
 REMEDY = "copy it back from a backup, or choose another --output"
 TOKENIZER_HASH = "tokenizer_hash"

@@ -10,8 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from typing import Any
 
-from transfusion_jax.bucket import BucketPath
-from transfusion_jax.children import end_with_parent
 from transfusion_jax.data.prepare.encode import Encoders
 from transfusion_jax.data.prepare.finish import finish
 from transfusion_jax.data.prepare.job import Job, owned
@@ -19,8 +17,10 @@ from transfusion_jax.data.prepare.progress import Documents, Progress
 from transfusion_jax.data.prepare.shard import prepare_shard, report_file, sound
 from transfusion_jax.data.readers.format import package
 from transfusion_jax.errors import UserError
-from transfusion_jax.files import sweep
-from transfusion_jax.storage import Place
+from transfusion_jax.parallel.children import end_with_parent
+from transfusion_jax.storage.atomic import sweep
+from transfusion_jax.storage.gcs import BucketPath
+from transfusion_jax.storage.paths import Place
 
 Reports = Generator[dict[str, Any], None, None]
 

@@ -17,14 +17,14 @@ import numpy as np
 from transfusion_jax.autoencoder import Identity
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.job import Job, kept_tokenizer, owned
-from transfusion_jax.data.prepared import PART, latents_of, shard_file
 from transfusion_jax.data.readers import FORMATS, Fault, RawDocument, RawText, origin
 from transfusion_jax.data.readers.pictures import PictureError, decode
-from transfusion_jax.data.record import Record, Segment, belonging, pack, seal, token_type
-from transfusion_jax.data.statistics import Moments
+from transfusion_jax.data.store.dataset import PART, latents_of, shard_file
+from transfusion_jax.data.store.latent_stats import Moments
+from transfusion_jax.data.store.record import Record, Segment, belonging, pack, seal, token_type
 from transfusion_jax.data.tokenizer import Tokenizer
-from transfusion_jax.files import DamagedFile, parse_json, read_json, whole, write_json, write_whole
-from transfusion_jax.storage import Place, read_all, sha256, sizes
+from transfusion_jax.storage.atomic import DamagedFile, parse_json, read_json, whole, write_json, write_whole
+from transfusion_jax.storage.paths import Place, read_all, sha256, sizes
 
 WRITE = "group_size:1,uncompressed"  # one record can be read alone; latents and ids hardly compress
 WRITE_TEXT = "group_size:1,zstd:3"

@@ -11,10 +11,10 @@ from dataclasses import asdict
 
 import numpy as np
 
-from transfusion_jax.data import edits, scenes
 from transfusion_jax.data.readers import shapes
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
+from transfusion_jax.worlds.shapes import edits, scenes
 
 
 def shards(path: str, options: ReadOptions) -> list[InputShard]:

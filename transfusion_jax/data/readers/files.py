@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers.format import package
-from transfusion_jax.storage import place
+from transfusion_jax.storage.paths import place
 
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # the package that reads each
 LARGEST = 1 << 28  # bytes of one record; a larger one is a fault, so that damage cannot fill the memory

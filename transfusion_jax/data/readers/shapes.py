@@ -9,9 +9,9 @@ from dataclasses import asdict
 import numpy as np
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data import claims, scenes
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
+from transfusion_jax.worlds.shapes import captions, scenes
 
 COUNT = 20_000
 
@@ -38,7 +38,7 @@ def example(seed: int, index: int, arrangement: str = scenes.FREE) -> tuple[scen
     """One of a seed's scenes, and its caption."""
     scene = scenes.scene(seed, index, arrangement)
     rng = np.random.default_rng([seed, index, 1])  # the scene was made from [seed, index]
-    return scene, claims.say(claims.claims(scene, rng), rng)
+    return scene, captions.say(captions.claims(scene, rng), rng)
 
 
 def ranges(name: str, path: str, options: ReadOptions) -> list[InputShard]:

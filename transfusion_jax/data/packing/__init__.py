@@ -1,0 +1,1 @@
+"""The row plan: which pieces of which documents each row holds."""

@@ -1,0 +1,1 @@
+"""Prepared data: records, indexes and encodings in files."""

@@ -1,0 +1,365 @@
+"""Prepared data: a folder of document shards with a manifest, as `transfusion prepare` writes it.
+
+data.json                    the manifest
+tokenizer.model, .json       the tokenizer, unless it is bytes
+marks.json                   what begins and ends its documents, where the tokenizer itself says otherwise
+documents-00000.array_record one record per document, or per part of a long text
+pixels-00000.array_record    one record per document record: the images of the document in this encoding
+index/train/…, held_out/…    columns of each part of the data, memory-mapped: record, text_lengths, images
+
+Whatever is read is verified: the manifest by the hash in it, index and tokenizer by those in the manifest, each
+record by its own checksum. Of folders that former versions prepared, which lack some of these, what can be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfusion_jax.config import ConfigError
+from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.store import index_cache
+from transfusion_jax.data.store.latent_stats import LatentStatistics, Moments
+from transfusion_jax.data.store.record import DamagedRecord, Record, belonging, token_type, unpack, unseal
+from transfusion_jax.data.store.remote_records import records_of
+from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.storage.atomic import DamagedFile, read_json
+from transfusion_jax.storage.gcs import BucketPath
+from transfusion_jax.storage.paths import Place, place, sha256
+
+SCHEMA = 1
+PART = 1 << 16  # tokens of a long text that one record holds
+SPLITS = ("train", "held_out")
+COLUMNS = {"record": np.int64, "text_lengths": np.uint32, "images": np.uint16}
+READ = "readahead_buffer_size:0"
+
+
+class DamagedData(DamagedFile):
+    """A file of prepared data that is missing, or not what was written."""
+
+
+REPREPARE = "run the command that prepared the data again, which repairs it"
+REMEDY = f"{REPREPARE}, or copy the data again"
+MANIFEST = ("splits", "tokenizer", "encodings", "quarantine", "shards")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder's manifest."""
+
+    folder: Place
+    manifest: dict[str, Any]
+    verified: bool = False  # whether another process has verified the index
+
+    @classmethod
+    def open(cls, folder: str | Place, verified: bool = False) -> Prepared:
+        """Reads the manifest.
+
+        Raises:
+            ConfigError: the folder holds no finished data, or data of another version.
+            DamagedFile: the manifest is not what was written.
+        """
+        folder = place(folder)
+        if not (folder / "data.json").is_file():
+            unfinished = (folder / "job.json").exists()
+            raise ConfigError(
+                f"the data in {folder} is unfinished: run the command that prepares it again, and it continues"
+                if unfinished
+                else f"{folder} holds no prepared data: transfusion prepare INPUT… --output {folder}"
+            )
+        manifest = read_json(folder / "data.json", REMEDY)
+        if manifest.get("schema") != SCHEMA:
+            raise ConfigError(
+                f"{folder} was prepared by another version (schema {manifest.get('schema')}): prepare it again"
+            )
+        missing = [name for name in MANIFEST if name not in manifest]
+        if missing:
+            raise DamagedData(f"{folder / 'data.json'} is damaged ({', '.join(missing)} missing): {REMEDY}")
+        return cls(folder, manifest, verified)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """How its texts were encoded."""
+        about = self.manifest["tokenizer"]
+        return tokenizers.load_saved(self.folder, about["name"], about["hash"], REMEDY)
+
+    @cached_property
+    def key(self) -> str:
+        """The manifest as a text, which identifies this data."""
+        return json.dumps(self.manifest)
+
+    @cached_property
+    def index(self) -> Path:
+        """The folder of its columns; of a bucket's, a copy on this machine."""
+        if not isinstance(self.folder, BucketPath):
+            return self.folder / "index"
+        names = [f"{split}/{column}.npy" for split in SPLITS for column in COLUMNS]
+        try:
+            return index_cache.index_folder(self.folder, self.key, names, self.verified)
+        except FileNotFoundError as error:
+            raise DamagedData(f"{error.filename} is missing: copy or prepare the data again") from error
+
+    def column(self, split: str, name: str) -> np.ndarray:
+        """A column of a part's index, `[documents]`, memory-mapped.
+
+        Raises:
+            DamagedData: it is missing, or not what was written.
+        """
+        path = self.index / split / f"{name}.npy"
+        try:
+            found = np.load(path, mmap_mode="r")
+            if not self.verified:
+                self._verify(path, split, name, found)
+        except (OSError, EOFError, ValueError) as error:  # it is missing, cut short or no such file
+            raise DamagedData(f"the index of {self.folder} is damaged ({path}: {error}): {REMEDY}") from error
+        return np.asarray(found)
+
+    def _verify(self, path: Path, split: str, name: str, column: np.ndarray) -> None:
+        """Raises ValueError where a column is not the one that was written; former versions kept sums at most."""
+        hashes, about = self.manifest.get("index"), self.manifest["splits"][split]
+        if column.shape != (about["documents"],) or column.dtype != COLUMNS[name]:
+            raise ValueError(f"{column.dtype}{list(column.shape)}, and there are {about['documents']} documents")
+        if hashes is not None:
+            if sha256(path) != hashes[f"{split}/{name}.npy"]:
+                raise ValueError("its hash is not the one in data.json")
+        elif name == "record":
+            if np.any(np.diff(column, prepend=-1, append=self.ends[-1] if len(self.ends) else 0) <= 0):
+                raise ValueError("its records are not in order")
+        elif int(column.sum(dtype=np.int64)) != about["text_tokens" if name == "text_lengths" else name]:
+            raise ValueError("its sum is not the one in data.json")
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """How many records each shard and those before it hold, `[shards]`."""
+        return np.cumsum([shard["records"] for shard in self.manifest["shards"]])
+
+    def moments(self, encoding: str) -> Moments:
+        """Sums over the training images' latents."""
+        return Moments.from_dict(self.encoding(encoding)["moments"])
+
+    def encoding(self, name: str) -> dict[str, Any]:
+        """What the manifest says of an encoding of its images.
+
+        Raises:
+            ConfigError: the images were not encoded so.
+        """
+        found: dict[str, Any] = self.manifest["encodings"]
+        if name not in found:
+            raise ConfigError(
+                f"the images in {self.folder} have no encoding {name!r}; there is {', '.join(found) or 'none'}"
+            )
+        entry: dict[str, Any] = found[name]
+        return entry
+
+
+@dataclass(frozen=True, repr=False)
+class PreparedDocuments:
+    """`Documents` of one part of a prepared folder; another process opens the files anew."""
+
+    prepared: Prepared
+    split: str
+    encoding: str
+    statistics: LatentStatistics | None  # None: of codes, which are not normalised
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        key = hashlib.sha256(self.prepared.key.encode()).hexdigest()
+        return _reopen, (self.prepared.folder, key, self.split, self.encoding, self.statistics)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is read over a network."""
+        return isinstance(self.prepared.folder, BucketPath)
+
+    def make_ready(self) -> PreparedDocuments:
+        """Verifies the index, and fetches what this machine keeps of data in a bucket, for all other processes.
+
+        Returns itself.
+
+        Raises:
+            DamagedData: the index is not what was written.
+        """
+        _ = self.text_lengths, self.images, self._records
+        if self.remote:
+            for kind in ("documents", *([self.encoding] if self.prepared.manifest["encodings"] else [])):
+                self._place(kind)
+        return self
+
+    @property
+    def hash(self) -> str:
+        """A hash of every document, in order."""
+        about = self.prepared.manifest["splits"][self.split]
+        return about["hash"] + (f"-{self.prepared.encoding(self.encoding)['hash']}" if about["images"] else "")
+
+    @cached_property
+    def text_lengths(self) -> np.ndarray:
+        """Text tokens of each document, `[n]`, memory-mapped."""
+        return self._column("text_lengths")
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """Images of each document, `[n]`, memory-mapped."""
+        return self._column("images")
+
+    def __getitem__(self, number: int) -> Document:
+        first = self.first_record(number)
+        parts = -(-int(self.text_lengths[number]) // PART) if not self.images[number] else 1
+        records = [self.record(first + part) for part in range(max(parts, 1))]
+        if len(records) > 1:
+            tokens = np.concatenate([segment.tokens for r in records for segment in r.segments])
+            return Document((Text(tokens, records[0].segments[0].loss),))
+        latents = iter(self.latents(first) if self.images[number] else ())
+        return Document(
+            tuple(
+                Image(next(latents), s.loss) if s.tokens is None else Text(s.tokens, s.loss)
+                for s in records[0].segments
+            )
+        )
+
+    def text(self, number: int, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` of a document that is one text."""
+        first, end = self.first_record(number), min(end, int(self.text_lengths[number]))
+        parts = range(begin // PART, -(-end // PART))
+        if not parts:
+            return np.zeros(0, np.int32)
+        tokens = np.concatenate([s.tokens for part in parts for s in self.record(first + part).segments])
+        return tokens[begin - parts[0] * PART : end - parts[0] * PART]
+
+    def first_record(self, number: int) -> int:
+        """The number of the record that a document begins with.
+
+        Raises:
+            DamagedData: there is no such document.
+        """
+        if not 0 <= number < len(self._records):
+            raise DamagedData(
+                f"document {number} was requested, but {self.prepared.folder} holds {len(self._records)} "
+                f"({self.split}): if a cached row plan requests it, delete that plan"
+            )
+        return int(self._records[number])
+
+    def origin(self, number: int) -> str:
+        """Where a document was found: the input, and the key of the record in it."""
+        first = self.first_record(number)
+        shard = self.prepared.manifest["shards"][int(np.searchsorted(self.prepared.ends, first, side="right"))]
+        return f"{shard['input']}: {self.record(first).meta['key']}"
+
+    def record(self, number: int) -> Record:
+        """What a document's record holds."""
+        tokenizer = self.prepared.manifest["tokenizer"]
+        try:
+            return unpack(self._read("documents", tokenizer["hash"], number), token_type(tokenizer["size"]))
+        except (ValueError, IndexError) as error:
+            raise DamagedData(self._damage("documents", number, error)) from error
+
+    def latents(self, number: int) -> np.ndarray:
+        """The normalised latents `[images, h, w, c]`, or the codes `[images, h, w]`, of a document's record."""
+        about = self.prepared.encoding(self.encoding)
+        data = self._read(self.encoding, about["autoencoder_hash"], number)
+        try:
+            stored = np.frombuffer(data, about["dtype"]).reshape(-1, *about["shape"])
+        except ValueError as error:
+            raise DamagedData(self._damage(self.encoding, number, error)) from error
+        return stored.astype(np.int32) if self.statistics is None else self.statistics.normalise(latents_of(stored))
+
+    @cached_property
+    def _records(self) -> np.ndarray:
+        return self._column("record")
+
+    @cached_property
+    def _files(self) -> dict[tuple[str, int], Any]:
+        return {}
+
+    @cached_property
+    def _places(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _column(self, name: str) -> np.ndarray:
+        return self.prepared.column(self.split, name)
+
+    def _shard(self, number: int) -> int:
+        """The number of the shard that holds a record."""
+        return int(np.searchsorted(self.prepared.ends, number, side="right"))
+
+    def _read(self, kind: str, codec: str, number: int) -> bytes:
+        """A record that the codec of this hash encoded."""
+        shard = self._shard(number)
+        about, begins = self.prepared.manifest["shards"][shard], int(self.prepared.ends[shard - 1]) if shard else 0
+        path = shard_file(self.prepared.folder, kind, shard)
+        try:
+            if isinstance(path, BucketPath):
+                begin, end = self._place(kind)[number].tolist()
+                data = records_of(path.read_bytes(begin, end), begin)[0]
+            else:
+                data = self._read_local(path, kind, shard, number - begins)
+            sealed = kind in about.get("sealed", ())
+            return unseal(data, belonging(kind, codec, about["input"], shard), number - begins) if sealed else data
+        except (
+            RuntimeError,
+            IndexError,
+            DamagedRecord,
+            FileNotFoundError,
+        ) as error:  # array_record raises the first
+            raise DamagedData(self._damage(kind, number, error)) from error
+
+    def _damage(self, kind: str, number: int, error: Exception) -> str:
+        path = shard_file(self.prepared.folder, kind, self._shard(number))
+        return f"{path} is damaged: {remedy(kind, self._shard(number))} ({str(error).partition(';')[0]})"
+
+    def _read_local(self, path: Path, kind: str, shard: int, number: int) -> bytes:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        if (kind, shard) not in self._files:
+            self._files[kind, shard] = ArrayRecordReader(str(path), READ)
+        data: bytes = self._files[kind, shard].read([number])[0]
+        return data
+
+    def _place(self, kind: str) -> np.ndarray:
+        """Where a bucket's records of a kind lie."""
+        if kind not in self._places:
+            folder, shards = self.prepared.folder, self.prepared.manifest["shards"]
+            assert isinstance(folder, BucketPath)
+            files = [
+                shard_file(folder, kind, number).name if kind in shard["sha256"] else ""
+                for number, shard in enumerate(shards)
+            ]
+            records = [shard["records"] for shard in shards]
+            try:
+                found = index_cache.record_places(folder, self.prepared.key, files, records, self.prepared.verified)
+            except DamagedRecord as error:
+                raise DamagedData(f"{error}: copy or prepare the data again") from error
+            self._places[kind] = found
+        return self._places[kind]
+
+
+def _reopen(
+    folder: Place, key: str, split: str, encoding: str, statistics: LatentStatistics | None
+) -> PreparedDocuments:
+    prepared = Prepared.open(folder, verified=True)
+    if hashlib.sha256(prepared.key.encode()).hexdigest() != key:
+        raise DamagedData(f"{folder} was prepared again while it was read: run the same command again")
+    return PreparedDocuments(prepared, split, encoding, statistics)
+
+
+def shard_file(folder: Place, kind: str, shard: int) -> Place:
+    """The file of documents, or of an encoding, of one shard."""
+    return folder / f"{kind}-{shard:05d}.array_record"
+
+
+def remedy(kind: str, shard: int) -> str:
+    """How to repair a shard's file of documents, pixels or another encoding, for an error."""
+    report = f"{shard:05d}.json" if kind in ("documents", "pixels") else f"{shard:05d}.{kind}.json"
+    return f"delete shards/{report} beside it and run the command that prepared it again"
+
+
+def latents_of(stored: np.ndarray) -> np.ndarray:
+    """Latents as they are stored, as float32; pixels 0 … 255 become −1 … 1."""
+    if stored.dtype == np.uint8:
+        return stored.astype(np.float32) / np.float32(127.5) - 1
+    return stored.astype(np.float32)

@@ -1,0 +1,115 @@
+"""Keys and values of elements that were seen before, and attention of a few new ones to them.
+
+Every row has as many as its own length says, so that rows of any lengths go on together. New elements attend to
+what is held and to one another, and are added afterwards: a step of denoising adds none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from transfusion_jax.config import ModelConfig
+from transfusion_jax.kernels.platform import compute_dtype
+from transfusion_jax.kernels.softmax import MASKED
+from transfusion_jax.model.spans import Spans, dense_mask
+
+
+class Past(NamedTuple):
+    """A layer's keys and values, heads before elements."""
+
+    keys: jax.Array  # [B, H, S, D]
+    values: jax.Array
+
+    @classmethod
+    def of(cls, keys: jax.Array, values: jax.Array) -> Past:
+        """From elements before heads, `[B, T, H, D]`."""
+        return cls(jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2))
+
+
+class Cache(NamedTuple):
+    """What is held of each row: the first `length` of the S elements there is room for."""
+
+    past: tuple[Past, ...]  # of each layer
+    length: jax.Array  # [B] int32
+
+    @classmethod
+    def empty(cls, config: ModelConfig, rows: int, size: int) -> Cache:
+        """Room for `size` elements per row, with nothing in it; of size 0, it asks only for what may be added."""
+        zeros = jnp.zeros((rows, config.heads, size, config.head_dim), compute_dtype(config))
+        return cls((Past(zeros, zeros),) * config.layers, jnp.zeros(rows, jnp.int32))
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return self.past[0].keys.shape[-2]
+
+    def of_layer(self, number: int) -> Cache:
+        """One layer's alone."""
+        return Cache(self.past[number : number + 1], self.length)
+
+    def grown(self, present: tuple[Past, ...], count: jax.Array | int, hidden: jax.Array) -> Cache:
+        """With the first `count` `[B]` of T new elements added to each row.
+
+        What lies beyond the length means nothing and is overwritten later; what finds no room is dropped.
+
+        Args:
+            present: the new elements' keys and values.
+            count: how many of them stay.
+            hidden: `[B, T, width]`, what the trunk made of them.
+        """
+        rows, _, new, _ = present[0].keys.shape
+        # In a loop, XLA copies the whole cache twice unless the place to write to waits for all that read it.
+        read = jnp.isnan(hidden[:, :1, 0]).astype(jnp.int32)
+        row, place = jnp.arange(rows)[:, None], self.length[:, None] + read + jnp.arange(new)
+
+        def write(held: jax.Array, added: jax.Array) -> jax.Array:
+            by_place = jnp.swapaxes(added, 1, 2).astype(held.dtype)  # the indexed axes come first
+            return held.at[row, :, place].set(by_place, mode="drop", unique_indices=True)
+
+        return Cache(jax.tree.map(write, self.past, present), self.length + count)
+
+    def rows(self, index: jax.Array, size: int) -> Cache:
+        """Some of the rows `[R]`, with room for `size` elements, which must hold all that they have."""
+
+        def part(held: jax.Array) -> jax.Array:
+            chosen = held[index, :, :size]
+            return jnp.pad(chosen, [(0, size - n if axis == 2 else 0) for axis, n in enumerate(chosen.shape)])
+
+        return Cache(jax.tree.map(part, self.past), self.length[index])
+
+
+def attend_with_past(q: jax.Array, present: Past, spans: Spans, cache: Cache) -> jax.Array:
+    """Softmax attention of new elements to those of a layer's cache and to one another, scaled by 1/√D.
+
+    Scores are held for each of the few queries and all keys.
+
+    Args:
+        q: `[B, T, H, D]`.
+        present: the new elements' keys and values.
+        spans: `[B, T]`, in places of the row: the new elements begin at the cache's length.
+        cache: one layer's.
+
+    Returns:
+        `[B, T, H, D]`, in the dtype of q. The softmax is computed in float32.
+    """
+    (past,), length = cache.past, cache.length[:, None]
+    start, end = jnp.asarray(spans.start), jnp.asarray(spans.end)
+    seen = dense_mask(Spans(start, jnp.minimum(end, length)), cache.size)
+    new = dense_mask(Spans(start - length, end - length), q.shape[1])
+    scores = jnp.concatenate([_scores(q, past.keys), _scores(q, present.keys)], -1) / math.sqrt(q.shape[-1])
+    mask = jnp.concatenate([seen, new], -1)[:, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(q.dtype)
+    mixed = _mixed(weights[..., : cache.size], past.values) + _mixed(weights[..., cache.size :], present.values)
+    return jnp.swapaxes(mixed, 1, 2).astype(q.dtype)
+
+
+def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
+    return jnp.einsum("bthd,bhsd->bhts", q, keys, preferred_element_type=jnp.float32)
+
+
+def _mixed(weights: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.einsum("bhts,bhsd->bhtd", weights, values, preferred_element_type=jnp.float32)

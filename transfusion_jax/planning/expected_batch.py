@@ -1,0 +1,50 @@
+"""What rows are expected to hold, so that attention and text head can be counted before there is data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from transfusion_jax import config as configs
+from transfusion_jax.config import Config
+from transfusion_jax.data.datasets import load
+from transfusion_jax.data.stream import make_rows
+from transfusion_jax.kernels.tpu import Blocks
+
+ROWS = 64  # that are looked at
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Means of one row."""
+
+    elements: float  # padding left out
+    text_losses: float
+    images: float
+    span_area: float  # keys, summed over the elements that may attend to them
+    visited_area: float  # the same in whole blocks of an attention kernel
+
+
+def expected(config: Config) -> Contents:
+    """Of the first rows of the synthetic mixture: half of the elements in captioned images, half in texts.
+
+    Where the config names synthetic sources itself, of those.
+    """
+    own = config.data.sources
+    if not own or not all(source.path.startswith("synthetic:") for source in own.values()):
+        values = configs.to_dict(replace(config, data=replace(config.data, sources={}, phases={})))
+        config = configs.parse({**values, "data": {**values["data"], "sources": "synthetic"}})
+    data = load(config, None)
+    rows = make_rows(data.train, config, data.codec.special)
+    block = min(Blocks().query, config.data.context_length)
+    seen = []
+    for number in range(ROWS):
+        row = rows[number]
+        used = row.source >= 0
+        area = np.where(used, row.span_end - row.span_start, 0).sum()
+        first = np.minimum.reduceat(row.span_start, range(0, len(used), block)) // block
+        last = -(-np.maximum.reduceat(row.span_end, range(0, len(used), block)) // block)
+        visited = np.sum(last - first) * block**2
+        seen.append((used.sum(), np.sum(row.token_weight > 0), np.sum(row.image_source >= 0), area, float(visited)))
+    return Contents(*(float(n) for n in np.mean(seen, axis=0)))

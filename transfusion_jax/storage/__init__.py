@@ -1,0 +1,1 @@
+"""Where files are: paths and buckets, whole writes, locks, lines of JSON."""

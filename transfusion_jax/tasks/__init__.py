@@ -1,0 +1,1 @@
+"""What is trained: losses, gradients and drawing of each kind of model."""

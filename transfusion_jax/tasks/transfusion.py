@@ -1,0 +1,181 @@
+"""The Transfusion task: next-token loss on text plus λ times the diffusion loss on images.
+
+`L = L_text + λ · L_image`. Both are sums over the global batch divided by global counts: tokens for the text;
+images, each the mean over its latent elements. Packing, accumulation and sharding never change the value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+
+from transfusion_jax import flops
+from transfusion_jax.config import Config
+from transfusion_jax.data.batch import Batch
+from transfusion_jax.diffusion import objective
+from transfusion_jax.diffusion.schedule import Path, make_schedule
+from transfusion_jax.model.transformer import PATCHES
+from transfusion_jax.model.transfusion import Model, Params, find_patches, gather_patches
+from transfusion_jax.tasks.base import Metrics, accumulated_gradients
+from transfusion_jax.tasks.token_loss import TokenLosses, token_losses
+
+NOISE_BINS = 4  # the timesteps in equal parts, from the cleanest
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Totals:
+    """Counts over the global batch, never below one."""
+
+    tokens: jax.Array
+    images: jax.Array
+
+    @classmethod
+    def of(cls, batch: Batch) -> Totals:
+        """What a whole batch is divided by."""
+        return cls(jnp.maximum(batch.token_weight.sum(), 1), jnp.maximum(batch.image_weight.sum(), 1))
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument of jit
+class TransfusionTask:
+    """See the module's text."""
+
+    config: Config
+
+    @cached_property
+    def model(self) -> Model:
+        """The network."""
+        return Model(self.config.model)
+
+    @cached_property
+    def schedule(self) -> Path:
+        """The noise schedule."""
+        return make_schedule(self.config.diffusion)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters."""
+        return self.model.init(key)
+
+    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+        """See `Task.gradients`; the losses do not depend on the step."""
+        del step
+        totals = Totals.of(batch)
+        return accumulated_gradients(
+            lambda p, part: self.loss(p, part, key, totals), params, batch, self.config.accumulation
+        )
+
+    def label(self, path: tuple) -> str:
+        """Every parameter is trained, or those of patches alone."""
+        names = {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}
+        frozen = self.config.optimizer.frozen == "text" and not names & {PATCHES, "patch_coder"}
+        return "frozen" if frozen else "adamw"
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array, totals: Totals) -> tuple[jax.Array, Metrics]:
+        """The loss of some rows of a batch whose totals are given, and its parts for the log."""
+        (token_loss, log_total, token_weight), image_loss, timesteps = self.element_losses(params, batch, key)
+        text = jnp.sum(token_loss * token_weight, axis=1) / totals.tokens
+        image = jnp.sum(image_loss * batch.image_weight, axis=1) / totals.images
+        row_loss = text + self.config.image_loss_weight * image
+        sums, counts = self._parts(batch, token_loss, token_weight, image_loss, timesteps)
+        if self.config.z_loss:
+            squares = jnp.square(log_total) * token_weight
+            row_loss = row_loss + self.config.z_loss * jnp.sum(squares, axis=1) / totals.tokens
+            sums["loss_z"] = jnp.sum(squares), jnp.sum(token_weight)
+        value = jnp.sum(row_loss)
+        return value, Metrics(value, sums, counts, batch.row, row_loss)
+
+    def element_losses(
+        self, params: Params, batch: Batch, key: jax.Array
+    ) -> tuple[TokenLosses, jax.Array, jax.Array]:
+        """Each token's losses and weight `[B, T]`, each image's squared error and timestep `[B, N]`."""
+        model, config = self.model, self.config.model
+        images = batch.latents.shape[1]
+        keys = objective.image_keys(key, batch.row, images)
+        noised, target, timesteps = objective.corrupt(
+            keys, batch.latents, batch.timestep_limit, self.schedule, self.config.diffusion.objective
+        )
+        x, skips = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
+        places = find_patches(batch.image_slot, images, config.patches)
+        hidden, _ = model.trunk(params, x, batch.spans, batch.positions, patch_places=places)
+        tokens = token_losses(model, params, hidden, batch, self.config.data.text_capacity)
+        patches = gather_patches(hidden, batch.image_slot, images, config.patches)
+        predicted = model.denoise(params, patches, timesteps, skips)
+        image_loss = jnp.mean(jnp.square(predicted - target), axis=(2, 3, 4))
+        return tokens, image_loss, timesteps
+
+    def held_out(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The losses of `evaluation.loss` with their weights, by name; those of images by noise, too."""
+        tokens, image_loss, t = self.element_losses(params, batch, key)
+        parts = {"loss_text": (tokens.loss, tokens.weight), "loss_image": (image_loss, batch.image_weight)}
+        for name, here in self._noise(t).items():
+            parts[f"loss_image/{name}"] = image_loss, batch.image_weight * here
+        return parts
+
+    def flops(self, counts: dict[str, float]) -> float:
+        """Exact operations of the step that reported these counts."""
+        c = counts
+        return float(
+            flops.step_flops(self.config.model, c["elements"], c["text_losses"], c["images"], c["span_area"])
+        )
+
+    def _noise(self, t: jax.Array) -> dict[str, jax.Array]:
+        """Which images lie in each bin of timesteps; clean ones lie in none."""
+        bins = (t - 1) * NOISE_BINS // self.schedule.timesteps
+        return {f"noise_{i}": bins == i for i in range(NOISE_BINS)}
+
+    def _parts(
+        self,
+        batch: Batch,
+        token_loss: jax.Array,
+        token_weight: jax.Array,
+        image_loss: jax.Array,
+        t: jax.Array,
+    ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, jax.Array]]:
+        """The losses apart, by source, by direction, by noise; and counts."""
+
+        def text(where: jax.Array) -> tuple[jax.Array, jax.Array]:
+            weight = token_weight * where
+            return jnp.sum(token_loss * weight), jnp.sum(weight)
+
+        def image(where: jax.Array) -> tuple[jax.Array, jax.Array]:
+            weight = batch.image_weight * where
+            return jnp.sum(image_loss * weight), jnp.sum(weight)
+
+        anywhere = jnp.array(True)
+        before, total = images_seen(batch)
+        sums = {
+            "loss_text": text(anywhere),
+            "loss_text/caption_first": text((total > 0) & (before == 0)),
+            "loss_text/image_first": text(before > 0),
+            "loss_image": image(anywhere),
+            "loss_image/caption_first": image(~batch.image_first),
+            "loss_image/image_first": image(batch.image_first),
+        }
+        sums |= {f"loss_image/{name}": image(here) for name, here in self._noise(t).items()}
+        for i, name in enumerate(self.config.data.source_names):
+            sums[f"loss_text/source_{name}"] = text(batch.source == i)
+            sums[f"loss_image/source_{name}"] = image(batch.image_source == i)
+        used = batch.source >= 0
+        counts = {
+            "elements": jnp.sum(used),
+            "text_losses": jnp.sum(token_weight > 0),
+            "images": jnp.sum(batch.image_source >= 0),
+            "span_area": jnp.sum(jnp.where(used, batch.span_end - batch.span_start, 0).astype(jnp.float32)),
+        }
+        return sums, counts
+
+
+def images_seen(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Patches that stand before each element in its document, and patches in its whole document, `[B, T]`."""
+    running = jnp.cumsum(batch.image_slot >= 0, axis=1)
+    before_row = jnp.pad(running, ((0, 0), (1, 0)))
+    at_start = jnp.take_along_axis(before_row, batch.span_start, 1)
+    before = before_row[:, :-1] - at_start
+
+    def per_document(patches: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(patches, start, num_segments=len(start))[start]
+
+    return before, jax.vmap(per_document)((batch.image_slot >= 0).astype(jnp.int32), batch.span_start)

@@ -1,0 +1,1 @@
+"""One training step: state, optimizer, and the guard against bad steps."""

@@ -1,0 +1,55 @@
+"""The training state: everything that a step changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from transfusion_jax.config import Run
+from transfusion_jax.parallel.sharding import state_shardings
+from transfusion_jax.tasks.base import Task
+from transfusion_jax.training.step.bad_step_guard import Guard, new_guard
+from transfusion_jax.training.step.optimizer import make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Steps done, parameters, optimizer moments, the parameters' average where one is kept, and the guard."""
+
+    step: jax.Array  # int32
+    params: Any
+    optimizer: Any
+    ema: Any  # like params, or None
+    guard: Guard
+
+
+def optimizer_of(task: Task, config: Run) -> optax.GradientTransformation:
+    """The optimizer of a run."""
+    return make_optimizer(config.optimizer, task.label, jax.eval_shape(task.init, jax.random.key(0)))
+
+
+def new_state(task: Task, config: Run) -> State:
+    """The state before the first step; a function of the config's seed alone."""
+    params = task.init(jax.random.key(config.seed))
+    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
+    return State(jnp.int32(0), params, optimizer_of(task, config).init(params), ema, new_guard(config.guard))
+
+
+def abstract_state(task: Task, config: Run, mesh: Mesh) -> State:
+    """Shapes, dtypes and shardings of the state, allocating nothing."""
+    shapes = jax.eval_shape(lambda: new_state(task, config))
+    shardings = state_shardings(shapes, mesh)
+    return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+
+
+def create_state(task: Task, config: Run, mesh: Mesh) -> State:
+    """The state before the first step, made on its devices in one program."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh))
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda: new_state(task, config), out_shardings=shardings)()

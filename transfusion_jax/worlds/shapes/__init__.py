@@ -1,0 +1,1 @@
+"""Captioned scenes of shapes, and edits of them."""
