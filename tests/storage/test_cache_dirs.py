@@ -13,8 +13,9 @@ from transfusion_jax.storage import cache_dirs
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, jax
-from transfusion_jax import cache, cli
-cache.KEPT = ("cpu",)
+from transfusion_jax import cli
+from transfusion_jax.storage import cache_dirs
+cache_dirs.KEPT = ("cpu",)
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
 code = cli.main(sys.argv[1:])
@@ -55,11 +56,11 @@ def test_a_second_process_compiles_nothing_again_and_computes_the_same(tmp_path)
 
 KEEP_ONE = """
 import jax
-from transfusion_jax import cache
-cache.KEPT = ("cpu",)
+from transfusion_jax.storage import cache_dirs
+cache_dirs.KEPT = ("cpu",)
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
-cache.keep_programs()
+cache_dirs.keep_programs()
 jax.jit(lambda x: x @ x)(jax.numpy.ones((8, 8)))
 print("hits", events.count("cache_hits"), "misses", events.count("cache_misses"))
 """

@@ -30,10 +30,10 @@ def test_a_path_has_the_parts_of_pathlibs():
 def test_an_emulator_is_not_asked_for_a_buckets_kind_whoever_imports_gcsfs_first():
     code = """
 import gcsfs, gcsfs.core
-from transfusion_jax import bucket
+from transfusion_jax.storage import gcs
 core = gcsfs.core.GCSFileSystem
 assert gcsfs.GCSFileSystem is not core
-assert type(bucket._filesystem("http://localhost:1")) is core
+assert type(gcs._filesystem("http://localhost:1")) is core
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GCSFS")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -17,9 +17,9 @@ HOLD = textwrap.dedent(
     """
     import sys, time
     from transfusion_jax.storage.paths import place
-    from transfusion_jax.training import lease
-    lease.BEAT = float(sys.argv[2])
-    with lease.leased(place(sys.argv[1]), print):
+    from transfusion_jax.storage import lock
+    lock.BEAT = float(sys.argv[2])
+    with lock.leased(place(sys.argv[1]), print):
         print("held", flush=True)
         time.sleep(600)
     """
