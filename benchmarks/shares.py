@@ -12,8 +12,8 @@ from pathlib import Path
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import ModelConfig
+from transfusion_jax.config.experiment import UNET_CHANNELS
 from transfusion_jax.flops import coder_flops, count_parameters
-from transfusion_jax.model.patch_unet import CHANNELS
 
 CONFIG = Path(__file__).parents[1] / "configs/paper.py"
 PAPER = {  # table 7: linear and U-Net, in percent of the model
@@ -69,7 +69,7 @@ def sizes() -> list[str]:
     lines = ["## Every patch size, at 7B", ""]
     lines += ["| k | patches | linear | U-Net | its channels | GFLOP per image, linear | U-Net | trunk |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
-    for size, widths in CHANNELS.items():
+    for size, widths in UNET_CHANNELS.items():
         pair = [model("7b", coder, size) for coder in ("linear", "unet")]
         millions = [f"{count_parameters(one).patch_coder / 1e6:.1f}M" for one in pair]
         giga = [f"{coder_flops(one) / 1e9:,.1f}" for one in pair]

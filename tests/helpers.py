@@ -28,9 +28,10 @@ from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.tree import leaf_names
+from transfusion_jax.planning import plan_vs_actual
 from transfusion_jax.storage.atomic import read_json, write_json
 from transfusion_jax.tasks.registry import make_task
-from transfusion_jax.training.checkpoint.checksums import leaf_names
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.loop import Hook, Outcome, train
 from transfusion_jax.training.monitoring.telemetry import NOTHING_MORE, Watching
@@ -210,7 +211,8 @@ def tiny_run(
         rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
         rows = replace(rows, skipped=workdir.skip_rows)
         interruption = Interruption(said.append)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, said.append, watching, beat)
+        settled = plan_vs_actual.reporter(task, config, mesh, said.append)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, said.append, watching, beat, settled)
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))

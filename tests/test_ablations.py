@@ -13,7 +13,6 @@ from transfusion_jax import config as configs
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.datasets import load
 from transfusion_jax.data.stream import make_rows
-from transfusion_jax.model.patch_unet import channels
 from transfusion_jax.tasks.registry import make_task
 from transfusion_jax.training.step.state import new_state
 from transfusion_jax.training.step.step import train_step
@@ -44,7 +43,7 @@ def small(spec, overrides):
     model |= dict(remat="none", codebook=16 if model["images"] == "codes" else 0)
     if model["patch_coder"] == "unet":
         model["unet_blocks"] = 1
-        model["unet_channels"] = [8] * len(channels(config.model))
+        model["unet_channels"] = [8] * len(config.model.coder_channels)
     data |= dict(context_length=96, max_images=2, sources="synthetic")
     values |= dict(name="small", batch_rows=2)
     return configs.parse(values)

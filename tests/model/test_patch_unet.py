@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.config import ConfigError, MeshConfig
-from transfusion_jax.model.patch_unet import LayerNorm, UNetPatchCoder, channels, stages
+from transfusion_jax.model.patch_unet import LayerNorm, UNetPatchCoder, stages
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.mesh import check_batch, make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
@@ -133,8 +133,8 @@ def test_the_papers_sizes_have_widths_of_their_own():
             model__patch_coder="unet",
             data__context_length=1100,
         ).model
-        assert len(channels(config)) == size.bit_length()
-        assert all(width % 256 == 0 for width in channels(config))
+        assert len(config.coder_channels) == size.bit_length()
+        assert all(width % 256 == 0 for width in config.coder_channels)
 
 
 def coder(config):

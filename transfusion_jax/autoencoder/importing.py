@@ -20,8 +20,8 @@ from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.autoencoder.trained import Trained, check_name, flat
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.parallel.tree import nested
 from transfusion_jax.storage.atomic import read_json, write_whole
-from transfusion_jax.training.checkpoint.checksums import nested
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREFIX = "first_stage_model."

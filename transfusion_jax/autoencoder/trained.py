@@ -22,9 +22,9 @@ from transfusion_jax.autoencoder.interface import Array, Encoding
 from transfusion_jax.autoencoder.network import Network, Params
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.parallel.tree import nested
 from transfusion_jax.storage.atomic import DamagedFile, read_json, write_json, write_whole
 from transfusion_jax.storage.paths import Place
-from transfusion_jax.training.checkpoint.checksums import nested
 
 ABOUT, WEIGHTS = "autoencoder.json", "weights.safetensors"
 REMEDY = "copy the folder from its origin, or run the command that wrote it again"

@@ -28,9 +28,9 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.tokenizer import HuggingFace, Numbers, SpecialTokens, Tokenizer
 from transfusion_jax.model.transfusion import Model
+from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.paths import remove
-from transfusion_jax.training.checkpoint.checksums import leaf_names
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.run_dir import Workdir, read_codec

@@ -27,6 +27,7 @@ from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.parallel import flags, processes
 from transfusion_jax.parallel.consistency import agree, code_hash
 from transfusion_jax.parallel.mesh import reach_all
+from transfusion_jax.planning import plan_vs_actual
 from transfusion_jax.tasks.registry import ModelTask, make_task
 from transfusion_jax.training.checkpoint.partial_load import parse_mapping
 from transfusion_jax.training.loop import Hook, Outcome, train
@@ -91,7 +92,8 @@ def _train(
         for line in untrained_branch(config):
             say(line)
         hooks = _hooks(task, config, data, workdir)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching, beat)
+        settled = plan_vs_actual.reporter(task, config, mesh, say)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching, beat, settled)
 
 
 def _start(arguments: argparse.Namespace) -> Start:

@@ -14,6 +14,9 @@ VOCABULARY_MULTIPLE = 128
 SPECIAL_TOKENS = 5  # BOS, EOS, BOI, EOI, PAD
 
 
+UNET_CHANNELS = {1: (1280,), 2: (768, 1024), 4: (256, 768, 1024), 8: (256, 512, 512, 1024)}  # by patch_size
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The transformer and its patch coder (paper, table 2 and section 3.1)."""
@@ -93,7 +96,7 @@ class ModelConfig:
         positive(self, "model.", "unet_blocks")
         levels = k.bit_length()
         require(
-            k in (1, 2, 4, 8), f"model.patch_coder unet halves the image: model.patch_size 1, 2, 4 or 8, not {k}"
+            k in UNET_CHANNELS, f"model.patch_coder unet halves the image: model.patch_size 1, 2, 4 or 8, not {k}"
         )
         require(
             len(channels) in (0, levels) and all(c > 0 for c in channels),
@@ -104,6 +107,11 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Channels per attention head."""
         return self.width // self.heads
+
+    @property
+    def coder_channels(self) -> tuple[int, ...]:
+        """Of the U-Net's levels, from the latents' size to the patches'."""
+        return self.unet_channels or UNET_CHANNELS[self.patch_size]
 
     @property
     def patch_grid(self) -> tuple[int, int]:

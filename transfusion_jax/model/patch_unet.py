@@ -27,7 +27,6 @@ from transfusion_jax.model.transformer import REMAT_POLICIES
 from transfusion_jax.model.transformer import dot as product
 from transfusion_jax.parallel.sharding import split
 
-CHANNELS = {1: (1280,), 2: (768, 1024), 4: (256, 768, 1024), 8: (256, 512, 512, 1024)}  # by k, with 2 blocks
 HEAD = 64  # channels of an attention head, where they divide the level's
 
 
@@ -47,14 +46,9 @@ class Stage:
         return f"{self.kind}_{self.level}_{self.place}"
 
 
-def channels(config: ModelConfig) -> tuple[int, ...]:
-    """Channels of each level."""
-    return config.unet_channels or CHANNELS[config.patch_size]
-
-
 def stages(config: ModelConfig) -> tuple[list[Stage], list[Stage]]:
     """The way down and the way up. A block on the way up takes, besides, the last skip that is not yet taken."""
-    widths, down, up = channels(config), [], []
+    widths, down, up = config.coder_channels, [], []
     last = widths[0]
     skips = [last]
     for level, width in enumerate(widths):
@@ -83,7 +77,7 @@ class UNetPatchCoder(nnx.Module):
         self.config = config
         self.down = Side(config, below, key=first)
         self.up = Side(config, above, key=second)
-        widths, latent, width = channels(config), config.latent_shape[2], config.width
+        widths, latent, width = config.coder_channels, config.latent_shape[2], config.width
         into, to_trunk, from_trunk = scaled(
             third, (3, 3, latent, widths[0]), (widths[-1], width), (width, widths[-1])
         )
@@ -135,7 +129,7 @@ class UNetPatchCoder(nnx.Module):
     @staticmethod
     def flops(config: ModelConfig) -> float:
         """Operations of one image, down and up, forward; those of a convolution on its padding are counted."""
-        widths, (height, width, latent) = channels(config), config.latent_shape
+        widths, (height, width, latent) = config.coder_channels, config.latent_shape
         embedding = widths[-1]
 
         def of(stage: Stage) -> float:
@@ -157,7 +151,7 @@ class Side(nnx.Module):
     """The way down, or the way up: its stages, and its embedding of the timestep."""
 
     def __init__(self, config: ModelConfig, each: list[Stage], *, key: jax.Array):
-        width, last = channels(config)[-1], len(channels(config)) - 1
+        width, last = config.coder_channels[-1], len(config.coder_channels) - 1
         first, *keys = jax.random.split(key, len(each) + 1)
         into, out = scaled(first, (TIMESTEP_FEATURES, width), (width, width))
         self.config = config
@@ -196,7 +190,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, stage: Stage, attends: bool, *, key: jax.Array):
         first, attention = jax.random.split(key)
-        i, o, embedding = stage.inputs, stage.outputs, channels(config)[-1]
+        i, o, embedding = stage.inputs, stage.outputs, config.coder_channels[-1]
         conv, timestep, *shortcut = scaled(first, (3, 3, i, o), (embedding, o), *([(i, o)] if i != o else []))
         self.norm_in = LayerNorm(i, config.norm_epsilon)
         self.conv_in = nnx.Param(conv)

@@ -22,7 +22,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import Config, MeshConfig, Run, require
-from transfusion_jax.model.patch_unet import channels
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -50,7 +49,7 @@ def check_batch(mesh: Mesh, config: Run) -> None:
     heads, parts = config.model.heads, mesh.shape["tensor"]
     require(heads % parts == 0, f"model.heads {heads} cannot be split over {parts} devices of mesh.tensor")
     parts = mesh.shape["fsdp"] * mesh.shape["context"]
-    for width in channels(config.model) if config.model.patch_coder == "unet" else ():
+    for width in config.model.coder_channels if config.model.patch_coder == "unet" else ():
         require(
             width % parts == 0 and width % mesh.shape["tensor"] == 0,
             f"{width} channels of the U-Net cannot be split over {parts} devices of mesh.fsdp and mesh.context, or "

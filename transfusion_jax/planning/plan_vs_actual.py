@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -17,8 +17,7 @@ from transfusion_jax.planning.expected_batch import Contents
 from transfusion_jax.planning.memory import sizes, state_shapes
 from transfusion_jax.planning.topology import CHIPS, Chip, Topology
 from transfusion_jax.tasks.base import Task
-
-AFTER = 50  # steps: the first ones are slower
+from transfusion_jax.training.loop import Pace
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,17 @@ def beside_plan(
         seconds=(least, seconds),
         mfu=(work / least / (topology.chip.peak * topology.chips), record["mfu"]),
     )
+
+
+def reporter(task: Task, config: Config, mesh: Mesh, say: Callable[[str], None]) -> Callable[[Pace], None]:
+    """What tells the user of a run, once it is known what its steps take; see `beside_plan`."""
+
+    def report(pace: Pace) -> None:
+        beside = beside_plan(task, config, mesh, pace.peak, pace.record, pace.seconds, pace.bytes_used())
+        for line in beside.lines():
+            say(line)
+
+    return report
 
 
 def machine(mesh: Mesh, peak: float) -> Topology:

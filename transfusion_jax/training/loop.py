@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -12,17 +13,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from transfusion_jax.config import Config, Run
+from transfusion_jax.config import Run
 from transfusion_jax.data.stream import AnyRows, batches
 from transfusion_jax.errors import CheckpointError, TrainingHalted, some
 from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel import placement
 from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
-from transfusion_jax.planning import plan_vs_actual
+from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.paths import within
 from transfusion_jax.tasks.base import Task
-from transfusion_jax.training.checkpoint.checksums import leaf_names
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
 from transfusion_jax.training.checkpoint.manager import BEST, Checkpoints
 from transfusion_jax.training.monitoring import bad_steps
@@ -37,6 +37,7 @@ from transfusion_jax.training.step.bad_step_guard import FINE
 from transfusion_jax.training.step.state import State, abstract_state, create_state
 from transfusion_jax.training.step.step import Report, make_step
 
+SETTLED = 50  # steps, of which the first ones are slower
 HELD_OUT_LOSS = f"held_out/{BEST}"  # what the best checkpoint is chosen by
 
 
@@ -49,6 +50,16 @@ class Hook:
 
     every: int
     function: Callable[[int, Any, Writer], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What steps take, once the first, slower ones are over."""
+
+    peak: float  # FLOP/s of a device
+    record: dict[str, float]  # the newest
+    seconds: float  # of a step
+    bytes_used: Callable[[], float]  # of a device, by the compiled step
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ def train(
     say: Callable[[str], None] = print,
     watching: Watching = NOTHING_MORE,
     beat: Beat | None = None,
+    settled: Callable[[Pace], None] = lambda pace: None,
 ) -> Outcome:
     """Trains to the last step or `loop.stop_at`, from the newest checkpoint in the workdir or from the start.
 
@@ -84,6 +96,7 @@ def train(
         say: prints a line for the user.
         watching: what else to look at while it trains.
         beat: is told what is being done.
+        settled: is told once what steps take.
 
     Raises:
         TrainingHalted: the guard stopped it; nothing was saved since the last checkpoint.
@@ -124,7 +137,7 @@ def train(
                 writer.flush()
                 checkpoints.conclude(first, run.held_out(metrics))
             step_function = make_step(task, config, mesh)
-            outcome, compared = Outcome(first), False
+            outcome, told = Outcome(first), False
             while outcome.step < end and not outcome.interrupted:
                 step = outcome.step + 1
                 with watch.waiting():
@@ -137,18 +150,10 @@ def train(
                     until_first_step.close()
                 run.next_row = rows.after(run.next_row, config.batch_rows)
                 outcome = run.after_step(step, report, task)
-                if (
-                    isinstance(config, Config)
-                    and step >= first + plan_vs_actual.AFTER
-                    and run.record
-                    and not compared
-                ):
-                    compared = True
-                    used = step_function.bytes_used(run.state, batch)
-                    speed = run.timer.seconds_per_step
-                    beside = plan_vs_actual.beside_plan(task, config, mesh, peak, run.record, speed, used)
-                    for line in beside.lines():
-                        say(line)
+                if run.record and step >= first + SETTLED and not told:
+                    told = True
+                    used = functools.partial(step_function.bytes_used, run.state, batch)
+                    settled(Pace(peak, run.record, run.timer.seconds_per_step, used))
             with watch.aside("checkpoint"):
                 checkpoints.wait()
     if outcome.interrupted:

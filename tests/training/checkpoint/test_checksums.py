@@ -7,7 +7,8 @@ from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import MeshConfig
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training.checkpoint.checksums import checksums, leaf_names, leaf_shapes
+from transfusion_jax.parallel.tree import leaf_names, leaf_shapes
+from transfusion_jax.training.checkpoint.checksums import checksums
 
 
 def test_leaves_have_readable_names_and_shapes():

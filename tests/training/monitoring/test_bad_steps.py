@@ -3,8 +3,8 @@ import numpy as np
 
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.checkpoint.checksums import leaf_names
 from transfusion_jax.training.monitoring import bad_steps
 from transfusion_jax.training.step.state import create_state
 from transfusion_jax.training.step.step import make_step

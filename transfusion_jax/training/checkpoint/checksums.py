@@ -1,4 +1,4 @@
-"""Names, shapes and checksums of a pytree's leaves.
+"""Checksums of a pytree's leaves.
 
 A leaf's checksum is computed where the leaf lives, by the devices or by NumPy: the sum, modulo 2³², of a mix of
 each entry's bits with its place. It does not depend on how the leaf is split over devices, and is the sum of what
@@ -8,7 +8,6 @@ its parts add. A flipped bit always changes it, and entries that changed places 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,42 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion_jax.parallel.sharding import to_host
+from transfusion_jax.parallel.tree import leaf_names
 
 GOLDEN = 0x9E3779B9  # spreads places over all bits, as in MurmurHash3's finalizer below
 BLOCK = 2**20  # entries that NumPy takes at a time
 
 Box = tuple[slice, ...]  # a part of a leaf: where it begins and ends on each axis
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of leaves by such names."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def leaf_names(tree: Any) -> list[str]:
-    """Names such as `params/trunk/layers/query`, in the order of `jax.tree.leaves`."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def leaf_shapes(tree: Any) -> dict[str, list]:
-    """`{leaf name: [dtype, shape]}` in JSON types."""
-    leaves = jax.tree.leaves(tree)
-    return {name: [str(x.dtype), list(x.shape)] for name, x in zip(leaf_names(tree), leaves, strict=True)}
-
-
-def shape_text(shape: list | None) -> str:
-    """An entry of `leaf_shapes` for the user."""
-    return "absent" if shape is None else f"{shape[0]}{shape[1]}"
 
 
 def checksums(tree: Any) -> dict[str, int]:

@@ -24,6 +24,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from transfusion_jax.errors import CheckpointError, StorageError, some
 from transfusion_jax.parallel.processes import each, first, on_first
+from transfusion_jax.parallel.tree import leaf_names, leaf_shapes, nested, shape_text
 from transfusion_jax.storage.atomic import (
     DIGEST,
     DamagedFile,
@@ -36,14 +37,7 @@ from transfusion_jax.storage.atomic import (
 from transfusion_jax.storage.jsonl import free_path
 from transfusion_jax.storage.paths import Place, for_orbax, sizes
 from transfusion_jax.training.checkpoint import chunks, commit
-from transfusion_jax.training.checkpoint.checksums import (
-    checksums,
-    leaf_names,
-    leaf_shapes,
-    nested,
-    part_checksum,
-    shape_text,
-)
+from transfusion_jax.training.checkpoint.checksums import checksums, part_checksum
 from transfusion_jax.training.checkpoint.errors import (
     DamagedCheckpoint,
     DeletedCheckpoint,

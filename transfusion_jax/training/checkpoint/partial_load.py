@@ -16,7 +16,7 @@ from transfusion_jax.errors import CheckpointError
 from transfusion_jax.model.transformer import PATCHES
 from transfusion_jax.parallel.processes import each
 from transfusion_jax.parallel.sharding import axis_names, replicated, to_host
-from transfusion_jax.training.checkpoint.checksums import leaf_names, leaf_shapes, shape_text
+from transfusion_jax.parallel.tree import leaf_names, leaf_shapes, shape_text
 from transfusion_jax.training.checkpoint.manager import PARTS, Checkpoints
 
 ACTIONS = ("grow", "fresh", "drop", "text")

@@ -1,0 +1,60 @@
+"""Imports run downwards only: a room of the package knows those before it in the list, and no others."""
+
+import ast
+from pathlib import Path
+
+import transfusion_jax
+
+PACKAGE = Path(transfusion_jax.__file__).parent
+LAYERS = (
+    "errors",
+    "config",
+    "worlds",
+    "diffusion",
+    "kernels",
+    "parallel",
+    "storage",
+    "model",
+    "flops",
+    "autoencoder",
+    "data",
+    "tasks",
+    "training",
+    "generation",
+    "conversion",
+    "evaluation",
+    "planning",
+    "launching",
+    "scaling",
+    "serving",
+    "commands",
+    "cli",
+)
+
+
+def test_no_import_runs_upwards():
+    places = {room: place for place, room in enumerate(LAYERS)}
+    upwards = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {room}"
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE or path.stem != "__init__"
+        for line, room in imported_rooms(path)
+        if places[room] > places[path.relative_to(PACKAGE).with_suffix("").parts[0]]
+    ]
+    assert upwards == []
+
+
+def imported_rooms(path):
+    """The rooms that a file imports from, wherever the import stands in it, with the line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            room = rest.partition(".")[0]
+            if package == "transfusion_jax" and room in LAYERS:  # the rest stands in the package's own file
+                yield node.lineno, room
