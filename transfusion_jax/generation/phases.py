@@ -59,7 +59,7 @@ def prefill(task: ModelTask, size: int, params: Params, rows: Batch, lengths: ja
     x, _ = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
     places = find_patches(rows.image_slot, rows.latents.shape[1], config.patches)
     hidden, present = model.trunk(params, x, rows.spans, rows.positions, Cache.empty(config, len(x), 0), places)
-    cache = Cache.empty(config, len(x), max(size, x.shape[1])).grown(present, lengths, hidden)
+    cache = Cache.empty(config, len(x), max(size, x.shape[1])).append(present, lengths, hidden)
     last = hidden[jnp.arange(len(x)), lengths - 1]
     return State(cache, last, jnp.zeros(len(x), jnp.int32))
 
@@ -213,7 +213,7 @@ def add_images(
         tokens, latents = jnp.full_like(slot, special.eoi), images[:, None]
     x, _ = task.model.embed(params, tokens, slot, patch, latents, jnp.zeros(latents.shape[:2], jnp.int32))
     hidden, present = _behind(task, params, x, state.cache, config.patches)
-    cache = state.cache.grown(present, drawn * x.shape[1], hidden)
+    cache = state.cache.append(present, drawn * x.shape[1], hidden)
     return State(cache, jnp.where(drawn[:, None], hidden[:, -1], state.hidden), state.written)
 
 
@@ -260,7 +260,7 @@ def _add_tokens(task: ModelTask, params: Params, state: State, tokens: jax.Array
         params, tokens[:, None], text, text, jnp.zeros((rows, 0, 0, 0, 0)), jnp.zeros((rows, 0))
     )
     hidden, present = _behind(task, params, x, state.cache, 0)
-    cache = state.cache.grown(present, kept.astype(jnp.int32), hidden)
+    cache = state.cache.append(present, kept.astype(jnp.int32), hidden)
     return state._replace(cache=cache, hidden=jnp.where(kept[:, None], hidden[:, 0], state.hidden))
 
 

@@ -51,7 +51,7 @@ class Cache(NamedTuple):
         """One layer's alone."""
         return Cache(self.past[number : number + 1], self.length)
 
-    def grown(self, present: tuple[Past, ...], count: jax.Array | int, hidden: jax.Array) -> Cache:
+    def append(self, present: tuple[Past, ...], count: jax.Array | int, hidden: jax.Array) -> Cache:
         """With the first `count` `[B]` of T new elements added to each row.
 
         What lies beyond the length means nothing and is overwritten later; what finds no room is dropped.
@@ -62,9 +62,10 @@ class Cache(NamedTuple):
             hidden: `[B, T, width]`, what the trunk made of them.
         """
         rows, _, new, _ = present[0].keys.shape
-        # In a loop, XLA copies the whole cache twice unless the place to write to waits for all that read it.
-        read = jnp.isnan(hidden[:, :1, 0]).astype(jnp.int32)
-        row, place = jnp.arange(rows)[:, None], self.length[:, None] + read + jnp.arange(new)
+        # In a loop, XLA copies the whole cache twice unless the place to write to waits for all that read it. It
+        # removes an optimization barrier before it inserts copies; this is 0, which it cannot know.
+        zero = jnp.minimum(jnp.isnan(hidden[:, :1, 0]).astype(jnp.int32), 0)
+        row, place = jnp.arange(rows)[:, None], self.length[:, None] + zero + jnp.arange(new)
 
         def write(held: jax.Array, added: jax.Array) -> jax.Array:
             by_place = jnp.swapaxes(added, 1, 2).astype(held.dtype)  # the indexed axes come first
