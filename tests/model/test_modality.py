@@ -84,7 +84,7 @@ def test_a_cache_gives_what_the_whole_row_does():
         places = find_patches(batch.image_slot[:, begin:end], batch.latents.shape[1], UNTIED.model.patches)
         spans = Spans(*(s[:, begin:end] for s in batch.spans))
         part, present = model.trunk(params, x[:, begin:end], spans, batch.positions[:, begin:end], cache, places)
-        cache = cache.grown(present, end - begin, part)
+        cache = cache.append(present, end - begin, part)
         parts.append(part)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), hidden_of(params, batch), rtol=1e-4, atol=1e-5)
 

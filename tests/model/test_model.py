@@ -77,7 +77,7 @@ def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
         spans = Spans(*(s[:, begin:end] for s in batch.spans))
         hidden, present = model.trunk(params, x[:, begin:end], spans, batch.positions[:, begin:end], cache)
         parts.append(hidden)
-        cache = cache.grown(present, end - begin, hidden)
+        cache = cache.append(present, end - begin, hidden)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
     assert cache.length.tolist() == [length]
 
@@ -89,13 +89,13 @@ def test_rows_of_a_cache_go_on_from_lengths_of_their_own():
     spans = Spans(*(jnp.concatenate([s[:, :11]] * 2) for s in batch.spans))
     places = jnp.broadcast_to(jnp.arange(11), (2, 11))
     hidden, present = model.trunk(params, both[:, :11], spans, places, Cache.empty(config.model, 2, 0))
-    cache = Cache.empty(config.model, 2, 20).grown(present, first, hidden)
+    cache = Cache.empty(config.model, 2, 20).append(present, first, hidden)
     place = first[:, None] + np.arange(count)
     rest = jnp.take_along_axis(both, place[..., None], 1)
     spans = Spans(*(np.asarray(s)[0][place] for s in batch.spans))
     hidden, present = model.trunk(params, rest, spans, np.asarray(batch.positions)[0][place], cache)
     np.testing.assert_allclose(hidden, whole[0][place], rtol=1e-4, atol=1e-5)
-    chosen = cache.grown(present, count, hidden).rows(jnp.array([1]), 11)
+    chosen = cache.append(present, count, hidden).rows(jnp.array([1]), 11)
     again, _ = model.trunk(
         params, x[:, 11:17], Spans(*(s[:, 11:17] for s in batch.spans)), batch.positions[:, 11:17], chosen
     )

@@ -60,7 +60,7 @@ class Trunk(nnx.Module):
             x: `[B, T, width]`, embedded elements.
             spans: `[B, T]`, in places of the row, where x begins at 0, or behind what the cache holds.
             positions: `[B, T]`, each element's place in its document.
-            cache: earlier elements' keys and values, which x continues; `Cache.grown` adds to them.
+            cache: earlier elements' keys and values, which x continues; `Cache.append` adds to them.
             patch_places: `[B, M]`, where the patches stand among the T elements, T where there is none; only untied
                 modality weights ask for it.
 
