@@ -147,17 +147,8 @@ def families(words: str) -> tuple[str, ...]:
 
 def commit_of(revision: str) -> str | None:
     """The full hash of a revision of this repository; None where there is none."""
-    words = [
-        "git",
-        "-C",
-        str(ROOT),
-        "rev-parse",
-        "--verify",
-        "--quiet",
-        "--end-of-options",
-        f"{revision}^{{commit}}",
-    ]
-    found = subprocess.run(words, capture_output=True, text=True)
+    words = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     return found.stdout.strip() or None
 
 
@@ -170,8 +161,8 @@ def trees(revision: str, commit: str) -> Iterator[tuple[Tree, Tree]]:
         both = Tree("this tree", ROOT, folder / "this"), Tree(revision, folder / "code", folder / "other")
         for tree in both:
             tree.work.mkdir()
+        subprocess.run([*git, "add", "--quiet", "--detach", str(both[1].code), commit], check=True)
         try:
-            subprocess.run([*git, "add", "--quiet", "--detach", str(both[1].code), commit], check=True)
             yield both
         finally:
             subprocess.run([*git, "remove", "--force", str(both[1].code)], check=True)
