@@ -160,7 +160,13 @@ def parser(description: str | None, timed: bool = True, plot: bool = False) -> a
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     if timed:
         result.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
-    result.add_argument("--json", metavar="PATH", help="write a report; - prints it in place of the table")
+    result.add_argument(
+        "--json",
+        metavar="PATH",
+        nargs="?",
+        const="-",
+        help="write a report; - or no path prints it in place of the table",
+    )
     if plot:
         result.add_argument("--plot", metavar="PATH", type=picture, help="draw the result, too, into a PNG file")
     return result
