@@ -7,10 +7,11 @@ own file, with all that it needs, is imported to run it.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from transfusion_jax import __version__
@@ -59,16 +60,16 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     `arguments.run` names what runs it, "MODULE:FUNCTION" in `commands`, and `arguments.command` the words after --.
 
     Raises:
-        ConfigError: options that do not go together.
+        ConfigError: an unknown option, or options that do not go together.
         SystemExit: argparse found a mistake, or was asked for help.
     """
     end = words.index("--") if "--" in words else len(words)
     words, launched = words[:end], words[end + 1 :]
     overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]
     parser = _parser({*words[:1], *launched[:1]})
-    arguments = parser.parse_args([word for word in words if not word.startswith(OVERRIDE)])
+    arguments = _parse(parser, words)
     if launched:  # a mistake in it is found now, not once many hosts are booked
-        parser.parse_args([word for word in launched if not word.startswith(OVERRIDE)])
+        _parse(parser, launched)
     if launched and words[0] != "launch":
         raise ConfigError("-- and a command after it go with launch")
     arguments.command = launched
@@ -78,6 +79,27 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
             "runs of a ladder change stands in its `changes`"
         )
     return arguments, overrides
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    arguments, unknown = parser.parse_known_args([word for word in words if not word.startswith(OVERRIDE)])
+    for word in unknown:
+        option = word.partition("=")[0]
+        near = difflib.get_close_matches(option, _options(parser), n=1)
+        help_of = f"see transfusion {words[0]} --help"
+        raise ConfigError(
+            f"{words[0]} does not take {option}: " + (f"did you mean {near[0]}?" if near else help_of)
+        )
+    return arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The options of a parser and of all its parts."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for part in action.choices.values():
+                yield from _options(part)
 
 
 def _parser(called: set[str]) -> argparse.ArgumentParser:

@@ -36,6 +36,21 @@ def test_nothing_heavy_is_imported_for_help_or_a_mistake():
     assert not set(HEAVY) & set(modules)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --confg configs/debug.py", "train does not take --confg: did you mean --config?"),
+        ("train --confg=configs/debug.py", "train does not take --confg: did you mean --config?"),
+        ("train configs/debug.py", "train does not take configs/debug.py: see transfusion train --help"),
+        ("scale fit --points paper --bootstraps 3", "scale does not take --bootstraps: did you mean --bootstrap?"),
+        ("launch local -- train --workdirs runs/a", "train does not take --workdirs: did you mean --workdir?"),
+    ],
+)
+def test_the_nearest_option_is_named(words, said, capsys):
+    assert cli.main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_each_command_names_a_function_that_runs_it(name):
     parser = argparse.ArgumentParser()
