@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def main() -> None:
     parser.add_argument("--code", type=Path, required=True, help="the checkout that PYTHONPATH names")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     arguments = parser.parse_args()
+    # An editable install would lend modules of its own tree to a revision that lacks them.
+    sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
     package = Path(str(importlib.import_module("transfusion_jax").__file__)).resolve().parents[1]
     if package != arguments.code.resolve():
         raise SystemExit(f"the package of {package} was imported, not that of {arguments.code}")
