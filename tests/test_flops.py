@@ -8,8 +8,9 @@ import pytest
 from helpers import tiny_config
 from transfusion_jax import config as configs
 from transfusion_jax import flops
+from transfusion_jax.model.layers import gather_patches
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.model.transfusion import Model, gather_patches
+from transfusion_jax.model.transfusion import Model
 
 PAPER = Path(__file__).parents[1] / "configs/paper.py"
 

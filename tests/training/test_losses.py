@@ -11,7 +11,7 @@ from helpers import LATENT, random_image, random_text, special, tiny_batch, tiny
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.model.transfusion import gather_patches
+from transfusion_jax.model.layers import gather_patches
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
 from transfusion_jax.tasks.transfusion import Totals, TransfusionTask, images_seen

@@ -19,8 +19,9 @@ from transfusion_jax.diffusion.sampler import Bounds, Steps, normal, take_step
 from transfusion_jax.generation.guidance import combine
 from transfusion_jax.generation.token_sampling import Chances, choose
 from transfusion_jax.model.kv_cache import Cache, Past
+from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.model.transfusion import Params, find_patches
+from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.next_token import TokenTask
 from transfusion_jax.tasks.registry import ModelTask
 from transfusion_jax.tasks.transfusion import TransfusionTask

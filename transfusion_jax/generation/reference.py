@@ -18,7 +18,8 @@ from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.diffusion import sampler
 from transfusion_jax.diffusion.sampler import Bounds, Steps, make_steps
 from transfusion_jax.generation.prompt import rows_of
-from transfusion_jax.model.transfusion import Params, find_patches, gather_patches
+from transfusion_jax.model.layers import find_patches, gather_patches
+from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.tasks.registry import ModelTask
 from transfusion_jax.tasks.transfusion import TransfusionTask

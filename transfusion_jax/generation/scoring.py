@@ -15,8 +15,9 @@ from transfusion_jax.data.batch import TEXT, Batch
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.generation.prompt import rows_of
+from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.model.transfusion import Params, find_patches
+from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import split, to_host
 from transfusion_jax.tasks.registry import ModelTask
 

@@ -1,4 +1,4 @@
-"""Attention under a span mask: one function, several implementations, each exact."""
+"""Attention under a span mask: several implementations, each exact, with a cache and without, and its weights."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels import gpu as gpu_kernel
 from transfusion_jax.kernels import tpu as tpu_kernel
 from transfusion_jax.kernels.blockwise import blocked
 from transfusion_jax.kernels.platform import platform
 from transfusion_jax.kernels.softmax import MASKED
+from transfusion_jax.model.kv_cache import Cache, Past
+from transfusion_jax.model.layers import HeadNorm, dot, normal
 from transfusion_jax.model.spans import Spans, dense_mask
-from transfusion_jax.parallel.sharding import partition
+from transfusion_jax.parallel.sharding import partition, split
 
 FEW_QUERIES = 128  # with fewer, as of a short prompt, a kernel's blocks would be mostly empty
 
@@ -117,3 +121,75 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "blocked": blocked,
     "reference": reference,
 }
+
+
+class Attention(nnx.Module):
+    """The weights of multi-head attention; they are `[in, out]` matrices."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        self.config = config
+        width = config.width
+        q, k, v, o = jax.random.split(key, 4)
+        self.query = nnx.Param(normal(q, (width, width), config))
+        self.key = nnx.Param(normal(k, (width, width), config))
+        self.value = nnx.Param(normal(v, (width, width), config))
+        self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
+        if config.query_key_norm:
+            self.query_norm = HeadNorm(config)
+            self.key_norm = HeadNorm(config)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values `[B, T, heads, head_dim]` of `[B, T, width]`, not yet rotated."""
+        config = self.config
+
+        def heads(weight: nnx.Param) -> jax.Array:
+            each = dot(x, weight).reshape(*x.shape[:-1], config.heads, config.head_dim)
+            return split(each, "batch", "elements", "heads")
+
+        q, k, v = heads(self.query), heads(self.key), heads(self.value)
+        return (self.query_norm(q), self.key_norm(k), v) if config.query_key_norm else (q, k, v)
+
+
+def attend(
+    config: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, cache: Cache | None
+) -> tuple[jax.Array, Past]:
+    """What attention gives each element, `[B, T, width]`, and the keys and values as a cache has them."""
+    present = Past.of(k, v)
+    if cache is None or cache.size == 0:
+        mixed = attention(q, k, v, spans, config.attention)
+    else:
+        mixed = attend_with_past(q, present, spans, cache)
+    return mixed.reshape(*mixed.shape[:2], config.width), present
+
+
+def attend_with_past(q: jax.Array, present: Past, spans: Spans, cache: Cache) -> jax.Array:
+    """Softmax attention of new elements to those of a layer's cache and to one another, scaled by 1/√D.
+
+    Scores are held for each of the few queries and all keys.
+
+    Args:
+        q: `[B, T, H, D]`.
+        present: the new elements' keys and values.
+        spans: `[B, T]`, in places of the row: the new elements begin at the cache's length.
+        cache: one layer's.
+
+    Returns:
+        `[B, T, H, D]`, in the dtype of q. The softmax is computed in float32.
+    """
+    (past,), length = cache.past, cache.length[:, None]
+    start, end = jnp.asarray(spans.start), jnp.asarray(spans.end)
+    seen = dense_mask(Spans(start, jnp.minimum(end, length)), cache.size)
+    new = dense_mask(Spans(start - length, end - length), q.shape[1])
+    scores = jnp.concatenate([_scores(q, past.keys), _scores(q, present.keys)], -1) / math.sqrt(q.shape[-1])
+    mask = jnp.concatenate([seen, new], -1)[:, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(q.dtype)
+    mixed = _mixed(weights[..., : cache.size], past.values) + _mixed(weights[..., cache.size :], present.values)
+    return jnp.swapaxes(mixed, 1, 2).astype(q.dtype)
+
+
+def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
+    return jnp.einsum("bthd,bhsd->bhts", q, keys, preferred_element_type=jnp.float32)
+
+
+def _mixed(weights: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.einsum("bhts,bhsd->bhtd", weights, values, preferred_element_type=jnp.float32)

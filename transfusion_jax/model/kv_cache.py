@@ -1,4 +1,4 @@
-"""Keys and values of elements that were seen before, and attention of a few new ones to them.
+"""Keys and values of elements that were seen before.
 
 Every row has as many as its own length says, so that rows of any lengths go on together. New elements attend to
 what is held and to one another, and are added afterwards: a step of denoising adds none.
@@ -6,7 +6,6 @@ what is held and to one another, and are added afterwards: a step of denoising a
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -14,8 +13,6 @@ import jax.numpy as jnp
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.platform import compute_dtype
-from transfusion_jax.kernels.softmax import MASKED
-from transfusion_jax.model.spans import Spans, dense_mask
 
 
 class Past(NamedTuple):
@@ -81,36 +78,3 @@ class Cache(NamedTuple):
             return jnp.pad(chosen, [(0, size - n if axis == 2 else 0) for axis, n in enumerate(chosen.shape)])
 
         return Cache(jax.tree.map(part, self.past), self.length[index])
-
-
-def attend_with_past(q: jax.Array, present: Past, spans: Spans, cache: Cache) -> jax.Array:
-    """Softmax attention of new elements to those of a layer's cache and to one another, scaled by 1/√D.
-
-    Scores are held for each of the few queries and all keys.
-
-    Args:
-        q: `[B, T, H, D]`.
-        present: the new elements' keys and values.
-        spans: `[B, T]`, in places of the row: the new elements begin at the cache's length.
-        cache: one layer's.
-
-    Returns:
-        `[B, T, H, D]`, in the dtype of q. The softmax is computed in float32.
-    """
-    (past,), length = cache.past, cache.length[:, None]
-    start, end = jnp.asarray(spans.start), jnp.asarray(spans.end)
-    seen = dense_mask(Spans(start, jnp.minimum(end, length)), cache.size)
-    new = dense_mask(Spans(start - length, end - length), q.shape[1])
-    scores = jnp.concatenate([_scores(q, past.keys), _scores(q, present.keys)], -1) / math.sqrt(q.shape[-1])
-    mask = jnp.concatenate([seen, new], -1)[:, None]
-    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(q.dtype)
-    mixed = _mixed(weights[..., : cache.size], past.values) + _mixed(weights[..., cache.size :], present.values)
-    return jnp.swapaxes(mixed, 1, 2).astype(q.dtype)
-
-
-def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
-    return jnp.einsum("bthd,bhsd->bhts", q, keys, preferred_element_type=jnp.float32)
-
-
-def _mixed(weights: jax.Array, values: jax.Array) -> jax.Array:
-    return jnp.einsum("bhts,bhsd->bhtd", weights, values, preferred_element_type=jnp.float32)

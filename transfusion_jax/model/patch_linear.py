@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.model.transformer import dot, normal
+from transfusion_jax.model.layers import dot, normal
 from transfusion_jax.parallel.sharding import split
 
 TIMESTEP_FEATURES = 256

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion_jax.config import ModelConfig
+from transfusion_jax.model.layers import REMAT_POLICIES, LayerNorm
+from transfusion_jax.model.layers import dot as product
 from transfusion_jax.model.patch_linear import TIMESTEP_FEATURES, sinusoids
-from transfusion_jax.model.transformer import REMAT_POLICIES
-from transfusion_jax.model.transformer import dot as product
 from transfusion_jax.parallel.sharding import split
 
 HEAD = 64  # channels of an attention head, where they divide the level's
@@ -248,22 +248,6 @@ class Resize(nnx.Module):
         if self.kind == "grow":
             x = x.repeat(2, axis=1).repeat(2, axis=2)
         return convolve(x, self.resize, stride=2 if self.kind == "shrink" else 1) + self.resize_bias[...]
-
-
-class LayerNorm(nnx.Module):
-    """Layer norm over channels (arXiv 1607.06450), computed in float32."""
-
-    def __init__(self, width: int, epsilon: float):
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[…, width]` to the same."""
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, -1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + self.epsilon)
-        return (centred * inverse).astype(x.dtype) * self.scale[...] + self.bias[...]
 
 
 def dot(x: jax.Array, weight: nnx.Param) -> jax.Array:

@@ -5,31 +5,29 @@ Two switches make it Chameleon's (arXiv 2405.09818, section 2.3): `model.query_k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax import checkpoint_policies as policies
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.kernels.softmax import OUTPUTS
-from transfusion_jax.model.attention import attention
-from transfusion_jax.model.kv_cache import Cache, Past, attend_with_past
+from transfusion_jax.model.attention import Attention, attend
+from transfusion_jax.model.kv_cache import Cache, Past
+from transfusion_jax.model.layers import (
+    MLP,
+    REMAT_POLICIES,
+    RMSNorm,
+    dot,
+    put_elements,
+    rotary,
+    rotate,
+    take_elements,
+)
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.parallel.sharding import is_split, split
+from transfusion_jax.parallel.sharding import split
 
 PATCHES = "patches"  # the part of a layer's parameters that patches alone go through, where they are untied
-
-REMAT_POLICIES = {
-    "none": None,
-    "full": policies.nothing_saveable,
-    "dots": policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUTS)
-    ),
-}
 
 
 class Trunk(nnx.Module):
@@ -166,130 +164,3 @@ class Layer(Block):
         mixed, present = attend(self.config, rotate(q, rotation), rotate(k, rotation), v, spans, cache)
         x = x + each(Block.attended, mixed)
         return x + each(Block.feed_forward, x), present
-
-
-class Attention(nnx.Module):
-    """The weights of multi-head attention; they are `[in, out]` matrices."""
-
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
-        self.config = config
-        width = config.width
-        q, k, v, o = jax.random.split(key, 4)
-        self.query = nnx.Param(normal(q, (width, width), config))
-        self.key = nnx.Param(normal(k, (width, width), config))
-        self.value = nnx.Param(normal(v, (width, width), config))
-        self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
-        if config.query_key_norm:
-            self.query_norm = HeadNorm(config)
-            self.key_norm = HeadNorm(config)
-
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values `[B, T, heads, head_dim]` of `[B, T, width]`, not yet rotated."""
-        config = self.config
-
-        def heads(weight: nnx.Param) -> jax.Array:
-            each = dot(x, weight).reshape(*x.shape[:-1], config.heads, config.head_dim)
-            return split(each, "batch", "elements", "heads")
-
-        q, k, v = heads(self.query), heads(self.key), heads(self.value)
-        return (self.query_norm(q), self.key_norm(k), v) if config.query_key_norm else (q, k, v)
-
-
-def attend(
-    config: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, cache: Cache | None
-) -> tuple[jax.Array, Past]:
-    """What attention gives each element, `[B, T, width]`, and the keys and values as a cache has them."""
-    present = Past.of(k, v)
-    if cache is None or cache.size == 0:
-        mixed = attention(q, k, v, spans, config.attention)
-    else:
-        mixed = attend_with_past(q, present, spans, cache)
-    return mixed.reshape(*mixed.shape[:2], config.width), present
-
-
-def take_elements(x: jax.Array, places: jax.Array) -> jax.Array:
-    """The elements `[B, M, …]` of `[B, T, …]` that stand at places `[B, M]`; a place of T or more means nothing."""
-    index = jnp.minimum(places, x.shape[1] - 1).reshape(*places.shape, *(1,) * (x.ndim - 2))
-    return jnp.take_along_axis(split(x, "batch"), index, axis=1)
-
-
-def put_elements(x: jax.Array, elements: jax.Array, places: jax.Array) -> jax.Array:
-    """`[B, T, …]` with elements `[B, M, …]` put at places `[B, M]`; those at T or beyond are dropped."""
-    row = jnp.arange(len(x))[:, None]
-    return x.at[row, places].set(elements.astype(x.dtype), mode="drop")
-
-
-class MLP(nnx.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
-        g, u, d = jax.random.split(key, 3)
-        self.gate = nnx.Param(normal(g, (config.width, config.mlp_width), config))
-        self.up = nnx.Param(normal(u, (config.width, config.mlp_width), config))
-        self.down = nnx.Param(normal(d, (config.mlp_width, config.width), config, depth=config.layers))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[…, width]` to the same."""
-        gate, up = (split(dot(x, weight), "batch", "elements", "mlp") for weight in (self.gate, self.up))
-        return dot(jax.nn.silu(gate) * up, self.down)
-
-
-class HeadNorm(nnx.Module):
-    """LayerNorm over the channels of each head, with a scale and a bias of its own for every head.
-
-    As Chameleon's weights have it. Computed in float32.
-    """
-
-    def __init__(self, config: ModelConfig):
-        self.epsilon = config.norm_epsilon
-        self.head_scale = nnx.Param(jnp.ones((config.heads, config.head_dim)))
-        self.head_bias = nnx.Param(jnp.zeros((config.heads, config.head_dim)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[…, heads, head_dim]` to the same."""
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, -1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + self.epsilon)
-        return (centred * inverse).astype(x.dtype) * self.head_scale[...] + self.head_bias[...]
-
-
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm, computed in float32."""
-
-    def __init__(self, width: int, epsilon: float):
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(width))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[…, width]` to the same."""
-        wide = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
-        return (wide * inverse).astype(x.dtype) * self.scale[...]
-
-
-def dot(x: jax.Array, weight: nnx.Param | jax.Array) -> jax.Array:
-    """`x @ weight`, as one two-dimensional product where it can be: XLA on CPU runs that several times faster."""
-    matrix = weight[...]
-    if is_split("elements"):  # rows and elements that are both split do not make one axis
-        return jnp.dot(x, matrix)
-    return jnp.dot(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[-1])
-
-
-def normal(key: jax.Array, shape: tuple[int, ...], config: ModelConfig, depth: int | None = None) -> jax.Array:
-    """Llama's initialisation; an output projection of a network `depth` layers deep is scaled by 1/√(2 depth)."""
-    scale = 1.0 if depth is None else 1 / math.sqrt(2 * depth)
-    return config.init_std * scale * jax.random.normal(key, shape)
-
-
-def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines `[B, T, 1, head_dim / 2]` of rotary embeddings (arXiv 2104.09864)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (i, i + head_dim / 2) of `[B, T, heads, head_dim]`, Hugging Face Llama's layout."""
-    cos, sin = rotation
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)

@@ -20,10 +20,11 @@ from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.kernels.platform import compute_dtype
 from transfusion_jax.model.kv_cache import Cache, Past
+from transfusion_jax.model.layers import dot, normal
 from transfusion_jax.model.patch_linear import LinearPatchCoder
 from transfusion_jax.model.patch_unet import UNetPatchCoder
-from transfusion_jax.model.spans import Array, Spans
-from transfusion_jax.model.transformer import Layer, Trunk, dot, normal, take_elements
+from transfusion_jax.model.spans import Spans
+from transfusion_jax.model.transformer import Layer, Trunk
 from transfusion_jax.parallel.sharding import split
 
 Params = dict[str, Any]
@@ -147,31 +148,6 @@ class Transfusion(nnx.Module):
         logits = dot(hidden, self.text_head).astype(jnp.float32)
         entry = jnp.arange(self.config.padded_vocabulary)
         return jnp.where(entry < self.config.entries, logits, -jnp.inf)
-
-
-def find_patches(image_slot: Array, images: int, patches: int) -> jax.Array:
-    """Where each image's patches stand, `[B, images · patches]`; T, which is no place, for an absent image's.
-
-    Args:
-        image_slot: `[B, T]`; an image's patches are contiguous and in order.
-        images: N.
-        patches: elements per image.
-    """
-    here = jnp.asarray(image_slot)[:, None, :] == jnp.arange(images)[:, None]  # [B, N, T]
-    first = jnp.argmax(here, axis=-1)[..., None]
-    places = jnp.where(jnp.any(here, -1)[..., None], first + jnp.arange(patches), image_slot.shape[1])
-    return places.reshape(len(image_slot), -1)
-
-
-def gather_patches(hidden: jax.Array, image_slot: Array, images: int, patches: int) -> jax.Array:
-    """Hidden states of each image's patches, `[B, N, patches, width]`; those of an absent image mean nothing.
-
-    Args:
-        hidden: `[B, T, width]`.
-        image_slot, images, patches: see `find_patches`.
-    """
-    gathered = take_elements(hidden, find_patches(image_slot, images, patches))
-    return gathered.reshape(len(hidden), images, patches, -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -17,8 +17,9 @@ from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion import objective
 from transfusion_jax.diffusion.schedule import Path, make_schedule
+from transfusion_jax.model.layers import find_patches, gather_patches
 from transfusion_jax.model.transformer import PATCHES
-from transfusion_jax.model.transfusion import Model, Params, find_patches, gather_patches
+from transfusion_jax.model.transfusion import Model, Params
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
 from transfusion_jax.tasks.token_loss import TokenLosses, token_losses
 

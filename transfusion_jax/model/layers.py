@@ -1,0 +1,153 @@
+"""What models are built from: norms, the SwiGLU, products, rotary embeddings, and elements taken and put."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import checkpoint_policies as policies
+
+from transfusion_jax.config import ModelConfig
+from transfusion_jax.kernels.softmax import OUTPUTS
+from transfusion_jax.model.spans import Array
+from transfusion_jax.parallel.sharding import is_split, split
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": policies.nothing_saveable,
+    "dots": policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUTS)
+    ),
+}
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        g, u, d = jax.random.split(key, 3)
+        self.gate = nnx.Param(normal(g, (config.width, config.mlp_width), config))
+        self.up = nnx.Param(normal(u, (config.width, config.mlp_width), config))
+        self.down = nnx.Param(normal(d, (config.mlp_width, config.width), config, depth=config.layers))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[…, width]` to the same."""
+        gate, up = (split(dot(x, weight), "batch", "elements", "mlp") for weight in (self.gate, self.up))
+        return dot(jax.nn.silu(gate) * up, self.down)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[…, width]` to the same."""
+        return standardise(x, self.epsilon) * self.scale[...]
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over channels (arXiv 1607.06450), computed in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[…, width]` to the same."""
+        return standardise(x, self.epsilon, centred=True) * self.scale[...] + self.bias[...]
+
+
+class HeadNorm(nnx.Module):
+    """LayerNorm over the channels of each head, with a scale and a bias of its own for every head.
+
+    As Chameleon's weights have it. Computed in float32.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.epsilon = config.norm_epsilon
+        self.head_scale = nnx.Param(jnp.ones((config.heads, config.head_dim)))
+        self.head_bias = nnx.Param(jnp.zeros((config.heads, config.head_dim)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[…, heads, head_dim]` to the same."""
+        return standardise(x, self.epsilon, centred=True) * self.head_scale[...] + self.head_bias[...]
+
+
+def standardise(x: jax.Array, epsilon: float, centred: bool = False) -> jax.Array:
+    """x over the root mean square of its last axis, computed in float32; `centred` takes the mean off first."""
+    wide = x.astype(jnp.float32)
+    if centred:
+        wide = wide - jnp.mean(wide, -1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)
+    return (wide * inverse).astype(x.dtype)
+
+
+def dot(x: jax.Array, weight: nnx.Param | jax.Array) -> jax.Array:
+    """`x @ weight`, as one two-dimensional product where it can be: XLA on CPU runs that several times faster."""
+    matrix = weight[...]
+    if is_split("elements"):  # rows and elements that are both split do not make one axis
+        return jnp.dot(x, matrix)
+    return jnp.dot(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], config: ModelConfig, depth: int | None = None) -> jax.Array:
+    """Llama's initialisation; an output projection of a network `depth` layers deep is scaled by 1/√(2 depth)."""
+    scale = 1.0 if depth is None else 1 / math.sqrt(2 * depth)
+    return config.init_std * scale * jax.random.normal(key, shape)
+
+
+def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines `[B, T, 1, head_dim / 2]` of rotary embeddings (arXiv 2104.09864)."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns the pairs (i, i + head_dim / 2) of `[B, T, heads, head_dim]`, Hugging Face Llama's layout."""
+    cos, sin = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
+def take_elements(x: jax.Array, places: jax.Array) -> jax.Array:
+    """The elements `[B, M, …]` of `[B, T, …]` that stand at places `[B, M]`; a place of T or more means nothing."""
+    index = jnp.minimum(places, x.shape[1] - 1).reshape(*places.shape, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(split(x, "batch"), index, axis=1)
+
+
+def put_elements(x: jax.Array, elements: jax.Array, places: jax.Array) -> jax.Array:
+    """`[B, T, …]` with elements `[B, M, …]` put at places `[B, M]`; those at T or beyond are dropped."""
+    row = jnp.arange(len(x))[:, None]
+    return x.at[row, places].set(elements.astype(x.dtype), mode="drop")
+
+
+def find_patches(image_slot: Array, images: int, patches: int) -> jax.Array:
+    """Where each image's patches stand, `[B, images · patches]`; T, which is no place, for an absent image's.
+
+    Args:
+        image_slot: `[B, T]`; an image's patches are contiguous and in order.
+        images: N.
+        patches: elements per image.
+    """
+    here = jnp.asarray(image_slot)[:, None, :] == jnp.arange(images)[:, None]  # [B, N, T]
+    first = jnp.argmax(here, axis=-1)[..., None]
+    places = jnp.where(jnp.any(here, -1)[..., None], first + jnp.arange(patches), image_slot.shape[1])
+    return places.reshape(len(image_slot), -1)
+
+
+def gather_patches(hidden: jax.Array, image_slot: Array, images: int, patches: int) -> jax.Array:
+    """Hidden states of each image's patches, `[B, N, patches, width]`; those of an absent image mean nothing.
+
+    Args:
+        hidden: `[B, T, width]`.
+        image_slot, images, patches: see `find_patches`.
+    """
+    gathered = take_elements(hidden, find_patches(image_slot, images, patches))
+    return gathered.reshape(len(hidden), images, patches, -1)
