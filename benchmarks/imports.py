@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "transfusion_jax"
-STARTS = {  # what is read to know how a step is made, how a run is trained, and how the command line answers
+STARTS = {  # by name, the files to follow imports from
     "the step": ("transfusion_jax.tasks.transfusion", "transfusion_jax.training.step.step"),
     "the loop": ("transfusion_jax.training.loop",),
     "transfusion train": ("transfusion_jax.commands.train",),

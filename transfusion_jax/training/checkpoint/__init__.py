@@ -1,1 +1,1 @@
-"""Checkpoints: saving, restoring, and the proof that what is read is what was written."""
+"""Checkpoints: saving, restoring, and verifying them by checksums."""

@@ -1,1 +1,1 @@
-"""What a run says of itself: metrics, goodput, heartbeat, faults."""
+"""What a run reports: metrics, goodput, heartbeat, bad steps."""
