@@ -59,8 +59,8 @@ class Cache(NamedTuple):
             hidden: `[B, T, width]`, what the trunk made of them.
         """
         rows, _, new, _ = present[0].keys.shape
-        # In a loop, XLA copies the whole cache twice unless the position to write to depends on all that is read. It
-        # removes an optimization barrier before it inserts copies. This term is always 0; XLA cannot derive that.
+        # In a loop, XLA copies the whole cache twice unless the position to write to depends on all that is read.
+        # It removes an optimization barrier before it inserts copies. This term is always 0; XLA cannot derive that.
         zero = jnp.minimum(jnp.isnan(hidden[:, :1, 0]).astype(jnp.int32), 0)
         row, place = jnp.arange(rows)[:, None], self.length[:, None] + zero + jnp.arange(new)
 
