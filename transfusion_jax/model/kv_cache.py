@@ -60,7 +60,7 @@ class Cache(NamedTuple):
         """
         rows, _, new, _ = present[0].keys.shape
         # In a loop, XLA copies the whole cache twice unless the position to write to depends on all that is read.
-        # It removes an optimization barrier before it inserts copies. This term is always 0; XLA cannot derive that.
+        # It removes an optimization barrier before it inserts copies. This is always 0, which XLA cannot derive.
         zero = jnp.minimum(jnp.isnan(hidden[:, :1, 0]).astype(jnp.int32), 0)
         row, place = jnp.arange(rows)[:, None], self.length[:, None] + zero + jnp.arange(new)
 
