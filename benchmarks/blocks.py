@@ -78,7 +78,7 @@ def row_spans(config: Config, rows: int) -> Spans:
     """The spans of the stream's first rows, `[rows, T]`."""
     data = load(config)
     with tempfile.TemporaryDirectory() as folder:
-        stream = make_rows(data.train, config, data.codec.special, say=lambda line: None, cache=Path(folder))
+        stream = make_rows(data.train, config, data.codec.special, log=lambda line: None, cache=Path(folder))
         spans = [stream[row].spans for row in range(rows)]
     return Spans(*(np.stack(part) for part in zip(*spans, strict=True)))
 

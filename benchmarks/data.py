@@ -131,7 +131,7 @@ def write_pairs(folder: Path, tar: Path, patches: int) -> tuple[Path, int]:
 def open_rows(config: Config) -> Rows:
     """The stream of one epoch after the other, planned."""
     data = load(config)
-    return make_rows(data.train, config, data.codec.special, say=lambda line: None)
+    return make_rows(data.train, config, data.codec.special, log=lambda line: None)
 
 
 def read_rows(rows: Rows, elements: int) -> None:

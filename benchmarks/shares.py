@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.config.experiment import UNET_CHANNELS
+from transfusion_jax.config.model import UNET_CHANNELS
 from transfusion_jax.flops import coder_flops, count_parameters
 
 CONFIG = Path(__file__).parents[1] / "configs/paper.py"

@@ -160,7 +160,7 @@ def test_rows_that_are_left_out_are_passed_over_and_the_others_are_as_they_were(
 
 def test_a_worker_that_dies_is_replaced_and_the_stream_goes_on():
     rows, said = tiny_rows(), []
-    with batches(rows, 3, 4, slice(0, 4), workers=1, say=said.append) as iterator:
+    with batches(rows, 3, 4, slice(0, 4), workers=1, log=said.append) as iterator:
         got = [jax.tree.map(np.array, next(iterator)) for _ in range(2)]
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)

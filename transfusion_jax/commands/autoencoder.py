@@ -10,7 +10,7 @@ from typing import Any
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Trained, trained
 from transfusion_jax.autoencoder.network import Network, Params
-from transfusion_jax.commands.common.launch_args import make_ready, say, watching_of
+from transfusion_jax.commands.common.launch_args import log, make_ready, watching_of
 from transfusion_jax.config import AutoencoderRun, ConfigError, Run, require
 from transfusion_jax.data.image_stream import ImageData, ImageRows, load_images
 from transfusion_jax.errors import INTERRUPTED
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if arguments.workdir is None:
         raise ConfigError("autoencoder train needs --workdir DIR (or --dry-run to look only)")
-    with watch_signals(say) as interruption:
+    with watch_signals(log) as interruption:
         outcome = _train(arguments, config, interruption, watching_of(arguments, config))
     return INTERRUPTED if outcome.interrupted else 0
 
@@ -75,18 +75,18 @@ def _train(
         reach_all(mesh)
         locked, beat = ExitStack(), Beat()
         if processes.first():
-            locked.enter_context(workdir.locked(say))
+            locked.enter_context(workdir.locked(log))
             locked.enter_context(heartbeat(workdir.heartbeat, beat, config.loop.hang_after))
     accepted = tuple((arguments.accept_changes or "").replace(",", " ").split())
     with locked:
         with interruption.may_leave():
-            begin(Start(accept_changes=accepted), task, config, data, mesh, workdir, say)
+            begin(Start(accept_changes=accepted), task, config, data, mesh, workdir, log)
             if not processes.first():
                 locked.enter_context(workdir.owned())
-        say(f"{config.name}: {parameters_of(config) / 1e6:.2f}M parameters, {config.batch_rows} images per step")
+        log(f"{config.name}: {parameters_of(config) / 1e6:.2f}M parameters, {config.batch_rows} images per step")
         rows = ImageRows(data.train, config.seed, config.data.flip)
         hooks = _hooks(task, config, data, workdir)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching, beat)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, log, watching, beat)
 
 
 def _hooks(task: AutoencoderTask, config: AutoencoderRun, data: ImageData, workdir: Workdir) -> tuple[Hook, ...]:

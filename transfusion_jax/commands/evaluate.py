@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     processes.connect()
     stream = sys.stderr if arguments.json else sys.stdout
-    say = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
+    log = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
     require(
         not arguments.follow or arguments.step == "latest", "--follow evaluates every checkpoint: leave --step out"
     )
@@ -50,14 +50,14 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.protocol:
         config = PROTOCOLS[arguments.protocol].applied(config)
     for line in untrained_branch(config) if any(suite.draws for suite in suites) else ():
-        say(line)
+        log(line)
     data = data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
     for source in data.held_out.sources:
         if not len(source):
-            say(f"{source.name} holds nothing out: nothing of it is measured")
+            log(f"{source.name} holds nothing out: nothing of it is measured")
     task = make_task(config)
     protocol, again = arguments.protocol, arguments.again
-    job = _Job(task, data, measuring_mesh(task), workdir, weights, suites, protocol, again, say)
+    job = _Job(task, data, measuring_mesh(task), workdir, weights, suites, protocol, again, log)
     with workdir.owned(), Checkpoints(workdir.checkpoints) as checkpoints:
         if arguments.follow:
             reports = job.follow(checkpoints)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         for entries in reports:
             if arguments.json and processes.first():
                 print(results.as_text(entries, indent=None), end="", flush=True)
-    say(f"written to {workdir.evaluation}")
+    log(f"written to {workdir.evaluation}")
     return 0
 
 
@@ -83,7 +83,7 @@ class _Job:
     suites: list[Suite]
     protocol: str | None
     again: bool
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
     def follow(self, checkpoints: Checkpoints) -> Iterator[list[Entry]]:
         """Entries of each checkpoint there is and comes, oldest first, until that of the run's last step."""
@@ -97,12 +97,12 @@ class _Job:
             try:
                 yield self.evaluate(checkpoints, new[0])
             except DeletedCheckpoint:
-                self.say(f"step {new[0]} was deleted before it could be evaluated; loop.keep keeps more of them")
+                self.log(f"step {new[0]} was deleted before it could be evaluated; loop.keep keeps more of them")
 
     def evaluate(self, checkpoints: Checkpoints, step: int) -> list[Entry]:
         """An entry for each suite: what the file holds, or what is measured now, and written as each suite ends."""
         config = self.task.config
-        self.say(f"{self.workdir.path}: step {step} of {config.steps}, {self.weights} weights")
+        self.log(f"{self.workdir.path}: step {step} of {config.steps}, {self.weights} weights")
         checkpoint = processes.each(lambda: checkpoints.hash(step, self.weights))[0]
         about = {"step": step, "weights": self.weights, "checkpoint": checkpoint}
         params, entries = None, []
@@ -110,7 +110,7 @@ class _Job:
             settings = results.settings(suite, config, self.data, self.protocol)
             key = {**about, "suite": suite.name, "settings": settings}
             entry = None if self.again else results.find(self.workdir, key)
-            self.say(f"{suite.name}: {_words(settings)}{', measured before' if entry else ''}")
+            self.log(f"{suite.name}: {_words(settings)}{', measured before' if entry else ''}")
             if entry is None:
                 if params is None:
                     params = checkpoints.weights(step, self.weights, shared(self.task, self.mesh))
@@ -119,10 +119,10 @@ class _Job:
                 entry = {**key, METRICS: metrics}
                 results.write(self.workdir, entry)
             if not entry[METRICS]:
-                self.say("  nothing: no held-out row has any")
+                self.log("  nothing: no held-out row has any")
             width = max(map(len, entry[METRICS]), default=0)
             for name, value in entry[METRICS].items():
-                self.say(f"  {name:<{width}}  {value:7.4f}")
+                self.log(f"  {name:<{width}}  {value:7.4f}")
             entries.append(entry)
         return entries
 

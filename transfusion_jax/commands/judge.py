@@ -42,8 +42,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     processes.connect()
     ask: Ask = JUDGES[arguments.judge](arguments)  # what is missing is said before weights are read
     stream = sys.stderr if arguments.json else sys.stdout
-    say = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
-    task, params, workdir, step, weights = read_model(arguments, say, measuring_mesh)
+    log = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
+    task, params, workdir, step, weights = read_model(arguments, log, measuring_mesh)
     path = workdir.path / f"judge-{arguments.judge}.json"
     with workdir.owned(), jax.set_mesh(measuring_mesh(task)):
         metrics, about = ask(task, params, workdir)

@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         data_dir=arguments.data_dir,
     )
     shards = tuple(input_shards(arguments.inputs, arguments.format, options))
-    say = _say_aside if arguments.json else _say
-    tokenizer = _tokenizer(arguments.tokenizer, shards, options, say)
+    log = _say_aside if arguments.json else _say
+    tokenizer = _tokenizer(arguments.tokenizer, shards, options, log)
     job = Job(
         shards=shards,
         reading=options,
@@ -76,8 +76,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     prepare.begin(job, tokenizer, output)
     if coder:
         autoencoders.keep(coder, output)
-    say(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
-    progress = _Line(say)
+    log(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
+    progress = _Line(log)
     try:
         with ExitStack() as stack:
             encoders = stack.enter_context(Encoders(output, job, coder, arguments.log_variances)) if coder else None
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise StorageError(f"an input cannot be read: {error}; the same command goes on once it can be") from error
     progress.end()
     if manifest is None:
-        say("this host's part is done; the last host to end finishes the folder, or the same command does")
+        log("this host's part is done; the last host to end finishes the folder, or the same command does")
     elif arguments.json:
         print(json.dumps({"output": str(output), **_summary(manifest)}))
     else:
@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 class _Line:
     """A line of progress: rewritten on a terminal, and elsewhere printed now and then."""
 
-    def __init__(self, say: Any) -> None:
-        self._say, self._terminal, self._next = say, sys.stderr.isatty(), 0.0
+    def __init__(self, log: Any) -> None:
+        self._say, self._terminal, self._next = log, sys.stderr.isatty(), 0.0
 
     def __call__(self, progress: Progress) -> None:
         if self._terminal:
@@ -115,11 +115,11 @@ class _Line:
 
 
 def _tokenizer(
-    name: str, shards: tuple[InputShard, ...], options: ReadOptions, say: Callable[[str], None]
+    name: str, shards: tuple[InputShard, ...], options: ReadOptions, log: Callable[[str], None]
 ) -> Tokenizer:
     kind, _, size = name.partition(":")
     if kind != "bpe":
-        return tokenizers.load(name, say)
+        return tokenizers.load(name, log)
     require(size.isdigit(), f"--tokenizer {name}: say how many entries, such as bpe:4096")
     records = (record for shard in shards for record in FORMATS[shard.format].read(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)

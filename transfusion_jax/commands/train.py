@@ -13,7 +13,7 @@ import jax
 
 from transfusion_jax import config as configs
 from transfusion_jax import flops
-from transfusion_jax.commands.common.launch_args import make_ready, say, watching_of
+from transfusion_jax.commands.common.launch_args import log, make_ready, watching_of
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Data
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.workdir is None:
         raise ConfigError("train needs --workdir DIR, where the run is kept (or --dry-run to look only)")
     watching = watching_of(arguments, config)
-    with watch_signals(say) as interruption:
+    with watch_signals(log) as interruption:
         outcome = _train(arguments, start, config, interruption, watching)
     return INTERRUPTED if outcome.interrupted else 0
 
@@ -73,27 +73,27 @@ def _train(
         )
         for name in config.evaluation.during_training if config.loop.evaluate_every else ():
             SUITES[name].check(config, data)  # not only at the first evaluation
-        rows = make_rows(data.train, config, data.codec.special, say, version=data.row_plan, run=workdir.path)
+        rows = make_rows(data.train, config, data.codec.special, log, version=data.row_plan, run=workdir.path)
         agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
         reach_all(mesh)
         task = make_task(config)  # the workdir is begun only now that config and data have proved to fit
         locked, beat = ExitStack(), Beat()
         if processes.first():
-            locked.enter_context(workdir.locked(say))
+            locked.enter_context(workdir.locked(log))
             locked.enter_context(heartbeat(workdir.heartbeat, beat, config.loop.hang_after))
     with locked:
         with interruption.may_leave():
-            begin(start, task, config, data, mesh, workdir, say)
+            begin(start, task, config, data, mesh, workdir, log)
             if not processes.first():
                 locked.enter_context(workdir.owned())
         rows = replace(rows, skipped=workdir.skip_rows)
         parameters = flops.count_parameters(config.model).total
-        say(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
+        log(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
         for line in untrained_branch(config):
-            say(line)
+            log(line)
         hooks = _hooks(task, config, data, workdir)
-        settled = plan_vs_actual.reporter(task, config, mesh, say)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, say, watching, beat, settled)
+        settled = plan_vs_actual.reporter(task, config, mesh, log)
+        return train(task, config, rows, mesh, workdir, interruption, hooks, log, watching, beat, settled)
 
 
 def _start(arguments: argparse.Namespace) -> Start:

@@ -4,20 +4,16 @@ from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Losses
 from transfusion_jax.config.base import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 from transfusion_jax.config.checks import ConfigError, nearest, one_of, positive, require
+from transfusion_jax.config.data import DataConfig, Phase, SourceConfig
 from transfusion_jax.config.experiment import (
     FOLLOWS,
     OF_LATENTS,
-    SPECIAL_TOKENS,
     SUITES,
     Config,
-    DataConfig,
-    DiffusionConfig,
     EvaluationConfig,
-    ModelConfig,
-    Phase,
     SamplingConfig,
-    SourceConfig,
 )
+from transfusion_jax.config.model import SPECIAL_TOKENS, DiffusionConfig, ModelConfig
 from transfusion_jax.config.parsing import (
     as_model,
     identity,

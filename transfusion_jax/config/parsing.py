@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 from transfusion_jax.config.autoencoder import AutoencoderRun
 from transfusion_jax.config.base import Run
 from transfusion_jax.config.checks import ConfigError, nearest, require
-from transfusion_jax.config.experiment import SYNTHETIC, SYNTHETIC_TEXT, Config
+from transfusion_jax.config.data import SYNTHETIC, SYNTHETIC_TEXT
+from transfusion_jax.config.experiment import Config
 
 R = TypeVar("R", bound=Run)
 T = TypeVar("T")

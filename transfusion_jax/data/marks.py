@@ -51,14 +51,14 @@ def kept(folder: Place) -> Marks | None:
     return Marks(values["bos"], values["eos"], tuple(values["stops"]), values["size"])
 
 
-def stated(folder: Place, entries: int, find: Find, say: Callable[[str], None]) -> Marks | None:
+def stated(folder: Place, entries: int, find: Find, log: Callable[[str], None]) -> Marks | None:
     """The marks that the files of a Hugging Face folder give a tokenizer; None where they give none.
 
     Args:
         folder: where the tokenizer's file is.
         entries: how many the tokenizer has.
         find: an entry by its text.
-        say: prints a line where files disagree.
+        log: prints a line where files disagree.
 
     Raises:
         ConfigError: an id is no entry, or a file is no JSON.
@@ -71,7 +71,7 @@ def stated(folder: Place, entries: int, find: Find, say: Callable[[str], None]) 
     for kind, given in ids.items():
         if given and named[kind] and named[kind][0][1] not in given:
             file, token = named[kind][0]
-            say(f"{folder}: {kind.upper()} is {given[0]} in {MODEL} and {token} in {file}: using {MODEL}'s")
+            log(f"{folder}: {kind.upper()} is {given[0]} in {MODEL} and {token} in {file}: using {MODEL}'s")
     said = "bos_token_id" in model or "eos_token_id" in model
     if not any((said, *named.values(), of_writing, size > entries)):
         return None

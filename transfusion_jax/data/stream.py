@@ -88,7 +88,7 @@ def make_rows(
     corpus: Corpus,
     config: Config,
     special: SpecialTokens,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     cache: Path | None = None,
     version: int = VERSION,
     run: Place | None = None,
@@ -99,7 +99,7 @@ def make_rows(
         corpus: the documents, by sources in the order of `config.data.source_names`.
         config: names the mixtures, the row's sizes and the seed.
         special: the special tokens.
-        say: prints a line for the user.
+        log: prints a line for the user.
         cache: a folder of plans (by default `default_cache()`).
         version: of the plans: a run keeps the one that it began with.
         run: the directory of the run that reads it, which keeps where epochs end.
@@ -108,7 +108,7 @@ def make_rows(
         ConfigError: the corpus cannot be planned.
         StorageError: the plan cannot be written.
     """
-    planner = planner_of(version, corpus, config, cache or default_cache(), run, say)
+    planner = planner_of(version, corpus, config, cache or default_cache(), run, log)
     planner.begin()
     return Rows(corpus, planner, config, special)
 
@@ -120,7 +120,7 @@ def batches(
     batch_rows: int,
     local: slice,
     workers: int,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Iterator[Iterator[Batch]]:
     """An iterator of batches from a row on; leaving the context stops its workers.
 
@@ -132,14 +132,14 @@ def batches(
         batch_rows: rows of one global batch.
         local: which of them this process reads.
         workers: processes that assemble rows; 0 uses threads of this one. The stream is the same for any number.
-        say: prints a line for the user.
+        log: prints a line for the user.
     """
-    with closing(_batches(rows, first_row, batch_rows, local, workers, say)) as iterator:
+    with closing(_batches(rows, first_row, batch_rows, local, workers, log)) as iterator:
         yield iterator
 
 
 def _batches(
-    rows: AnyRows, first_row: int, batch_rows: int, local: slice, workers: int, say: Callable[[str], None]
+    rows: AnyRows, first_row: int, batch_rows: int, local: slice, workers: int, log: Callable[[str], None]
 ) -> Generator[Batch, None, None]:
     row, opened_at = first_row, -1
     while True:
@@ -152,7 +152,7 @@ def _batches(
         except RuntimeError as error:
             if DEAD_WORKER not in str(error) or row == opened_at:
                 raise
-            say(f"{error} Reading goes on from row {row} with new workers.")
+            log(f"{error} Reading goes on from row {row} with new workers.")
         else:
             return
 

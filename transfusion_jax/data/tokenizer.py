@@ -316,7 +316,7 @@ class SpecialTokens:
         return cls(*range(vocabulary, vocabulary + 5))
 
 
-def load(path: str | Place, say: Callable[[str], None] = lambda line: None) -> Tokenizer:
+def load(path: str | Place, log: Callable[[str], None] = lambda line: None) -> Tokenizer:
     """The tokenizer `bytes`, or that of a SentencePiece `.model` or a `tokenizer.json`, with its marks.
 
     They are those that the files beside it state; see `marks`. Without such files they are its own: those that a
@@ -324,7 +324,7 @@ def load(path: str | Place, say: Callable[[str], None] = lambda line: None) -> T
 
     Args:
         path: `bytes` or a file.
-        say: told which marks there are, and by what.
+        log: told which marks there are, and by what.
 
     Raises:
         ConfigError: there is no such file, or it holds no tokenizer.
@@ -333,10 +333,10 @@ def load(path: str | Place, say: Callable[[str], None] = lambda line: None) -> T
         return ByteTokenizer()
     path = place(path)
     own = _open(path)
-    marks = marking.kept(path.parent) or marking.stated(path.parent, own.size, own.find, say)
+    marks = marking.kept(path.parent) or marking.stated(path.parent, own.size, own.find, log)
     by = "the files beside it" if marks else "its usual names" if isinstance(own, HuggingFace) else "itself"
     found = own if marks in (None, Marks(own.bos, own.eos)) else replace(own, marks=marks)
-    say(f"tokenizer {path}: {describe_marks(found)}, by {by}")
+    log(f"tokenizer {path}: {describe_marks(found)}, by {by}")
     return found
 
 

@@ -85,7 +85,7 @@ def asked_for(index: int, arrangement: str = scenes.FREE) -> tuple[scenes.Scene,
     """A scene, a change, and the sentence that asks for it."""
     scene, rng = scenes.scene(SEED, index, arrangement), np.random.default_rng([SEED, index, 2])
     edit = edits.choose(scene, rng)
-    return scene, edit, edits.say(edit, scene, rng)
+    return scene, edit, edits.describe(edit, scene, rng)
 
 
 def is_done(scene: scenes.Scene, edit: edits.Edit, image: np.ndarray) -> bool:

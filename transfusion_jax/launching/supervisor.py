@@ -69,7 +69,7 @@ def take_signals() -> Iterator[Events]:
 
 
 def run_together(
-    programs: Sequence[Program], grace: float, events: Events, say: Callable[[str], None]
+    programs: Sequence[Program], grace: float, events: Events, log: Callable[[str], None]
 ) -> tuple[list[Ended], bool]:
     """Runs the programs until all have ended, and everything that they started with them.
 
@@ -91,14 +91,14 @@ def run_together(
             threading.Thread(target=_await, args=(number, process, events), daemon=True).start()
         for reader in readers:
             reader.start()
-        result = _watch(processes, grace, events, say)
+        result = _watch(processes, grace, events, log)
     for reader in readers:  # the group is dead, so that no one holds the pipes' other ends
         reader.join()
     return result
 
 
 def _watch(
-    processes: Sequence[subprocess.Popen], grace: float, events: Events, say: Callable[[str], None]
+    processes: Sequence[subprocess.Popen], grace: float, events: Events, log: Callable[[str], None]
 ) -> tuple[list[Ended], bool]:
     ends: list[Ended] = []
     asked = failed = False
@@ -115,7 +115,7 @@ def _watch(
         except Empty:
             number = next(last_words)
             left = sorted(set(range(len(processes))) - {end.process for end in ends})
-            say(f"{number.name} to process {', '.join(map(str, left))}")
+            log(f"{number.name} to process {', '.join(map(str, left))}")
             send(number)
             deadline = time.monotonic() + LAST_GRACE if number == signal.SIGTERM else None
             continue
@@ -125,7 +125,7 @@ def _watch(
             continue
         ends.append(event)
         if event.code:
-            say(f"process {event.process} ended with {_describe(event.code)}")
+            log(f"process {event.process} ended with {_describe(event.code)}")
             if not failed:
                 failed, deadline = True, time.monotonic() + grace
     return ends, asked

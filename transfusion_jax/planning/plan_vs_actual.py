@@ -72,13 +72,13 @@ def beside_plan(
     )
 
 
-def reporter(task: Task, config: Config, mesh: Mesh, say: Callable[[str], None]) -> Callable[[Pace], None]:
+def reporter(task: Task, config: Config, mesh: Mesh, log: Callable[[str], None]) -> Callable[[Pace], None]:
     """What tells the user of a run, once it is known what its steps take; see `beside_plan`."""
 
     def report(pace: Pace) -> None:
         beside = beside_plan(task, config, mesh, pace.peak, pace.record, pace.seconds, pace.bytes_used())
         for line in beside.lines():
-            say(line)
+            log(line)
 
     return report
 

@@ -33,7 +33,7 @@ NOT_WRITTEN = b""  # TensorStore's generation where a condition did not hold
 
 
 @contextmanager
-def leased(path: BucketPath, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+def leased(path: BucketPath, log: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Holds the lease while the context lasts. A process that loses it nevertheless ends at once.
 
     The context gives a function that tells whether the lease is still held.
@@ -44,7 +44,7 @@ def leased(path: BucketPath, say: Callable[[str], None]) -> Iterator[Callable[[]
     """
     store = open_store(path.parent)
     holder = this_process()
-    generation = _take(store, path, holder, say)
+    generation = _take(store, path, holder, log)
     released = threading.Event()
     beating = threading.Thread(target=_beat, args=(store, path, holder, generation, released), daemon=True)
     beating.start()
@@ -80,7 +80,7 @@ def asked(path: BucketPath, begin: Callable[[], Any], seconds: float = FIRST) ->
         raise StorageError(f"{path} cannot be used: {said}") from error
 
 
-def _take(store: Any, path: BucketPath, holder: dict[str, Any], say: Callable[[str], None]) -> bytes:
+def _take(store: Any, path: BucketPath, holder: dict[str, Any], log: Callable[[str], None]) -> bytes:
     seen, since = None, 0.0
     while True:
         found = asked(path, lambda: store.read(path.name))
@@ -89,7 +89,7 @@ def _take(store: Any, path: BucketPath, holder: dict[str, Any], say: Callable[[s
         if seen is None:
             seen, since = found.stamp.generation, now
             if held_by and not has_ended(held_by):
-                say(f"{path.parent} is held by {_words(held_by)}: waiting up to {SILENT:.0f} s for a sign of it")
+                log(f"{path.parent} is held by {_words(held_by)}: waiting up to {SILENT:.0f} s for a sign of it")
         elif held_by and seen != found.stamp.generation:
             raise ConfigError(
                 f"another process trains in {path.parent} ({_words(held_by)}): wait for its end, or choose another "

@@ -78,7 +78,7 @@ def train(
     workdir: Workdir,
     interruption: Interruption,
     hooks: tuple[Hook, ...] = (),
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     watching: Watching = NOTHING_MORE,
     beat: Beat | None = None,
     settled: Callable[[Pace], None] = lambda pace: None,
@@ -93,7 +93,7 @@ def train(
         workdir: where everything is written; it has been begun with this config and data.
         interruption: the signals that end training early.
         hooks: evaluations and drawings.
-        say: prints a line for the user.
+        log: prints a line for the user.
         watching: what else to look at while it trains.
         beat: is told what is being done.
         settled: is told once what steps take.
@@ -103,7 +103,7 @@ def train(
         StorageError: a file cannot be written.
     """
     peak, origin = peak_flops(jax.local_devices()[0])
-    say(f"mesh {dict(mesh.shape)}; peak {peak / 1e12:.2f} TFLOP/s per device ({origin})")
+    log(f"mesh {dict(mesh.shape)}; peak {peak / 1e12:.2f} TFLOP/s per device ({origin})")
     loop, beat = config.loop, beat or Beat()
     with (
         watchdog(loop.hang_after, beat),
@@ -111,25 +111,25 @@ def train(
         Checkpoints(workdir.checkpoints, loop.keep, loop.keep_every, workdir.about()) as checkpoints,
     ):
         until_first_step.enter_context(interruption.may_leave())
-        state, next_row, concluded = start(task, config, mesh, checkpoints, workdir, say)
+        state, next_row, concluded = start(task, config, mesh, checkpoints, workdir, log)
         first = int(state.step)
-        say_where(state, abstract_state(task, config, mesh), say)
+        say_where(state, abstract_state(task, config, mesh), log)
         end = last_step(config)
         if first >= end and concluded:
             more = "without loop.stop_at" if end < config.steps else "--config.steps=MORE --accept-changes steps"
-            say(f"{workdir.path} is done: {first} of {config.steps} steps. To train on: {more}")
+            log(f"{workdir.path} is done: {first} of {config.steps} steps. To train on: {more}")
             return Outcome(first)
         sharding = batch_sharding(mesh)
         local = local_rows(sharding, config.batch_rows)
-        stream = batches(rows, next_row, config.batch_rows, local, config.workers, say)
+        stream = batches(rows, next_row, config.batch_rows, local, config.workers, log)
         totals = checkpoints.manifest(first).get("totals") or None if first else {}
         timer = Timer(first, peak * mesh.size, mesh.size, totals)
-        watch = Watch(workdir, first, end, timer, watching, beat, say)
-        tracking = open_tracker(watching.wandb, workdir, config, say)
+        watch = Watch(workdir, first, end, timer, watching, beat, log)
+        tracking = open_tracker(watching.wandb, workdir, config, log)
         beat.last_words = watch.leave
-        with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker, say) as writer:
+        with watch, stream as batch_of, tracking as tracker, open_writer(workdir, first, tracker, log) as writer:
             run = _Run(
-                config, mesh, checkpoints, writer, interruption, hooks, timer, watch, say, beat, state, next_row
+                config, mesh, checkpoints, writer, interruption, hooks, timer, watch, log, beat, state, next_row
             )
             if not concluded:
                 record = on_first(lambda: record_of(workdir.metrics, first))
@@ -146,7 +146,7 @@ def train(
                     run.state, report = step_function(run.state, batch, interruption.requested)
                 if step == first + 1:
                     jax.block_until_ready(report)
-                    say(f"first step after {timer.restart():.1f} s, compilation included")
+                    log(f"first step after {timer.restart():.1f} s, compilation included")
                     until_first_step.close()
                 run.next_row = rows.after(run.next_row, config.batch_rows)
                 outcome = run.after_step(step, report, task)
@@ -157,11 +157,11 @@ def train(
             with watch.aside("checkpoint"):
                 checkpoints.wait()
     if outcome.interrupted:
-        say(f"stopped at step {outcome.step} and saved; run the same command to go on")
+        log(f"stopped at step {outcome.step} and saved; run the same command to go on")
     else:
-        say(f"trained {outcome.step} steps in {duration(timer.total)}")
+        log(f"trained {outcome.step} steps in {duration(timer.total)}")
         if outcome.step < config.steps:
-            say(f"the run has {config.steps} steps: the same command without loop.stop_at continues")
+            log(f"the run has {config.steps} steps: the same command without loop.stop_at continues")
     return outcome
 
 
@@ -171,7 +171,7 @@ def last_step(config: Run) -> int:
 
 
 def start(
-    task: Task, config: Run, mesh: Mesh, checkpoints: Checkpoints, workdir: Workdir, say: Callable[[str], None]
+    task: Task, config: Run, mesh: Mesh, checkpoints: Checkpoints, workdir: Workdir, log: Callable[[str], None]
 ) -> tuple[State, int, bool]:
     """The state to go on from, the next row to read, and whether what was due at its step has been done.
 
@@ -195,9 +195,9 @@ def start(
                 reason=error.reason,
                 moved_to=within(where, workdir.path),
             )
-            say(f"{error}; moved to {where}")
+            log(f"{error}; moved to {where}")
             continue
-        say(f"resumed from step {newest}")
+        log(f"resumed from step {newest}")
         bad, most = int(state.guard.in_a_row), config.guard.max_in_a_row
         if bad >= most:  # the limit was lowered since
             raise TrainingHalted(
@@ -215,7 +215,7 @@ def start(
     return create_state(task, config, mesh), 0, True
 
 
-def say_where(state: State, abstract: State, say: Callable[[str], None]) -> None:
+def say_where(state: State, abstract: State, log: Callable[[str], None]) -> None:
     """Says where the state lives.
 
     Raises:
@@ -223,10 +223,10 @@ def say_where(state: State, abstract: State, say: Callable[[str], None]) -> None
     """
     placement.check(state, abstract)
     parts = {"parameters": state.params, "optimizer": state.optimizer, "average": state.ema}
-    say("\n".join(["the state lives", *placement.describe(parts)]))
+    log("\n".join(["the state lives", *placement.describe(parts)]))
     whole = placement.unsplit(state)
     if whole:
-        say(f"  whole on every device: {some(list(whole))}, {sum(whole.values()) / 2**20:,.1f} MiB")
+        log(f"  whole on every device: {some(list(whole))}, {sum(whole.values()) / 2**20:,.1f} MiB")
 
 
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
@@ -246,7 +246,7 @@ class _Run:
     hooks: tuple[Hook, ...]
     timer: Timer
     watch: Watch
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     beat: Callable[[], None]  # for the watchdog
     state: State
     next_row: int
@@ -272,7 +272,7 @@ class _Run:
         if logging:
             record = self.timer.read(step, task) | self.timer.count(task) | self.watch.read(step)
             self.record = record
-            self.say(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
+            self.log(progress_line(step, self.config.steps, record, self.timer.seconds_per_step))
             self.writer.record(step, record)  # before the checkpoint: a kill between the two must not lose it
         if saving:
             with self.watch.aside("checkpoint"):
@@ -309,7 +309,7 @@ class _Run:
             if verdict != FINE:
                 bad = bad_steps.diagnose(step, report, leaf_names(self.state.params))
                 self.writer.bad_step(bad)
-                self.say(bad_steps.sentence(bad))
+                self.log(bad_steps.sentence(bad))
                 if bad["in_a_row"] >= self.config.guard.max_in_a_row:
                     self.checkpoints.wait()
                     raise TrainingHalted(
@@ -347,6 +347,6 @@ class _Run:
         if saved:
             self.checkpoints.wait()  # or a kill could leave scores of weights that are not there
         if metrics:
-            self.say(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+            self.log(f"step {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
             self.writer.record(step, record | metrics)
         return metrics

@@ -26,9 +26,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """Whether a signal has asked the run to end, and how the process may be left meanwhile."""
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, log: Callable[[str], None]):
         self.requested = False
-        self._say = say
+        self._say = log
         self._lock = threading.Lock()
         self._may_leave = False
         self._save: Callable[[], None] | None = None
@@ -82,9 +82,9 @@ class Interruption:
 
 
 @contextmanager
-def watch_signals(say: Callable[[str], None]) -> Iterator[Interruption]:
+def watch_signals(log: Callable[[str], None]) -> Iterator[Interruption]:
     """Takes SIGINT and SIGTERM for as long as the context lasts; the main thread's alone."""
-    interruption = Interruption(say)
+    interruption = Interruption(log)
     read, write = os.pipe()
     os.set_blocking(write, False)
 

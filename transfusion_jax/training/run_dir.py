@@ -120,7 +120,7 @@ class Workdir:
             )
 
     @contextmanager
-    def locked(self, say: Callable[[str], None] = print) -> Iterator[None]:
+    def locked(self, log: Callable[[str], None] = print) -> Iterator[None]:
         """Keeps other processes from training here meanwhile: of this machine, or in a bucket of any.
 
         A killed one keeps nothing, or in a bucket for a minute where it was another machine's. See also `owned`.
@@ -129,7 +129,7 @@ class Workdir:
             ConfigError: another one does.
         """
         if isinstance(self.path, BucketPath):
-            with leased(self.path / "lock", say) as held, owned(self.path, self._identity, held):
+            with leased(self.path / "lock", log) as held, owned(self.path, self._identity, held):
                 yield
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ def kept_plan(start: Start, workdir: Workdir) -> int:
 
 
 def begin(
-    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, log: Callable[[str], None]
 ) -> None:
     """Brings the workdir to where training goes on.
 
@@ -96,11 +96,11 @@ def begin(
     if not on_first(workdir.exists):
         require(start.rewind_to is None, f"no run in {workdir.path} to rewind")
         on_first(workdir.check_unbegun)
-        _clear(workdir, say)
+        _clear(workdir, log)
         if start.init_from:
-            _initialise(start, task, config, data, mesh, workdir, say)
+            _initialise(start, task, config, data, mesh, workdir, log)
         elif start.fork_from:
-            _fork(start, task, config, data, mesh, workdir, say)
+            _fork(start, task, config, data, mesh, workdir, log)
         else:
             workdir.begin(config, data, "start")
         return
@@ -117,14 +117,14 @@ def begin(
         )
     rewound = on_first(lambda: _rewound_at(start, workdir))
     if start.rewind_to is not None and (changes or not rewound):
-        _rewind(start, abstract, config, data, workdir, changes, say)
+        _rewind(start, abstract, config, data, workdir, changes, log)
     else:
         each(lambda: _check_newest(checkpoints, abstract))  # before anything is written
         if rewound:
-            say(f"rewound to step {start.rewind_to} already, at {rewound}: resuming")
+            log(f"rewound to step {start.rewind_to} already, at {rewound}: resuming")
         workdir.begin(config, data, "resume", accepted=changes)
     for line in [*(f"accepted: {name} {change}" for name, change in changes.items()), *notes]:
-        say(line)
+        log(line)
 
 
 def rate_notes(old: Run, new: Run, step: int) -> list[str]:
@@ -168,7 +168,7 @@ def _located(spec: str) -> tuple[Checkpoints, str]:
 
 
 def _initialise(
-    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, log: Callable[[str], None]
 ) -> None:
     """Step 0 with the weights of another run; optimizer, schedule and stream are fresh."""
     assert start.init_from is not None
@@ -186,14 +186,14 @@ def _initialise(
 
     step, weights, params, notes = read_checkpoint(start.init_from, take)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    say(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
+    log(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
     state = replace(state, params=params, ema=ema)
     event = dict(event="init", source=start.init_from, step=step, weights=weights, mapping=notes)
     parent = Workdir(_located(start.init_from)[0].directory.parent)
     if parent.exists():
         event["longest_context"] = parent.longest_context()
         for line in _departures(parent, configs.as_model(config), data):
-            say(line)
+            log(line)
     place = {"next_row": 0, "skip_rows": [], "metrics": None, "concluded": True}
     _save_first(state, place, config, data, workdir, event)
 
@@ -215,7 +215,7 @@ def _departures(parent: Workdir, config: Config, data: Any) -> Iterator[str]:
 
 
 def _fork(
-    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, say: Callable[[str], None]
+    start: Start, task: Task, config: Run, data: Any, mesh: Mesh, workdir: Workdir, log: Callable[[str], None]
 ) -> None:
     """The whole state of another run, its place in the stream, and its metrics so far."""
     assert start.fork_from is not None
@@ -239,9 +239,9 @@ def _fork(
                 write_lines(new, [r | {"forked_from": start.fork_from} for r in records if r["step"] <= step])
 
     on_first(copy_records)
-    say(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
+    log(f"forked from {start.fork_from}, step {step}" + "".join(f"\n  {n}: {c}" for n, c in changes.items()))
     for line in notes:
-        say(line)
+        log(line)
     event = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
     event["longest_context"] = parent.longest_context() if parent.exists() else None
     _save_first(state, manifest, config, data, workdir, event)
@@ -275,7 +275,7 @@ def _rewind(
     data: Any,
     workdir: Workdir,
     changes: dict[str, str],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Goes back to a step; later checkpoints and records are kept under `aside`.
 
@@ -306,7 +306,7 @@ def _rewind(
     for step in on_first(lambda: checkpoints.steps[::-1]):
         if step > to:
             checkpoints.set_aside(step, kept)
-    say(f"rewound to step {to}; what came after it is kept in {kept}")
+    log(f"rewound to step {to}; what came after it is kept in {kept}")
     kept_in = within(kept, workdir.path)
     event = dict(to=to, rows_skipped=start.skip_rows, accepted=changes, kept_in=kept_in)
     workdir.begin(config, data, "rewind", [start.skip_rows] if start.skip_rows else [], **event)
@@ -321,9 +321,9 @@ def _rewound_at(start: Start, workdir: Workdir) -> str | None:
     return str(rewinds[-1]["time"])
 
 
-def _clear(workdir: Workdir, say: Callable[[str], None]) -> None:
+def _clear(workdir: Workdir, log: Callable[[str], None]) -> None:
     """Checkpoints of a run that was never begun, or whose config is gone, are set aside."""
     checkpoints = Checkpoints(workdir.checkpoints)
     checkpoints.clean()
     for step in on_first(lambda: checkpoints.steps):
-        say(f"checkpoint {step} belongs to no run; moved to {checkpoints.set_aside(step, workdir.aside)}")
+        log(f"checkpoint {step} belongs to no run; moved to {checkpoints.set_aside(step, workdir.aside)}")

@@ -302,7 +302,7 @@ def test_a_few_documents_that_fit_no_row_are_left_out_and_said():
     lengths[[7, 500, 999]] = 60
     said = []
     corpus, weights = mixture([pairs("p", 1, lengths), texts("t", 1, [30] * 50)])
-    plan = plan_rows(corpus, weights, DataConfig(context_length=64), PATCHES, 0, say=said.append)
+    plan = plan_rows(corpus, weights, DataConfig(context_length=64), PATCHES, 0, log=said.append)
     assert said == ["3 of 1,000 documents of source 'p' fit no row: left out"]
     assert plan.about["sources"]["p"]["left_out"] == 3
     read = np.unique(plan.piece_document[plan.piece_document < 1000])

@@ -114,7 +114,7 @@ def test_a_damaged_plan_is_found_and_made_again_and_never_used(tmp_path, name, d
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_plan_that_is_damaged_while_it_is_read_is_made_again(tmp_path, name, damage):
     rows, said = stream(tmp_path), []
-    rows.planner.say = said.append
+    rows.planner.log = said.append
     expected = [rows.pieces(row) for row in range(rows.epoch)]
     opened = stream(tmp_path)
     DAMAGES[damage](rows.planner.find(0).plan.folder / name)
@@ -268,18 +268,18 @@ def test_the_report_adds_up(tmp_path):
 
 def test_long_planning_says_how_far_it_is(monkeypatch):
     said = []
-    planned(None, say=said.append)
+    planned(None, log=said.append)
     assert said == []
     monkeypatch.setattr(planning, "SAY_AFTER", 0.0)
     monkeypatch.setattr(planning, "SAY_EVERY", 0.0)
     monkeypatch.setattr(planner, "BLOCK_ROWS", 16)
-    planned(None, say=said.append)
+    planned(None, log=said.append)
     assert len(said) > 3
     assert said[-1].startswith("planning rows: 100% (")
 
 
-def planned(cache, corpus=None, weights=None, data=DATA, patches=PATCHES, seed=0, begin=None, say=print):
-    return plan_rows(corpus or tiny_corpus(), weights or WEIGHTS, data, patches, seed, begin, cache, say)
+def planned(cache, corpus=None, weights=None, data=DATA, patches=PATCHES, seed=0, begin=None, log=print):
+    return plan_rows(corpus or tiny_corpus(), weights or WEIGHTS, data, patches, seed, begin, cache, log)
 
 
 def stream(cache):

@@ -11,7 +11,7 @@ from transfusion_jax.worlds.shapes.scenes import COLOURS, Kind, Scene, Thing
 
 SCENES = [scenes.scene(5, index) for index in range(3000)]
 CLAIMS = [claims.claims(scene, np.random.default_rng(index)) for index, scene in enumerate(SCENES)]
-CAPTIONS = [claims.say(said, np.random.default_rng(index)) for index, said in enumerate(CLAIMS)]
+CAPTIONS = [claims.describe(said, np.random.default_rng(index)) for index, said in enumerate(CLAIMS)]
 RED = Kind("circle", "red")
 BLUE = Kind("square", "blue")
 
@@ -30,7 +30,7 @@ def test_every_wording_reads_back():
         counts = [Count(number + 1, kind) for number, kind in enumerate(kinds)]
         said = (*counts, Count(count * (count + 1) // 2, Kind()), Background(ground))
         said += (Relation(kinds[0], relation, kinds[1]),) if relation else ()
-        captions = {claims.say(said, np.random.default_rng(seed)) for seed in range(100)}
+        captions = {claims.describe(said, np.random.default_rng(seed)) for seed in range(100)}
         assert len(captions) > 10
         assert {parse(caption) for caption in captions} == {said}
 

@@ -44,7 +44,7 @@ def test_a_sentence_names_one_edit_of_a_scene():
         said = {}
         for edit in edits.edits(scene):
             for _ in range(3):
-                assert said.setdefault(edits.say(edit, scene, rng), edit) == edit
+                assert said.setdefault(edits.describe(edit, scene, rng), edit) == edit
 
 
 def test_actions_are_as_likely():

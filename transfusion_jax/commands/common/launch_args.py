@@ -35,7 +35,7 @@ def make_ready(arguments: argparse.Namespace, run: Run) -> tuple[Mesh, Workdir]:
     processes.connect()
     check_backend(arguments.allow_cpu)
     keep_programs()
-    say(describe_devices())
+    log(describe_devices())
     mesh = make_mesh(run.mesh)
     check_batch(mesh, run)
     workdir = Workdir(arguments.workdir)
@@ -43,7 +43,7 @@ def make_ready(arguments: argparse.Namespace, run: Run) -> tuple[Mesh, Workdir]:
     return mesh, workdir
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Prints, on the first process; a terminal or a pipe that has gone away does not end the run."""
     if not processes.first():
         return

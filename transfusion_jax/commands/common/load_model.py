@@ -39,13 +39,13 @@ def choose_weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, str]
 
 
 def read_model(
-    arguments: argparse.Namespace, say: Callable, mesh: Callable[[ModelTask], Mesh] | None = None
+    arguments: argparse.Namespace, log: Callable, mesh: Callable[[ModelTask], Mesh] | None = None
 ) -> tuple[ModelTask, Params, Workdir, int, str]:
     """The task, its weights, the workdir, and which step and weights were chosen, which is also said.
 
     Args:
         arguments: the flags.
-        say: called with a line for the user.
+        log: called with a line for the user.
         mesh: what the weights are split over; without one they are on this process's first device.
 
     Raises:
@@ -59,10 +59,10 @@ def read_model(
         step, params = checkpoints.read(
             arguments.step, lambda step: (step, checkpoints.weights(step, weights, abstract))
         )
-    say(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
+    log(f"{workdir.path}: step {step} of {config.steps}, {weights} weights")
     longest, context = workdir.longest_context(), config.data.context_length
     if longest and context > longest and not step:
-        say(f"its model was trained on at most {longest} elements, and data.context_length is {context}")
+        log(f"its model was trained on at most {longest} elements, and data.context_length is {context}")
     return task, params, workdir, step, weights
 
 

@@ -56,13 +56,13 @@ class Planner(ABC):
         config: names the mixtures, the row's sizes and the seed.
         cache: a folder of plans.
         run: the directory of the run that reads the stream, which need not exist yet; see `Epochs`.
-        say: prints a line for the user.
+        log: prints a line for the user.
     """
 
     def __init__(
-        self, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, say: Say = print
+        self, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, log: Say = print
     ) -> None:
-        self.corpus, self.config, self.cache, self.run, self.say = corpus, config, cache, run, say
+        self.corpus, self.config, self.cache, self.run, self.log = corpus, config, cache, run, log
         self.starts = [phase.start for phase in config.data.mixtures]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -121,7 +121,7 @@ class Planner(ABC):
     def discard(self, plan: RowPlan) -> None:
         """Deletes a damaged plan."""
         assert plan.folder
-        self.say(f"the row plan in {plan.folder} is damaged: planning again")
+        self.log(f"the row plan in {plan.folder} is damaged: planning again")
         self.close()
         discard(plan.folder)
 
@@ -144,9 +144,9 @@ class Epochs(Planner):
     """
 
     def __init__(
-        self, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, say: Say = print
+        self, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, log: Say = print
     ) -> None:
-        super().__init__(corpus, config, cache, run, say)
+        super().__init__(corpus, config, cache, run, log)
         self._epochs: list[Epoch] = []  # those needed so far
         self._end = 0  # the row after them
         self._places: Mapping[str, Place] = {}  # there
@@ -249,7 +249,7 @@ class Epochs(Planner):
                     *self.of_rows,
                     epoch.begin,
                     self.cache,
-                    self.say,
+                    self.log,
                     epoch.least,
                 )
                 self._open = dict([*self._open.items(), (epoch.first, plan)][-OPENED:])
@@ -303,7 +303,7 @@ class Replays(Planner):
         plans: list[RowPlan] = []
         places: Mapping[str, Place] = {}
         for phase, end in zip(self.config.data.mixtures, [*self.starts[1:], None], strict=True):
-            arguments = (self.corpus, phase.weights, *self.of_rows, places, self.cache, self.say)
+            arguments = (self.corpus, phase.weights, *self.of_rows, places, self.cache, self.log)
             plan = partial(plan_rows, *arguments, version=REPLAYED)
             if end is not None:
                 places = {**places, **self.places_at(plan, end - phase.start, phase.weights)}
@@ -315,7 +315,7 @@ PLANNERS: Mapping[int, type[Planner]] = {REPLAYED: Replays, VERSION: Epochs}
 
 
 def planner_of(
-    version: int, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, say: Say = print
+    version: int, corpus: Corpus, config: Config, cache: Path, run: Directory | None = None, log: Say = print
 ) -> Planner:
     """The planner of a version of the plans; see `Planner`.
 
@@ -326,4 +326,4 @@ def planner_of(
         version in PLANNERS,
         f"row plans of version {version} are unknown: the run began with a newer release; use that one",
     )
-    return PLANNERS[version](corpus, config, cache, run, say)
+    return PLANNERS[version](corpus, config, cache, run, log)

@@ -43,7 +43,7 @@ def plan_rows(
     seed: int,
     begin: Mapping[str, Place] | None = None,
     cache: Path | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     least: int = 0,
     version: int = VERSION,
 ) -> RowPlan:
@@ -57,7 +57,7 @@ def plan_rows(
         seed: of the order in which documents are taken.
         begin: where to begin to read each source; at its beginning if it is not named.
         cache: a folder of plans; None plans in memory.
-        say: prints a line for the user, where planning takes seconds.
+        log: prints a line for the user, where planning takes seconds.
         least: rows to plan, even where fewer read every source.
         version: of the plans.
 
@@ -69,7 +69,7 @@ def plan_rows(
 
     def make(put: Callable[[Iterator[Columns], Callable[[Columns], dict[str, Any]]], RowPlan]) -> RowPlan:
         mixture = _mixture(corpus, shares, capacity, patches, seed, version)
-        blocks = _progress(plan_blocks(mixture, places, least), say)
+        blocks = _progress(plan_blocks(mixture, places, least), log)
         return put(blocks, lambda columns: _report(columns, mixture) | {"version": version})
 
     if cache is None:
@@ -83,7 +83,7 @@ def plan_rows(
                 found = make(partial(store, folder)) if found is None else found
         plan = found
     if not least:
-        _say_left_out(plan, say)
+        _say_left_out(plan, log)
     return plan
 
 
@@ -210,18 +210,18 @@ def _report(columns: Columns, mixture: Mixture) -> dict[str, Any]:
     }
 
 
-def _say_left_out(plan: RowPlan, say: Callable[[str], None]) -> None:
+def _say_left_out(plan: RowPlan, log: Callable[[str], None]) -> None:
     for name, about in plan.about["sources"].items():
         if about["left_out"]:
-            say(
+            log(
                 f"{about['left_out']:,} of {about['documents']:,} documents of source {name!r} fit no row: left out"
             )
 
 
-def _progress(blocks: Iterator[tuple[Columns, float]], say: Callable[[str], None]) -> Iterator[Columns]:
+def _progress(blocks: Iterator[tuple[Columns, float]], log: Callable[[str], None]) -> Iterator[Columns]:
     due = time.monotonic() + SAY_AFTER
     for columns, progress in blocks:
         if time.monotonic() > due:
-            say(f"planning rows: {progress:.0%} ({columns['block_row'][-1]:,} rows)")
+            log(f"planning rows: {progress:.0%} ({columns['block_row'][-1]:,} rows)")
             due = time.monotonic() + SAY_EVERY
         yield columns

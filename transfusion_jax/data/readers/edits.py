@@ -33,7 +33,7 @@ def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Faul
         scene, caption = shapes.example(seed, index, arrangement)
         rng = np.random.default_rng([seed, index, 2])  # the caption was made from [seed, index, 1]
         edit = edits.choose(scene, rng)
-        request = edits.say(edit, scene, rng)
+        request = edits.describe(edit, scene, rng)
         before, after = (scenes.render(s, options.image_size) for s in (scene, edit.after))
         segments: tuple[RawText | RawImage, ...] = (
             RawText(caption),

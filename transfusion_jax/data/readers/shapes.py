@@ -38,7 +38,7 @@ def example(seed: int, index: int, arrangement: str = scenes.FREE) -> tuple[scen
     """One of a seed's scenes, and its caption."""
     scene = scenes.scene(seed, index, arrangement)
     rng = np.random.default_rng([seed, index, 1])  # the scene was made from [seed, index]
-    return scene, captions.say(captions.claims(scene, rng), rng)
+    return scene, captions.describe(captions.claims(scene, rng), rng)
 
 
 def ranges(name: str, path: str, options: ReadOptions) -> list[InputShard]:

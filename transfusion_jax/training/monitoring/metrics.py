@@ -88,7 +88,7 @@ class SilentWriter(Writer):
 
 @contextmanager
 def open_writer(
-    workdir: Workdir, first_step: int, tracker: Tracker | None = None, say: Callable[[str], None] = print
+    workdir: Workdir, first_step: int, tracker: Tracker | None = None, log: Callable[[str], None] = print
 ) -> Iterator[Writer]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
     if not first():
@@ -96,7 +96,7 @@ def open_writer(
         return
     for path in (workdir.metrics, workdir.bad_steps):
         if kept := keep_until(path, first_step, workdir.aside):
-            say(f"lines of {path} are damaged and were left out; the file as it was is {kept}")
+            log(f"lines of {path} are damaged and were left out; the file as it was is {kept}")
     records = read_lines(workdir.metrics)
     if tracker and records:
         tracker.goes_on_after(records[-1])

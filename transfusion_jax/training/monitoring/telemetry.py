@@ -59,7 +59,7 @@ class Watch:
         timer: paused while something else than steps is done.
         asked: what else to do.
         heart: is told what is being done.
-        say: prints a line for the user.
+        log: prints a line for the user.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Watch:
         timer: Timer,
         asked: Watching,
         heart: Beat,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
-        self._workdir, self._steps, self._timer, self._asked, self._say = workdir, steps, timer, asked, say
+        self._workdir, self._steps, self._timer, self._asked, self._say = workdir, steps, timer, asked, log
         self._heart = heart
         heart.step = first_step
         self._clock = Clock(asked.began or time.time())

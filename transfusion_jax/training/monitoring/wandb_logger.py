@@ -68,7 +68,7 @@ def parse_tracked(text: str) -> tuple[str, str | None]:
 
 @contextmanager
 def open_tracker(
-    tracked: tuple[str, str | None] | None, workdir: Workdir, config: Run, say: Callable[[str], None]
+    tracked: tuple[str, str | None] | None, workdir: Workdir, config: Run, log: Callable[[str], None]
 ) -> Iterator[Tracker | None]:
     """The run that belongs to a workdir, begun or gone on with, on the first process; None where none is asked for.
 
@@ -97,16 +97,16 @@ def open_tracker(
         run = begin()
     except wandb.errors.CommError as error:
         reason = str(error).splitlines()[0]
-        say(f"Weights & Biases does not answer ({reason}): this attempt is kept on this machine")
+        log(f"Weights & Biases does not answer ({reason}): this attempt is kept on this machine")
         wandb.teardown()  # its process still holds the run
         run = begin(mode="offline")
     except wandb.errors.Error as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--wandb: {reason} Or set WANDB_MODE=offline, which needs no account.") from error
     if run.offline:
-        say(f"Weights & Biases, offline; to send it later: wandb sync {run.settings.sync_dir}")
+        log(f"Weights & Biases, offline; to send it later: wandb sync {run.settings.sync_dir}")
     else:
-        say(f"Weights & Biases: {run.url}")
+        log(f"Weights & Biases: {run.url}")
     run.define_metric("*", step_metric="step")
     code = 1
     try:

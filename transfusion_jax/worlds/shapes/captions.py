@@ -76,7 +76,7 @@ def claims(scene: Scene, rng: np.random.Generator) -> tuple[Claim, ...]:
     return _claims(list(counts.items()), pick(rng, _clear_relations(scene, list(counts))), scene.background)
 
 
-def say(claims: Sequence[Claim], rng: np.random.Generator) -> str:
+def describe(claims: Sequence[Claim], rng: np.random.Generator) -> str:
     """A caption for claims that `claims` or `parse` made."""
     counts = [claim for claim in claims if isinstance(claim, Count) and claim.kind.shape]
     relation = next((claim.relation for claim in claims if isinstance(claim, Relation)), None)
@@ -86,7 +86,7 @@ def say(claims: Sequence[Claim], rng: np.random.Generator) -> str:
 
 
 def parse(caption: str) -> tuple[Claim, ...] | None:
-    """The claims of a caption, or None for other texts than `say` can write."""
+    """The claims of a caption, or None for other texts than `describe` can write."""
     phrases, patterns = _vocabulary()
     found = _PHRASE.findall(caption)
     pattern = patterns.get(_PHRASE.sub("{}", caption))

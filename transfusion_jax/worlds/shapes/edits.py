@@ -63,7 +63,7 @@ def choose(scene: Scene, rng: np.random.Generator) -> Edit:
     return pick(rng, [edit for edit in every if edit.action == action])
 
 
-def say(edit: Edit, scene: Scene, rng: np.random.Generator) -> str:
+def describe(edit: Edit, scene: Scene, rng: np.random.Generator) -> str:
     """The sentence that asks for it."""
     kind, count = edit.kind, sum(thing.is_a(edit.kind) for thing in scene.things)
     size = f"{kind.size} " if kind.size else ""
