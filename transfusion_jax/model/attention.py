@@ -16,7 +16,7 @@ from transfusion_jax.kernels.blockwise import blocked
 from transfusion_jax.kernels.platform import platform
 from transfusion_jax.kernels.softmax import MASKED
 from transfusion_jax.model.kv_cache import Cache, Past
-from transfusion_jax.model.layers import HeadNorm, dot, normal
+from transfusion_jax.model.layers import HeadNorm, dot, normal, param
 from transfusion_jax.model.spans import Spans, dense_mask
 from transfusion_jax.parallel.sharding import partition, split
 
@@ -130,10 +130,10 @@ class Attention(nnx.Module):
         self.config = config
         width = config.width
         q, k, v, o = jax.random.split(key, 4)
-        self.query = nnx.Param(normal(q, (width, width), config))
-        self.key = nnx.Param(normal(k, (width, width), config))
-        self.value = nnx.Param(normal(v, (width, width), config))
-        self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
+        self.query = param(normal(q, (width, width), config), "width", "heads")
+        self.key = param(normal(k, (width, width), config), "width", "heads")
+        self.value = param(normal(v, (width, width), config), "width", "heads")
+        self.output = param(normal(o, (width, width), config, depth=config.layers), "heads", "width")
         if config.query_key_norm:
             self.query_norm = HeadNorm(config)
             self.key_norm = HeadNorm(config)

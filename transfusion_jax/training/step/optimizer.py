@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from transfusion_jax.config import OptimizerConfig
-from transfusion_jax.parallel.sharding import STACKED, axis_names
+from transfusion_jax.parallel.sharding import AxisNames, axis_names
 
 
 def make_optimizer(
-    config: OptimizerConfig, label: Callable[[tuple], str], params: Any
+    config: OptimizerConfig, label: Callable[[tuple], str], params: Any, axes: AxisNames
 ) -> optax.GradientTransformation:
     """For each label its update, clipped by the norm over its own gradients.
 
@@ -22,8 +22,9 @@ def make_optimizer(
         config: the settings.
         label: names each parameter's optimizer by path: "adamw", "discriminator" (the same, apart) or "frozen".
         params: the parameters, or their shapes.
+        axes: see `Task.axes`.
     """
-    decayed = jax.tree_util.tree_map_with_path(lambda path, p: is_matrix(path, p.ndim), params)
+    decayed = jax.tree_util.tree_map_with_path(lambda path, p: is_matrix(axis_names(axes, path, p.ndim)), params)
     adamw = optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon, mu_dtype=config.first_moment),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
@@ -51,6 +52,6 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], 
     return rate
 
 
-def is_matrix(path: tuple, rank: int) -> bool:
+def is_matrix(axes: tuple[str, ...]) -> bool:
     """Whether a parameter has two axes besides that of the layers and is no norm's: those decay."""
-    return len([name for name in axis_names(path, rank) if name not in (STACKED, "norm")]) >= 2
+    return len([name for name in axes if name not in ("layers", "norm")]) >= 2
