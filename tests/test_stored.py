@@ -1,4 +1,4 @@
-"""Runs, checkpoints, prepared folders and configs that an earlier version wrote still load, and go on as they would.
+"""Runs, checkpoints, prepared folders and configs that an earlier version wrote still load and go on as they would.
 
 `tests/stored/*.tar.xz` were written by that version's own commands: a run on digits and one of an autoencoder, each
 stopped at step 2 of 4; the digits prepared, without latents and with; the configs of every recipe; and the numbers
