@@ -9,6 +9,8 @@ import uuid
 
 import pytest
 
+import shapes
+
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests compile far more than they compute: with it off, the suite takes half as long again.
@@ -25,6 +27,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 plans = tempfile.mkdtemp(prefix="plans-")
 atexit.register(shutil.rmtree, plans, ignore_errors=True)
 os.environ["TRANSFUSION_CACHE"] = plans
+
+shapes.install()
 
 pytest_plugins = ["drills.table"]
 

@@ -61,7 +61,9 @@ def test_tokens_alone_are_scored_among_texts(task):
         # BOS and the text, by the whole softmax without marks and codes
         row = np.array([[codec.special.bos, *before, *after]])
         place = np.full_like(row, -1)
-        x, _ = task.model.bind(params).embed(row, place, place, np.zeros((1, 0, 0, 0, 0)), np.zeros((1, 0)))
+        x, _ = task.model.bind(params).embed(
+            row, place, place, np.zeros((1, 0, 0, 0, 0)), np.zeros((1, 0), np.int32)
+        )
         index = np.arange(row.shape[1])[None]
         hidden, _ = task.model.bind(params).trunk(x, Spans(0 * index, index + 1), index)
         logits = np.asarray(task.model.bind(params).text_logits(hidden))[0, -len(after) - 1 : -1]

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.diffusion.schedule import Path, Schedule, evenly
 
@@ -37,19 +38,19 @@ LEAST_SIGNAL = 0.03  # signal over noise below which ε is not evaluated; measur
 class Weights(NamedTuple):
     """The weights of one step's terms; arrays of several steps alike."""
 
-    clean_from_x: Any
-    clean_from_prediction: Any
-    onward_from_clean: Any
-    onward_from_previous: Any  # the clean image of the evaluation before
-    onward_from_x: Any
-    std: Any
+    clean_from_x: Float[Any, "*E"]
+    clean_from_prediction: Float[Any, "*E"]
+    onward_from_clean: Float[Any, "*E"]
+    onward_from_previous: Float[Any, "*E"]  # the clean image of the evaluation before
+    onward_from_x: Float[Any, "*E"]
+    std: Float[Any, "*E"]
 
 
 class Steps(NamedTuple):
     """A sampler's way to the clean image: one entry for each evaluation of the model."""
 
-    timesteps: Any  # where x stands
-    asked: Any  # the timestep that the model is given, see `noisiest_asked`
+    timesteps: Int[Any, " E"]  # where x stands
+    asked: Int[Any, " E"]  # the timestep that the model is given, see `noisiest_asked`
     weights: Weights  # what comes of its answer
 
 
@@ -100,17 +101,17 @@ def samplers_of(path: Path) -> dict[str, Moves]:
 
 
 def take_step(
-    x: jax.Array,
-    previous: jax.Array,
-    prediction: jax.Array,
-    fresh_noise: jax.Array,
+    x: Float[Any, "*x"],
+    previous: Float[Any, "*x"],
+    prediction: Float[Any, "*x"],
+    fresh_noise: Float[Any, "*x"],
     weights: Weights,
     bounds: Bounds | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Any, "*x"], Float[Any, "*x"]]:
     """The less noisy image that a step leads to, and the clean one that it pointed to.
 
     Args:
-        x: `[…]`, at timestep t.
+        x: at timestep t.
         previous: the clean image of the step before; it has no weight in the first.
         prediction: the model's for x, of the objective that the weights are for.
         fresh_noise: standard normal, of x's shape; only an ancestral step but the last gives it weight.
@@ -126,22 +127,22 @@ def take_step(
 
 def sample(
     predict: Callable[[jax.Array, jax.Array], jax.Array],
-    keys: jax.Array,
+    keys: Key[Array, " S"],
     shape: tuple[int, ...],
     steps: Steps,
     bounds: Bounds | None = None,
-) -> jax.Array:
+) -> Float[Array, "S ..."]:
     """Images drawn from noise.
 
     Args:
         predict: `(x [S, …], t scalar) → prediction [S, …]`.
-        keys: `[S]` random keys, one per sample: a sample does not depend on its neighbours.
+        keys: random keys, one per sample: a sample does not depend on its neighbours.
         shape: of one sample.
         steps: from `make_steps`.
         bounds: see `take_step`.
 
     Returns:
-        `[S, *shape]`, float32.
+        Samples in float32.
     """
 
     def step(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
@@ -153,8 +154,8 @@ def sample(
     return jax.lax.scan(step, (x, jnp.zeros_like(x)), scanned)[0][0]
 
 
-def normal(keys: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise `[S, *shape]`, the index-th of each key: 0 to begin with, then one for each step."""
+def normal(keys: Key[Array, " S"], index: Int[Any, ""] | int, shape: tuple[int, ...]) -> Float[Array, "S ..."]:
+    """Standard normal noise, the index-th of each key: 0 to begin with, then one for each step."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
@@ -168,7 +169,7 @@ Onward = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # the last four 
 Moves = Callable[[np.ndarray, np.ndarray], Onward]  # of the visited timesteps' signals and noises
 
 
-def ancestral(signal: np.ndarray, noise: np.ndarray) -> Onward:
+def ancestral(signal: Float[np.ndarray, " visited"], noise: Float[np.ndarray, " visited"]) -> Onward:
     """Equations 6 and 7 of arXiv 2006.11239, with the posterior variance ("fixed small")."""
     alpha_bar, following = np.square(signal[:-1]), np.square(signal[1:])
     alpha = alpha_bar / following
@@ -178,13 +179,13 @@ def ancestral(signal: np.ndarray, noise: np.ndarray) -> Onward:
     return from_clean, 0 * std, from_x, std
 
 
-def direct(signal: np.ndarray, noise: np.ndarray) -> Onward:
+def direct(signal: Float[np.ndarray, " visited"], noise: Float[np.ndarray, " visited"]) -> Onward:
     """To the next timestep with the noise that x is now said to hold: DDIM, and Euler's on a straight line."""
     from_x = noise[1:] / noise[:-1]
     return signal[1:] - signal[:-1] * from_x, 0 * from_x, from_x, 0 * from_x
 
 
-def multistep(signal: np.ndarray, noise: np.ndarray) -> Onward:
+def multistep(signal: Float[np.ndarray, " visited"], noise: Float[np.ndarray, " visited"]) -> Onward:
     """The same towards where the last two clean images point, in log SNR; the first and last step are `direct`."""
     from_clean, _, from_x, none = direct(signal, noise)
     with np.errstate(divide="ignore"):
@@ -194,7 +195,7 @@ def multistep(signal: np.ndarray, noise: np.ndarray) -> Onward:
     return from_clean * (1 + ahead), -from_clean * ahead, from_x, none
 
 
-def heun(signal: np.ndarray, noise: np.ndarray) -> Onward:
+def heun(signal: Float[np.ndarray, " visited"], noise: Float[np.ndarray, " visited"]) -> Onward:
     """Euler's step, and from where it led, a correction: half of it is taken with the slope found there.
 
     A slope is `(x − clean) / noise`, and both clean images lie on lines through the x that Euler's step led to.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from transfusion_jax.config import SamplingConfig
 from transfusion_jax.data.datasets import Codec
@@ -19,7 +20,7 @@ def draw(
     prompts: list[str],
     seed: int,
     sampling: SamplingConfig | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, "S H W C"]:
     """One image for each prompt.
 
     Args:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transfusion_jax.config import FOLLOWS, Config, SamplingConfig, one_of, require
 from transfusion_jax.data.datasets import Codec
@@ -62,7 +63,7 @@ class Draws:
     """An image under way: what it points to after some of the evaluations."""
 
     sample: int
-    image: np.ndarray  # [H, W, channels] in [−1, 1]
+    image: Float[np.ndarray, "H W C"]  # [H, W, channels] in [−1, 1]
     done: int
     total: int
 
@@ -72,7 +73,7 @@ class Drew:
     """An image."""
 
     sample: int
-    image: np.ndarray  # [H, W, channels] in [−1, 1]
+    image: Float[np.ndarray, "H W C"]  # [H, W, channels] in [−1, 1]
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ class _Row:
         document, drawn = self.request.document, self.request.follow == "image"
         return before_image(document, self.codec) if drawn else document
 
-    def take(self, found: np.ndarray) -> Iterator[Event]:
+    def take(self, found: Int[np.ndarray, " _"]) -> Iterator[Event]:
         """Goes on with the tokens that a text phase gave it."""
         if not self.writes:
             return
@@ -337,12 +338,12 @@ class _Drawer:
             yield Drew(row.number, image)
         return made
 
-    def _codes(self, task: TokenTask, before: State, keys: jax.Array) -> np.ndarray:
+    def _codes(self, task: TokenTask, before: State, keys: Key[Array, " S"]) -> Int[np.ndarray, "S P"]:
         weights = branch_weights(self.sampling, self.branches, np.zeros(1))[0]
         return to_host(phases.draw_codes(task, self.params, before, keys, weights, self.sampling.temperature))
 
     def _latents(
-        self, task: TransfusionTask, before: Cache, keys: jax.Array, rows: list[_Row]
+        self, task: TransfusionTask, before: Cache, keys: Key[Array, " S"], rows: list[_Row]
     ) -> Generator[Event, None, np.ndarray]:
         sampling, schedule = self.sampling, task.schedule
         steps = make_steps(schedule, sampling.steps, task.config.diffusion.objective, sampling.sampler)
@@ -382,7 +383,7 @@ def _limits(config: Config, rows: list[_Row], writing: Writing, max_images: int)
     )
 
 
-def _keys(rows: list[_Row], first: int) -> jax.Array:
+def _keys(rows: list[_Row], first: int) -> Key[Array, " S"]:
     """A key of each row: 0 for its texts, 1 for its first image, 2 for its second."""
     numbers = [(r.request.seed, r.request.number, first and first + r.images) for r in rows]
     return _folded(*(jnp.array(column, jnp.uint32) for column in zip(*numbers, strict=True)))
@@ -390,7 +391,7 @@ def _keys(rows: list[_Row], first: int) -> jax.Array:
 
 @jax.jit
 @jax.vmap
-def _folded(seed: jax.Array, number: jax.Array, which: jax.Array) -> jax.Array:
+def _folded(seed: Shaped[Array, ""], number: Shaped[Array, ""], which: Shaped[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), which)
 
 
@@ -399,7 +400,7 @@ def _fill(count: int) -> int:
     return min(1 << (count - 1).bit_length(), max(count, ROWS))
 
 
-def _padded(x: np.ndarray) -> np.ndarray:
+def _padded(x: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "_ ..."]:
     """With zeros up to `_room`, so that not every number of steps is compiled."""
     return np.pad(x, [(0, _room(len(x)) - len(x)), *[(0, 0)] * (x.ndim - 1)])
 

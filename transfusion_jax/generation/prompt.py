@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data.batch import Batch, stack
@@ -20,7 +21,7 @@ def prompt_of(text: str, codec: Codec) -> Document:
     return Document((Text(tokens),) if len(tokens) else ())
 
 
-def pixels_of(file: bytes, config: Config, codec: Codec) -> np.ndarray:
+def pixels_of(file: bytes, config: Config, codec: Codec) -> Float[np.ndarray, "H W C"]:
     """An image's file as the autoencoder wants it, `[H, W, channels]` in [−1, 1]; cut and resized as data are.
 
     Raises:
@@ -40,8 +41,10 @@ def images_of(document: Document) -> Document:
     return Document(tuple(s for s in document.segments if isinstance(s, Image)))
 
 
-def rows_of(documents: list[Document], config: Config, codec: Codec, room: int = 0) -> tuple[Batch, np.ndarray]:
-    """Rows that begin with documents and leave room for more elements, and each document's length `[S]`.
+def rows_of(
+    documents: list[Document], config: Config, codec: Codec, room: int = 0
+) -> tuple[Batch, Int[np.ndarray, " B"]]:
+    """Rows that begin with documents and leave room for more elements, and each document's length.
 
     A document's first element is BOS, but for a text whose codec puts none there.
 

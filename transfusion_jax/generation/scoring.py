@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from transfusion_jax.config import Config, require
 from transfusion_jax.data.batch import TEXT, Batch
@@ -116,9 +117,9 @@ def rows_at_a_time(config: Config, length: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    task: ModelTask, eos: int, params: Params, rows: Batch, begins: jax.Array, ends: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-likelihood, number and greediness `[B]` of the tokens from begin to end."""
+    task: ModelTask, eos: int, params: Params, rows: Batch, begins: Int[Array, " B"], ends: Int[Array, " B"]
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
+    """Log-likelihood, number and greediness of the tokens from begin to end."""
     model, config = task.model.bind(params), task.config.model
     rows = jax.tree.map(lambda x: split(x, "batch"), rows)
     clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
@@ -133,13 +134,18 @@ def _score(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score_tokens(
-    task: ModelTask, eos: int, params: Params, tokens: jax.Array, follows: jax.Array, asked: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same of the tokens `[B, T]` that follow these where they are asked for."""
+    task: ModelTask,
+    eos: int,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    follows: Int[Array, "B T"],
+    asked: Bool[Array, "B T"],
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
+    """The same of the tokens that follow these where they are asked for."""
     model = task.model.bind(params)
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     nowhere = jnp.full_like(tokens, TEXT)
-    no_latents, no_times = jnp.zeros((len(tokens), 0, 0, 0, 0)), jnp.zeros((len(tokens), 0))
+    no_latents, no_times = jnp.zeros((len(tokens), 0, 0, 0, 0)), jnp.zeros((len(tokens), 0), jnp.int32)
     x, _ = model.embed(tokens, nowhere, nowhere, no_latents, no_times)
     causal = Spans(jnp.zeros_like(index), index + 1)
     hidden, _ = model.trunk(x, causal, index, patch_places=index[:, :0])
@@ -149,11 +155,11 @@ def _score_tokens(
 def _likelihoods(
     model: Transfusion,
     eos: int,
-    hidden: jax.Array,
-    follows: jax.Array,
-    asked: jax.Array,
+    hidden: Float[Array, "B T W"],
+    follows: Int[Array, "B T"],
+    asked: Bool[Array, "B T"],
     among_texts: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
     config = model.config
     entry = jnp.arange(config.padded_vocabulary)
     text = (entry < config.vocabulary) | (entry == eos)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from transfusion_jax.config import require
 from transfusion_jax.data.datasets import Codec
@@ -39,7 +40,12 @@ def write(
 
 
 def caption(
-    task: ModelTask, params: Params, codec: Codec, images: np.ndarray, writing: Writing | None = None, seed: int = 0
+    task: ModelTask,
+    params: Params,
+    codec: Codec,
+    images: Float[np.ndarray, "S H W C"],
+    writing: Writing | None = None,
+    seed: int = 0,
 ) -> list[str]:
     """The model's words for images `[S, H, W, channels]` in [−1, 1]; by default the likeliest ones, up to 40."""
     require(task.config.model.images != "none", "this is a model of text alone: it sees no images")

@@ -69,7 +69,7 @@ def test_naming_it_on_a_cpu_is_refused():
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_one_that_takes_it(channels, dtypes, message):
-    q, k = (types.SimpleNamespace(shape=(1, 256, 1, channels), dtype=np.dtype(jnp.dtype(d))) for d in dtypes)
+    q, k = (np.zeros((1, 256, 1, channels), jnp.dtype(d)) for d in dtypes)
     with pytest.raises(ValueError, match=f"{message}.*model.attention='blocked' takes these"):
         gpu.span_attention(q, k, k, *SPANS)
 

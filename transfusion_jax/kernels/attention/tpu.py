@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
 
 from transfusion_jax.kernels.attention.schedule import Steps, plan_steps
 from transfusion_jax.kernels.platform import platform
@@ -40,7 +41,13 @@ class Blocks:
     key: int = 512
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+def attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+) -> Float[Array, "B T H D"]:
     """See `transfusion_jax.model.attention`; raises ValueError where this is no TPU, too."""
     if platform() != "tpu":
         raise ValueError(
@@ -50,26 +57,26 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: j
 
 
 def span_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    start: jax.Array,
-    end: jax.Array,
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
     blocks: Blocks = Blocks(),
     interpret: bool | pltpu.InterpretParams = False,
-) -> jax.Array:
+) -> Float[Array, "B T H D"]:
     """Softmax attention of each query over the keys `[start, end)`, scaled by 1/√D; differentiable in q, k and v.
 
     Args:
-        q: `[B, Tq, H, D]`, float32 or bfloat16.
-        k, v: `[B, Tk, H, D]`, of the same dtype.
-        start, end: `[B, Tq]` int32, in key positions, keeping the contract of spans: neither ever decreases, and
+        q: float32 or bfloat16.
+        k, v: of the same dtype.
+        start, end: in key positions, keeping the contract of spans: neither ever decreases, and
             consecutive queries' spans hold consecutive keys. The queries may stand anywhere among the keys.
         blocks: sizes of the blocks.
         interpret: run by Pallas's interpreter on any backend, slowly, for tests.
 
     Returns:
-        `[B, Tq, H, D]`, in the dtype of q; products are accumulated, and the softmax taken, in float32.
+        Of each query, in the dtype of q; products are accumulated, and the softmax taken, in float32.
 
     Raises:
         ValueError: the kernel cannot take these arguments; the message says why and what can.
@@ -79,7 +86,7 @@ def span_attention(
     if not interpret:
         _check_support(q, k, v, blocks)
 
-    def channels_first(x: jax.Array, block: int) -> jax.Array:
+    def channels_first(x: Float[Array, "B _ H D"], block: int) -> Float[Array, "B H D _"]:
         return jnp.pad(jnp.transpose(x, (0, 2, 3, 1)), [(0, 0)] * 3 + [(0, -x.shape[1] % block)])
 
     spans = whole_spans(start, end, blocks.query)
@@ -88,7 +95,9 @@ def span_attention(
     return jnp.transpose(out[..., :queries], (0, 3, 1, 2))
 
 
-def _check_support(q: jax.Array, k: jax.Array, v: jax.Array, blocks: Blocks) -> None:
+def _check_support(
+    q: Float[Array, "B T H D"], k: Float[Array, "B S H D"], v: Float[Array, "B S H D"], blocks: Blocks
+) -> None:
     rows, queries, _, channels = q.shape
     pairs = rows * -(-queries // blocks.query) * -(-k.shape[1] // blocks.key)
     sublanes = SUBLANES.get(q.dtype.name)
@@ -109,14 +118,14 @@ def _check_support(q: jax.Array, k: jax.Array, v: jax.Array, blocks: Blocks) -> 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    spans: jax.Array,
+    q: Float[Array, "B H D T"],
+    k: Float[Array, "B H D S"],
+    v: Float[Array, "B H D S"],
+    spans: Int[Array, "B 2 T"],
     blocks: Blocks,
     interpret: bool | pltpu.InterpretParams,
-) -> jax.Array:
-    """q `[B, H, D, Tq]`, k and v `[B, H, D, Tk]`, spans `[B, 2, Tq]`, all in whole blocks."""
+) -> Float[Array, "B H D T"]:
+    """The same with elements last, in whole blocks, with starts and ends in one array."""
     return _forward(q, k, v, spans, blocks, interpret)[0]
 
 
@@ -273,7 +282,7 @@ def _block_specs(blocks: Blocks, channels: int, at_query: Any, at_key: Any) -> l
     ]
 
 
-def _scores(q: Any, k: Any, spans: Any, block: jax.Array, scale: float, masked: bool) -> jax.Array:
+def _scores(q: Any, k: Any, spans: Any, block: Int[Array, ""], scale: float, masked: bool) -> Float[Array, "_ _"]:
     """Scaled scores `[keys, queries]` of one step, float32."""
     scores = scale * dot(k[...], q[...], 0, 0)
     if not masked:
@@ -282,7 +291,7 @@ def _scores(q: Any, k: Any, spans: Any, block: jax.Array, scale: float, masked: 
     return jnp.where((spans[0:1, :] <= key) & (key < spans[1:2, :]), scores, MASKED)
 
 
-def _masked_where_needed(visit: Any, steps: Steps, query_tile: jax.Array, block: jax.Array) -> None:
+def _masked_where_needed(visit: Any, steps: Steps, query_tile: Int[Array, ""], block: Int[Array, ""]) -> None:
     """Visits one pair of blocks, without a mask where all of the keys are in every query's span."""
     inside = (steps.inner_begin[query_tile] <= block) & (block < steps.inner_end[query_tile])
     pl.when(inside)(lambda: visit(masked=False))
