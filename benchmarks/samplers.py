@@ -25,8 +25,8 @@ from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.readers import digits
 from transfusion_jax.diffusion import sampler as samplers
-from transfusion_jax.evaluation.digits import features, fit_judge, pictures, prompts
-from transfusion_jax.evaluation.frechet import Statistics, distance
+from transfusion_jax.evaluation.suites.digits import features, fit_judge, pictures, prompts
+from transfusion_jax.evaluation.suites.frechet import Statistics, distance
 from transfusion_jax.generation.images import draw
 from transfusion_jax.tasks.transfusion import TransfusionTask
 

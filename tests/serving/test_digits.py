@@ -14,7 +14,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.readers import digits
-from transfusion_jax.evaluation.digits import features, fit_judge, pictures
+from transfusion_jax.evaluation.suites.digits import features, fit_judge, pictures
 from transfusion_jax.training.run_dir import Workdir
 
 CHROMIUM = "/usr/bin/chromium"
