@@ -126,7 +126,7 @@ def test_every_mesh_gives_the_gradients_of_one_device(axes):
     params = task.init(jax.random.key(0))
     expected = jax.jit(lambda p, b: task.gradients(p, b, KEY, 0))(params, batch)
     mesh = make_mesh(config.mesh)
-    sharded = jax.device_put(params, state_shardings(params, mesh))
+    sharded = jax.device_put(params, state_shardings(params, mesh, task.axes()))
     with jax.set_mesh(mesh):
         placed = jax.device_put(batch, batch_sharding(mesh))
         found = jax.jit(lambda p, b: task.gradients(p, b, KEY, 0))(sharded, placed)

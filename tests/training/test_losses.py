@@ -125,7 +125,7 @@ def test_every_mesh_gives_the_gradients_of_one_device(axes):
     mesh = make_mesh(config.mesh)
     task = TransfusionTask(config)
     params = parameters(config)
-    params = jax.device_put(params, state_shardings(params, mesh))
+    params = jax.device_put(params, state_shardings(params, mesh, task.axes()))
     with jax.set_mesh(mesh):
         sharded = jax.device_put(batch, batch_sharding(mesh))
         actual = jax.jit(lambda p, b: task.gradients(p, b, KEY, 0))(params, sharded)

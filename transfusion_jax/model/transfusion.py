@@ -20,10 +20,10 @@ from transfusion_jax.config import PATCH_CODERS, ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.kernels.platform import compute_dtype
 from transfusion_jax.model.kv_cache import Cache, Past
-from transfusion_jax.model.layers import dot, normal
+from transfusion_jax.model.layers import declared_axes, dot, normal, param
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transformer import Layer, Trunk
-from transfusion_jax.parallel.sharding import split
+from transfusion_jax.parallel.sharding import AxisNames, split
 
 Params = dict[str, Any]
 
@@ -96,6 +96,10 @@ class Model:
         params: Params = jax.eval_shape(self.init, jax.random.key(0))
         return params
 
+    def axes(self) -> AxisNames:
+        """Named axes of each parameter."""
+        return declared_axes(_structure(self.config)[1])
+
     def by_layer(self, params: Params) -> Params:
         """The same in the compute dtype, each layer's apart in a tuple: decoding reads them fastest so."""
         return params if isinstance(params["trunk"]["layers"], tuple) else _by_layer(self.config, params)
@@ -116,9 +120,13 @@ class Transfusion(nnx.Module):
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         embedding, trunk, head, coder = jax.random.split(key, 4)
         self.config = config
-        self.embedding = nnx.Param(normal(embedding, (config.padded_vocabulary, config.width), config))
+        self.embedding = param(
+            normal(embedding, (config.padded_vocabulary, config.width), config), "vocabulary", "width"
+        )
         self.trunk = Trunk(config, key=trunk)
-        self.text_head = nnx.Param(normal(head, (config.width, config.padded_vocabulary), config))
+        self.text_head = param(
+            normal(head, (config.width, config.padded_vocabulary), config), "width", "vocabulary"
+        )
         if config.images == "latents":
             self.patch_coder = PATCH_CODERS[config.patch_coder](config, key=coder)
 

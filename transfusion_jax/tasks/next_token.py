@@ -16,6 +16,7 @@ from transfusion_jax import flops
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.model.transfusion import Model, Params
+from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
 from transfusion_jax.tasks.token_loss import TokenLosses, token_losses
 from transfusion_jax.tasks.transfusion import images_seen
@@ -37,6 +38,10 @@ class TokenTask:
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""
         return self.model.init(key)
+
+    def axes(self) -> AxisNames:
+        """See `Task.axes`."""
+        return self.model.axes()
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
         """See `Task.gradients`; nothing here is random."""

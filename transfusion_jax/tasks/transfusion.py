@@ -20,6 +20,7 @@ from transfusion_jax.diffusion.schedule import Path, make_schedule
 from transfusion_jax.model.layers import find_patches, gather_patches
 from transfusion_jax.model.transformer import PATCHES
 from transfusion_jax.model.transfusion import Model, Params
+from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
 from transfusion_jax.tasks.token_loss import TokenLosses, token_losses
 
@@ -59,6 +60,10 @@ class TransfusionTask:
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""
         return self.model.init(key)
+
+    def axes(self) -> AxisNames:
+        """See `Task.axes`."""
+        return self.model.axes()
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
         """See `Task.gradients`; the losses do not depend on the step."""

@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from transfusion_jax.config import Run
-from transfusion_jax.parallel.sharding import state_shardings
+from transfusion_jax.parallel.sharding import AxisNames, state_shardings
 from transfusion_jax.tasks.base import Task
+from transfusion_jax.training.step import bad_step_guard
 from transfusion_jax.training.step.bad_step_guard import Guard, new_guard
 from transfusion_jax.training.step.optimizer import make_optimizer
 
@@ -31,7 +32,8 @@ class State:
 
 def optimizer_of(task: Task, config: Run) -> optax.GradientTransformation:
     """The optimizer of a run."""
-    return make_optimizer(config.optimizer, task.label, jax.eval_shape(task.init, jax.random.key(0)))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return make_optimizer(config.optimizer, task.label, shapes, task.axes())
 
 
 def new_state(task: Task, config: Run) -> State:
@@ -41,10 +43,15 @@ def new_state(task: Task, config: Run) -> State:
     return State(jnp.int32(0), params, optimizer_of(task, config).init(params), ema, new_guard(config.guard))
 
 
+def state_axes(task: Task) -> AxisNames:
+    """Named axes of the state's arrays, for `state_shardings`."""
+    return {**task.axes(), **bad_step_guard.AXES}
+
+
 def abstract_state(task: Task, config: Run, mesh: Mesh) -> State:
     """Shapes, dtypes and shardings of the state, allocating nothing."""
     shapes = jax.eval_shape(lambda: new_state(task, config))
-    shardings = state_shardings(shapes, mesh)
+    shardings = state_shardings(shapes, mesh, state_axes(task))
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
 
 
