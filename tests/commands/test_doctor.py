@@ -8,9 +8,9 @@ from helpers import digits_config, prepare
 from transfusion_jax.cli import main
 from transfusion_jax.config import to_dict
 from transfusion_jax.data.datasets import load
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.data.store.inspect import histogram
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.training.run_dir import Workdir
 
 

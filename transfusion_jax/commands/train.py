@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -13,31 +12,28 @@ import jax
 
 from transfusion_jax import config as configs
 from transfusion_jax import flops
-from transfusion_jax.commands.common.launch_args import log, make_ready, watching_of
+from transfusion_jax.commands.common.launch_args import context_of, log, make_ready, watching_of
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Data
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Text
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.parallel import flags, processes
-from transfusion_jax.parallel.consistency import agree, code_hash
-from transfusion_jax.parallel.mesh import reach_all
 from transfusion_jax.planning import plan_vs_actual
 from transfusion_jax.tasks.registry import ModelTask, make_task
 from transfusion_jax.training.checkpoint.partial_load import parse_mapping
-from transfusion_jax.training.loop import Hook, Outcome, train
-from transfusion_jax.training.monitoring.heartbeat import heartbeat
-from transfusion_jax.training.monitoring.metrics import Writer
+from transfusion_jax.training.loop import Hook, Monitor, Outcome
 from transfusion_jax.training.monitoring.telemetry import Watching
 from transfusion_jax.training.monitoring.watchdog import Beat
 from transfusion_jax.training.preemption import Interruption, watch_signals
-from transfusion_jax.training.run_dir import Workdir, facts_of
-from transfusion_jax.training.start_run import Start, begin, kept_plan, kept_statistics, source_config
+from transfusion_jax.training.run import begun, train_run
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.start_run import Start, kept_plan, kept_statistics, source_config
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -74,26 +70,17 @@ def _train(
         for name in config.evaluation.during_training if config.loop.evaluate_every else ():
             SUITES[name].check(config, data)  # not only at the first evaluation
         rows = make_rows(data.train, config, data.codec.special, log, version=data.row_plan, run=workdir.path)
-        agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
-        reach_all(mesh)
-        task = make_task(config)  # the workdir is begun only now that config and data have proved to fit
-        locked, beat = ExitStack(), Beat()
-        if processes.first():
-            locked.enter_context(workdir.locked(log))
-            locked.enter_context(heartbeat(workdir.heartbeat, beat, config.loop.hang_after))
-    with locked:
-        with interruption.may_leave():
-            begin(start, task, config, data, mesh, workdir, log)
-            if not processes.first():
-                locked.enter_context(workdir.owned())
+        task = make_task(config)
+        context = context_of(task, config, data, mesh)
+    beat = Beat()
+    with begun(start, context, data, workdir, interruption, beat):  # now that config and data have proved to fit
         rows = replace(rows, skipped=workdir.skip_rows)
         parameters = flops.count_parameters(config.model).total
         log(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
         for line in untrained_branch(config):
             log(line)
-        hooks = _hooks(task, config, data, workdir)
-        settled = plan_vs_actual.reporter(task, config, mesh, log)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, log, watching, beat, settled)
+        hooks, settled = _hooks(task, data, workdir), plan_vs_actual.reporter(context)
+        return train_run(context, workdir, rows, interruption, hooks, watching, beat, settled)
 
 
 def _start(arguments: argparse.Namespace) -> Start:
@@ -131,9 +118,11 @@ def _config(arguments: argparse.Namespace, start: Start, overrides: list[str]) -
     return configs.override(workdir.config(), overrides)
 
 
-def _hooks(task: ModelTask, config: Config, data: Data, workdir: Workdir) -> tuple[Hook, ...]:
-    def evaluate(step: int, params: Any, writer: Writer) -> dict[str, float]:
-        del step, writer
+def _hooks(task: ModelTask, data: Data, workdir: Workdir) -> tuple[Hook, ...]:
+    config = task.config
+
+    def evaluate(step: int, params: Any, monitor: Monitor) -> dict[str, float]:
+        del step, monitor
         results: dict[str, float] = {}
         for name in config.evaluation.during_training:
             found = SUITES[name].run(task, params, data, jax.random.key(config.seed))
@@ -141,11 +130,11 @@ def _hooks(task: ModelTask, config: Config, data: Data, workdir: Workdir) -> tup
             results |= {f"{prefix}/{metric}": value for metric, value in found.items()}
         return results
 
-    def sample(step: int, params: Any, writer: Writer) -> dict[str, float]:
+    def sample(step: int, params: Any, monitor: Monitor) -> dict[str, float]:
         prompts = _held_out_captions(data, count=10)
         if prompts:
             sheet = grid(draw(task, params, data.codec, prompts, seed=config.seed), columns=5)
-            writer.image(step, "samples", sheet)
+            monitor.image(step, "samples", sheet)
             if processes.first():
                 write_png(workdir.samples / f"{step:08d}.png", sheet)
         return {}

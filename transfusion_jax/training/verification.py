@@ -12,6 +12,7 @@ from transfusion_jax.storage.atomic import DamagedFile, read_json
 from transfusion_jax.storage.jsonl import check_lines
 from transfusion_jax.storage.paths import Place, on_disk
 from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.monitoring import goodput
 from transfusion_jax.training.run_dir import Workdir
 
@@ -22,7 +23,7 @@ def damaged(workdir: Workdir) -> list[str]:
 
 
 def _damaged(workdir: Workdir) -> Iterator[str]:
-    reads: list[Callable[[], object]] = [workdir.run, workdir.codec]
+    reads: list[Callable[[], object]] = [workdir.run, partial(codec_of, workdir)]
     reads += [partial(check_lines, path) for path in (workdir.metrics, workdir.bad_steps)]
     reads += [partial(goodput.read_attempts, workdir.attempts)]
     if workdir.evaluation.exists():

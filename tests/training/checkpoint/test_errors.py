@@ -19,6 +19,7 @@ from transfusion_jax.storage.atomic import DamagedFile
 from transfusion_jax.storage.jsonl import check_lines, read_lines
 from transfusion_jax.training import verification
 from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.monitoring import goodput
 from transfusion_jax.training.monitoring.goodput import Attempt
 from transfusion_jax.training.monitoring.metrics import open_writer
@@ -54,7 +55,7 @@ def trained(tmp_path_factory):
 def read(path):
     """All that commands read of a workdir, but for the leaves of checkpoints."""
     workdir = Workdir(path)
-    codec = workdir.codec()
+    codec = codec_of(workdir)
     for file in (workdir.metrics, workdir.bad_steps):
         check_lines(file)
     return [
@@ -108,12 +109,12 @@ def test_a_cut_tokenizer_is_written_again_when_the_run_goes_on(tmp_path):
     workdir = Workdir(tmp_path)
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
     workdir.begin(CONFIG, data, "start")
-    assert workdir.codec().tokenizer.content == tokenizer.content
+    assert codec_of(workdir).tokenizer.content == tokenizer.content
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
     with pytest.raises(DamagedFile, match=r"tokenizer\.json"):
-        workdir.codec()
+        codec_of(workdir)
     workdir.begin(CONFIG, data, "resume")
-    assert workdir.codec().tokenizer.content == tokenizer.content
+    assert codec_of(workdir).tokenizer.content == tokenizer.content
 
 
 def test_a_run_whose_config_is_gone_is_not_begun_anew(trained, tmp_path):
