@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 import gpu as benchmark
 import harness
 from training import make_batch, make_config
-from transfusion_jax.kernels.gpu import span_attention
+from transfusion_jax.kernels.attention.gpu import span_attention
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.tasks.transfusion import TransfusionTask

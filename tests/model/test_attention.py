@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
-from transfusion_jax.kernels import blockwise as blocked_kernel
+from transfusion_jax.kernels.attention import blocked as blocked_kernel
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans, check_spans
 

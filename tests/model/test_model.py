@@ -12,10 +12,10 @@ from helpers import special, tiny_batch, tiny_config
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.kernels.blockwise import KEY_BLOCK, QUERY_BLOCK
+from transfusion_jax.kernels.attention.blocked import KEY_BLOCK, QUERY_BLOCK
+from transfusion_jax.model.coders.linear import patchify, unpatchify
 from transfusion_jax.model.kv_cache import Cache
 from transfusion_jax.model.layers import gather_patches
-from transfusion_jax.model.patch_linear import patchify, unpatchify
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
 

@@ -19,10 +19,10 @@ from flax import nnx
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.kernels.platform import compute_dtype
+from transfusion_jax.model.coders.linear import LinearPatchCoder
+from transfusion_jax.model.coders.unet import UNetPatchCoder
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import dot, normal
-from transfusion_jax.model.patch_linear import LinearPatchCoder
-from transfusion_jax.model.patch_unet import UNetPatchCoder
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transformer import Layer, Trunk
 from transfusion_jax.parallel.sharding import split

@@ -14,7 +14,7 @@ from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch, bytes_of_batch
 from transfusion_jax.flops import coder_flops, count_parameters
 from transfusion_jax.kernels.cross_entropy import CHUNK
-from transfusion_jax.model import patch_unet
+from transfusion_jax.model.coders import unet
 from transfusion_jax.planning.expected_batch import Contents
 from transfusion_jax.planning.flops_breakdown import BACKWARD, KERNEL_PRODUCTS
 from transfusion_jax.planning.hlo_cost import COLLECTIVES, Collective, Work
@@ -140,7 +140,7 @@ def _coder(config: Config, s: _Share) -> list[Work]:
 def _unet_values(config: Config) -> float:
     """Inputs of a U-Net's stages for one image, all together."""
     height, width, _ = config.model.latent_shape
-    sides = patch_unet.stages(config.model)
+    sides = unet.stages(config.model)
     return sum(stage.inputs * height * width / 4**stage.level for side in sides for stage in side)
 
 

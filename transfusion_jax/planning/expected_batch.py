@@ -10,7 +10,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import Config
 from transfusion_jax.data.datasets import load
 from transfusion_jax.data.document_rows import make_rows
-from transfusion_jax.kernels.tpu import Blocks
+from transfusion_jax.kernels.attention.tpu import Blocks
 
 ROWS = 64  # that are looked at
 

@@ -13,12 +13,12 @@ from jax.sharding import PartitionSpec as P
 from attending import abstract_mesh, assert_close, gradients, lowered
 from helpers import tiny_config
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
-from transfusion_jax.kernels.block_ranges import count_blocks
-from transfusion_jax.kernels.schedule import plan_steps
-from transfusion_jax.kernels.tpu import Blocks, span_attention
-from transfusion_jax.model import attention as attention_module
-from transfusion_jax.model.attention import attention, reference
-from transfusion_jax.model.spans import Spans, dense_mask
+from transfusion_jax.kernels.attention.reference import attention as reference
+from transfusion_jax.kernels.attention.schedule import count_blocks, plan_steps
+from transfusion_jax.kernels.attention.tpu import Blocks, span_attention
+from transfusion_jax.kernels.softmax import dense_mask
+from transfusion_jax.model.attention import attention
+from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
 
 KINDS = ["TPU v5 lite", "TPU v5", "TPU v6 lite"]
@@ -45,7 +45,7 @@ def test_steps_are_the_touched_pairs_and_no_others(blocks, outer):
     tile, inner = steps.at(np.arange(count))
     row, block = np.divmod(tile, LENGTH // blocks[outer == "key"])
     pairs = np.stack([row, block, inner] if outer == "query" else [row, inner, block], 1)
-    mask = np.asarray(dense_mask(spans, LENGTH)).reshape(len(ALL), -1, blocks[0], LENGTH // blocks[1], blocks[1])
+    mask = np.asarray(dense_mask(*spans, LENGTH)).reshape(len(ALL), -1, blocks[0], LENGTH // blocks[1], blocks[1])
     expected = np.argwhere(mask.any((2, 4)))
     np.testing.assert_array_equal(np.unique(pairs, axis=0), expected)
     assert count == len(expected) == count_blocks(*spans, *blocks, keys=LENGTH).visited
@@ -73,7 +73,6 @@ def test_auto_takes_it_on_a_tpu_unless_queries_are_few():
     with jax.sharding.use_abstract_mesh(tpu_mesh(KINDS[0])):
         assert kernels_in(lowered("tpu", 256, 1, 64, "bfloat16", "auto")) == 2
         assert kernels_in(lowered("tpu", 8, 1, 64, "bfloat16", "auto")) == 0
-    assert attention_module.choose(256) == "blocked"
 
 
 @pytest.mark.parametrize(("remat", "kernels"), [("none", 2), ("dots", 2), ("full", 3)])

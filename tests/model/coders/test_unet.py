@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.config import ConfigError, MeshConfig
+from transfusion_jax.model.coders.unet import UNetPatchCoder, stages
 from transfusion_jax.model.layers import LayerNorm
-from transfusion_jax.model.patch_unet import UNetPatchCoder, stages
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.mesh import check_batch, make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings

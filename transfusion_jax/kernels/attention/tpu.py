@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transfusion_jax.kernels.schedule import Steps, plan_steps
+from transfusion_jax.kernels.attention.schedule import Steps, plan_steps
+from transfusion_jax.kernels.platform import platform
 from transfusion_jax.kernels.softmax import LOG2_E, MASKED, dot, named, output_products, whole_spans
 
 LANES = 128
@@ -37,6 +38,15 @@ class Blocks:
 
     query: int = 512
     key: int = 512
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    """See `transfusion_jax.model.attention`; raises ValueError where this is no TPU, too."""
+    if platform() != "tpu":
+        raise ValueError(
+            f"attention 'tpu' runs on TPU, not on {platform()}; model.attention='blocked' runs anywhere"
+        )
+    return span_attention(q, k, v, start, end)
 
 
 def span_attention(

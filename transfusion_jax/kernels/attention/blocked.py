@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transfusion_jax.kernels.block_ranges import key_ranges
+from transfusion_jax.kernels.attention.schedule import key_ranges
 from transfusion_jax.kernels.platform import platform
 from transfusion_jax.kernels.softmax import MASKED, named, output_products
 
@@ -23,7 +23,7 @@ QUERY_BLOCK = 256
 KEY_BLOCK = 128
 
 
-def blocked(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
     """See `transfusion_jax.model.attention`: q `[B, Tq, H, D]`, k and v `[B, Tk, H, D]`, spans `[B, Tq]`."""
     arguments = (*(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), start, end)
     if platform() == "cpu":  # row by row, each with its own ranges

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from layouts import LAYOUTS, LENGTH, layout_spans
-from transfusion_jax.kernels.block_ranges import count_blocks, inner_ranges, key_ranges, query_ranges
-from transfusion_jax.model.spans import Spans, dense_mask
+from transfusion_jax.kernels.attention.schedule import count_blocks, inner_ranges, key_ranges, query_ranges
+from transfusion_jax.kernels.softmax import dense_mask
+from transfusion_jax.model.spans import Spans
 
 BLOCKS = [(8, 8), (16, 8), (8, 16), (20, 20), (7, 5), (64, 64)]
 QUERIES = [slice(0, LENGTH), slice(19, 41), slice(40, 48)]
@@ -83,7 +84,7 @@ def caption_rows(random, rows, length, image):
 
 def mask_tiles(spans, query_block, key_block, outside=False):
     """The dense mask as `[rows, query blocks, queries, key blocks, keys]`, filled up with `outside`."""
-    mask = np.asarray(dense_mask(spans, LENGTH))
+    mask = np.asarray(dense_mask(*spans, LENGTH))
     rows, queries, keys = mask.shape
     widths = [(0, 0), (0, -queries % query_block), (0, -keys % key_block)]
     mask = np.pad(mask, widths, constant_values=outside)

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion_jax.config import ModelConfig
+from transfusion_jax.model.coders.linear import TIMESTEP_FEATURES, sinusoids
 from transfusion_jax.model.layers import REMAT_POLICIES, LayerNorm
 from transfusion_jax.model.layers import dot as product
-from transfusion_jax.model.patch_linear import TIMESTEP_FEATURES, sinusoids
 from transfusion_jax.parallel.sharding import split
 
 HEAD = 64  # channels of an attention head, where they divide the level's

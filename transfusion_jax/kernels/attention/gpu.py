@@ -2,7 +2,7 @@
 
 A program keeps one block and visits others in a loop. Forward, and for the gradient of q, it keeps a block of
 queries and visits keys; for the gradients of k and v it keeps a block of keys and visits queries. It visits the
-ranges of `ranges.py`, computed from the spans at run time, and only the two ends of a range need a mask. No two
+ranges of `schedule.py`, computed from the spans at run time, and only the two ends of a range need a mask. No two
 programs add to one sum, so results repeat to the last bit. The method is FlashAttention's (arXiv 2205.14135,
 2307.08691).
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from transfusion_jax.kernels.block_ranges import Ranges, inner_ranges, key_ranges, query_ranges
+from transfusion_jax.kernels.attention.schedule import Ranges, inner_ranges, key_ranges, query_ranges
 from transfusion_jax.kernels.platform import compute_capability, platform
 from transfusion_jax.kernels.softmax import LOG2_E, MASKED, dot, named, output_products, whole_spans
 
@@ -55,6 +55,13 @@ TILES = {
     (64, 4): Tiles(Tile(64, 32, warps=8), Tile(32, 32, warps=8)),
     (128, 4): Tiles(Tile(32, 32, warps=8), Tile(16, 16, warps=8)),
 }
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    """See `transfusion_jax.model.attention`; raises ValueError where the kernels do not run, too."""
+    if elsewhere := why_not_here():
+        raise ValueError(f"attention 'gpu' runs on {elsewhere}; model.attention='blocked' runs anywhere")
+    return span_attention(q, k, v, start, end)
 
 
 def span_attention(

@@ -12,10 +12,12 @@ from jax.sharding import PartitionSpec as P
 from attending import assert_close, gradients
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
 from transfusion_jax.config import MeshConfig
-from transfusion_jax.kernels import gpu, tpu
+from transfusion_jax.kernels.attention import gpu, tpu
+from transfusion_jax.kernels.attention.reference import attention as reference
+from transfusion_jax.kernels.softmax import dense_mask
 from transfusion_jax.model import attention as attention_module
-from transfusion_jax.model.attention import attention, reference
-from transfusion_jax.model.spans import Spans, dense_mask
+from transfusion_jax.model.attention import attention
+from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.mesh import make_mesh
 
 ALL = list(LAYOUTS)
@@ -74,7 +76,7 @@ def test_blocks_that_no_span_touches_are_not_read(kernel, layout):
     spans, queries, block = layout_spans([layout]), slice(10, 20), 8
     own = Spans(*(x[:, queries] for x in spans))
     q, k, v, weight = random_arrays(4, (1, LENGTH, 2, 8))
-    touched = np.asarray(dense_mask(own, LENGTH)).any((0, 1)).reshape(-1, block).any(1).repeat(block)
+    touched = np.asarray(dense_mask(*own, LENGTH)).any((0, 1)).reshape(-1, block).any(1).repeat(block)
     assert not touched.all()
     poisoned = [jnp.where(touched[:, None, None], x, jnp.nan) for x in (k, v)]
 
@@ -92,7 +94,7 @@ def test_queries_reach_only_the_key_blocks_that_they_touch(kernel, layout):
     """A block of queries is full of NaN; the gradients of key blocks that it does not touch are what they were."""
     spans, block, bad = layout_spans([layout]), 8, slice(8, 16)
     q, k, v, weight = random_arrays(4, (1, LENGTH, 2, 8))
-    touched = np.asarray(dense_mask(Spans(*(x[:, bad] for x in spans)), LENGTH)).any((0, 1))
+    touched = np.asarray(dense_mask(*(x[:, bad] for x in spans), LENGTH)).any((0, 1))
     touched = touched.reshape(-1, block).any(1).repeat(block)
 
     def run(q):
