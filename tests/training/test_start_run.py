@@ -20,8 +20,8 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.storage.atomic import DamagedFile
 from transfusion_jax.storage.jsonl import read_lines
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.checkpoint import manager
-from transfusion_jax.training.checkpoint.manager import Checkpoints, to_devices
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import digest_of, to_devices
 from transfusion_jax.training.facts import row_plan_of
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.monitoring import status
@@ -337,7 +337,7 @@ def test_an_evaluation_that_was_due_is_done_on_resuming_and_each_step_stands_onc
     path = tmp_path / "checkpoints/4/_CHECKPOINT_METADATA"
     values = json.loads(path.read_text())
     values["custom_metadata"]["manifest"]["concluded"] = False
-    values["custom_metadata"]["digest"] = manager._digest(values["custom_metadata"]["manifest"])
+    values["custom_metadata"]["digest"] = digest_of(values["custom_metadata"]["manifest"])
     path.write_text(json.dumps(values))
     (tmp_path / "checkpoints/4/sizes.json").unlink()
     once = metrics(tmp_path)

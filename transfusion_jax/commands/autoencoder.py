@@ -17,7 +17,8 @@ from transfusion_jax.evaluation.reconstruction import measure, reconstruct, shee
 from transfusion_jax.generation.png import write_png
 from transfusion_jax.parallel import processes
 from transfusion_jax.tasks.autoencoder import AutoencoderTask
-from transfusion_jax.training.checkpoint.manager import Checkpoints, to_devices
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.facts import parameters_of
 from transfusion_jax.training.loop import Hook, Monitor, Outcome
 from transfusion_jax.training.monitoring.telemetry import Watching

@@ -28,7 +28,8 @@ from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
 from transfusion_jax.storage.cache_dirs import keep_programs
 from transfusion_jax.tasks.registry import ModelTask, make_task
-from transfusion_jax.training.checkpoint.manager import Checkpoints, DeletedCheckpoint
+from transfusion_jax.training.checkpoint.errors import DeletedCheckpoint
+from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.facts import data_of
 from transfusion_jax.training.run_dir import Workdir
 

@@ -18,7 +18,8 @@ from transfusion_jax.data.stream import AnyRows, batches
 from transfusion_jax.errors import TrainingHalted
 from transfusion_jax.parallel.processes import count, on_first
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
-from transfusion_jax.training.checkpoint.manager import BEST, Checkpoints
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import BEST
 from transfusion_jax.training.preemption import Interruption
 from transfusion_jax.training.step.bad_step_guard import FINE
 from transfusion_jax.training.step.state import RunContext, State

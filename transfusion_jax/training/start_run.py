@@ -23,8 +23,10 @@ from transfusion_jax.parallel.processes import each, on_first
 from transfusion_jax.storage.jsonl import free_path, read_lines, write_lines
 from transfusion_jax.storage.paths import Place, place, within
 from transfusion_jax.training.changes import accepted_changes, check_names, rate_notes
-from transfusion_jax.training.checkpoint.manager import Checkpoints, DamagedCheckpoint, Manifest, is_checkpoint
+from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
+from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.checkpoint.partial_load import Mapping, transplant
+from transfusion_jax.training.checkpoint.reader import CheckpointReader, Manifest, is_checkpoint
 from transfusion_jax.training.facts import row_plan_of
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.step.state import RunContext, State, create_state
@@ -53,7 +55,7 @@ class Start:
 def source_config(start: Start) -> Config:
     """The config of the run that a run is made of."""
     assert start.source is not None
-    return configs.kept(configs.parse(read_checkpoint(start.source, Checkpoints.manifest)["config"]))
+    return configs.kept(configs.parse(read_checkpoint(start.source, CheckpointReader.manifest)["config"]))
 
 
 def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentStatistics | None:
@@ -64,7 +66,7 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
     if workdir.exists():
         codec = workdir.manifest()["codec"]
     elif start.source:
-        codec = read_checkpoint(start.source, Checkpoints.manifest)["codec"]
+        codec = read_checkpoint(start.source, CheckpointReader.manifest)["codec"]
     else:
         return None
     same = codec["latents"] and codec["encoding"] == config.data.encoding
@@ -125,30 +127,30 @@ def begin(start: Start, context: RunContext, data: Any, workdir: Workdir) -> Non
         log(line)
 
 
-def read_checkpoint(spec: str, function: Callable[[Checkpoints, int], T]) -> T:
+def read_checkpoint(spec: str, function: Callable[[CheckpointReader, int], T]) -> T:
     """What a function reads of the checkpoint that `RUN`, `RUN:STEP` or a checkpoint's own path names.
 
-    See `Checkpoints.read`: the run may train on, and delete it meanwhile.
+    See `CheckpointReader.read`: the run may train on, and delete it meanwhile.
     """
     checkpoints, word = _located(spec)
     return checkpoints.read(word, lambda step: function(checkpoints, step))
 
 
-def find_checkpoint(spec: str) -> tuple[Checkpoints, int]:
+def find_checkpoint(spec: str) -> tuple[CheckpointReader, int]:
     """The checkpoint that `RUN`, `RUN:STEP` (a number, latest or best) or a checkpoint's own path names."""
     checkpoints, word = _located(spec)
     return checkpoints, checkpoints.find(word)
 
 
-def _located(spec: str) -> tuple[Checkpoints, str]:
+def _located(spec: str) -> tuple[CheckpointReader, str]:
     path = place(spec)
     if is_checkpoint(path):
-        return Checkpoints(path.parent, folder=path), "latest"
+        return CheckpointReader(path.parent, folder=path), "latest"
     run, step = (spec, "latest") if path.is_dir() else spec.rpartition(":")[::2]
     workdir = Workdir(place(run))
     if not run or not workdir.exists():
         raise CheckpointError(f"{spec} is neither a run (RUN or RUN:STEP) nor a checkpoint's folder")
-    return Checkpoints(workdir.checkpoints), step
+    return CheckpointReader(workdir.checkpoints), step
 
 
 def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) -> None:
@@ -157,7 +159,7 @@ def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) 
     config, log = configs.as_model(context.config), context.log
     state, model = create_state(context), config.model
 
-    def take(checkpoints: Checkpoints, step: int) -> tuple[int, str, Any, list[str]]:
+    def take(checkpoints: CheckpointReader, step: int) -> tuple[int, str, Any, list[str]]:
         leaves = each(lambda: checkpoints.manifest(step))[0]["leaves"]
         has_average = any(name.startswith("ema/") for name in leaves)
         weights = start.weights or ("ema" if has_average else "raw")
@@ -203,7 +205,7 @@ def _fork(start: Start, context: RunContext, data: Any, workdir: Workdir) -> Non
     source = start.fork_from
 
     def take(
-        checkpoints: Checkpoints, step: int
+        checkpoints: CheckpointReader, step: int
     ) -> tuple[Workdir, int, Manifest, dict[str, str], list[str], State]:
         manifest = each(lambda: checkpoints.manifest(step))[0]
         old = configs.parse_run(manifest["config"])
@@ -243,7 +245,7 @@ def _save_first(
     workdir.begin(context.config, context.facts, data, skip_rows=skip_rows, **event)
 
 
-def _check_newest(checkpoints: Checkpoints, abstract: State) -> None:
+def _check_newest(checkpoints: CheckpointReader, abstract: State) -> None:
     for step in reversed(checkpoints.steps):
         try:
             checkpoints.check(step, abstract)
