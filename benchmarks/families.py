@@ -23,8 +23,8 @@ from transfusion_jax.commands.flags.shared import add_weights
 from transfusion_jax.data.readers import digits
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import count_parameters
-from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.png import grid, write_png
+from transfusion_jax.generation.single import draw
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.running import Training, run_trainings

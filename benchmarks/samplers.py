@@ -26,7 +26,7 @@ from transfusion_jax.data.readers import digits
 from transfusion_jax.diffusion import sampler as samplers
 from transfusion_jax.evaluation.digits import features, fit_judge, pictures, prompts
 from transfusion_jax.evaluation.frechet import Statistics, distance
-from transfusion_jax.generation.images import draw
+from transfusion_jax.generation.single import draw
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.facts import data_of
 

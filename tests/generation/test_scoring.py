@@ -8,7 +8,7 @@ from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.generation.scoring import score, score_tokens
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.tasks.registry import make_task

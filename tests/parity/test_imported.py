@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transfusion_jax.cli import main
 from transfusion_jax.evaluation.harness import HarnessModel
 from transfusion_jax.generation.prompt import prompt_of
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.tasks.registry import make_task
 from transfusion_jax.training.checkpoint.reader import to_devices

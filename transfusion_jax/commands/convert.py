@@ -20,13 +20,14 @@ from transfusion_jax.commands.common.load_model import choose_weights
 from transfusion_jax.config import Config, one_of, require
 from transfusion_jax.conversion import llama, shards
 from transfusion_jax.conversion.hugging_face import write_tokenizer
-from transfusion_jax.conversion.memory import give_back
 from transfusion_jax.conversion.runs import write_run
+from transfusion_jax.conversion.shards import give_back
 from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree, saved_tree
 from transfusion_jax.data import marks as marking
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import Codec, read_codec
-from transfusion_jax.data.tokenizer import HuggingFace, Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.data.tokenizer_files import HuggingFace
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.atomic import write_whole

@@ -25,7 +25,7 @@ from transfusion_jax.generation.export import Made, write_album, write_lines, wr
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.interleaved import Drew, Ended, Event, generate
 from transfusion_jax.generation.scoring import score
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.registry import ModelTask

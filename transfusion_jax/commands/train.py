@@ -21,8 +21,8 @@ from transfusion_jax.data.documents import Text
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.guidance import untrained_branch
-from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.png import grid, write_png
+from transfusion_jax.generation.single import draw
 from transfusion_jax.parallel import flags, processes
 from transfusion_jax.planning import plan_vs_actual
 from transfusion_jax.tasks.registry import ModelTask, make_task

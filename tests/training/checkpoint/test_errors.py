@@ -11,7 +11,7 @@ import pytest
 from harms import HARMS, contents, directory, names
 from helpers import tiny_config, tiny_data
 from transfusion_jax.cli import main
-from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.tokenizer_files import train_pairs
 from transfusion_jax.errors import UserError
 from transfusion_jax.evaluation import results
 from transfusion_jax.generation.png import write_png
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     for seed in range(2):
         path = tmp_path_factory.mktemp("runs") / str(seed)
         workdir = Workdir(path)
-        tokenizer = tokenizers.train(["a red circle", "two blue squares"][: seed + 1], 300)
+        tokenizer = train_pairs(["a red circle", "two blue squares"][: seed + 1], 300)
         data = tiny_data()
         data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
         workdir.begin(replace(CONFIG, seed=seed), data, "start")
@@ -104,7 +104,7 @@ ACCEPTED |= {(harm, name) for harm in ("cut", "empty") for name in GROWS[:2]}  #
 def test_a_cut_tokenizer_is_written_again_when_the_run_goes_on(tmp_path):
     """As a kill in the first second of a run left it."""
     data = tiny_data()
-    tokenizer = tokenizers.train(["a red circle"], 300)
+    tokenizer = train_pairs(["a red circle"], 300)
     data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
     workdir = Workdir(tmp_path)
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
