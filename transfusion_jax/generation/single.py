@@ -1,4 +1,4 @@
-"""Texts alone, and images alone: a continuation of each document, a caption of each image, an image for each prompt."""
+"""Texts alone, and images alone: documents continued, images captioned, an image drawn for each prompt."""
 
 from __future__ import annotations
 

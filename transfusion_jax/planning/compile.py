@@ -36,7 +36,8 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning import libtpu
 from transfusion_jax.planning.hlo import parse
-from transfusion_jax.planning.hlo_cost import Collective, Counts, Work, count
+from transfusion_jax.planning.hlo_cost import Counts, count
+from transfusion_jax.planning.roofline import Collective, Work
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.cache_dirs import cache_folder

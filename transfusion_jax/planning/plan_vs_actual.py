@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 from transfusion_jax.config import as_model
 from transfusion_jax.kernels.platform import compute_dtype
 from transfusion_jax.planning import roofline
-from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.expected_batch import Contents
+from transfusion_jax.planning.estimate import Contents, estimate
 from transfusion_jax.planning.memory import sizes, state_shapes
 from transfusion_jax.planning.topology import CHIPS, Chip, Topology
 from transfusion_jax.training.monitoring.monitor import Pace, Settled
