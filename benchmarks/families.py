@@ -20,8 +20,8 @@ import numpy as np
 
 from transfusion_jax.commands.common.load_model import read_model
 from transfusion_jax.commands.flags.shared import add_weights
+from transfusion_jax.config import SUITES
 from transfusion_jax.data.readers import digits
-from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.generation.single import draw

@@ -24,8 +24,8 @@ from transfusion_jax.commands.flags.shared import add_weights
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.readers import digits
 from transfusion_jax.diffusion import sampler as samplers
-from transfusion_jax.evaluation.digits import features, fit_judge, pictures, prompts
-from transfusion_jax.evaluation.frechet import Statistics, distance
+from transfusion_jax.evaluation.suites.digits import features, fit_judge, pictures, prompts
+from transfusion_jax.evaluation.suites.frechet import Statistics, distance
 from transfusion_jax.generation.single import draw
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.facts import data_of

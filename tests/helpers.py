@@ -12,7 +12,8 @@ import numpy as np
 
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Grey, Identity
-from transfusion_jax.config import Config
+from transfusion_jax.config import Choices, Config
+from transfusion_jax.config.choices import Entry
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.batch import Batch, stack
@@ -82,6 +83,11 @@ def tiny_config(**changes: Any) -> Config:
             section = section.setdefault(part, {})
         section[field] = value
     return configs.parse(values)
+
+
+def stand_in(monkeypatch: Any, table: Choices, name: str, implementation: Any) -> None:
+    """Makes a name of a table mean this until the test ends."""
+    monkeypatch.setitem(table._added, name, Entry("", lambda: implementation))
 
 
 CODEBOOK = 11

@@ -74,6 +74,7 @@ STILL = {  # fields that change no program: of what stands around it
     "losses.lpips_weights": ("elsewhere",),
     "losses.identity_weights": ("elsewhere",),
     "held_out_images": 3,
+    "extensions": {"json": ""},
     "sampling.steps": 7,
     "sampling.sampler": "ddim",
     "sampling.guidance": 2.0,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harms import contents
-from helpers import tiny_codec, tiny_config, tiny_data
+from helpers import begin_tiny, tiny_codec, tiny_config
 from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax.autoencoder import Trained, importing
 from transfusion_jax.autoencoder.network import Network
@@ -61,7 +61,7 @@ def begin_a_run(folder):
     workdir = Workdir(folder)
     with workdir.locked():
         if not workdir.exists():
-            workdir.begin(tiny_config(), tiny_data(), "start")
+            begin_tiny(workdir, "start")
 
 
 def evaluate(folder):

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import PATCH_CODERS, ModelConfig
 from transfusion_jax.model.transformer import PATCHES
-from transfusion_jax.model.transfusion import PATCH_CODERS, Model
+from transfusion_jax.model.transfusion import Model
 
 FORWARD_AND_BACKWARD = 3  # the backward pass costs two forward passes
 

@@ -16,7 +16,7 @@ from transfusion_jax.data import tokenizer
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.data.tokenizer_files import HuggingFace
-from transfusion_jax.evaluation.loss import bytes_of
+from transfusion_jax.evaluation.suites.loss import bytes_of
 
 TEXTS = [
     "",

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from helpers import code_codec, code_corpus, tiny_codec, tiny_config, tiny_corpus, token_config
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import SUITES, ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Source, Text
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
-from transfusion_jax.evaluation.loss import lower, measured
-from transfusion_jax.evaluation.suite import SUITES
-from transfusion_jax.evaluation.text import Once
+from transfusion_jax.evaluation.suites.loss import lower, measured
+from transfusion_jax.evaluation.suites.text import Once
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.registry import make_task
 

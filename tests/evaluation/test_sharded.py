@@ -4,9 +4,8 @@ import jax
 import pytest
 
 from helpers import code_codec, code_corpus, tiny_codec, tiny_config, tiny_corpus, token_config
-from transfusion_jax.config import MeshConfig
+from transfusion_jax.config import SUITES, MeshConfig
 from transfusion_jax.data.datasets import Data
-from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import state_shardings
 from transfusion_jax.tasks.registry import make_task

@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from transfusion_jax.data.readers import digits
-from transfusion_jax.evaluation.digits import features, fit_judge, pictures
+from transfusion_jax.evaluation.suites.digits import features, fit_judge, pictures
 from transfusion_jax.training.facts import data_of
 from transfusion_jax.training.run_dir import Workdir
 

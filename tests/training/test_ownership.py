@@ -244,7 +244,7 @@ def test_a_bucket_that_is_anothers_is_not_written_to(remote, tmp_path):
 @pytest.mark.parametrize("harm", [moved, replaced, deleted, emptied])
 def test_data_is_not_prepared_into_a_folder_that_is_anothers(harm, tmp_path):
     path, other = tmp_path / "run", tmp_path / "other"
-    jobs = [Job((InputShard("jsonl", name),), ReadOptions()) for name in "ab"]
+    jobs = [Job((InputShard(name, format="jsonl"),), ReadOptions()) for name in "ab"]
     for folder, job in zip((path, other), jobs, strict=True):
         begin(job, ByteTokenizer(), folder)
     with owned(path, jobs[0]):

@@ -19,11 +19,11 @@ from transfusion_jax.config import ConfigError, SourceConfig, require
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation import geneval
 from transfusion_jax.evaluation.fid import Fid
-from transfusion_jax.evaluation.frechet import Statistics
 from transfusion_jax.evaluation.inception import FEATURES
 from transfusion_jax.evaluation.pictures import drawn_for_held_out, pictures
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import sampling_of
+from transfusion_jax.evaluation.suites.frechet import Statistics
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes

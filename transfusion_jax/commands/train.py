@@ -13,13 +13,12 @@ import jax
 from transfusion_jax import config as configs
 from transfusion_jax import flops
 from transfusion_jax.commands.common.launch_args import context_of, log, make_ready, watching_of
-from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.config import SUITES, Config, ConfigError, require
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Text
 from transfusion_jax.errors import INTERRUPTED
-from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.generation.single import draw

@@ -4,11 +4,24 @@ from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Losses
 from transfusion_jax.config.base import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 from transfusion_jax.config.checks import ConfigError, nearest, one_of, positive, require
+from transfusion_jax.config.choices import (
+    ATTENTION,
+    IMAGES,
+    NOISE_SCHEDULES,
+    OBJECTIVES,
+    OPTIMIZERS,
+    PATCH_CODERS,
+    RATE_SCHEDULES,
+    READERS,
+    REMAT_POLICIES,
+    SUITES,
+    Choices,
+    extend,
+)
 from transfusion_jax.config.data import DataConfig, Phase, SourceConfig
 from transfusion_jax.config.experiment import (
     FOLLOWS,
     OF_LATENTS,
-    SUITES,
     Config,
     EvaluationConfig,
     SamplingConfig,
@@ -29,12 +42,22 @@ from transfusion_jax.config.parsing import (
 )
 
 __all__ = [
+    "ATTENTION",
     "FOLLOWS",
+    "IMAGES",
+    "NOISE_SCHEDULES",
+    "OBJECTIVES",
     "OF_LATENTS",
+    "OPTIMIZERS",
+    "PATCH_CODERS",
+    "RATE_SCHEDULES",
+    "READERS",
+    "REMAT_POLICIES",
     "SPECIAL_TOKENS",
     "SUITES",
     "Architecture",
     "AutoencoderRun",
+    "Choices",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -52,6 +75,7 @@ __all__ = [
     "SamplingConfig",
     "SourceConfig",
     "as_model",
+    "extend",
     "identity",
     "identity_changes",
     "identity_hash",

@@ -9,21 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion_jax.config import ModelConfig
-from transfusion_jax.kernels.attention import auto, blocked, gpu, reference, tpu
+from transfusion_jax.config import ATTENTION, ModelConfig
 from transfusion_jax.kernels.softmax import MASKED, dense_mask
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import HeadNorm, dot, normal
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import partition, split
-
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-    "auto": auto.attention,
-    "tpu": tpu.attention,
-    "gpu": gpu.attention,
-    "blocked": blocked.attention,
-    "reference": reference.attention,
-}
 
 
 def attention(
@@ -39,7 +30,7 @@ def attention(
         q: `[B, Tq, H, D]`.
         k, v: `[B, Tk, H, D]`; Tq and Tk may differ.
         spans: `[B, Tq]`, in key positions.
-        implementation: a name in `IMPLEMENTATIONS`.
+        implementation: a name in the table `ATTENTION`.
 
     Returns:
         `[B, Tq, H, D]`, in the dtype of q. The softmax is computed in float32.
@@ -50,11 +41,7 @@ def attention(
     """
     check_shapes(q, k, v, spans)
     spans = Spans(jnp.asarray(spans.start), jnp.asarray(spans.end))
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"unknown attention implementation {implementation!r}: one of {', '.join(IMPLEMENTATIONS)}"
-        )
-    return over_devices(IMPLEMENTATIONS[implementation])(q, k, v, spans.start, spans.end)
+    return over_devices(ATTENTION[implementation])(q, k, v, spans.start, spans.end)
 
 
 def check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans) -> None:

@@ -7,20 +7,10 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import checkpoint_policies as policies
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.kernels.softmax import OUTPUTS
 from transfusion_jax.model.spans import Array
 from transfusion_jax.parallel.sharding import is_split, split
-
-REMAT_POLICIES = {
-    "none": None,
-    "full": policies.nothing_saveable,
-    "dots": policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUTS)
-    ),
-}
 
 
 class MLP(nnx.Module):

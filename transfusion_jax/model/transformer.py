@@ -11,12 +11,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.attention import Attention, attend
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import (
     MLP,
-    REMAT_POLICIES,
     RMSNorm,
     dot,
     put_elements,
@@ -90,7 +89,7 @@ class Trunk(nnx.Module):
         def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
             return through(nnx.merge(structure, params), x), None
 
-        policy = REMAT_POLICIES[self.config.remat]
+        policy = REMAT_POLICIES[self.config.remat]()
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         return jax.lax.scan(body, x, stacked)[0]

@@ -16,11 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import PATCH_CODERS, ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.kernels.platform import compute_dtype
-from transfusion_jax.model.coders.linear import LinearPatchCoder
-from transfusion_jax.model.coders.unet import UNetPatchCoder
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import dot, normal
 from transfusion_jax.model.spans import Spans
@@ -28,7 +26,6 @@ from transfusion_jax.model.transformer import Layer, Trunk
 from transfusion_jax.parallel.sharding import split
 
 Params = dict[str, Any]
-PATCH_CODERS: dict[str, Any] = {"linear": LinearPatchCoder, "none": LinearPatchCoder, "unet": UNetPatchCoder}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.errors import UserError
-from transfusion_jax.evaluation import loss
+from transfusion_jax.evaluation.suites import loss
 from transfusion_jax.parallel.children import end_with, lifeline
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transfusion_jax.config import Config, ConfigError, MeshConfig
-from transfusion_jax.model.layers import REMAT_POLICIES
+from transfusion_jax.config import REMAT_POLICIES, Config, ConfigError, MeshConfig
 from transfusion_jax.parallel.mesh import check_batch
 from transfusion_jax.planning import roofline
 from transfusion_jax.planning.estimate import Contents, estimate

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import SUITES, Config
 from transfusion_jax.data.datasets import load
 from transfusion_jax.data.documents import Source
 from transfusion_jax.diffusion.sampler import make_steps
 from transfusion_jax.diffusion.schedule import make_schedule
-from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_flops
 from transfusion_jax.planning.estimate import Contents
 from transfusion_jax.planning.expected_batch import expected

@@ -19,7 +19,7 @@ from transfusion_jax.storage.atomic import DamagedFile
 from transfusion_jax.storage.jsonl import check_lines, read_lines
 from transfusion_jax.training import verification
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.facts import codec_of
+from transfusion_jax.training.facts import codec_of, facts_of
 from transfusion_jax.training.monitoring import goodput
 from transfusion_jax.training.monitoring.goodput import Attempt
 from transfusion_jax.training.monitoring.metrics import open_writer
@@ -40,7 +40,8 @@ def trained(tmp_path_factory):
         tokenizer = train_pairs(["a red circle", "two blue squares"][: seed + 1], 300)
         data = tiny_data()
         data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
-        workdir.begin(replace(CONFIG, seed=seed), data, "start")
+        started = replace(CONFIG, seed=seed)
+        workdir.begin(started, facts_of(started, data), data, "start")
         with workdir.locked(), open_writer(workdir, 0) as writer:
             for step in (1, 2):
                 writer.record(step, {"loss": 1.5 + seed})
@@ -108,12 +109,12 @@ def test_a_cut_tokenizer_is_written_again_when_the_run_goes_on(tmp_path):
     data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
     workdir = Workdir(tmp_path)
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
-    workdir.begin(CONFIG, data, "start")
+    workdir.begin(CONFIG, facts_of(CONFIG, data), data, "start")
     assert codec_of(workdir).tokenizer.content == tokenizer.content
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
     with pytest.raises(DamagedFile, match=r"tokenizer\.json"):
         codec_of(workdir)
-    workdir.begin(CONFIG, data, "resume")
+    workdir.begin(CONFIG, facts_of(CONFIG, data), data, "resume")
     assert codec_of(workdir).tokenizer.content == tokenizer.content
 
 
@@ -129,7 +130,8 @@ def test_a_run_whose_config_is_gone_is_not_begun_anew(trained, tmp_path):
 def test_a_kill_between_manifest_and_config_is_no_damage(trained, tmp_path):
     path = shutil.copytree(trained[0], tmp_path / "run")
     before = (path / "config.json").read_bytes()
-    Workdir(path).begin(replace(CONFIG, loop=replace(CONFIG.loop, keep=7)), tiny_data(), "resume")
+    config, data = replace(CONFIG, loop=replace(CONFIG.loop, keep=7)), tiny_data()
+    Workdir(path).begin(config, facts_of(config, data), data, "resume")
     assert (path / "config.json").read_bytes() != before
     (path / "config.json").write_bytes(before)
     assert Workdir(path).run().loop.keep != 7
@@ -163,6 +165,6 @@ def test_a_workdir_of_a_former_version_is_read(trained, tmp_path):
     assert verification.damaged(Workdir(path)) == []
     workdir = Workdir(path)
     with workdir.locked(), Checkpoints(workdir.checkpoints):
-        workdir.begin(CONFIG, tiny_data(), "resume")
+        workdir.begin(CONFIG, facts_of(CONFIG, tiny_data()), tiny_data(), "resume")
         workdir.remember("event")
     assert workdir.manifest()["run"]

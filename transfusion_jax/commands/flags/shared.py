@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from transfusion_jax.config import Choices
 from transfusion_jax.storage.paths import place
 
 OVERRIDES = (
@@ -41,6 +42,23 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         choices=("ema", "raw"),
         help="which weights (default: ema where the run keeps an average)",
     )
+
+
+def add_extend(parser: argparse.ArgumentParser) -> None:
+    """`--extend`."""
+    parser.add_argument(
+        "--extend",
+        action="append",
+        default=[],
+        metavar="FILE.py|MODULE",
+        help="load this first: it adds choices of its own (docs/extending.md)",
+    )
+
+
+def table(choices: Choices) -> str:
+    """A table of choices for the end of a help text, a line each."""
+    width = max(map(len, choices))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in choices.help.items())
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

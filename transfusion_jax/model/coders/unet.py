@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.coders.linear import TIMESTEP_FEATURES, sinusoids
-from transfusion_jax.model.layers import REMAT_POLICIES, LayerNorm
+from transfusion_jax.model.layers import LayerNorm
 from transfusion_jax.model.layers import dot as product
 from transfusion_jax.parallel.sharding import split
 
@@ -68,7 +68,7 @@ def stages(config: ModelConfig) -> tuple[list[Stage], list[Stage]]:
     return down, up
 
 
-class UNetPatchCoder(nnx.Module):
+class PatchCoder(nnx.Module):
     """See the module's text."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
@@ -173,7 +173,7 @@ class Side(nnx.Module):
     def apply(self, stage: Stage, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """One stage's result; what the backward pass computes again is the trunk's choice."""
         part = self.parts[stage.name]
-        policy = REMAT_POLICIES[self.config.remat]
+        policy = REMAT_POLICIES[self.config.remat]()
         run: Callable = part if policy is None else jax.checkpoint(part, policy=policy)
         return run(x, embedding)
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -135,4 +136,4 @@ def average(state: State, params: Any, decay: float) -> Any:
     if state.ema is None:
         return None
     now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-    return jax.tree.map(lambda e, p: now * e + (1 - now) * p, state.ema, params)
+    return optax.incremental_update(params, state.ema, 1 - now)
