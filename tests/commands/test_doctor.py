@@ -11,6 +11,7 @@ from transfusion_jax.data.datasets import load
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.data.store.inspect import histogram
+from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
 
 

@@ -21,6 +21,7 @@ from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.registry import make_task
 from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.step.state import RunContext, create_state
 
