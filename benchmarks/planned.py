@@ -20,7 +20,7 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning.plan_vs_actual import Beside, beside_plan
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.monitoring.monitor import Pace
+from transfusion_jax.training.loop import Pace
 from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Grey, Identity
+from transfusion_jax.commands.hooks import plan
 from transfusion_jax.config import Choices, Config
 from transfusion_jax.config.choices import Entry
 from transfusion_jax.conversion.runs import write_run
@@ -30,7 +31,6 @@ from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.tree import leaf_names
-from transfusion_jax.planning import plan_vs_actual
 from transfusion_jax.storage.atomic import read_json, write_json
 from transfusion_jax.tasks.registry import make_task
 from transfusion_jax.training.checkpoint.chunks import Leaf
@@ -221,8 +221,8 @@ def tiny_run(
         rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
         rows = replace(rows, skipped=workdir.skip_rows)
         interruption = Interruption(said.append)
-        settled = plan_vs_actual.reporter(context)
-        return train_run(context, workdir, rows, interruption, hooks, watching, beat, settled)
+        hooks = (*hooks, plan.hook(context, data, workdir))
+        return train_run(context, workdir, rows, interruption, hooks, watching, beat)
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))

@@ -31,17 +31,20 @@ from transfusion_jax.training.start_run import Start
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains, and returns the exit code."""
-    require(not arguments.json or arguments.dry_run, "--json goes with --dry-run")
+    require(not arguments.json, "--json goes with --dry-run")
     config = _config(arguments, overrides)
-    if arguments.dry_run:
-        summary = {"config": configs.to_dict(config), "parameters": parameters_of(config)}
-        print(json.dumps(summary, indent=2))
-        return 0
     if arguments.workdir is None:
         raise ConfigError("autoencoder train needs --workdir DIR (or --dry-run to look only)")
     with watch_signals(log) as interruption:
         outcome = _train(arguments, config, interruption, watching_of(arguments, config))
     return INTERRUPTED if outcome.interrupted else 0
+
+
+def dry_run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints the resolved config and its size; returns the exit code."""
+    config = _config(arguments, overrides)
+    print(json.dumps({"config": configs.to_dict(config), "parameters": parameters_of(config)}, indent=2))
+    return 0
 
 
 def _config(arguments: argparse.Namespace, overrides: list[str]) -> AutoencoderRun:

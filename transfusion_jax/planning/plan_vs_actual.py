@@ -14,7 +14,7 @@ from transfusion_jax.planning import roofline
 from transfusion_jax.planning.estimate import Contents, estimate
 from transfusion_jax.planning.memory import sizes, state_shapes
 from transfusion_jax.planning.topology import CHIPS, Chip, Topology
-from transfusion_jax.training.monitoring.monitor import Pace, Settled
+from transfusion_jax.training.loop import Pace
 from transfusion_jax.training.step.state import RunContext
 
 
@@ -62,16 +62,6 @@ def beside_plan(context: RunContext, pace: Pace) -> Beside:
         seconds=(least, pace.seconds),
         mfu=(work / least / (topology.chip.peak * topology.chips), record["mfu"]),
     )
-
-
-def reporter(context: RunContext) -> Settled:
-    """What tells the user of a run, once it is known what its steps take; see `beside_plan`."""
-
-    def report(pace: Pace) -> None:
-        for line in beside_plan(context, pace).lines():
-            context.log(line)
-
-    return report
 
 
 def machine(mesh: Mesh, peak: float) -> Topology:

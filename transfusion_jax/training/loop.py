@@ -93,14 +93,32 @@ class Monitor(Protocol):
 
 
 @dataclass(frozen=True)
-class Hook:
-    """Something done every so many steps, on the weights that would be used: the average where there is one.
+class Pace:
+    """What steps take, once the first, slower ones are over."""
 
-    The function takes (step, weights, monitor) and returns metrics to log; it is called at the last step too.
+    peak: float  # FLOP/s of a device
+    record: dict[str, float]  # the newest
+    seconds: float  # of a step
+    bytes_used: float  # of a device, by the compiled step
+
+
+def nothing(step: int, weights: Any, monitor: Monitor) -> dict[str, float]:
+    """A hook's function that does nothing."""
+    del step, weights, monitor
+    return {}
+
+
+@dataclass(frozen=True)
+class Hook:
+    """What is done beside training: every so many steps, once steps have settled, or both.
+
+    The function takes (step, weights, monitor) and returns metrics to log; it is called at the last step too. The
+    weights are those that would be used: the average where there is one.
     """
 
-    every: int
-    function: Callable[[int, Any, Monitor], dict[str, float]]
+    every: int = 0  # steps; 0: never
+    function: Callable[[int, Any, Monitor], dict[str, float]] = nothing
+    settled: Callable[[Pace], None] | None = None  # is told once what steps take
 
 
 @dataclass(frozen=True)

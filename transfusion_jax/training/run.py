@@ -19,7 +19,7 @@ from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.loop import Hook, Outcome, Position, last_step, train
 from transfusion_jax.training.monitoring.heartbeat import heartbeat
 from transfusion_jax.training.monitoring.metrics import duration
-from transfusion_jax.training.monitoring.monitor import Settled, monitored
+from transfusion_jax.training.monitoring.monitor import monitored
 from transfusion_jax.training.monitoring.telemetry import NOTHING_MORE, Watching
 from transfusion_jax.training.monitoring.throughput import Timer
 from transfusion_jax.training.monitoring.watchdog import Beat, watchdog
@@ -53,7 +53,6 @@ def train_run(
     hooks: tuple[Hook, ...] = (),
     watching: Watching = NOTHING_MORE,
     beat: Beat | None = None,
-    settled: Settled | None = None,
 ) -> Outcome:
     """Trains from the newest checkpoint in the workdir, or from the start; see `training.loop.train`.
 
@@ -62,10 +61,9 @@ def train_run(
         workdir: where everything is written; it has been begun with this config and data.
         rows: the stream of its data.
         interruption: the signals that end training early.
-        hooks: evaluations and drawings.
+        hooks: what is done besides.
         watching: what else to look at while it trains.
         beat: is told what is being done.
-        settled: is told once what steps take.
 
     Raises:
         TrainingHalted: the guard stopped it; nothing was saved since the last checkpoint.
@@ -90,7 +88,7 @@ def train_run(
                 return Outcome(first)
             totals = checkpoints.manifest(first).get("totals") or None if first else {}
             timer = Timer(first, peak, mesh.size, context.task.flops, totals)
-            monitoring = monitored(context, workdir, timer, first, watching, beat, settled)
+            monitoring = monitored(context, workdir, timer, first, watching, beat, hooks)
             monitor = opened.enter_context(monitoring)
         outcome = train(context, position, rows, checkpoints, monitor, interruption, hooks)
     if outcome.interrupted:

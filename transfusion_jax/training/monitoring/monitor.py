@@ -11,7 +11,7 @@ import numpy as np
 
 from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.parallel.tree import leaf_names
-from transfusion_jax.training.loop import last_step
+from transfusion_jax.training.loop import Hook, Pace, last_step
 from transfusion_jax.training.monitoring import bad_steps
 from transfusion_jax.training.monitoring.metrics import Writer, open_writer, progress_line, record_of
 from transfusion_jax.training.monitoring.telemetry import Watch, Watching
@@ -23,19 +23,6 @@ from transfusion_jax.training.step.state import RunContext
 from transfusion_jax.training.step.step import Report
 
 SETTLED = 50  # steps, of which the first ones are slower
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What steps take, once the first, slower ones are over."""
-
-    peak: float  # FLOP/s of a device
-    record: dict[str, float]  # the newest
-    seconds: float  # of a step
-    bytes_used: float  # of a device, by the compiled step
-
-
-Settled = Callable[[Pace], None]  # is told once what steps take
 
 
 @dataclass
@@ -50,7 +37,8 @@ class RunMonitor:
     beat: Beat
     first: int  # the step that the attempt resumes from
     peak: float
-    settled: Settled | None  # None once it was told
+    hooks: tuple[Hook, ...]
+    settled: bool = False  # whether hooks were told what steps take
 
     def waiting(self) -> AbstractContextManager[None]:
         """See `Monitor`."""
@@ -87,9 +75,11 @@ class RunMonitor:
         seconds = self.timer.seconds_per_step
         self.context.log(progress_line(step, self.context.config.steps, record, seconds))
         self.writer.record(step, record)
-        if self.settled and step >= self.first + SETTLED:
-            self.settled(Pace(self.peak, record, seconds, bytes_used()))
-            self.settled = None
+        if not self.settled and step >= self.first + SETTLED:
+            self.settled, pace = True, Pace(self.peak, record, seconds, bytes_used())
+            for hook in self.hooks:
+                if hook.settled:
+                    hook.settled(pace)
         return record
 
     def recorded(self, step: int) -> dict[str, float]:
@@ -136,7 +126,7 @@ def monitored(
     first: int,
     watching: Watching,
     beat: Beat,
-    settled: Settled | None,
+    hooks: tuple[Hook, ...],
 ) -> Iterator[RunMonitor]:
     """The monitor of an attempt that resumes from step `first`; leaving the context ends the attempt's account."""
     config, log = context.config, context.log
@@ -144,4 +134,4 @@ def monitored(
     tracking = open_tracker(watching.wandb, workdir, config, log)
     beat.last_words = watch.leave
     with watch, tracking as tracker, open_writer(workdir, first, tracker, log) as writer:
-        yield RunMonitor(context, workdir, writer, timer, watch, beat, first, timer.peak, settled)
+        yield RunMonitor(context, workdir, writer, timer, watch, beat, first, timer.peak, hooks)
