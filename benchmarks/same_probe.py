@@ -153,8 +153,9 @@ def step(values: Mapping[str, Any], params: Any, batch: Any, key: jax.Array) -> 
     """Gradients and metrics of a batch on the mesh of a config."""
     task = task_of(values)
     mesh = find("make_mesh")(task.config.mesh)
+    axes = (task.axes(),) if hasattr(task, "axes") else ()  # older revisions have a table in place of it
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, find("state_shardings")(params, mesh))
+        placed = jax.device_put(params, find("state_shardings")(params, mesh, *axes))
         rows = jax.device_put(batch, find("batch_sharding")(mesh))
         result: tuple[Any, Any] = jax.device_get(jax.jit(lambda p, b: task.gradients(p, b, key, 0))(placed, rows))
     return result

@@ -252,7 +252,7 @@ def gradients(config, family):
     mesh, task, params = mesh_of(config), task_of(config), params_of(family)
     check_batch(mesh, config)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, state_shardings(params, mesh))
+        placed = jax.device_put(params, state_shardings(params, mesh, task.axes()))
         batch = jax.device_put(batch_of(family), batch_sharding(mesh))
         return jax.device_get(jax.jit(lambda p, b: task.gradients(p, b, KEY, 0))(placed, batch))
 

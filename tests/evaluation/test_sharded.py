@@ -26,7 +26,7 @@ def test_eight_devices_measure_what_one_does(config, data, axes):
     task = make_task(config)
     params = jax.tree.map(lambda p: 5 * p, task.init(jax.random.key(0)))
     mesh = make_mesh(MeshConfig(*axes))
-    spread = jax.device_put(params, state_shardings(params, mesh))
+    spread = jax.device_put(params, state_shardings(params, mesh, task.axes()))
     for name in ("loss", "text", "images", "captions"):
         alone = SUITES[name].run(task, params, data, jax.random.key(1))
         with jax.set_mesh(mesh):

@@ -49,9 +49,8 @@ def _train(
     beat = Beat()
     with begun(start, context, data, workdir, interruption, beat):  # now that config and data have proved to fit
         rows = replace(rows, skipped=workdir.skip_rows)
-        log(
-            f"{config.name}: {context.facts['parameters'] / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step"
-        )
+        size, elements = context.facts["parameters"] / 1e6, config.elements_per_step
+        log(f"{config.name}: {size:.2f}M parameters, {elements:,} elements per step")
         for line in untrained_branch(config):
             log(line)
         return train_run(context, workdir, rows, interruption, hooks, watching, beat)

@@ -12,7 +12,7 @@ from flax import nnx
 from transfusion_jax.config import ATTENTION, ModelConfig
 from transfusion_jax.kernels.softmax import MASKED, dense_mask
 from transfusion_jax.model.kv_cache import Cache, Past
-from transfusion_jax.model.layers import HeadNorm, dot, normal
+from transfusion_jax.model.layers import HeadNorm, dot, normal, param
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import partition, split
 
@@ -79,10 +79,10 @@ class Attention(nnx.Module):
         self.config = config
         width = config.width
         q, k, v, o = jax.random.split(key, 4)
-        self.query = nnx.Param(normal(q, (width, width), config))
-        self.key = nnx.Param(normal(k, (width, width), config))
-        self.value = nnx.Param(normal(v, (width, width), config))
-        self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
+        self.query = param(normal(q, (width, width), config), "width", "heads")
+        self.key = param(normal(k, (width, width), config), "width", "heads")
+        self.value = param(normal(v, (width, width), config), "width", "heads")
+        self.output = param(normal(o, (width, width), config, depth=config.layers), "heads", "width")
         if config.query_key_norm:
             self.query_norm = HeadNorm(config)
             self.key_norm = HeadNorm(config)

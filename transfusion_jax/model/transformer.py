@@ -18,6 +18,7 @@ from transfusion_jax.model.layers import (
     MLP,
     RMSNorm,
     dot,
+    param,
     put_elements,
     rotary,
     rotate,
@@ -37,7 +38,8 @@ class Trunk(nnx.Module):
         keys = jax.random.split(key, config.layers)
         structure = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, key=jax.random.key(0))))
         stacked = jax.vmap(lambda k: nnx.state(Layer(config, key=k)))(keys)
-        self.layers: Layer | nnx.List[Layer] = nnx.merge(structure, stacked)
+        named = jax.tree.map(_with_layers, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+        self.layers: Layer | nnx.List[Layer] = nnx.merge(structure, named)
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
 
     def __call__(
@@ -100,6 +102,10 @@ class Trunk(nnx.Module):
         structure, stacked = nnx.split(self.layers)
         each = (jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(self.config.layers))
         return [nnx.merge(structure, params) for params in each]
+
+
+def _with_layers(stacked: nnx.Param) -> nnx.Param:
+    return param(stacked[...], "layers", *stacked.axes)
 
 
 class Block(nnx.Module):

@@ -161,7 +161,8 @@ def make_plan(
         NoCompiler: libtpu cannot be had.
     """
     config, mesh = on_mesh(config, topology)
-    held = sizes(state_shapes(make_task(config), config), config, abstract_mesh(mesh))
+    task = make_task(config)
+    held = sizes(task, state_shapes(task, config), config, abstract_mesh(mesh))
     formula = by_formula(config, contents, topology.chip.is_tpu)
     step = estimate(config, contents, mesh, topology.chip.is_tpu)
     method, memory, too_large = "formulas", {**held.by_kind, TEMPORARY: max(step.temporary, step.evaluation)}, ""

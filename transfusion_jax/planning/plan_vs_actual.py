@@ -54,7 +54,7 @@ def beside_plan(context: RunContext, pace: Pace) -> Beside:
     with jax.set_mesh(mesh):
         item = compute_dtype(config.model).itemsize
     step = estimate(config, contents, axes, topology.chip.is_tpu, item)
-    held = sum(sizes(state_shapes(task, config), config, mesh).by_kind.values())
+    held = sum(sizes(task, state_shapes(task, config), config, mesh).by_kind.values())
     least = roofline.terms(step.work, step.collectives, topology, axes).step
     work = task.flops(dict(record))
     return Beside(

@@ -132,7 +132,8 @@ def _estimated(
     uneven: Counter[str],
 ) -> Iterator[Candidate]:
     """Those of the variants whose batch and heads their mesh splits evenly; the others are counted by reason."""
-    shapes = state_shapes(make_task(config), config)
+    task = make_task(config)
+    shapes = state_shapes(task, config)
     held: dict[tuple, int] = {}
     for mesh, variant in variants:
         variant = replace(variant, mesh=MeshConfig(**mesh))
@@ -144,7 +145,7 @@ def _estimated(
             continue
         key = tuple(mesh.values())
         if key not in held:
-            held[key] = sum(sizes(shapes, variant, placed).by_kind.values())
+            held[key] = sum(sizes(task, shapes, variant, placed).by_kind.values())
         step = estimate(variant, contents, mesh, topology.chip.is_tpu)
         needed, most = held[key] + max(step.temporary, step.evaluation), MARGIN * topology.chip.memory
         why = f"needs about {needed / 2**30:.1f} of {topology.chip.memory / 2**30:.1f} GiB" if needed > most else ""

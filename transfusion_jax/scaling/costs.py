@@ -55,7 +55,8 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
     if topology is not None:
         plan = make_plan(choose_mesh(config, topology, contents), topology, contents, analytic=True)
         hours = plan.step * config.steps * topology.chips / 3600
-    checkpoint = sizes(state_shapes(make_task(config), config), config, abstract_mesh({})).checkpoint
+    task = make_task(config)
+    checkpoint = sizes(task, state_shapes(task, config), config, abstract_mesh({})).checkpoint
     return Cost(
         run.name,
         count_parameters(model).paper,

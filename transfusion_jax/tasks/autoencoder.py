@@ -22,6 +22,7 @@ from transfusion_jax.config import AutoencoderRun
 from transfusion_jax.data.image_stream import ImageBatch
 from transfusion_jax.diffusion.objective import image_keys
 from transfusion_jax.flops import FORWARD_AND_BACKWARD
+from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, Params, accumulated_gradients
 
 LABELS = {"network": "adamw", "discriminator": "discriminator", "perceptual": "frozen"}
@@ -53,6 +54,15 @@ class AutoencoderTask:
         if self.perceptual:
             params["perceptual"] = self.perceptual
         return params
+
+    def axes(self) -> AxisNames:
+        """See `Task.axes`; the perceptual networks are split nowhere."""
+        parts = {"network": self.network.axes()}
+        if self.config.losses.gan:
+            parts["discriminator"] = discriminator.axes(self.config.architecture.image_channels)
+        for name, arrays in self.perceptual.items():
+            parts[f"perceptual/{name}"] = {leaf: ("norm",) * array.ndim for leaf, array in arrays.items()}
+        return {f"{part}/{name}": names for part, axes in parts.items() for name, names in axes.items()}
 
     def gradients(
         self, params: Params, batch: ImageBatch, key: jax.Array, step: jax.Array

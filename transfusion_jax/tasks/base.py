@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from transfusion_jax.parallel.sharding import AxisNames
+
 Params = Any
 Batch = Any
 
@@ -30,6 +32,10 @@ class Task(Protocol):
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""
+        ...
+
+    def axes(self) -> AxisNames:
+        """Named axes of each parameter, by its name."""
         ...
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:

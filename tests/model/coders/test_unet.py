@@ -90,8 +90,8 @@ def test_a_layer_norm_is_that_of_the_definition():
 
 def test_kernels_are_split_over_fsdp_and_what_cannot_be_is_refused():
     config = tiny_config(**TINY, batch_rows=8)
-    params = Model(config.model).abstract_params()
-    specs = jax.tree.map(lambda s: s.spec, state_shardings(params, make_mesh(MeshConfig(data=1, fsdp=8))))
+    model, mesh = Model(config.model), make_mesh(MeshConfig(data=1, fsdp=8))
+    specs = jax.tree.map(lambda s: s.spec, state_shardings(model.abstract_params(), mesh, model.axes()))
     block = specs["patch_coder"]["down"]["parts"]["block_1_0"]
     assert block["conv_in"] == P(None, None, None, ("fsdp", "context"))
     assert specs["patch_coder"]["latents_out"] == P(None, None, ("fsdp", "context"), None)
@@ -116,7 +116,7 @@ def test_every_mesh_gives_the_gradients_of_one_device(mesh):
         config = tiny_config(**TINY, batch_rows=8, mesh=axes)
         task, placed = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:devices])
         params = moved(jax.jit(task.init)(jax.random.key(0)))
-        params = jax.device_put(params, state_shardings(params, placed))
+        params = jax.device_put(params, state_shardings(params, placed, task.axes()))
         with jax.set_mesh(placed):
             batch = to_global(tiny_batch(config), batch_sharding(placed))
             gradients, metrics = jax.jit(task.gradients)(params, batch, jax.random.key(9), 0)
@@ -142,15 +142,15 @@ def coder(config):
     """Its two ways, compiled, with every parameter moved: some begin as zeros."""
     model = Model(config)
     params = moved(jax.jit(model.init)(jax.random.key(0)))
-    assert isinstance(model._bind(params).patch_coder, PatchCoder)
+    assert isinstance(model.bind(params).patch_coder, PatchCoder)
 
     @jax.jit
     def encode(params, latents, timesteps):
-        return model._bind(params).patch_coder.encode(latents, timesteps)
+        return model.bind(params).patch_coder.encode(latents, timesteps)
 
     @jax.jit
     def decode(params, hidden, timesteps, skips):
-        return model._bind(params).patch_coder.decode(hidden, timesteps, skips)
+        return model.bind(params).patch_coder.decode(hidden, timesteps, skips)
 
     return functools.partial(encode, params), functools.partial(decode, params)
 

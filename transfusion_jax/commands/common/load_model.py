@@ -82,7 +82,8 @@ def measuring_mesh(task: ModelTask) -> Mesh:
         with suppress(ConfigError, ValueError):
             mesh = make_mesh(sizes)
             check_batch(mesh, config)
-            jax.tree.map(lambda x, s: s.shard_shape(x.shape), abstract, state_shardings(abstract, mesh))
+            shardings = state_shardings(abstract, mesh, task.axes())
+            jax.tree.map(lambda x, s: s.shard_shape(x.shape), abstract, shardings)
             return mesh
     few = jax.devices()[: math.gcd(config.batch_rows, jax.device_count())]
     mesh = make_mesh(MeshConfig(), few if processes.count() == 1 else None)
@@ -93,7 +94,7 @@ def measuring_mesh(task: ModelTask) -> Mesh:
 def shared(task: ModelTask, mesh: Mesh) -> Any:
     """The shapes of the model's parameters, to be loaded split over the mesh."""
     abstract = task.model.abstract_params()
-    shardings = state_shardings(abstract, mesh)
+    shardings = state_shardings(abstract, mesh, task.axes())
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.model.layers import dot, normal
+from transfusion_jax.model.layers import dot, normal, param
 from transfusion_jax.parallel.sharding import split
 
 TIMESTEP_FEATURES = 256
@@ -26,16 +26,15 @@ class PatchCoder(nnx.Module):
         self.config = config
         first, second, into, out = jax.random.split(key, 4)
         width, patch = config.width, config.patch_channels
-        self.timestep_in = nnx.Param(normal(first, (TIMESTEP_FEATURES, width), config))
-        self.timestep_in_bias = nnx.Param(jnp.zeros(width))
-        self.timestep_out = nnx.Param(normal(second, (width, width), config))
-        self.timestep_out_bias = nnx.Param(jnp.zeros(width))
-        self.patch_in = nnx.Param(
-            jax.random.normal(into, (patch, width)) / math.sqrt(patch)
-        )  # few inputs: unit scale
-        self.patch_in_bias = nnx.Param(jnp.zeros(width))
-        self.patch_out = nnx.Param(normal(out, (width, patch), config))
-        self.patch_out_bias = nnx.Param(jnp.zeros(patch))
+        self.timestep_in = param(normal(first, (TIMESTEP_FEATURES, width), config), "features", "width")
+        self.timestep_in_bias = param(jnp.zeros(width), "norm")
+        self.timestep_out = param(normal(second, (width, width), config), "features", "width")
+        self.timestep_out_bias = param(jnp.zeros(width), "norm")
+        few_inputs = jax.random.normal(into, (patch, width)) / math.sqrt(patch)  # unit scale
+        self.patch_in = param(few_inputs, "patch", "width")
+        self.patch_in_bias = param(jnp.zeros(width), "norm")
+        self.patch_out = param(normal(out, (width, patch), config), "width", "patch")
+        self.patch_out_bias = param(jnp.zeros(patch), "patch")
 
     def encode(self, latents: jax.Array, timesteps: jax.Array) -> tuple[jax.Array, None]:
         """Patch vectors, and what `decode` needs besides (nothing here; skips in a U-Net).

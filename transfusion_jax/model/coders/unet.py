@@ -23,7 +23,7 @@ from flax import nnx
 
 from transfusion_jax.config import REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.coders.linear import TIMESTEP_FEATURES, sinusoids
-from transfusion_jax.model.layers import LayerNorm
+from transfusion_jax.model.layers import LayerNorm, param
 from transfusion_jax.model.layers import dot as product
 from transfusion_jax.parallel.sharding import split
 
@@ -81,16 +81,16 @@ class PatchCoder(nnx.Module):
         into, to_trunk, from_trunk = scaled(
             third, (3, 3, latent, widths[0]), (widths[-1], width), (width, widths[-1])
         )
-        self.latents_in = nnx.Param(into)
-        self.latents_in_bias = nnx.Param(jnp.zeros(widths[0]))
+        self.latents_in = param(into, "window", "window", "patch", "width")
+        self.latents_in_bias = param(jnp.zeros(widths[0]), "norm")
         self.trunk_norm = LayerNorm(widths[-1], config.norm_epsilon)
-        self.to_trunk = nnx.Param(to_trunk)
-        self.to_trunk_bias = nnx.Param(jnp.zeros(config.width))
-        self.from_trunk = nnx.Param(from_trunk)
-        self.from_trunk_bias = nnx.Param(jnp.zeros(widths[-1]))
+        self.to_trunk = param(to_trunk, "inputs", "width")
+        self.to_trunk_bias = param(jnp.zeros(config.width), "norm")
+        self.from_trunk = param(from_trunk, "width", "inputs")
+        self.from_trunk_bias = param(jnp.zeros(widths[-1]), "norm")
         self.latents_norm = LayerNorm(widths[0], config.norm_epsilon)
-        self.latents_out = nnx.Param(jnp.zeros((3, 3, widths[0], latent)))
-        self.latents_out_bias = nnx.Param(jnp.zeros(latent))
+        self.latents_out = param(jnp.zeros((3, 3, widths[0], latent)), "window", "window", "width", "patch")
+        self.latents_out_bias = param(jnp.zeros(latent), "patch")
 
     def encode(self, latents: jax.Array, timesteps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Patch vectors, and each stage's result for the way up.
@@ -156,10 +156,10 @@ class Side(nnx.Module):
         into, out = scaled(first, (TIMESTEP_FEATURES, width), (width, width))
         self.config = config
         self.stages = tuple(each)
-        self.timestep_in = nnx.Param(into)
-        self.timestep_in_bias = nnx.Param(jnp.zeros(width))
-        self.timestep_out = nnx.Param(out)
-        self.timestep_out_bias = nnx.Param(jnp.zeros(width))
+        self.timestep_in = param(into, "features", "width")
+        self.timestep_in_bias = param(jnp.zeros(width), "norm")
+        self.timestep_out = param(out, "features", "width")
+        self.timestep_out_bias = param(jnp.zeros(width), "norm")
         self.parts = nnx.Dict(
             {stage.name: make(config, stage, last, k) for stage, k in zip(each, keys, strict=True)}
         )
@@ -193,13 +193,13 @@ class Block(nnx.Module):
         i, o, embedding = stage.inputs, stage.outputs, config.coder_channels[-1]
         conv, timestep, *shortcut = scaled(first, (3, 3, i, o), (embedding, o), *([(i, o)] if i != o else []))
         self.norm_in = LayerNorm(i, config.norm_epsilon)
-        self.conv_in = nnx.Param(conv)
-        self.conv_in_bias = nnx.Param(jnp.zeros(o))
-        self.timestep = nnx.Param(timestep)
+        self.conv_in = param(conv, "window", "window", "inputs", "width")
+        self.conv_in_bias = param(jnp.zeros(o), "norm")
+        self.timestep = param(timestep, "features", "width")
         self.norm_out = LayerNorm(o, config.norm_epsilon)
-        self.conv_out = nnx.Param(jnp.zeros((3, 3, o, o)))
-        self.conv_out_bias = nnx.Param(jnp.zeros(o))
-        self.shortcut = nnx.Param(*shortcut) if shortcut else None
+        self.conv_out = param(jnp.zeros((3, 3, o, o)), "window", "window", "inputs", "width")
+        self.conv_out_bias = param(jnp.zeros(o), "norm")
+        self.shortcut = param(shortcut[0], "inputs", "width") if shortcut else None
         self.attention = ImageAttention(o, config.norm_epsilon, key=attention) if attends else None
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
@@ -217,10 +217,10 @@ class ImageAttention(nnx.Module):
     def __init__(self, width: int, epsilon: float, *, key: jax.Array):
         q, k, v = scaled(key, *[(width, width)] * 3)
         self.norm = LayerNorm(width, epsilon)
-        self.query = nnx.Param(q)
-        self.key = nnx.Param(k)
-        self.value = nnx.Param(v)
-        self.output = nnx.Param(jnp.zeros((width, width)))
+        self.query = param(q, "width", "heads")
+        self.key = param(k, "width", "heads")
+        self.value = param(v, "width", "heads")
+        self.output = param(jnp.zeros((width, width)), "heads", "width")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[images, h, w, C]` to the same."""
@@ -239,8 +239,9 @@ class Resize(nnx.Module):
 
     def __init__(self, stage: Stage, *, key: jax.Array):
         self.kind = stage.kind
-        self.resize = nnx.Param(*scaled(key, (3, 3, stage.inputs, stage.outputs)))
-        self.resize_bias = nnx.Param(jnp.zeros(stage.outputs))
+        (resize,) = scaled(key, (3, 3, stage.inputs, stage.outputs))
+        self.resize = param(resize, "window", "window", "inputs", "width")
+        self.resize_bias = param(jnp.zeros(stage.outputs), "norm")
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """`[images, h, w, C]` to `[images, h', w', C]`."""

@@ -13,8 +13,9 @@ import optax
 from jax.sharding import Mesh
 
 from transfusion_jax.config import Run
-from transfusion_jax.parallel.sharding import state_shardings
+from transfusion_jax.parallel.sharding import AxisNames, state_shardings
 from transfusion_jax.tasks.base import Task
+from transfusion_jax.training.step import bad_step_guard
 from transfusion_jax.training.step.bad_step_guard import Guard, new_guard
 from transfusion_jax.training.step.optimizer import make_optimizer
 
@@ -33,7 +34,8 @@ class State:
 
 def optimizer_of(task: Task, config: Run) -> optax.GradientTransformation:
     """The optimizer of a run."""
-    return make_optimizer(config.optimizer, task.label, jax.eval_shape(task.init, jax.random.key(0)))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return make_optimizer(config.optimizer, task.label, shapes, task.axes())
 
 
 def new_state(task: Task, config: Run) -> State:
@@ -41,6 +43,11 @@ def new_state(task: Task, config: Run) -> State:
     params = task.init(jax.random.key(config.seed))
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     return State(jnp.int32(0), params, optimizer_of(task, config).init(params), ema, new_guard(config.guard))
+
+
+def state_axes(task: Task) -> AxisNames:
+    """Named axes of the state's arrays, for `state_shardings`."""
+    return {**task.axes(), **bad_step_guard.AXES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +64,7 @@ class RunContext:
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, allocating nothing."""
         shapes = jax.eval_shape(lambda: new_state(self.task, self.config))
-        shardings = state_shardings(shapes, self.mesh)
+        shardings = state_shardings(shapes, self.mesh, state_axes(self.task))
         return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
 
     @property
