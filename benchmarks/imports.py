@@ -3,7 +3,9 @@
     python benchmarks/imports.py
     python benchmarks/imports.py transfusion_jax.model.transformer --list
 
-An import of a package counts its `__init__.py`, and the file that a name comes from is counted as well.
+A name leads to the file that defines it, whatever file it was imported from. Imports inside functions count, and so
+do files named in strings ("transfusion_jax.module:object"), but for those in the table of commands. What a run's
+config chooses by name, such as a patch coder, is found in a folder and does not count.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "transfusion_jax"
@@ -20,7 +23,9 @@ STARTS = {  # by name, the files to follow imports from
     "transfusion train": ("transfusion_jax.commands.train",),
     "transfusion": ("transfusion_jax.cli",),
 }
+COMMANDS = "transfusion_jax.cli"  # its table names a file for each command
 Graph = dict[str, set[str]]  # the modules that each module imports
+Trees = dict[str, ast.Module]  # the code of each module
 
 
 def main() -> None:
@@ -47,23 +52,55 @@ def main() -> None:
 
 def graph() -> Graph:
     """The package's own imports."""
-    modules = {
+    files = {
         ".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
         for path in PACKAGE.rglob("*.py")
     }
-    return {name: imports(path, set(modules)) - {name} for name, path in modules.items()}
+    trees = {name: ast.parse(path.read_text()) for name, path in files.items()}
+    return {name: set(imports(name, trees)) - {name, PACKAGE.name} for name in trees}
 
 
-def imports(path: Path, modules: set[str]) -> set[str]:
-    """The modules of the package that a file imports."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(module: str, trees: Trees) -> Iterator[str]:
+    """The modules of the package that a module imports, or names in strings."""
+    tree = trees[module]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in modules else node.module for name in names}
+            for alias in node.names:
+                name, called = f"{node.module}.{alias.name}", alias.asname or alias.name
+                if name in trees:
+                    yield from (origin(name, attribute, trees) for attribute in attributes(called, tree))
+                    yield from [name] if not is_face(name, trees) else []
+                elif node.module in trees:
+                    yield origin(node.module, alias.name, trees)
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found & modules
+            yield from (alias.name for alias in node.names if alias.name in trees)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and module != COMMANDS:
+            name = node.value.partition(":")[0]
+            yield from [name] if name in trees and name != PACKAGE.name else []
+
+
+def origin(module: str, name: str, trees: Trees) -> str:
+    """The module that defines a name which another module has; a module itself where the name is one."""
+    if f"{module}.{name}" in trees:
+        return f"{module}.{name}"
+    for node in trees[module].body:
+        if isinstance(node, ast.ImportFrom) and node.module in trees:
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    return origin(node.module, alias.name, trees)
+    return module
+
+
+def attributes(name: str, tree: ast.Module) -> set[str]:
+    """The attributes that are taken of a name."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == name}
+
+
+def is_face(module: str, trees: Trees) -> bool:
+    """Whether a module defines nothing, and only hands on what others define."""
+    own = (ast.FunctionDef, ast.ClassDef)
+    return not any(isinstance(node, own) for node in trees[module].body)
 
 
 def reach(of: Graph, starts: tuple[str, ...]) -> set[str]:

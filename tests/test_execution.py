@@ -12,8 +12,9 @@ import pytest
 from helpers import corpus_of, special, tiny_batch, tiny_config, token_config
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.image_stream import ImageBatch, ImageRows, load_images
-from transfusion_jax.data.stream import batches, make_rows
+from transfusion_jax.data.stream import batches
 from transfusion_jax.parallel.mesh import AXES, check_batch, make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
 from transfusion_jax.tasks.autoencoder import AutoencoderTask

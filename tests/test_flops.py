@@ -108,10 +108,10 @@ def test_the_forward_pass_multiplies_what_is_counted(coder):
     latents = jax.ShapeDtypeStruct((rows, images, *config.model.latent_shape), jnp.float32)
 
     def forward(params, tokens, slot, patch, positions, start, end, latents, times):
-        x, skips = model.embed(params, tokens, slot, patch, latents, times)
-        hidden, _ = model.trunk(params, x, Spans(start, end), positions)
+        x, skips = model.bind(params).embed(tokens, slot, patch, latents, times)
+        hidden, _ = model.bind(params).trunk(x, Spans(start, end), positions)
         patches = gather_patches(hidden, slot, images, config.model.patches)
-        return model.text_logits(params, hidden), model.denoise(params, patches, times, skips)
+        return model.bind(params).text_logits(hidden), model.bind(params).denoise(patches, times, skips)
 
     traced = jax.make_jaxpr(forward)(model.abstract_params(), *[ints] * 6, latents, times)
     elements = rows * length

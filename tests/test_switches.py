@@ -15,7 +15,7 @@ from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.diffusion.noise_schedules import cosine, linear
-from transfusion_jax.generation.images import draw
+from transfusion_jax.generation.single import draw
 from transfusion_jax.model.spans import Spans, check_spans
 from transfusion_jax.tasks.transfusion import Totals, TransfusionTask
 

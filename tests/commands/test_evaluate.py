@@ -21,8 +21,9 @@ from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.registry import make_task
 from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
-from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
@@ -43,8 +44,9 @@ def trained(tmp_path_factory):
     """What a run leaves that was saved at steps 2 and 4, without the time that training takes."""
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "run")
     config = load(f"{ROOT}/configs/debug.py", [f"{name}={value}" for name, value in OPTIONS.items()])
-    workdir.begin(config, load_data(config), "start")
-    state = create_state(make_task(config), config, make_mesh(config.mesh, jax.devices()[:1]))
+    data = load_data(config)
+    workdir.begin(config, facts_of(config, data), data, "start")
+    state = create_state(RunContext(make_task(config), config, make_mesh(config.mesh, jax.devices()[:1])))
     with Checkpoints(workdir.checkpoints, about=workdir.about()) as checkpoints:
         for step in (2, 4):
             checkpoints.save(replace(state, step=jnp.int32(step), ema=scaled(state.params, 1 + step)), 8 * step)

@@ -9,8 +9,8 @@ from helpers import code_codec, code_corpus, tiny_codec, tiny_config, tiny_corpu
 from transfusion_jax.config import SUITES, ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.datasets import Data
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Source, Text
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.evaluation.suites.loss import lower, measured
 from transfusion_jax.evaluation.suites.text import Once

@@ -8,8 +8,8 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.flops import coder_flops, step_flops
 from transfusion_jax.planning import report
 from transfusion_jax.planning import topology as topologies
-from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.expected_batch import Contents, expected
+from transfusion_jax.planning.estimate import Contents, estimate
+from transfusion_jax.planning.expected_batch import expected
 from transfusion_jax.planning.flops_breakdown import by_formula, kernel_flops
 from transfusion_jax.planning.plan import TEMPORARY, make_plan, on_mesh
 from transfusion_jax.planning.search import choose_mesh, meshes, search

@@ -19,7 +19,6 @@ from transfusion_jax.commands.common.load_model import (
     shared,
 )
 from transfusion_jax.config import SUITES, Config, ConfigError, extend, require
-from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation import results
 from transfusion_jax.evaluation.protocols import PROTOCOLS
@@ -29,7 +28,9 @@ from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
 from transfusion_jax.storage.cache_dirs import keep_programs
 from transfusion_jax.tasks.registry import ModelTask, make_task
-from transfusion_jax.training.checkpoint.manager import Checkpoints, DeletedCheckpoint
+from transfusion_jax.training.checkpoint.errors import DeletedCheckpoint
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.facts import data_of
 from transfusion_jax.training.run_dir import Workdir
 
 POLL = 10.0  # seconds between two looks for a new checkpoint
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         config = PROTOCOLS[arguments.protocol].applied(config)
     for line in untrained_branch(config) if any(suite.draws for suite in suites.values()) else ():
         log(line)
-    data = data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
+    data = data_of(workdir, config)
     for source in data.held_out.sources:
         if not len(source):
             log(f"{source.name} holds nothing out: nothing of it is measured")

@@ -18,6 +18,7 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare import Encoders, Job, Progress
 from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, input_shards
 from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.data.tokenizer_files import train_pairs
 from transfusion_jax.errors import StorageError
 from transfusion_jax.storage.gcs import storage_errors
 from transfusion_jax.storage.paths import Place
@@ -126,7 +127,7 @@ def _tokenizer(
     records = (record for shard in shards for record in READERS[shard.format].read(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
     texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
-    return tokenizers.train(texts, int(size))
+    return train_pairs(texts, int(size))
 
 
 def _place(text: str | None) -> tuple[int, int]:

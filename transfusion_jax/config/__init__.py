@@ -6,6 +6,7 @@ from transfusion_jax.config.base import GuardConfig, LoopConfig, MeshConfig, Opt
 from transfusion_jax.config.checks import ConfigError, nearest, one_of, positive, require
 from transfusion_jax.config.choices import (
     ATTENTION,
+    HOOKS,
     IMAGES,
     NOISE_SCHEDULES,
     OBJECTIVES,
@@ -44,6 +45,7 @@ from transfusion_jax.config.parsing import (
 __all__ = [
     "ATTENTION",
     "FOLLOWS",
+    "HOOKS",
     "IMAGES",
     "NOISE_SCHEDULES",
     "OBJECTIVES",

@@ -232,6 +232,7 @@ def _text_of(name: str) -> str:
 
 
 ATTENTION = Choices("attention", "kernels/attention", "attention")
+HOOKS = Choices("hooks", "commands/hooks", "hook")
 IMAGES = Choices("images", "tasks/families.py")
 NOISE_SCHEDULES = Choices("noise_schedules", "diffusion/noise_schedules.py")
 OBJECTIVES = Choices("objectives", "diffusion/objectives.py")

@@ -205,3 +205,20 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
         "a channel of the images' latents is constant: nothing to normalise by",
     )
     return Codec(tokenizer, SpecialTokens.of(tokenizer), autoencoder, statistics)
+
+
+def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
+    """What a manifest's `codec` stands for, from the files that are kept beside it.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    remedy = "run the command that trains again, which restores it, or copy it back from a backup"
+    tokens = tokenizers.load_saved(folder, values["tokenizer"], values.get("tokenizer_hash"), remedy)
+    return Codec(
+        tokens,
+        SpecialTokens.of(tokens),
+        autoencoders.load_saved(folder, values["autoencoder"], values.get("autoencoder_hash")),
+        LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
+        values.get("bos_first", True),
+    )

@@ -22,7 +22,7 @@ from transfusion_jax.config import nearest, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.generation.scoring import score_tokens
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.processes import first

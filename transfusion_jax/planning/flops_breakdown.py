@@ -6,15 +6,7 @@ from dataclasses import dataclass
 
 from transfusion_jax.config import Config
 from transfusion_jax.flops import coder_flops, step_flops
-from transfusion_jax.planning.expected_batch import Contents
-
-KERNEL_PRODUCTS = {  # of an attention kernel, in products of queries, keys and channels
-    "span_attention_forward": 2,
-    "span_attention_backward": 5,  # TPU: one kernel, which computes the scores again
-    "span_attention_d_query": 3,  # GPU: two kernels, and both do
-    "span_attention_d_key": 4,
-}
-BACKWARD = {True: ("span_attention_backward",), False: ("span_attention_d_query", "span_attention_d_key")}  # TPU?
+from transfusion_jax.planning.estimate import BACKWARD, KERNEL_PRODUCTS, Contents
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from typing import Any
 from transfusion_jax.config import REMAT_POLICIES, Config, ConfigError, MeshConfig
 from transfusion_jax.parallel.mesh import check_batch
 from transfusion_jax.planning import roofline
-from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.expected_batch import Contents
+from transfusion_jax.planning.estimate import Contents, estimate
 from transfusion_jax.planning.memory import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.plan import Plan, make_plan, overrides
 from transfusion_jax.planning.topology import Topology

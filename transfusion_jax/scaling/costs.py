@@ -14,7 +14,8 @@ from transfusion_jax.data.documents import Source
 from transfusion_jax.diffusion.sampler import make_steps
 from transfusion_jax.diffusion.schedule import make_schedule
 from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_flops
-from transfusion_jax.planning.expected_batch import Contents, expected
+from transfusion_jax.planning.estimate import Contents
+from transfusion_jax.planning.expected_batch import expected
 from transfusion_jax.planning.memory import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.plan import make_plan
 from transfusion_jax.planning.search import choose_mesh

@@ -84,7 +84,7 @@ def test_the_trunk_on_a_mesh_of_tpus_runs_it_forward_and_backward_and_again_if_a
     x, span = (jax.ShapeDtypeStruct((4, 256, *w), d, sharding=rows) for w, d in [((16,), "float32"), ((), "int32")])
 
     def loss(params, x, start, end, positions):
-        return model.trunk(params, x, Spans(start, end), positions)[0].sum()
+        return model.bind(params).trunk(x, Spans(start, end), positions)[0].sum()
 
     with jax.sharding.use_abstract_mesh(mesh):
         program = jax.export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(params, x, span, span, span)

@@ -142,15 +142,15 @@ def coder(config):
     """Its two ways, compiled, with every parameter moved: some begin as zeros."""
     model = Model(config)
     params = moved(jax.jit(model.init)(jax.random.key(0)))
-    assert isinstance(model._bind(params).patch_coder, PatchCoder)
+    assert isinstance(model.bind(params).patch_coder, PatchCoder)
 
     @jax.jit
     def encode(params, latents, timesteps):
-        return model._bind(params).patch_coder.encode(latents, timesteps)
+        return model.bind(params).patch_coder.encode(latents, timesteps)
 
     @jax.jit
     def decode(params, hidden, timesteps, skips):
-        return model._bind(params).patch_coder.decode(hidden, timesteps, skips)
+        return model.bind(params).patch_coder.decode(hidden, timesteps, skips)
 
     return functools.partial(encode, params), functools.partial(decode, params)
 

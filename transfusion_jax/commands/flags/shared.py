@@ -12,14 +12,25 @@ OVERRIDES = (
 )
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """`--config`, `--workdir`, `--dry-run`, `--json`, `--profile`, `--wandb` and `--allow-cpu`."""
+def add_training(parser: argparse.ArgumentParser, dry_run: str) -> None:
+    """`--config`, `--workdir`, `--dry-run`, `--json`, `--profile`, `--wandb` and `--allow-cpu`.
+
+    Args:
+        parser: takes the options.
+        dry_run: what runs in place of the training with --dry-run, as `arguments.run` names it.
+    """
     parser.epilog = OVERRIDES
     parser.add_argument(
         "--config", metavar="FILE[:arg]", help="a config file; without it, that of the run begun with"
     )
     parser.add_argument("--workdir", type=place, help="where the run is kept; the same one resumes it")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and its size, and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_const",
+        dest="run",
+        const=dry_run,
+        help="print the resolved config and its size, and stop",
+    )
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument(
         "--profile", metavar="A:B", help="trace steps A to B-1 for XProf, into the workdir's profile"

@@ -13,8 +13,7 @@ from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.readers import digits
 from transfusion_jax.evaluation.suite import Suite
-from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.text import caption
+from transfusion_jax.generation.single import caption, draw
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.registry import ModelTask
 

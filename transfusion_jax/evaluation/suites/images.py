@@ -7,7 +7,7 @@ import numpy as np
 
 from transfusion_jax.config import Config, require
 from transfusion_jax.data.datasets import Data
-from transfusion_jax.data.stream import make_rows
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.evaluation.suites.loss import add_up, means, measured
 from transfusion_jax.model.transfusion import Params

@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch, abstract_batch, bytes_of_batch, stack
 from transfusion_jax.data.datasets import Codec, Data
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.row import empty_row
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.model.transfusion import Params

@@ -20,9 +20,8 @@ from transfusion_jax.data.readers import shapes
 from transfusion_jax.evaluation.grader import look
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.evaluation.suites.edits import SEED, drawing_size, picture
-from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.png import to_pixels
-from transfusion_jax.generation.text import caption
+from transfusion_jax.generation.single import caption, draw
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.registry import ModelTask
 from transfusion_jax.worlds.shapes import captions as claims

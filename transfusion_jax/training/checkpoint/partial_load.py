@@ -18,7 +18,7 @@ from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.processes import each
 from transfusion_jax.parallel.sharding import replicated, to_host
 from transfusion_jax.parallel.tree import leaf_names, leaf_shapes, shape_text
-from transfusion_jax.training.checkpoint.manager import PARTS, Checkpoints
+from transfusion_jax.training.checkpoint.reader import PARTS, CheckpointReader
 
 ACTIONS = ("grow", "fresh", "drop", "text")
 Mapping = Sequence[tuple[str, str]]  # (pattern of leaf names, action): the first that fits decides
@@ -43,7 +43,7 @@ def parse_mapping(entries: Sequence[str]) -> Mapping:
 
 
 def transplant(
-    checkpoints: Checkpoints, step: int, which: str, params: Any, model: ModelConfig, mapping: Mapping
+    checkpoints: CheckpointReader, step: int, which: str, params: Any, model: ModelConfig, mapping: Mapping
 ) -> tuple[Any, list[str]]:
     """Parameters with the weights of a checkpoint.
 
