@@ -15,7 +15,7 @@ import jax
 
 import harness
 from training import make_batch, make_config, of_size, with_remat
-from transfusion_jax.flops import peak_flops
+from transfusion_jax.parallel.devices import peak_flops
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning.plan_vs_actual import Beside, beside_plan

@@ -3,7 +3,6 @@
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Losses
 from transfusion_jax.config.base import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
-from transfusion_jax.config.checks import ConfigError, nearest, one_of, positive, require
 from transfusion_jax.config.choices import (
     ATTENTION,
     HOOKS,
@@ -41,6 +40,7 @@ from transfusion_jax.config.parsing import (
     parse_run,
     to_dict,
 )
+from transfusion_jax.errors import ConfigError, nearest, one_of, positive, require
 
 __all__ = [
     "ATTENTION",

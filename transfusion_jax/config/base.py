@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transfusion_jax.config.checks import one_of, positive, require
 from transfusion_jax.config.choices import OPTIMIZERS, RATE_SCHEDULES
+from transfusion_jax.errors import one_of, positive, require
 
 
 def execution(default: Any) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transfusion_jax.config.checks import ConfigError, nearest, require
+from transfusion_jax.errors import ConfigError, nearest, require
 
 PACKAGE = Path(__file__).parents[1]
 GUIDE = "docs/extending.md"

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transfusion_jax.config.base import Run, execution
-from transfusion_jax.config.checks import one_of, positive, require
 from transfusion_jax.config.choices import SUITES
 from transfusion_jax.config.data import DataConfig
 from transfusion_jax.config.model import DiffusionConfig, ModelConfig
+from transfusion_jax.errors import one_of, positive, require
 
 FOLLOWS = ("any", "text", "image")  # what a sample goes on with: texts and images, text alone, or one image
 

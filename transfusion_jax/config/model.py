@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transfusion_jax.config.base import execution
-from transfusion_jax.config.checks import one_of, positive, require
 from transfusion_jax.config.choices import (
     ATTENTION,
     IMAGES,
@@ -14,6 +13,7 @@ from transfusion_jax.config.choices import (
     PATCH_CODERS,
     REMAT_POLICIES,
 )
+from transfusion_jax.errors import one_of, positive, require
 
 VOCABULARY_MULTIPLE = 128
 SPECIAL_TOKENS = 5  # BOS, EOS, BOI, EOI, PAD

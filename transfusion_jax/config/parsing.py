@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 
 from transfusion_jax.config.autoencoder import AutoencoderRun
 from transfusion_jax.config.base import Run
-from transfusion_jax.config.checks import ConfigError, nearest, require
 from transfusion_jax.config.choices import execute, extend
 from transfusion_jax.config.data import SYNTHETIC, SYNTHETIC_TEXT
 from transfusion_jax.config.experiment import Config
+from transfusion_jax.errors import ConfigError, nearest, require
 
 R = TypeVar("R", bound=Run)
 T = TypeVar("T")

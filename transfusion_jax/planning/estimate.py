@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch, bytes_of_batch
-from transfusion_jax.flops import coder_flops, count_parameters
+from transfusion_jax.flops import count_parameters
 from transfusion_jax.kernels.cross_entropy import CHUNK
 from transfusion_jax.model.coders import unet
+from transfusion_jax.model.transfusion import Model
 from transfusion_jax.planning.roofline import COLLECTIVES, Collective, Work
 
 KERNEL_PRODUCTS = {  # of an attention kernel, in products of queries, keys and channels
@@ -149,7 +150,7 @@ def _coder(config: Config, s: _Share) -> list[Work]:
     """A U-Net's passes: each stage reads its weights and moves its input and output as a layer does its own."""
     if not s.images:
         return []
-    flops, again = coder_flops(config.model) * s.images, config.model.remat != "none"
+    flops, again = Model(config.model).coder_flops * s.images, config.model.remat != "none"
     moved = s.item * (s.coder + BESIDE * _unet_values(config) * s.images)
     forward = Work(flops, moved, config.accumulation * (2 if again else 1))
     return [forward, Work(2 * flops, 2 * moved, config.accumulation)]

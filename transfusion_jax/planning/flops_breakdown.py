@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transfusion_jax.config import Config
-from transfusion_jax.flops import coder_flops, step_flops
+from transfusion_jax.model.transfusion import Model
 from transfusion_jax.planning.estimate import BACKWARD, KERNEL_PRODUCTS, Contents
 
 
@@ -24,15 +24,15 @@ class Operations:
 
 
 def by_formula(config: Config, contents: Contents, tpu: bool) -> Operations:
-    """Counted as `flops.step_flops` does; shapes are static, so that what a row has room for is computed."""
+    """Counted as `Model.flops` does; shapes are static, so that what a row has room for is computed."""
     model, data, rows = config.model, config.data, config.batch_rows
     length = data.context_length
     held = (contents.elements, contents.text_losses, contents.images, contents.span_area)
     room = (length, data.text_capacity, data.max_images, contents.span_area)
     if model.modality_weights == "untied":  # text's weights run on every element, those of patches on all images
         room = (length + data.max_images * model.patches, *room[1:])
-    in_model = float(step_flops(model, *(rows * n for n in held)))
-    in_room = float(step_flops(model, *(rows * n for n in room)))
+    in_model = float(Model(model).flops(*(rows * n for n in held)))
+    in_room = float(Model(model).flops(*(rows * n for n in room)))
     head = 2.0 * model.width * model.padded_vocabulary * data.text_capacity * rows
     again = sum(KERNEL_PRODUCTS[name] for name in BACKWARD[tpu]) - 4  # four products would do
     attention = 2.0 * model.layers * model.width * contents.span_area * rows
@@ -41,7 +41,7 @@ def by_formula(config: Config, contents: Contents, tpu: bool) -> Operations:
         matrices = 4 * model.width**2 + 2 * model.width * model.mlp_width
         recomputed += 2.0 * model.layers * matrices * length * rows + 2 * attention
     if model.remat != "none" and model.patch_coder == "unet":  # its convolutions are no "dots"
-        recomputed += coder_flops(model) * data.max_images * rows
+        recomputed += Model(model).coder_flops * data.max_images * rows
     return Operations(in_model, in_room - in_model, recomputed)
 
 

@@ -21,7 +21,7 @@ from transfusion_jax.autoencoder.network import Network, nearest
 from transfusion_jax.config import AutoencoderRun
 from transfusion_jax.data.image_stream import ImageBatch
 from transfusion_jax.diffusion.objective import image_keys
-from transfusion_jax.flops import FORWARD_AND_BACKWARD
+from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD
 from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, Params, accumulated_gradients
 

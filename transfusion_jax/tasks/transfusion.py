@@ -12,7 +12,6 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
-from transfusion_jax import flops
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion import objective
@@ -68,9 +67,7 @@ class TransformerTask:
     def flops(self, counts: dict[str, float]) -> float:
         """Exact operations of the step that reported these counts."""
         c = counts
-        return float(
-            flops.step_flops(self.config.model, c["elements"], c["text_losses"], c["images"], c["span_area"])
-        )
+        return float(self.model.flops(c["elements"], c["text_losses"], c["images"], c["span_area"]))
 
     def report(
         self, batch: Batch, tokens: TokenLosses, row_loss: jax.Array, sums: Parts

@@ -10,8 +10,8 @@ import jax
 
 from transfusion_jax.data.stream import AnyRows
 from transfusion_jax.errors import CheckpointError, TrainingHalted, some
-from transfusion_jax.flops import peak_flops
 from transfusion_jax.parallel import placement, processes
+from transfusion_jax.parallel.devices import peak_flops
 from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.storage.paths import within
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint

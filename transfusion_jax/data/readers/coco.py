@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.config.checks import nearest, require
 from transfusion_jax.data.readers import files, records
 from transfusion_jax.data.readers.folder import Entries, Entry, captioned_images, same
 from transfusion_jax.data.readers.format import ReadOptions
 from transfusion_jax.data.readers.raw import Fault
+from transfusion_jax.errors import nearest, require
 
 
 def _entries(path: str, options: ReadOptions) -> Entries:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from transfusion_jax.config.checks import require
 from transfusion_jax.data.readers import files, jsonl, records
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
 from transfusion_jax.data.readers.webdataset import IMAGES
+from transfusion_jax.errors import require
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 

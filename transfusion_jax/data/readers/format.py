@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.config.checks import positive
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
+from transfusion_jax.errors import positive
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.config.checks import require
 from transfusion_jax.data.readers import files, records
 from transfusion_jax.data.readers.format import Format, ReadOptions, package
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
+from transfusion_jax.errors import require
 
 IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 TEXT_NAMES = ("texts", *records.CAPTION_NAMES, "txt")
