@@ -131,10 +131,15 @@ def test_a_module_or_a_file_is_named_in_the_config(tmp_path, monkeypatch):
     [
         (["no.such.module"], "extensions: no.such.module cannot be imported"),
         (["missing.py"], "extensions: there is no file missing.py"),
+        (["a/mine.py", "b/mine.py"], "extensions: two files are called mine.py: rename one"),
         ("one.py", "extensions must be a list of modules and .py files, not 'one.py'"),
     ],
 )
-def test_an_extension_that_cannot_be_loaded_is_named(extensions, message):
+def test_an_extension_that_cannot_be_loaded_is_named(extensions, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text("x = 1\n")
     with pytest.raises(ConfigError, match=message):
         tiny_config(extensions=extensions)
 

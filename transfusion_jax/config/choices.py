@@ -220,7 +220,9 @@ def extend(named: Any) -> dict[str, str]:
                 import_module(name)
             except ModuleNotFoundError as error:
                 raise ConfigError(f"extensions: {name} cannot be imported ({error})") from error
-        found[Path(name).name if text else name] = text
+        key = Path(name).name if text else name
+        require(key not in found, f"extensions: two files are called {key}: rename one")
+        found[key] = text
     return found
 
 

@@ -44,7 +44,9 @@ def load_run(spec: str, overrides: Iterable[str] = ()) -> Run:
     for entry in overrides:
         _apply_override(values, entry)
     named = values.get("extensions", ())
-    if adds and isinstance(named, list | tuple):  # to a table: the run keeps the file
+    if adds and isinstance(named, Mapping):  # to a table: the run keeps the file
+        values["extensions"] = {**named, **extend([path])}
+    elif adds and isinstance(named, list | tuple):
         values["extensions"] = [path, *named]
     return parse_run(values)
 

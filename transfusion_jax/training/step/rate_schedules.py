@@ -9,14 +9,20 @@ from transfusion_jax.config import OptimizerConfig
 
 def cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """A linear warm-up to the peak, then a cosine to the final rate at the last step (paper, section 4.1)."""
-    peak, warmup = config.learning_rate, config.warmup_steps
-    warmup = min(warmup, steps)
-    # optax asks for a cosine of one step at least, even where the warm-up takes all steps.
-    return optax.warmup_cosine_decay_schedule(
-        0.0, peak, warmup, max(steps, warmup + 1), end_value=config.final_learning_rate
-    )
+    left = max(steps - config.warmup_steps, 1)  # optax asks for one, even where the warm-up takes all steps
+    final = config.final_learning_rate / config.learning_rate
+    return _warmed_up(config, steps, optax.cosine_decay_schedule(config.learning_rate, left, final))
 
 
 def constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """A linear warm-up to the peak, and no decay."""
-    return optax.warmup_constant_schedule(0.0, config.learning_rate, min(config.warmup_steps, steps))
+    return _warmed_up(config, steps, optax.constant_schedule(config.learning_rate))
+
+
+def _warmed_up(config: OptimizerConfig, steps: int, then: optax.Schedule) -> optax.Schedule:
+    """From 0 to the peak in `warmup_steps`, or in all steps where those are fewer.
+
+    `optax.linear_schedule` computes `peak - peak (1 - n / warmup)`, which in float32 is wrong by 1e-4 at first.
+    """
+    warmup = min(config.warmup_steps, steps)
+    return optax.join_schedules([lambda step: config.learning_rate * step / max(warmup, 1), then], [warmup])
