@@ -19,7 +19,7 @@ from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.serving.app import Served, make_app
 from transfusion_jax.serving.engine import Engine
 from transfusion_jax.serving.measures import Measures
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 
 def made():

@@ -11,7 +11,7 @@ from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.evaluation.suites import frechet
 from transfusion_jax.evaluation.suites.frechet import Statistics, distance, small_pixels
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 TEXT = Text(np.array([97], np.int32))
 

@@ -19,7 +19,6 @@ from transfusion_jax.parallel import processes
 from transfusion_jax.tasks.autoencoder import AutoencoderTask
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.checkpoint.reader import to_devices
-from transfusion_jax.training.facts import parameters_of
 from transfusion_jax.training.loop import Hook, Monitor, Outcome
 from transfusion_jax.training.monitoring.telemetry import Watching
 from transfusion_jax.training.monitoring.watchdog import Beat
@@ -43,7 +42,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def dry_run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prints the resolved config and its size; returns the exit code."""
     config = _config(arguments, overrides)
-    print(json.dumps({"config": configs.to_dict(config), "parameters": parameters_of(config)}, indent=2))
+    print(
+        json.dumps({"config": configs.to_dict(config), "parameters": AutoencoderTask(config).parameters}, indent=2)
+    )
     return 0
 
 
@@ -76,7 +77,7 @@ def _train(
     accepted = tuple((arguments.accept_changes or "").replace(",", " ").split())
     beat = Beat()
     with begun(Start(accept_changes=accepted), context, data, workdir, interruption, beat):
-        log(f"{config.name}: {parameters_of(config) / 1e6:.2f}M parameters, {config.batch_rows} images per step")
+        log(f"{config.name}: {task.parameters / 1e6:.2f}M parameters, {config.batch_rows} images per step")
         rows = ImageRows(data.train, config.seed, config.data.flip)
         hooks = _hooks(task, config, data, workdir)
         return train_run(context, workdir, rows, interruption, hooks, watching, beat)

@@ -59,6 +59,11 @@ class TransformerTask:
         """See `Task.axes`."""
         return self.model.axes()
 
+    @cached_property
+    def parameters(self) -> int:
+        """See `Task.parameters`."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.model.abstract_params()))
+
     def label(self, path: tuple) -> str:
         """Every parameter is trained."""
         del path
