@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Grey, Identity
+from transfusion_jax.autoencoder.kinds.grey import Grey
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.commands.hooks import plan
 from transfusion_jax.config import Choices, Config
 from transfusion_jax.config.choices import Entry

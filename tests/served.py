@@ -12,7 +12,7 @@ import uvicorn
 from PIL import Image
 
 from helpers import tiny_config
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens

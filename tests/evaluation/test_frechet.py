@@ -4,7 +4,7 @@ import pytest
 from scipy import linalg
 
 from helpers import tiny_config
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.datasets import Codec, Data, plain_statistics
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from helpers import tiny_codec, tiny_config, tiny_corpus
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError, EvaluationConfig
 from transfusion_jax.data.datasets import Codec, Data, plain_statistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens

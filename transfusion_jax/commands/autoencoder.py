@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Trained, trained
+from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network, Params
 from transfusion_jax.commands.common.launch_args import context_of, log, make_ready, watching_of
 from transfusion_jax.config import AutoencoderRun, ConfigError, Run, require
@@ -141,6 +141,6 @@ def export(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Writes an autoencoder as a folder for `prepare --encode`; returns the exit code."""
     del overrides
     config, params, which = _read(arguments)
-    trained.save(arguments.output, Trained(arguments.name, config.architecture, params, f"{config.name}, {which}"))
+    Trained(arguments.name, config.architecture, params, f"{config.name}, {which}").save(arguments.output)
     print(f"written to {arguments.output}; transfusion prepare … --encode {arguments.output}")
     return 0
