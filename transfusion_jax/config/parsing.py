@@ -41,10 +41,11 @@ def load_run(spec: str, overrides: Iterable[str] = ()) -> Run:
     """As `load`, for a config of either kind."""
     path, _, argument = spec.partition(":")
     values, adds = _read(Path(path), "get_config", argument)
-    if adds:  # to a table: the run keeps the file
-        values["extensions"] = [*values.get("extensions", ()), path]
     for entry in overrides:
         _apply_override(values, entry)
+    named = values.get("extensions", ())
+    if adds and isinstance(named, list | tuple):  # to a table: the run keeps the file
+        values["extensions"] = [path, *named]
     return parse_run(values)
 
 
