@@ -1,4 +1,4 @@
-"""Imports run downwards only, and not far: a room of the package knows those before it in the list, and no others."""
+"""Imports run downwards only, and not far: a room of the package knows those before it in the list alone."""
 
 import ast
 from pathlib import Path
