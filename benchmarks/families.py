@@ -28,7 +28,7 @@ from transfusion_jax.generation.single import draw
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.running import Training, run_trainings
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of, data_of
 from transfusion_jax.training.monitoring.metrics import record_of
 from transfusion_jax.training.run_dir import Workdir

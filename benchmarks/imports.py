@@ -1,5 +1,8 @@
 """How many of the package's files a reader comes to who follows imports from a file, wherever they stand in it.
 
+Also, through how many the way goes from a command to the compiled step: the files on any chain of imports from the
+one to the other.
+
     python benchmarks/imports.py
     python benchmarks/imports.py transfusion_jax.model.transformer --list
 
@@ -23,6 +26,7 @@ STARTS = {  # by name, the files to follow imports from
     "transfusion train": ("transfusion_jax.commands.train",),
     "transfusion": ("transfusion_jax.cli",),
 }
+WAY = ("transfusion_jax.commands.train", "transfusion_jax.training.step.step")  # from the command to the step
 COMMANDS = "transfusion_jax.cli"  # its table names a file for each command
 Graph = dict[str, set[str]]  # the modules that each module imports
 Trees = dict[str, ast.Module]  # the code of each module
@@ -41,13 +45,19 @@ def main() -> None:
     starts = {name: (name,) for name in arguments.module} or STARTS
     reached = {name: sorted(reach(found, modules)) for name, modules in starts.items()}
     direct = {name: len(set().union(*(found[module] for module in modules))) for name, modules in starts.items()}
+    passed = sorted(between(found, *WAY))
     if arguments.json:
-        print(json.dumps({name: {"imports": direct[name], "reaches": reached[name]} for name in starts}))
+        counts = {name: {"imports": direct[name], "reaches": reached[name]} for name in starts}
+        print(json.dumps(counts | {"between": passed}))
         return
     for name in starts:
         print(f"{name:<20} imports {direct[name]:3} of {len(found)} files, reaches {len(reached[name]):3}")
         if arguments.list:
             print("\n".join(f"  {module}" for module in reached[name]))
+    if not arguments.module:
+        print(f"from transfusion train to the step: through {len(passed)} files")
+        if arguments.list:
+            print("\n".join(f"  {module}" for module in passed))
 
 
 def graph() -> Graph:
@@ -113,6 +123,11 @@ def reach(of: Graph, starts: tuple[str, ...]) -> set[str]:
             reached.add(module)
             ahead += of[module]
     return reached - {PACKAGE.name}
+
+
+def between(of: Graph, start: str, end: str) -> set[str]:
+    """The modules on the ways from one to another, both included."""
+    return {module for module in reach(of, (start,)) if end in reach(of, (module,))}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,11 @@ PLACES: dict[str, tuple[str, ...]] = {  # where each function is, newest place f
     "make_schedule": ("transfusion_jax.diffusion.schedule.make_schedule",),
     "image_keys": ("transfusion_jax.diffusion.objective.image_keys",),
     "corrupt": ("transfusion_jax.diffusion.objective.corrupt",),
-    "make_task": ("transfusion_jax.tasks.registry.make_task", "transfusion_jax.training.tasks.make_task"),
+    "make_task": (
+        "transfusion_jax.tasks.base.make_task",
+        "transfusion_jax.tasks.registry.make_task",
+        "transfusion_jax.training.tasks.make_task",
+    ),
     "AutoencoderTask": (
         "transfusion_jax.tasks.autoencoder.AutoencoderTask",
         "transfusion_jax.training.autoencoder.AutoencoderTask",

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Grey, Identity
+from transfusion_jax.autoencoder.kinds.grey import Grey
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.commands.hooks import plan
 from transfusion_jax.config import Choices, Config
 from transfusion_jax.config.choices import Entry
@@ -32,7 +33,7 @@ from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.atomic import read_json, write_json
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.loop import Hook, Outcome
@@ -216,7 +217,7 @@ def tiny_run(
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     said: list[str] = []
     try:
-        context = RunContext(task, config, mesh, facts_of(config, data), said.append)
+        context = RunContext(task, config, mesh, facts_of(make_task(config), config, data), said.append)
         begin(start or Start(), context, data, workdir)
         rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
         rows = replace(rows, skipped=workdir.skip_rows)
@@ -231,7 +232,7 @@ def tiny_run(
 def begin_tiny(workdir: Workdir, event: str, *skip_rows: Any, **details: Any) -> None:
     """Writes config and manifest of a tiny run."""
     config, data = tiny_config(), tiny_data()
-    workdir.begin(config, facts_of(config, data), data, event, *skip_rows, **details)
+    workdir.begin(config, facts_of(make_task(config), config, data), data, event, *skip_rows, **details)
 
 
 def begin_run(path: Path, config: Config) -> None:

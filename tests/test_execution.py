@@ -18,7 +18,7 @@ from transfusion_jax.data.stream import batches
 from transfusion_jax.parallel.mesh import AXES, check_batch, make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
 from transfusion_jax.tasks.autoencoder import AutoencoderTask
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.step.state import new_state
 from transfusion_jax.training.step.step import train_step
 

@@ -11,7 +11,8 @@ import pytest
 from harms import contents
 from helpers import begin_tiny, tiny_codec, tiny_config
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.autoencoder import Trained, importing
+from transfusion_jax.autoencoder import importing
+from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.commands import convert as converting
 from transfusion_jax.config.architecture import Architecture
@@ -54,7 +55,7 @@ def prepare(folder):
 
 def keep_autoencoder(folder):
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), Network(SMALL).abstract_params())
-    autoencoders.keep(Trained("small", SMALL, params), folder)
+    autoencoders.save(Trained("small", SMALL, params), folder)
 
 
 def begin_a_run(folder):

@@ -9,8 +9,7 @@ from typing import Any
 
 import jax
 
-from transfusion_jax.config import ModelConfig
-from transfusion_jax.model.transformer import PATCHES
+from transfusion_jax.config import PATCHES, ModelConfig
 from transfusion_jax.model.transfusion import Model
 
 

@@ -19,7 +19,7 @@ from transfusion_jax.config import SUITES, load
 from transfusion_jax.data.datasets import load as load_data
 from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "run")
     config = load(f"{ROOT}/configs/debug.py", [f"{name}={value}" for name, value in OPTIONS.items()])
     data = load_data(config)
-    workdir.begin(config, facts_of(config, data), data, "start")
+    workdir.begin(config, facts_of(make_task(config), config, data), data, "start")
     state = create_state(RunContext(make_task(config), config, make_mesh(config.mesh, jax.devices()[:1])))
     with Checkpoints(workdir.checkpoints, about=workdir.about()) as checkpoints:
         for step in (2, 4):

@@ -21,7 +21,7 @@ from transfusion_jax.evaluation.pictures import draw, drawn_for_held_out, pictur
 from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.evaluation.suites import frechet
 from transfusion_jax.storage.paths import sha256
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 
 @pytest.fixture(scope="module")

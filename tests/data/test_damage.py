@@ -11,7 +11,7 @@ import pytest
 
 from harms import HARMS, contents, names
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.autoencoder import Trained
+from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.data.prepare import Encoders, Job, begin, encode, run, shard
@@ -48,7 +48,7 @@ def prepare(coder, monkeypatch):
         reading = ReadOptions(image_size=8, shard_size=6)
         job = Job(tuple(input_shards([inputs], None, reading)), reading, tokenizer.name, held_out=0.3)
         begin(job, tokenizer, folder)
-        autoencoders.keep(coder, folder)
+        autoencoders.save(coder, folder)
         with Encoders(folder, job, coder, log_variances=False) as encoders:
             assert run(folder, job, range(len(job.shards)), "here", 1, lambda progress: None, encoders)
 

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import SPECIAL_TOKENS, ConfigError
 from transfusion_jax.data import tokenizer
 from transfusion_jax.data.datasets import Codec

@@ -49,9 +49,9 @@ def run(path, commands):
 
 
 def test_the_page_adds_one_of_each_kind_in_less_than_thirty_lines():
-    assert [name for name, _ in FILES] == ["mine.py", "coders.py", "judges.py", "readers.py"]
+    assert [name for name, _ in FILES] == ["mine.py", "coders.py", "judges.py", "readers.py", "hooks.py"]
     assert max(len([line for line in text.splitlines() if line]) for _, text in FILES) < 30
-    assert [command.split()[1] for command in COMMANDS] == ["train", "train", "train", "evaluate", "prepare"]
+    assert [command.split()[1] for command in COMMANDS] == ["train", "train", "train", "evaluate", "prepare", "train"]
 
 
 def test_the_schedule_trains_and_its_run_is_resumed_from_the_workdir_alone(folder):
@@ -82,3 +82,8 @@ def test_the_reader_reads_in_worker_processes(folder):
     manifest = json.loads((folder / "data/verses/data.json").read_text())
     assert sum(split["documents"] for split in manifest["splits"].values()) == 3
     assert "readers.py" in json.loads((folder / "data/verses/job.json").read_text())["extensions"]
+
+
+def test_the_hook_logs_its_number(folder):
+    lines = [json.loads(line) for line in (folder / "runs/watched/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("weight_norm", 0) > 0] == [10]

@@ -15,7 +15,7 @@ from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.evaluation.suites.loss import lower, measured
 from transfusion_jax.evaluation.suites.text import Once
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 LATENTS = make_task(tiny_config(evaluation__rows=8, evaluation__images=20, data__image_first=0.0))
 CODES = make_task(token_config(evaluation__rows=8, evaluation__images=20))

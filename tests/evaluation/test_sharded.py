@@ -8,7 +8,7 @@ from transfusion_jax.config import SUITES, MeshConfig
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import state_shardings
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 SIZE = dict(batch_rows=8, evaluation__rows=16, evaluation__images=40)
 LATENTS = Data(tiny_corpus(), tiny_corpus(1), tiny_codec())

@@ -12,7 +12,7 @@ from transfusion_jax.data.datasets import Data, load
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.evaluation.suites import edits as suite
 from transfusion_jax.evaluation.suites.digits import features, fit_judge, new_judge, pictures
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.worlds.shapes import edits
 

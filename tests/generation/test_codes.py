@@ -12,7 +12,7 @@ from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.generation.single import caption, draw, write
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 CONFIG = token_config(data__caption_dropout=0.0, data__image_first=0.0, model__init_std=0.3)
 TASK = make_task(CONFIG)

@@ -12,7 +12,7 @@ from transfusion_jax.generation.interleaved import Draws, Drew, Ended, Request, 
 from transfusion_jax.generation.prompt import prompt_of, rows_of
 from transfusion_jax.generation.single import draw
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 FAMILIES = {
     "linear": dict(),

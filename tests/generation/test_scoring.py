@@ -11,7 +11,7 @@ from transfusion_jax.generation.scoring import score, score_tokens
 from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 RANDOM = np.random.default_rng(0)
 ORDER = dict(data__image_first=1.0, data__caption_dropout=0.0)  # a caption behind its image

@@ -13,7 +13,7 @@ from transfusion_jax.parallel import devices
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import Rules, batch_sharding, is_split, local_rows, state_shardings
 from transfusion_jax.parallel.tree import leaf_names
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.step.state import abstract_state
 
 

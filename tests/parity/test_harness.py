@@ -134,7 +134,7 @@ def theirs(llama):
 @pytest.fixture(scope="module")
 def ours(llama):
     from transfusion_jax.evaluation.harness import HarnessModel
-    from transfusion_jax.tasks.registry import make_task
+    from transfusion_jax.tasks.base import make_task
     from transfusion_jax.training.checkpoint.reader import to_devices
     from transfusion_jax.training.facts import codec_of
     from transfusion_jax.training.run_dir import Workdir

@@ -15,7 +15,7 @@ from transfusion_jax.evaluation.harness import HarnessModel
 from transfusion_jax.generation.prompt import prompt_of
 from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.run_dir import Workdir

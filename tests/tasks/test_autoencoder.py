@@ -80,7 +80,7 @@ def run(path, config, start=None):
     """As `transfusion autoencoder train`, on one device."""
     workdir, data, task = Workdir(path), load_images(config), AutoencoderTask(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    context = RunContext(task, config, mesh, facts_of(config, data), lambda line: None)
+    context = RunContext(task, config, mesh, facts_of(task, config, data), lambda line: None)
     begin(start or Start(), context, data, workdir)
     rows = ImageRows(data.train, config.seed, config.data.flip)
     return train_run(context, workdir, rows, Interruption(context.log))

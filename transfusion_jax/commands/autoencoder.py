@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Trained, trained
+from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network, Params
 from transfusion_jax.commands.common.launch_args import context_of, log, make_ready, watching_of
 from transfusion_jax.config import AutoencoderRun, ConfigError, Run, require
@@ -19,7 +19,6 @@ from transfusion_jax.parallel import processes
 from transfusion_jax.tasks.autoencoder import AutoencoderTask
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.checkpoint.reader import to_devices
-from transfusion_jax.training.facts import parameters_of
 from transfusion_jax.training.loop import Hook, Monitor, Outcome
 from transfusion_jax.training.monitoring.telemetry import Watching
 from transfusion_jax.training.monitoring.watchdog import Beat
@@ -43,7 +42,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def dry_run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prints the resolved config and its size; returns the exit code."""
     config = _config(arguments, overrides)
-    print(json.dumps({"config": configs.to_dict(config), "parameters": parameters_of(config)}, indent=2))
+    print(
+        json.dumps({"config": configs.to_dict(config), "parameters": AutoencoderTask(config).parameters}, indent=2)
+    )
     return 0
 
 
@@ -76,7 +77,7 @@ def _train(
     accepted = tuple((arguments.accept_changes or "").replace(",", " ").split())
     beat = Beat()
     with begun(Start(accept_changes=accepted), context, data, workdir, interruption, beat):
-        log(f"{config.name}: {parameters_of(config) / 1e6:.2f}M parameters, {config.batch_rows} images per step")
+        log(f"{config.name}: {task.parameters / 1e6:.2f}M parameters, {config.batch_rows} images per step")
         rows = ImageRows(data.train, config.seed, config.data.flip)
         hooks = _hooks(task, config, data, workdir)
         return train_run(context, workdir, rows, interruption, hooks, watching, beat)
@@ -140,6 +141,6 @@ def export(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Writes an autoencoder as a folder for `prepare --encode`; returns the exit code."""
     del overrides
     config, params, which = _read(arguments)
-    trained.save(arguments.output, Trained(arguments.name, config.architecture, params, f"{config.name}, {which}"))
+    Trained(arguments.name, config.architecture, params, f"{config.name}, {which}").save(arguments.output)
     print(f"written to {arguments.output}; transfusion prepare … --encode {arguments.output}")
     return 0

@@ -14,8 +14,9 @@ import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Identity, importing
-from transfusion_jax.autoencoder import trained as trained_autoencoders
+from transfusion_jax.autoencoder import importing
+from transfusion_jax.autoencoder.kinds import trained as trained_autoencoders
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.commands.common.load_model import choose_weights
 from transfusion_jax.config import Config, one_of, require
 from transfusion_jax.conversion import llama, shards
@@ -124,7 +125,7 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _write_json(arguments.output / "config.json", configs.to_dict(config))
     codec = codec_of(workdir)
     tokenizers.save(codec.tokenizer, arguments.output)
-    autoencoders.keep(codec.autoencoder, arguments.output)
+    autoencoders.save(codec.autoencoder, arguments.output)
     _write_json(arguments.output / CODEC, workdir.manifest()["codec"])
     title = "# A Transfusion model"
     finish(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
@@ -187,7 +188,7 @@ def _diff(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _autoencoder_in(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     found = importing.read(arguments.path, arguments.name)
-    trained_autoencoders.save(arguments.output, found)
+    found.save(arguments.output)
     a = found.architecture
     millions = sum(math.prod(leaf.shape) for leaf in trained_autoencoders.flat(found.params).values()) / 1e6
     what = (

@@ -27,7 +27,8 @@ from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
 from transfusion_jax.storage.cache_dirs import keep_programs
-from transfusion_jax.tasks.registry import ModelTask, make_task
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.checkpoint.errors import DeletedCheckpoint
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.facts import data_of

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     own = range(place, len(job.shards), hosts)
     prepare.begin(job, tokenizer, output)
     if coder:
-        autoencoders.keep(coder, output)
+        autoencoders.save(coder, output)
     log(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
     progress = _Line(log)
     try:

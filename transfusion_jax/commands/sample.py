@@ -28,7 +28,7 @@ from transfusion_jax.generation.scoring import score
 from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of, data_of
 
 EVERY = 5.0  # seconds between two reports

@@ -12,7 +12,7 @@ from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.generation.guidance import untrained_branch
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.partial_load import parse_mapping
 from transfusion_jax.training.loop import Outcome
 from transfusion_jax.training.monitoring.telemetry import Watching

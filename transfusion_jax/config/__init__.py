@@ -5,6 +5,7 @@ from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Los
 from transfusion_jax.config.base import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 from transfusion_jax.config.choices import (
     ATTENTION,
+    AUTOENCODERS,
     HOOKS,
     IMAGES,
     NOISE_SCHEDULES,
@@ -26,7 +27,7 @@ from transfusion_jax.config.experiment import (
     EvaluationConfig,
     SamplingConfig,
 )
-from transfusion_jax.config.model import SPECIAL_TOKENS, DiffusionConfig, ModelConfig
+from transfusion_jax.config.model import PATCHES, SPECIAL_TOKENS, DiffusionConfig, ModelConfig
 from transfusion_jax.config.parsing import (
     as_model,
     identity,
@@ -44,6 +45,7 @@ from transfusion_jax.errors import ConfigError, nearest, one_of, positive, requi
 
 __all__ = [
     "ATTENTION",
+    "AUTOENCODERS",
     "FOLLOWS",
     "HOOKS",
     "IMAGES",
@@ -51,6 +53,7 @@ __all__ = [
     "OBJECTIVES",
     "OF_LATENTS",
     "OPTIMIZERS",
+    "PATCHES",
     "PATCH_CODERS",
     "RATE_SCHEDULES",
     "READERS",

@@ -234,6 +234,7 @@ def _text_of(name: str) -> str:
 
 
 ATTENTION = Choices("attention", "kernels/attention", "attention")
+AUTOENCODERS = Choices("autoencoders", "autoencoder/kinds", "from_name")
 HOOKS = Choices("hooks", "commands/hooks", "hook")
 IMAGES = Choices("images", "tasks/families.py")
 NOISE_SCHEDULES = Choices("noise_schedules", "diffusion/noise_schedules.py")

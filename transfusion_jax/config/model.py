@@ -16,6 +16,7 @@ from transfusion_jax.config.choices import (
 from transfusion_jax.errors import one_of, positive, require
 
 VOCABULARY_MULTIPLE = 128
+PATCHES = "patches"  # the part of a layer's parameters that patches alone go through, where they are untied
 SPECIAL_TOKENS = 5  # BOS, EOS, BOI, EOI, PAD
 
 UNET_CHANNELS = {1: (1280,), 2: (768, 1024), 4: (256, 768, 1024), 8: (256, 512, 512, 1024)}  # by patch_size

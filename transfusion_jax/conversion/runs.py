@@ -9,6 +9,7 @@ from transfusion_jax.config import Config, require
 from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.storage.paths import Place
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.facts import facts_of
@@ -39,7 +40,7 @@ def write_run(
     """
     workdir = Workdir(path)
     data = Data(Corpus(()), Corpus(()), codec)
-    facts = facts_of(config, data)
+    facts = facts_of(make_task(config), config, data)
     about = facts | {"skip_rows": [], "config": configs.to_dict(config)}
     with workdir.locked():
         require(not workdir.exists(), f"{path} already holds a run: choose another --output")

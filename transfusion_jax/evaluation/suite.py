@@ -11,7 +11,7 @@ import jax
 from transfusion_jax.config import Config, EvaluationConfig
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 class Run(Protocol):

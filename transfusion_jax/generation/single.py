@@ -11,7 +11,7 @@ from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.prompt import prompt_of
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 def write(

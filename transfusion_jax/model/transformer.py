@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from transfusion_jax.config import REMAT_POLICIES, ModelConfig
+from transfusion_jax.config import PATCHES, REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.attention import Attention, attend
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import (
@@ -26,8 +26,6 @@ from transfusion_jax.model.layers import (
 )
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import split
-
-PATCHES = "patches"  # the part of a layer's parameters that patches alone go through, where they are untied
 
 
 class Trunk(nnx.Module):

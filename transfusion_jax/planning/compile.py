@@ -41,7 +41,7 @@ from transfusion_jax.planning.roofline import Collective, Work
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.cache_dirs import cache_folder
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.step.state import RunContext
 from transfusion_jax.training.step.step import step_program
 

@@ -17,7 +17,7 @@ from transfusion_jax.planning.flops_breakdown import Operations, by_formula, ker
 from transfusion_jax.planning.memory import Sizes, abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.roofline import Collective, Terms, Work
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 TEMPORARY = "gradients and temporaries"
 CODE = "program"

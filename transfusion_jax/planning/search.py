@@ -15,7 +15,7 @@ from transfusion_jax.planning.estimate import Contents, estimate
 from transfusion_jax.planning.memory import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.plan import Plan, make_plan, overrides
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 MOST_TENSOR, MOST_CONTEXT = 8, 8  # beyond, each product is small and each layer waits for several exchanges
 MARGIN = 0.9  # of a chip's memory that an estimate may take: it can be too low

@@ -23,7 +23,7 @@ from transfusion_jax.planning.search import choose_mesh
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.scaling.ladder import LadderRun
 from transfusion_jax.storage.paths import place
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 KEPT = 1  # checkpoints beside the newest `loop.keep`: the best one
 

@@ -12,7 +12,7 @@ from transfusion_jax.model.transfusion import Params
 from transfusion_jax.serving.app import DRAIN, Served, make_app
 from transfusion_jax.serving.engine import Engine
 from transfusion_jax.serving.measures import Measures
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.run_dir import Workdir
 

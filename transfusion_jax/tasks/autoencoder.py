@@ -73,6 +73,11 @@ class AutoencoderTask:
             lambda p, part: self.loss(p, part, key, step, images), params, batch, self.config.accumulation
         )
 
+    @property
+    def parameters(self) -> int:
+        """See `Task.parameters`: those of encoder and decoder."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.network.abstract_params()))
+
     def label(self, path: tuple) -> str:
         """By the part of the parameters."""
         return LABELS[path[0].key]

@@ -6,6 +6,8 @@ from transfusion_jax.config import Config
 from transfusion_jax.tasks.next_token import TokenTask
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
+ModelTask = TransfusionTask | TokenTask
+
 
 def latents(config: Config) -> TransfusionTask:
     """Images are denoised: Transfusion."""

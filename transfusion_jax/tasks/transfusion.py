@@ -12,12 +12,11 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import PATCHES, Config
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion import objective
 from transfusion_jax.diffusion.schedule import Path, make_schedule
 from transfusion_jax.model.layers import find_patches, gather_patches
-from transfusion_jax.model.transformer import PATCHES
 from transfusion_jax.model.transfusion import Model, Params, TokenLosses
 from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
@@ -58,6 +57,11 @@ class TransformerTask:
     def axes(self) -> AxisNames:
         """See `Task.axes`."""
         return self.model.axes()
+
+    @cached_property
+    def parameters(self) -> int:
+        """See `Task.parameters`."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.model.abstract_params()))
 
     def label(self, path: tuple) -> str:
         """Every parameter is trained."""

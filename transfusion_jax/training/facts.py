@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from importlib.metadata import version
 from typing import Any
 
-import jax
-
 from transfusion_jax import config
-from transfusion_jax.autoencoder.network import Network
-from transfusion_jax.config import AutoencoderRun, Config, Run
+from transfusion_jax.config import Config, Run
 from transfusion_jax.data import datasets
 from transfusion_jax.data.datasets import Codec, Data, read_codec
 from transfusion_jax.data.packing.plan import REPLAYED
-from transfusion_jax.flops import count_parameters
 from transfusion_jax.parallel import flags
+from transfusion_jax.tasks.base import Task
 from transfusion_jax.training.run_dir import Workdir
 
 PACKAGES = ("transfusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def facts_of(new: Run, data: Any) -> dict[str, Any]:
+def facts_of(task: Task, new: Run, data: Any) -> dict[str, Any]:
     """What a manifest says of a run, its history apart; `data` is what it trains on, such as `Data`."""
     return {
         "versions": {package: version(package) for package in PACKAGES},
         "flags": flags.in_force(),
         "identity_hash": config.identity_hash(new),
-        "parameters": parameters_of(new),
+        "parameters": task.parameters,
         **data.facts(new),
     }
-
-
-def parameters_of(run: Run) -> int:
-    """Of the network that a run trains."""
-    if isinstance(run, Config):
-        return count_parameters(run.model).total
-    assert isinstance(run, AutoencoderRun)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Network(run.architecture).abstract_params()))
 
 
 def codec_of(workdir: Workdir) -> Codec:

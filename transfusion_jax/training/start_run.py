@@ -167,7 +167,8 @@ def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) 
             weights == "raw" or has_average,
             f"{start.init_from} keeps no average of its weights: use --weights raw",
         )
-        return step, weights, *transplant(checkpoints, step, weights, state.params, model, start.mapping)
+        axes = context.task.axes()
+        return step, weights, *transplant(checkpoints, step, weights, state.params, axes, model, start.mapping)
 
     step, weights, params, notes = read_checkpoint(start.init_from, take)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)

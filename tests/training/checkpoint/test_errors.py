@@ -17,6 +17,7 @@ from transfusion_jax.evaluation import results
 from transfusion_jax.generation.png import write_png
 from transfusion_jax.storage.atomic import DamagedFile
 from transfusion_jax.storage.jsonl import check_lines, read_lines
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training import verification
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.facts import codec_of, facts_of
@@ -41,7 +42,7 @@ def trained(tmp_path_factory):
         data = tiny_data()
         data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
         started = replace(CONFIG, seed=seed)
-        workdir.begin(started, facts_of(started, data), data, "start")
+        workdir.begin(started, facts_of(make_task(started), started, data), data, "start")
         with workdir.locked(), open_writer(workdir, 0) as writer:
             for step in (1, 2):
                 writer.record(step, {"loss": 1.5 + seed})
@@ -109,12 +110,12 @@ def test_a_cut_tokenizer_is_written_again_when_the_run_goes_on(tmp_path):
     data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
     workdir = Workdir(tmp_path)
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
-    workdir.begin(CONFIG, facts_of(CONFIG, data), data, "start")
+    workdir.begin(CONFIG, facts_of(make_task(CONFIG), CONFIG, data), data, "start")
     assert codec_of(workdir).tokenizer.content == tokenizer.content
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
     with pytest.raises(DamagedFile, match=r"tokenizer\.json"):
         codec_of(workdir)
-    workdir.begin(CONFIG, facts_of(CONFIG, data), data, "resume")
+    workdir.begin(CONFIG, facts_of(make_task(CONFIG), CONFIG, data), data, "resume")
     assert codec_of(workdir).tokenizer.content == tokenizer.content
 
 
@@ -131,7 +132,7 @@ def test_a_kill_between_manifest_and_config_is_no_damage(trained, tmp_path):
     path = shutil.copytree(trained[0], tmp_path / "run")
     before = (path / "config.json").read_bytes()
     config, data = replace(CONFIG, loop=replace(CONFIG.loop, keep=7)), tiny_data()
-    Workdir(path).begin(config, facts_of(config, data), data, "resume")
+    Workdir(path).begin(config, facts_of(make_task(config), config, data), data, "resume")
     assert (path / "config.json").read_bytes() != before
     (path / "config.json").write_bytes(before)
     assert Workdir(path).run().loop.keep != 7
@@ -165,6 +166,6 @@ def test_a_workdir_of_a_former_version_is_read(trained, tmp_path):
     assert verification.damaged(Workdir(path)) == []
     workdir = Workdir(path)
     with workdir.locked(), Checkpoints(workdir.checkpoints):
-        workdir.begin(CONFIG, facts_of(CONFIG, tiny_data()), tiny_data(), "resume")
+        workdir.begin(CONFIG, facts_of(make_task(CONFIG), CONFIG, tiny_data()), tiny_data(), "resume")
         workdir.remember("event")
     assert workdir.manifest()["run"]

@@ -51,7 +51,7 @@ def make_ready(arguments: argparse.Namespace, run: Run) -> tuple[Mesh, Workdir]:
 
 def context_of(task: Task, run: Run, data: Any, mesh: Mesh) -> RunContext:
     """The run, once it is known that all processes have the same, and reach one another."""
-    context = RunContext(task, run, mesh, facts_of(run, data), log)
+    context = RunContext(task, run, mesh, facts_of(task, run, data), log)
     agree({"config": configs.to_dict(run), **context.facts, "code": code_hash()})
     reach_all(mesh)
     return context

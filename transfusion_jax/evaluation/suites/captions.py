@@ -11,7 +11,7 @@ from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.scoring import score
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:

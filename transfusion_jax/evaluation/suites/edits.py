@@ -12,7 +12,7 @@ from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.png import to_pixels
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.worlds.shapes import edits, scenes
 
 SEED = 2**31 - 1  # of the scenes; training sets have smaller ones

@@ -19,7 +19,7 @@ from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation.pictures import draw, pictures, resized
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 GRID = 8  # pixels of a side that are left
 

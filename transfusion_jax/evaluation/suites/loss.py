@@ -26,7 +26,7 @@ from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import split, to_host, ways
 from transfusion_jax.tasks.base import in_parts, joined
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 Losses = dict[str, tuple[np.ndarray, np.ndarray]]  # by name: losses and their weights
 

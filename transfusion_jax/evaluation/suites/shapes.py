@@ -23,7 +23,7 @@ from transfusion_jax.evaluation.suites.edits import SEED, drawing_size, picture
 from transfusion_jax.generation.png import to_pixels
 from transfusion_jax.generation.single import caption, draw
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.worlds.shapes import captions as claims
 from transfusion_jax.worlds.shapes import scenes
 from transfusion_jax.worlds.shapes.captions import Background, Claim, Count, Relation
