@@ -76,7 +76,7 @@ class Choices(Mapping[str, Any]):
             return implementation  # the user's own file has said what it is
         replaces = old and not new.kept and (old.kept or old.file == new.file != "")
         if name in self and not replaces:
-            where = f"of {old.file}" if old and old.file else "added before" if old else "not added here"
+            where = f"of {old.file}" if old and old.file else "added before" if old else "built in or installed"
             raise ConfigError(f"{self.name.upper()} has {name!r} already ({where}): choose another name")
         line = help or (implementation.__doc__ or "").strip().partition("\n")[0]
         self._added[name] = Entry(line, lambda: implementation, new)
