@@ -4,12 +4,11 @@ import jax
 import pytest
 
 from helpers import code_codec, code_corpus, tiny_codec, tiny_config, tiny_corpus, token_config
-from transfusion_jax.config import MeshConfig
+from transfusion_jax.config import SUITES, MeshConfig
 from transfusion_jax.data.datasets import Data
-from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import state_shardings
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 SIZE = dict(batch_rows=8, evaluation__rows=16, evaluation__images=40)
 LATENTS = Data(tiny_corpus(), tiny_corpus(1), tiny_codec())

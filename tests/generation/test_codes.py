@@ -10,10 +10,9 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.text import caption, write
+from transfusion_jax.generation.single import caption, draw, write
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 CONFIG = token_config(data__caption_dropout=0.0, data__image_first=0.0, model__init_std=0.3)
 TASK = make_task(CONFIG)

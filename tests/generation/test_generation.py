@@ -6,8 +6,7 @@ import pytest
 
 from helpers import LATENT, special, tiny_codec, tiny_config
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import draw, write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.tasks.transfusion import TransfusionTask

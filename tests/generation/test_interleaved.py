@@ -8,11 +8,11 @@ from helpers import LATENT, code_codec, tiny_codec, tiny_config, token_config
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.generation import reference
-from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.interleaved import Draws, Drew, Ended, Request, Wrote, generate, stream
 from transfusion_jax.generation.prompt import prompt_of, rows_of
+from transfusion_jax.generation.single import draw
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 FAMILIES = {
     "linear": dict(),

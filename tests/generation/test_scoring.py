@@ -8,10 +8,10 @@ from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.generation.scoring import score, score_tokens
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 RANDOM = np.random.default_rng(0)
 ORDER = dict(data__image_first=1.0, data__caption_dropout=0.0)  # a caption behind its image

@@ -90,7 +90,7 @@ def test_wrong_shapes_and_names_are_refused():
         check_shapes(q, k[:, :, :1], v, spans)
     with pytest.raises(ValueError, match="are not of the queries"):
         check_shapes(q, k, v, Spans(*(s[:, :40] for s in spans)))
-    with pytest.raises(ValueError, match="unknown attention implementation 'flush'"):
+    with pytest.raises(ValueError, match="attention is 'flush'; valid: auto, blocked"):
         attention(q, k, v, spans, implementation="flush")
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from helpers import tiny_batch, tiny_config
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import PATCHES, ConfigError
 from transfusion_jax.model.kv_cache import Cache
 from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.model.transformer import PATCHES
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.step.state import new_state

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transfusion_jax.cli import main
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
-from transfusion_jax.training.checkpoint.manager import to_devices
+from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.start_run import find_checkpoint
 

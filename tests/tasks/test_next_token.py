@@ -16,7 +16,7 @@ from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 KEY = jax.random.key(3)
 FIRST_CODE = VOCABULARY + 5

@@ -24,8 +24,8 @@ from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Params, Transfusion
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.tasks.next_token import TokenTask
-from transfusion_jax.tasks.registry import ModelTask
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
 NOTHING = -1  # a token that was not written

@@ -22,7 +22,7 @@ from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.model.layers import find_patches, gather_patches
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import to_host
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
 

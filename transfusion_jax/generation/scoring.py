@@ -20,7 +20,7 @@ from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Params, Transfusion
 from transfusion_jax.parallel.sharding import split, to_host
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 ROWS = 32  # scored at a time, at the most
 SHORTEST = 32  # elements of a row of tokens, the next size being twice that

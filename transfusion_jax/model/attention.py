@@ -10,21 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transfusion_jax.config import ModelConfig
-from transfusion_jax.kernels.attention import auto, blocked, gpu, reference, tpu
+from transfusion_jax.config import ATTENTION, ModelConfig
 from transfusion_jax.kernels.softmax import MASKED, dense_mask
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import HeadNorm, dot, normal, param
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import partition, split
-
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-    "auto": auto.attention,
-    "tpu": tpu.attention,
-    "gpu": gpu.attention,
-    "blocked": blocked.attention,
-    "reference": reference.attention,
-}
 
 
 def attention(
@@ -37,9 +28,9 @@ def attention(
     """Softmax attention of each query over the keys of its span, scaled by 1/√D.
 
     Args:
-        k, v: Tq and Tk may differ.
+        k, v: as many keys as there are, S; there may be more or fewer than queries.
         spans: in key positions.
-        implementation: a name in `IMPLEMENTATIONS`.
+        implementation: a name in the table `ATTENTION`.
 
     Returns:
         Of each query, in the dtype of q. The softmax is computed in float32.
@@ -50,11 +41,7 @@ def attention(
     """
     check_shapes(q, k, v, spans)
     spans = Spans(jnp.asarray(spans.start), jnp.asarray(spans.end))
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"unknown attention implementation {implementation!r}: one of {', '.join(IMPLEMENTATIONS)}"
-        )
-    return over_devices(IMPLEMENTATIONS[implementation])(q, k, v, spans.start, spans.end)
+    return over_devices(ATTENTION[implementation])(q, k, v, spans.start, spans.end)
 
 
 def check_shapes(q: Float[Array, " ..."], k: Float[Array, " ..."], v: Float[Array, " ..."], spans: Spans) -> None:

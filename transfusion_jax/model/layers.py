@@ -8,20 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import checkpoint_policies as policies
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.kernels.softmax import OUTPUTS
 from transfusion_jax.parallel.sharding import AXES, AxisNames, is_split, split
-
-REMAT_POLICIES = {
-    "none": None,
-    "full": policies.nothing_saveable,
-    "dots": policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUTS)
-    ),
-}
 
 
 def param(value: Shaped[Array, " ..."], *axes: str) -> nnx.Param:

@@ -12,12 +12,11 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import PATCHES, REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.attention import Attention, attend
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import (
     MLP,
-    REMAT_POLICIES,
     RMSNorm,
     dot,
     param,
@@ -28,8 +27,6 @@ from transfusion_jax.model.layers import (
 )
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import split
-
-PATCHES = "patches"  # the part of a layer's parameters that patches alone go through, where they are untied
 
 
 class Trunk(nnx.Module):
@@ -97,7 +94,7 @@ class Trunk(nnx.Module):
         def body(x: Float[Array, "B T W"], params: nnx.State) -> tuple[Float[Array, "B T W"], None]:
             return through(nnx.merge(structure, params), x), None
 
-        policy = REMAT_POLICIES[self.config.remat]
+        policy = REMAT_POLICIES[self.config.remat]()
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         return jax.lax.scan(body, x, stacked)[0]

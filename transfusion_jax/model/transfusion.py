@@ -18,17 +18,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import PATCH_CODERS, ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.kernels.platform import compute_dtype
-from transfusion_jax.model.coders.linear import LinearPatchCoder
-from transfusion_jax.model.coders.unet import UNetPatchCoder
 from transfusion_jax.model.layers import declared_axes, dot, normal, param
 from transfusion_jax.model.transformer import Layer, Trunk
 from transfusion_jax.parallel.sharding import AxisNames, split
 
 Params = dict[str, Any]
-PATCH_CODERS: dict[str, Any] = {"linear": LinearPatchCoder, "none": LinearPatchCoder, "unet": UNetPatchCoder}
+FORWARD_AND_BACKWARD = 3  # the backward pass costs two forward passes
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,32 @@ class Model:
         bound: Transfusion = _merged(_structure(self.config), params | {"trunk": trunk | {"layers": {}}})
         bound.trunk.layers = nnx.List(_merged(_layer_structure(self.config), layer) for layer in layers)
         return bound
+
+    def flops(self, elements: Any, text_losses: Any, images: Any, span_area: Any) -> Any:
+        """Exact operations of a forward and a backward pass, padding and recomputation not counted.
+
+        Args:
+            elements: text tokens and patches, padding left out.
+            text_losses: elements whose next token, or code, is predicted: the text head runs on these.
+            images: images embedded and denoised.
+            span_area: Σ over elements of the keys that each may attend to.
+
+        Numbers or arrays alike.
+        """
+        config = self.config
+        per_layer = 4 * config.width**2 + 3 * config.width * config.mlp_width
+        trunk = 2.0 * config.layers * per_layer * elements
+        attention = 4.0 * config.layers * config.width * span_area
+        head = 2.0 * config.width * config.padded_vocabulary * text_losses
+        return FORWARD_AND_BACKWARD * (trunk + attention + head + self.coder_flops * images)
+
+    @property
+    def coder_flops(self) -> float:
+        """Operations of the patch coder on one image, embedded and denoised, forward; of codes there is none."""
+        if self.config.images != "latents":
+            return 0.0
+        flops: float = PATCH_CODERS[self.config.patch_coder].flops(self.config)
+        return flops
 
     def by_layer(self, params: Params) -> Params:
         """The same in the compute dtype, each layer's apart in a tuple: decoding reads them fastest so."""

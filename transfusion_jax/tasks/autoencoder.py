@@ -22,7 +22,7 @@ from transfusion_jax.autoencoder.network import Network, nearest
 from transfusion_jax.config import AutoencoderRun
 from transfusion_jax.data.image_stream import ImageBatch
 from transfusion_jax.diffusion.objective import image_keys
-from transfusion_jax.flops import FORWARD_AND_BACKWARD
+from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD
 from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, Params, accumulated_gradients
 
@@ -73,6 +73,11 @@ class AutoencoderTask:
         return accumulated_gradients(
             lambda p, part: self.loss(p, part, key, step, images), params, batch, self.config.accumulation
         )
+
+    @property
+    def parameters(self) -> int:
+        """See `Task.parameters`: those of encoder and decoder."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.network.abstract_params()))
 
     def label(self, path: tuple) -> str:
         """By the part of the parameters."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from transfusion_jax.config import IMAGES, Config
 from transfusion_jax.parallel.sharding import AxisNames
 
 Params = Any
@@ -54,6 +55,11 @@ class Task(Protocol):
 
     def label(self, path: tuple) -> str:
         """Which optimizer a parameter belongs to: "adamw", or "frozen"."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """How many the network has that is trained."""
         ...
 
     def flops(self, counts: dict[str, float]) -> float:
@@ -102,3 +108,8 @@ def joined(parts: Any) -> Any:
         return jnp.swapaxes(x, 0, 1).reshape(count * rows, *rest)
 
     return jax.tree.map(join, parts)
+
+
+def make_task(config: Config) -> Any:
+    """The task of a model's config: what `model.images` names, a `families.ModelTask` unless a user added it."""
+    return IMAGES[config.model.images](config)

@@ -49,7 +49,7 @@ class TokenTask(TransformerTask):
         return model.text_losses(hidden, batch.targets, batch.token_weight, self.config.data.text_capacity)
 
     def held_out(self, params: Params, batch: Batch, key: Key[Array, ""]) -> Parts:
-        """The losses of `evaluation.loss`."""
+        """The losses of `evaluation.suites.loss`."""
         del key
         tokens = self.element_losses(params, batch)
         return {"loss": (tokens.loss, tokens.weight)} | {

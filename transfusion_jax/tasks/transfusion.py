@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from transfusion_jax import flops
-from transfusion_jax.config import Config
+from transfusion_jax.config import PATCHES, Config
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion import objective
 from transfusion_jax.diffusion.schedule import Path, make_schedule
 from transfusion_jax.model.layers import find_patches, gather_patches
-from transfusion_jax.model.transformer import PATCHES
 from transfusion_jax.model.transfusion import Model, Params, TokenLosses
 from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
@@ -62,6 +60,11 @@ class TransformerTask:
         """See `Task.axes`."""
         return self.model.axes()
 
+    @cached_property
+    def parameters(self) -> int:
+        """See `Task.parameters`."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.model.abstract_params()))
+
     def label(self, path: tuple) -> str:
         """Every parameter is trained."""
         del path
@@ -70,9 +73,7 @@ class TransformerTask:
     def flops(self, counts: dict[str, float]) -> float:
         """Exact operations of the step that reported these counts."""
         c = counts
-        return float(
-            flops.step_flops(self.config.model, c["elements"], c["text_losses"], c["images"], c["span_area"])
-        )
+        return float(self.model.flops(c["elements"], c["text_losses"], c["images"], c["span_area"]))
 
     def report(
         self, batch: Batch, tokens: TokenLosses, row_loss: Float[Array, " B"], sums: Parts
@@ -147,7 +148,7 @@ class TransfusionTask(TransformerTask):
         return tokens, image_loss, timesteps
 
     def held_out(self, params: Params, batch: Batch, key: Key[Array, ""]) -> Parts:
-        """The losses of `evaluation.loss` with their weights, by name; those of images by noise, too."""
+        """The losses of `evaluation.suites.loss` with their weights, by name; those of images by noise, too."""
         tokens, image_loss, t = self.element_losses(params, batch, key)
         parts = {"loss_text": (tokens.loss, tokens.weight), "loss_image": (image_loss, batch.image_weight)}
         for name, here in self._noise(t).items():

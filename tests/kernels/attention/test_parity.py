@@ -10,12 +10,12 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from attending import assert_close, gradients
+from helpers import stand_in
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
-from transfusion_jax.config import MeshConfig
+from transfusion_jax.config import ATTENTION, MeshConfig
 from transfusion_jax.kernels.attention import gpu, tpu
 from transfusion_jax.kernels.attention.reference import attention as reference
 from transfusion_jax.kernels.softmax import dense_mask
-from transfusion_jax.model import attention as attention_module
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.mesh import make_mesh
@@ -106,7 +106,7 @@ def test_queries_reach_only_the_key_blocks_that_they_touch(kernel, layout):
 
 @every_kernel
 def test_it_is_split_over_rows_and_heads_like_the_others(kernel, monkeypatch):
-    monkeypatch.setitem(attention_module.IMPLEMENTATIONS, "kernel", kernel(16, 16))
+    stand_in(monkeypatch, ATTENTION, "kernel", kernel(16, 16))
     spans = layout_spans(ALL[:4])
     q, k, v, weight = random_arrays(4, (4, LENGTH, 2, 8))
     expected = gradients(lambda *qkv: reference(*qkv, *spans), q, k, v, weight)

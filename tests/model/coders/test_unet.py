@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.config import ConfigError, MeshConfig
-from transfusion_jax.model.coders.unet import UNetPatchCoder, stages
+from transfusion_jax.model.coders.unet import PatchCoder, stages
 from transfusion_jax.model.layers import LayerNorm
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.mesh import check_batch, make_mesh
@@ -142,7 +142,7 @@ def coder(config):
     """Its two ways, compiled, with every parameter moved: some begin as zeros."""
     model = Model(config)
     params = moved(jax.jit(model.init)(jax.random.key(0)))
-    assert isinstance(model.bind(params).patch_coder, UNetPatchCoder)
+    assert isinstance(model.bind(params).patch_coder, PatchCoder)
 
     @jax.jit
     def encode(params, latents, timesteps):

@@ -10,7 +10,7 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import axis_names
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.step.optimizer import is_matrix, learning_rate, make_optimizer
-from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step
 
 
@@ -161,7 +161,7 @@ def test_first_moments_in_bfloat16_take_half_the_bytes_and_train():
 def fresh(config, devices=1):
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     task = TransfusionTask(config)
-    return create_state(task, config, mesh), make_step(task, config, mesh)
+    return create_state(RunContext(task, config, mesh)), make_step(RunContext(task, config, mesh))
 
 
 def run(state, step, batches):

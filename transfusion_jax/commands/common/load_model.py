@@ -19,8 +19,11 @@ from transfusion_jax.parallel import processes
 from transfusion_jax.parallel.mesh import check_batch, make_mesh
 from transfusion_jax.parallel.sharding import state_shardings
 from transfusion_jax.storage.cache_dirs import keep_programs
-from transfusion_jax.tasks.registry import ModelTask, make_task
-from transfusion_jax.training.checkpoint.manager import Checkpoints, DamagedCheckpoint, to_devices
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.tasks.families import ModelTask
+from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.run_dir import Workdir
 
 

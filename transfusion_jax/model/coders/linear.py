@@ -17,7 +17,7 @@ from transfusion_jax.parallel.sharding import split
 TIMESTEP_FEATURES = 256
 
 
-class LinearPatchCoder(nnx.Module):
+class PatchCoder(nnx.Module):
     """One linear layer each way; the timestep's embedding is added to every patch vector (paper, footnote 6).
 
     The embedding is a two-layer MLP on sinusoids at the trunk's width, which gives the parameter shares of the

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.coders.linear import TIMESTEP_FEATURES, sinusoids
-from transfusion_jax.model.layers import REMAT_POLICIES, LayerNorm, param
+from transfusion_jax.model.layers import LayerNorm, param
 from transfusion_jax.model.layers import dot as product
 from transfusion_jax.parallel.sharding import split
 
@@ -69,7 +69,7 @@ def stages(config: ModelConfig) -> tuple[list[Stage], list[Stage]]:
     return down, up
 
 
-class UNetPatchCoder(nnx.Module):
+class PatchCoder(nnx.Module):
     """See the module's text."""
 
     def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
@@ -182,7 +182,7 @@ class Side(nnx.Module):
     ) -> Float[Array, "images _ _ _"]:
         """One stage's result; what the backward pass computes again is the trunk's choice."""
         part = self.parts[stage.name]
-        policy = REMAT_POLICIES[self.config.remat]
+        policy = REMAT_POLICIES[self.config.remat]()
         run: Callable = part if policy is None else jax.checkpoint(part, policy=policy)
         return run(x, embedding)
 

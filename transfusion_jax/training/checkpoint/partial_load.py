@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion_jax import config as configs
-from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, one_of, require
+from transfusion_jax.config import PATCHES, SPECIAL_TOKENS, ModelConfig, one_of, require
 from transfusion_jax.errors import CheckpointError
-from transfusion_jax.model.transformer import PATCHES
-from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.processes import each
-from transfusion_jax.parallel.sharding import replicated, to_host
+from transfusion_jax.parallel.sharding import AxisNames, replicated, to_host
 from transfusion_jax.parallel.tree import leaf_names, leaf_shapes, shape_text
-from transfusion_jax.training.checkpoint.manager import PARTS, Checkpoints
+from transfusion_jax.training.checkpoint.reader import PARTS, CheckpointReader
 
 ACTIONS = ("grow", "fresh", "drop", "text")
 Mapping = Sequence[tuple[str, str]]  # (pattern of leaf names, action): the first that fits decides
@@ -43,7 +41,13 @@ def parse_mapping(entries: Sequence[str]) -> Mapping:
 
 
 def transplant(
-    checkpoints: Checkpoints, step: int, which: str, params: Any, model: ModelConfig, mapping: Mapping
+    checkpoints: CheckpointReader,
+    step: int,
+    which: str,
+    params: Any,
+    axes: AxisNames,
+    model: ModelConfig,
+    mapping: Mapping,
 ) -> tuple[Any, list[str]]:
     """Parameters with the weights of a checkpoint.
 
@@ -57,6 +61,7 @@ def transplant(
         step: of which step.
         which: "raw" or "ema".
         params: the new model's, freshly initialised.
+        axes: see `Task.axes`.
         model: the new model.
         mapping: see `parse_mapping`.
 
@@ -73,7 +78,7 @@ def transplant(
         name.removeprefix(prefix): shape for name, shape in manifest["leaves"].items() if name.startswith(prefix)
     }
     new = leaf_shapes(params)
-    leaves, axes = dict(zip(new, jax.tree.leaves(params), strict=True)), Model(model).axes()
+    leaves = dict(zip(new, jax.tree.leaves(params), strict=True))
     actions: dict[str, str] = {}
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) == new.get(name) and not _tokens_moved(axes[name], old_model, model):

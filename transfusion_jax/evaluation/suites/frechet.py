@@ -17,8 +17,9 @@ from PIL import Image as Pillow
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation.pictures import draw, pictures, resized
+from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 GRID = 8  # pixels of a side that are left
 
@@ -107,3 +108,6 @@ def small_pixels(images: np.ndarray) -> Statistics:
     """Of images `[n, H, W, 3]` uint8, averaged to 8×8, in [−1, 1]."""
     small = np.stack([resized(image, GRID, Pillow.Resampling.BOX) for image in images])
     return Statistics.of(small.reshape(len(small), -1) / 127.5 - 1)
+
+
+SUITE = Suite(run, "images", True, check=check)

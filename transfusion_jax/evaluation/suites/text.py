@@ -16,9 +16,10 @@ from transfusion_jax.data.documents import Source
 from transfusion_jax.data.packing.shuffle import shuffled
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.data.tokenizer import SpecialTokens
-from transfusion_jax.evaluation.loss import bytes_of, measured
+from transfusion_jax.evaluation.suite import Suite
+from transfusion_jax.evaluation.suites.loss import bytes_of, measured
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
@@ -96,3 +97,6 @@ class Once:
     @property
     def _capacity(self) -> int:
         return self.config.data.text_capacity  # every element bears a loss
+
+
+SUITE = Suite(run, check=check, version=2)

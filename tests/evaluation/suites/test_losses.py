@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 
 from helpers import code_codec, code_corpus, tiny_codec, tiny_config, tiny_corpus, token_config
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import SUITES, ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.datasets import Data
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Source, Text
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
-from transfusion_jax.evaluation.loss import lower, measured
-from transfusion_jax.evaluation.suite import SUITES
-from transfusion_jax.evaluation.text import Once
+from transfusion_jax.evaluation.suites.loss import lower, measured
+from transfusion_jax.evaluation.suites.text import Once
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 LATENTS = make_task(tiny_config(evaluation__rows=8, evaluation__images=20, data__image_first=0.0))
 CODES = make_task(token_config(evaluation__rows=8, evaluation__images=20))

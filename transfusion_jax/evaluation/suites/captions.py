@@ -8,9 +8,10 @@ import numpy as np
 from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.documents import Document, Image
+from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.scoring import score
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
@@ -58,3 +59,6 @@ def captioned(config: Config, data: Data) -> list[tuple[Image, np.ndarray]]:
         raise ConfigError("the suite 'captions' needs held-out images with captions: prepare some with --held-out")
     pairs = [(image, caption.tokens) for caption, image in found]
     return sorted(pairs, key=lambda pair: len(pair[1]))  # so that rows scored together are about as long
+
+
+SUITE = Suite(run, "images", check=check)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from transfusion_jax.autoencoder.interface import Array, Encoding
+from transfusion_jax.storage.paths import Place
 
 NAME = re.compile(r"grey-f(1|2|4|8|16)k([1-9]\d*)")
 
@@ -54,6 +55,9 @@ class Grey:
     def hash(self) -> str:
         """The name: there are no weights."""
         return self.name
+
+    def save(self, folder: Place) -> None:
+        """Nothing: its name is enough to find it."""
 
 
 def from_name(name: str) -> Grey | None:

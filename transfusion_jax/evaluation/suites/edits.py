@@ -8,10 +8,11 @@ import numpy as np
 from transfusion_jax.config import Config, EvaluationConfig, require
 from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.png import to_pixels
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.worlds.shapes import edits, scenes
 
 SEED = 2**31 - 1  # of the scenes; training sets have smaller ones
@@ -92,3 +93,6 @@ def is_done(scene: scenes.Scene, edit: edits.Edit, image: np.ndarray) -> bool:
     """Whether an image `[H, H, 3]` in [−1, 1] comes nearest to the scene after the edit."""
     choices = [scene, *(other.after for other in edits.edits(scene))]
     return choices[edits.shown(to_pixels(image[None])[0], choices)] == edit.after
+
+
+SUITE = Suite(run, "images", True, lambda config: [text for _, _, text in asked(config)], check)

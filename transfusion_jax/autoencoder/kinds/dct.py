@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion_jax.autoencoder.interface import Array, Encoding
+from transfusion_jax.storage.paths import Place
 
 NAME = re.compile(r"dct-f(2|4|8|16)c(\d+)")
 YCBCR = np.array(  # ITU-R BT.601; rows: luminance and both chrominances of red, green and blue
@@ -57,6 +58,9 @@ class CosineBlocks:
     def hash(self) -> str:
         """The name: there are no weights."""
         return self.name
+
+    def save(self, folder: Place) -> None:
+        """Nothing: its name is enough to find it."""
 
     @cached_property
     def _analysis(self) -> np.ndarray:

@@ -4,14 +4,14 @@ import pytest
 from scipy import linalg
 
 from helpers import tiny_config
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.datasets import Codec, Data, plain_statistics
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
-from transfusion_jax.evaluation import frechet
-from transfusion_jax.evaluation.frechet import Statistics, distance, small_pixels
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.evaluation.suites import frechet
+from transfusion_jax.evaluation.suites.frechet import Statistics, distance, small_pixels
+from transfusion_jax.tasks.base import make_task
 
 TEXT = Text(np.array([97], np.int32))
 

@@ -16,16 +16,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transfusion_jax.config import Config, require
+from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch, abstract_batch, bytes_of_batch, stack
 from transfusion_jax.data.datasets import Codec, Data
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.row import empty_row
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import split, to_host, ways
 from transfusion_jax.tasks.base import in_parts, joined
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 Losses = dict[str, tuple[np.ndarray, np.ndarray]]  # by name: losses and their weights
 
@@ -63,26 +64,6 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     if plain_bytes:
         results["bits_per_byte"] = plain_nats / math.log(2) / plain_bytes
     return results
-
-
-def run_images(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
-    """`loss_image` on the rows and with the noise of `run`; of latents by noise, too, as training logs it.
-
-    Raises:
-        ConfigError: the model sees no images.
-    """
-    check_images(task.config, data)
-    sums: dict[str, np.ndarray] = {}
-    rows = make_rows(data.held_out, task.config, data.codec.special, version=data.row_plan)
-    for _, losses in measured(task, params, rows, task.config.evaluation.rows, key):
-        add_up(sums, {name: part for name, part in losses.items() if name.startswith("loss_image")})
-    return means(sums)
-
-
-def check_images(config: Config, data: Data) -> None:
-    """Raises ConfigError where the model sees no images."""
-    del data
-    require(config.model.images != "none", "the suite 'images' needs images, and this is a model of text alone")
 
 
 def measured(
@@ -163,3 +144,6 @@ def _losses(task: ModelTask, params: Params, batch: Batch, key: jax.Array) -> di
         return part(batch)
     found: dict[str, Any] = joined(jax.lax.map(part, in_parts(batch, parts)))
     return found
+
+
+SUITE = Suite(run, version=2)

@@ -17,13 +17,13 @@ import numpy as np
 from transfusion_jax.config import Config, EvaluationConfig
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.readers import shapes
-from transfusion_jax.evaluation.edits import SEED, drawing_size, picture
 from transfusion_jax.evaluation.grader import look
-from transfusion_jax.generation.images import draw
+from transfusion_jax.evaluation.suite import Suite
+from transfusion_jax.evaluation.suites.edits import SEED, drawing_size, picture
 from transfusion_jax.generation.png import to_pixels
-from transfusion_jax.generation.text import caption
+from transfusion_jax.generation.single import caption, draw
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.worlds.shapes import captions as claims
 from transfusion_jax.worlds.shapes import scenes
 from transfusion_jax.worlds.shapes.captions import Background, Claim, Count, Relation
@@ -195,3 +195,6 @@ def _single_kinds(said: Sequence[Claim]) -> list[Kind]:
 def _differ(kinds: Sequence[Kind]) -> bool:
     """Whether these are two kinds of different shapes."""
     return len(kinds) == 2 and kinds[0].shape != kinds[1].shape
+
+
+SUITE = Suite(run, "images", True, lambda config: [prompt.caption for prompt in asked(config)], check)

@@ -1,17 +1,18 @@
-"""Writing text after any mix of texts and images."""
+"""Texts alone, and images alone: documents continued, images captioned, an image drawn for each prompt."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
 
-from transfusion_jax.config import require
+from transfusion_jax.config import SamplingConfig, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.generation.interleaved import Request, generate
+from transfusion_jax.generation.prompt import prompt_of
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 def write(
@@ -47,7 +48,35 @@ def caption(
     writing: Writing | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """The model's words for images `[S, H, W, channels]` in [−1, 1]; by default the likeliest ones, up to 40."""
+    """The model's words for images in [−1, 1]; by default the likeliest ones, up to 40."""
     require(task.config.model.images != "none", "this is a model of text alone: it sees no images")
     documents = [Document((Image(latent),)) for latent in codec.latents(images)]
     return write(task, params, codec, documents, writing or Writing(max_tokens=40), seed)
+
+
+def draw(
+    task: ModelTask,
+    params: Params,
+    codec: Codec,
+    prompts: list[str],
+    seed: int,
+    sampling: SamplingConfig | None = None,
+) -> Float[np.ndarray, "S H W C"]:
+    """One image for each prompt.
+
+    Args:
+        task: the trained model's task.
+        params: its weights.
+        codec: how it codes texts and images.
+        prompts: texts that the images follow; a prompt may stand more than once.
+        seed: image i depends on (seed, i, its prompt) alone, whatever is drawn beside it.
+        sampling: how; by default the config's.
+
+    Returns:
+        Images in [−1, 1], in the prompts' order.
+
+    Raises:
+        ConfigError: a prompt does not fit the context, or the model draws no images.
+    """
+    requests = [Request(prompt_of(text, codec), "image", seed, number) for number, text in enumerate(prompts)]
+    return np.stack([s.images[0] for s in generate(task, params, codec, requests, sampling)])

@@ -1,4 +1,4 @@
-"""An autoencoder with weights, kept in a folder: `autoencoder.json` and `weights.safetensors`."""
+"""Autoencoders with weights, each kept in a folder: `autoencoder.json` and `weights.safetensors`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
-from transfusion_jax.autoencoder.dct import from_name
+from transfusion_jax import autoencoder
 from transfusion_jax.autoencoder.interface import Array, Encoding
 from transfusion_jax.autoencoder.network import Network, Params
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.parallel.tree import nested
 from transfusion_jax.storage.atomic import DamagedFile, read_json, write_json, write_whole
-from transfusion_jax.storage.paths import Place
+from transfusion_jax.storage.paths import Place, place
 
 ABOUT, WEIGHTS = "autoencoder.json", "weights.safetensors"
 REMEDY = "copy the folder from its origin, or run the command that wrote it again"
@@ -66,6 +66,33 @@ class Trained:
         """Of architecture and weights, whatever file they were read from."""
         return self._hash
 
+    def save(self, folder: Place) -> None:
+        """Writes the folder; a folder that holds the same autoencoder, whole, is left as it is.
+
+        Raises:
+            ConfigError: the name is no word, or the folder holds another autoencoder.
+        """
+        check_name(self.name)
+        about = {
+            "name": self.name,
+            "hash": self.hash(),
+            "architecture": dataclasses.asdict(self.architecture),
+            "origin": self.origin,
+        }
+        if (folder / ABOUT).exists():
+            try:
+                there = open_folder(folder).hash()
+            except DamagedFile:
+                there = None  # it is written again
+            require(
+                there in (None, about["hash"]),
+                f"{folder} holds another autoencoder ({there}): choose another folder",
+            )
+            if there:
+                return
+        write_whole(folder / WEIGHTS, tensors.save(flat(self.params)))
+        write_json(folder / ABOUT, about, indent=2)  # last: the folder is whole once this is there
+
     @property
     def _here(self) -> Params:
         """The parameters on the device that JAX computes on in this thread."""
@@ -101,31 +128,10 @@ def _decode(architecture: Architecture, params: Params, latents: jax.Array) -> j
     return jnp.clip(network.decode(params, latents), -1, 1)
 
 
-def save(folder: Place, autoencoder: Trained) -> None:
-    """Writes the folder; a folder that holds the same autoencoder, whole, is left as it is.
-
-    Raises:
-        ConfigError: the name is no word, or the folder holds another autoencoder.
-    """
-    check_name(autoencoder.name)
-    about = {
-        "name": autoencoder.name,
-        "hash": autoencoder.hash(),
-        "architecture": dataclasses.asdict(autoencoder.architecture),
-        "origin": autoencoder.origin,
-    }
-    if (folder / ABOUT).exists():
-        try:
-            there = open_folder(folder).hash()
-        except DamagedFile:
-            there = None  # it is written again
-        require(
-            there in (None, about["hash"]), f"{folder} holds another autoencoder ({there}): choose another folder"
-        )
-        if there:
-            return
-    write_whole(folder / WEIGHTS, tensors.save(flat(autoencoder.params)))
-    write_json(folder / ABOUT, about, indent=2)  # last: the folder is whole once this is there
+def from_name(name: str) -> Trained | None:
+    """The autoencoder of the folder that a name is, or None if it is no such folder."""
+    folder = place(name)
+    return open_folder(folder) if (folder / ABOUT).is_file() else None
 
 
 def open_folder(folder: Place) -> Trained:
@@ -168,7 +174,7 @@ def check_name(name: str) -> None:
     """Raises ConfigError where a name cannot stand in a file's name, or is one of another kind."""
     require(bool(NAME.fullmatch(name)), f"an autoencoder's name is a word such as kl-f8c8, not {name!r}")
     require(
-        name not in ("identity", "pixels") and from_name(name) is None,
+        name != "pixels" and autoencoder.without_weights(name) is None,
         f"{name!r} is taken: choose another name for the autoencoder",
     )
 

@@ -12,10 +12,10 @@ from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.readers import digits
-from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.text import caption
+from transfusion_jax.evaluation.suite import Suite
+from transfusion_jax.generation.single import caption, draw
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
@@ -122,3 +122,6 @@ def new_judge() -> Any:
 def features(images: np.ndarray) -> np.ndarray:
     """Images `[S, 8, 8, 1]` in [−1, 1] as scikit-learn's pixel values, `[S, 64]` in 0 … 16."""
     return (images.reshape(len(images), -1) + 1) / 2 * digits.LARGEST
+
+
+SUITE = Suite(run, "images", True, lambda config: prompts(config.images), check)
