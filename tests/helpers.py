@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import programs
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import Grey, Identity
 from transfusion_jax.config import Config
@@ -207,12 +208,16 @@ def tiny_run(
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     said: list[str] = []
     try:
-        begin(start or Start(), task, config, data, mesh, workdir, said.append)
+        with programs.shared():
+            begin(start or Start(), task, config, data, mesh, workdir, said.append)
         rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
         rows = replace(rows, skipped=workdir.skip_rows)
         interruption = Interruption(said.append)
         settled = plan_vs_actual.reporter(task, config, mesh, said.append)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, said.append, watching, beat, settled)
+        with programs.shared():
+            return train(
+                task, config, rows, mesh, workdir, interruption, hooks, said.append, watching, beat, settled
+            )
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))
