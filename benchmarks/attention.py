@@ -20,8 +20,9 @@ import torch
 
 import harness
 from blocks import kinds, of_length, row_spans
+from transfusion_jax.kernels.softmax import dense_mask
 from transfusion_jax.model.attention import attention
-from transfusion_jax.model.spans import Spans, dense_mask
+from transfusion_jax.model.spans import Spans
 
 HEAD_DIM = 64
 
@@ -98,7 +99,7 @@ def ours(name: str, spans: Spans, heads: int) -> Contestant:
 def theirs(spans: Spans, heads: int) -> Contestant:
     """PyTorch on the CPU."""
     q, k, v, weight = (torch.tensor(x.swapaxes(1, 2), requires_grad=True) for x in arrays(spans, heads))
-    mask = torch.tensor(np.asarray(dense_mask(spans, np.shape(spans.start)[1])))[:, None]
+    mask = torch.tensor(np.asarray(dense_mask(*spans, np.shape(spans.start)[1])))[:, None]
 
     def run() -> Any:
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -19,8 +19,8 @@ import harness
 from transfusion_jax.config import Config
 from transfusion_jax.config import load as load_config
 from transfusion_jax.data.datasets import load
-from transfusion_jax.data.stream import make_rows
-from transfusion_jax.kernels.block_ranges import count_blocks
+from transfusion_jax.data.document_rows import make_rows
+from transfusion_jax.kernels.attention.schedule import count_blocks
 from transfusion_jax.model.spans import Spans
 
 CONFIG = Path(__file__).parents[1] / "configs" / "paper.py"

@@ -29,7 +29,7 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.checkpoint.checksums import checksums
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.step.state import State, abstract_state, create_state
+from transfusion_jax.training.step.state import RunContext, State, create_state
 
 ALLOWED = 0.1  # seconds, beside the copy
 
@@ -101,13 +101,13 @@ def measure(config: Config, arguments: argparse.Namespace) -> Result:
 
 def new_state(config: Config) -> State:
     """The state before the first step, on one device."""
-    return create_state(TransfusionTask(config), config, make_mesh(config.mesh, jax.devices()[:1]))
+    return create_state(RunContext(TransfusionTask(config), config, make_mesh(config.mesh, jax.devices()[:1])))
 
 
 def load(config: Config, folder: str) -> tuple[float, int]:
     """Seconds of loading the newest checkpoint, and the bytes that the process grew by meanwhile, at most."""
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    abstract = abstract_state(TransfusionTask(config), config, mesh)
+    abstract = RunContext(TransfusionTask(config), config, mesh).abstract_state
     checkpoints = Checkpoints(Path(folder))
     before = most_memory()
     seconds = timed(lambda: jax.block_until_ready(checkpoints.restore(checkpoints.steps[-1], abstract)[0]))

@@ -34,13 +34,14 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import Config
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import load
+from transfusion_jax.data.document_rows import DocumentRows, make_rows
 from transfusion_jax.data.documents import Image as Picture
 from transfusion_jax.data.documents import Text
 from transfusion_jax.data.prepare import Job, begin
 from transfusion_jax.data.prepare.shard import prepare_shard
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
-from transfusion_jax.data.stream import Rows, batches, make_rows
+from transfusion_jax.data.stream import batches
 
 TOKENIZER = Path(mistral_common.__path__[0]) / "data" / "tokenizer.model.v1"
 ENCODING = "dct-f8c8"  # 256 pixels become the paper's 32×32×8, so that an image is 256 patches
@@ -128,13 +129,13 @@ def write_pairs(folder: Path, tar: Path, patches: int) -> tuple[Path, int]:
     return tar, elements
 
 
-def open_rows(config: Config) -> Rows:
+def open_rows(config: Config) -> DocumentRows:
     """The stream of one epoch after the other, planned."""
     data = load(config)
     return make_rows(data.train, config, data.codec.special, log=lambda line: None)
 
 
-def read_rows(rows: Rows, elements: int) -> None:
+def read_rows(rows: DocumentRows, elements: int) -> None:
     """One epoch, as training reads it, without further processes. Some are read twice to fill the last row."""
     with batches(rows, 0, 1, slice(0, 1), workers=0) as stream:
         read = sum(int(np.sum(batch.source >= 0)) for batch in itertools.islice(stream, rows.epoch))

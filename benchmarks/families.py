@@ -20,16 +20,16 @@ import numpy as np
 
 from transfusion_jax.commands.common.load_model import read_model
 from transfusion_jax.commands.flags.shared import add_weights
-from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.config import SUITES
 from transfusion_jax.data.readers import digits
-from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.flops import count_parameters
-from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.png import grid, write_png
+from transfusion_jax.generation.single import draw
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.running import Training, run_trainings
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
+from transfusion_jax.training.facts import codec_of, data_of
 from transfusion_jax.training.monitoring.metrics import record_of
 from transfusion_jax.training.run_dir import Workdir
 
@@ -177,7 +177,7 @@ def draw_all(root: Path) -> np.ndarray:
     for point in reversed(finals(root)):
         task, params, workdir = read(root / point.name)
         prompts = [prompt for prompt in PROMPTS for _ in range(PER_FAMILY)]
-        images = draw(task, params, workdir.codec(), prompts, seed=0)
+        images = draw(task, params, codec_of(workdir), prompts, seed=0)
         columns.append(images.reshape(len(PROMPTS), PER_FAMILY, *images.shape[1:]))
     sheet = np.concatenate(columns, axis=1)
     return grid(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1], list(PROMPTS))
@@ -211,7 +211,7 @@ def table_of_scores(root: Path) -> list[str]:
     lines = ["", "| | drawn right | without guidance | captioned right |", "|---|---|---|---|"]
     for point in reversed(finals(root)):
         task, params, workdir = read(root / point.name)
-        data = data_loading.load(task.config, workdir.codec().statistics)
+        data = data_of(workdir, task.config)
         found = SUITES["digits"].run(task, params, data, jax.random.key(task.config.seed))
         names = "generation_accuracy", "generation_accuracy_unguided", "caption_accuracy"
         lines.append(f"| {RUNS[point.name][0]} | " + " | ".join(f"{found[name]:.1%}" for name in names) + " |")

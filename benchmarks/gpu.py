@@ -29,13 +29,12 @@ import harness
 from blocks import CONFIG, kinds, of_length, row_spans
 from harness import Peak, Report
 from training import make_batch, make_config, our_step
-from transfusion_jax import flops
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.config import load as load_config
-from transfusion_jax.kernels.gpu import span_attention
-from transfusion_jax.model import attention
-from transfusion_jax.model.spans import Spans, dense_mask
-from transfusion_jax.parallel.devices import describe_devices
+from transfusion_jax.kernels.attention.gpu import span_attention
+from transfusion_jax.kernels.attention.reference import attention as dense_attention
+from transfusion_jax.kernels.softmax import dense_mask
+from transfusion_jax.parallel.devices import describe_devices, peak_flops
 
 FORWARD_AND_BACKWARD = 3.5  # products of attention: two forward, and five backward, which computes the scores again
 DENSE: dict[str, Literal["cudnn", "xla"]] = {"cuda": "cudnn", "cpu": "xla"}
@@ -122,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(setting: Setting, options: argparse.Namespace) -> Iterator[Report]:
     """Attention in each shape, then the training step."""
     device = jax.devices()[0]
-    value, source = flops.peak_flops(device)
+    value, source = peak_flops(device)
     peak = Peak(value, f"{source} for {device.device_kind}")
     for shape in setting.shapes:
         for heads in setting.heads:
@@ -155,7 +154,7 @@ def _errors(setting: Setting, channels: int) -> Iterator[Error]:
     spans, coarse = make_arrays(*setting.parity, heads=2, channels=channels)
     exact = [x.astype(jnp.float32) for x in coarse]
     with jax.default_matmul_precision("highest"):
-        expected = differentiated(lambda q, k, v: attention.reference(q, k, v, *spans))(*exact)
+        expected = differentiated(lambda q, k, v: dense_attention(q, k, v, *spans))(*exact)
     actual = differentiated(ours(setting, spans))(*coarse)
     for array, a, b in zip(("out", "d_q", "d_k", "d_v"), actual, expected, strict=True):
         largest = float(jnp.max(jnp.abs(a.astype(jnp.float32) - b)))
@@ -241,7 +240,7 @@ def ours(setting: Setting, spans: Span) -> Callable[..., jax.Array]:
 
 def dense(setting: Setting, spans: Span) -> Callable[..., jax.Array]:
     """cuDNN with a dense mask; XLA where there is no GPU."""
-    mask = dense_mask(Spans(*spans), spans[0].shape[1])[:, None]
+    mask = dense_mask(*spans, spans[0].shape[1])[:, None]
     return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=DENSE[setting.device])
 
 

@@ -29,11 +29,11 @@ from jax.sharding import PartitionSpec as P
 import gpu as benchmark
 import harness
 from training import make_batch, make_config
-from transfusion_jax.kernels.gpu import span_attention
+from transfusion_jax.kernels.attention.gpu import span_attention
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.step.state import abstract_state
+from transfusion_jax.training.step.state import RunContext
 from transfusion_jax.training.step.step import train_step
 
 SHAPE = (4, 4096, 16)  # rows, elements, heads
@@ -183,7 +183,7 @@ def compile_step(gpu: Gpu, remat: str) -> Step:
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), make_batch(config))
     step = jax.jit(lambda state, batch: train_step(task, config, state, batch), donate_argnums=0)
     with jax.set_mesh(mesh):
-        lowered = step.lower(abstract_state(task, config, mesh), batch)
+        lowered = step.lower(RunContext(task, config, mesh).abstract_state, batch)
     compiled = lowered.compile()
     memory, program = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.flops import measured_peak
+from transfusion_jax.parallel.devices import measured_peak
 
 LIBRARIES = ("jax", "flax", "libtpu", "torch", "transfusion-pytorch", "numpy")
 PEAK_SIZES = (512, 1024, 1536, 2048)

@@ -13,8 +13,7 @@ from typing import Any
 
 import harness
 from training import compile_step, make_config, of_size, with_remat
-from transfusion_jax.config import Config
-from transfusion_jax.model.layers import REMAT_POLICIES
+from transfusion_jax.config import REMAT_POLICIES, Config
 
 BASE: dict[str, int] = dict(rows=2, context=768, vocabulary=8192, layers=4)
 FACTORS = (1, 2, 4)

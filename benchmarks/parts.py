@@ -24,7 +24,7 @@ from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.model.attention import attention
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.step.state import create_state, optimizer_of
+from transfusion_jax.training.step.state import RunContext, create_state, optimizer_of
 
 WHOLE = "the step"
 
@@ -109,7 +109,7 @@ def text_head(config: Config) -> Callable[[], None]:
 def update(config: Config) -> Callable[[], None]:
     """Clipping and AdamW on all parameters, in place."""
     task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
-    optimizer, state = optimizer_of(task, config), create_state(task, config, mesh)
+    optimizer, state = optimizer_of(task, config), create_state(RunContext(task, config, mesh))
     params, moments = state.params, state.optimizer
     gradients = jax.tree.map(jnp.ones_like, params)
 

@@ -15,12 +15,13 @@ import jax
 
 import harness
 from training import make_batch, make_config, of_size, with_remat
-from transfusion_jax.flops import peak_flops
+from transfusion_jax.parallel.devices import peak_flops
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning.plan_vs_actual import Beside, beside_plan
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.loop import Pace
+from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step
 
 SHAPES = (  # width, layers, rows, elements of a row, remat
@@ -44,8 +45,9 @@ def measure(width: int, layers: int, rows: int, context: int, remat: str, rounds
     """One shape; the peak is taken beside it, for other processes change it."""
     config = with_remat(make_config(of_size(width, layers), rows, context), remat)
     task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
-    step, batch = make_step(task, config, mesh), jax.device_put(make_batch(config), batch_sharding(mesh))
-    state, report = step(create_state(task, config, mesh), batch)
+    run = RunContext(task, config, mesh)
+    step, batch = make_step(run), jax.device_put(make_batch(config), batch_sharding(mesh))
+    state, report = step(create_state(run), batch)
     times = []
     for _ in range(1 + rounds):
         jax.block_until_ready((state, report))
@@ -55,7 +57,7 @@ def measure(width: int, layers: int, rows: int, context: int, remat: str, rounds
     seconds, peak = statistics.median(times[1:]), peak_flops(jax.devices()[0])[0]
     record = {name: float(value) for name, value in report.values.items()}
     record["mfu"] = task.flops(record) / seconds / peak
-    return beside_plan(task, config, mesh, peak, record, seconds, step.bytes_used(state, batch))
+    return beside_plan(run, Pace(peak, record, seconds, step.bytes_used(state, batch)))
 
 
 def table(found: dict[tuple, Beside]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pytorch_attention import ATTENTIONS
 from transfusion_jax.config import Config, ModelConfig, OptimizerConfig
 from transfusion_jax.data.batch import Batch
-from transfusion_jax.diffusion.schedule import cosine
+from transfusion_jax.diffusion.noise_schedules import cosine
 
 TIMESTEP_FEATURES = 256
 

@@ -20,14 +20,18 @@ import numpy as np
 PLACES: dict[str, tuple[str, ...]] = {  # where each function is, newest place first: after a move, add the new one
     "parse_run": ("transfusion_jax.config.parse_run",),
     "load": ("transfusion_jax.data.datasets.load", "transfusion_jax.data.load.load"),
-    "make_rows": ("transfusion_jax.data.stream.make_rows",),
+    "make_rows": ("transfusion_jax.data.document_rows.make_rows", "transfusion_jax.data.stream.make_rows"),
     "stack": ("transfusion_jax.data.batch.stack",),
     "load_images": ("transfusion_jax.data.image_stream.load_images", "transfusion_jax.data.images.load_images"),
     "ImageRows": ("transfusion_jax.data.image_stream.ImageRows", "transfusion_jax.data.images.ImageRows"),
     "make_schedule": ("transfusion_jax.diffusion.schedule.make_schedule",),
     "image_keys": ("transfusion_jax.diffusion.objective.image_keys",),
     "corrupt": ("transfusion_jax.diffusion.objective.corrupt",),
-    "make_task": ("transfusion_jax.tasks.registry.make_task", "transfusion_jax.training.tasks.make_task"),
+    "make_task": (
+        "transfusion_jax.tasks.base.make_task",
+        "transfusion_jax.tasks.registry.make_task",
+        "transfusion_jax.training.tasks.make_task",
+    ),
     "AutoencoderTask": (
         "transfusion_jax.tasks.autoencoder.AutoencoderTask",
         "transfusion_jax.training.autoencoder.AutoencoderTask",
@@ -153,8 +157,9 @@ def step(values: Mapping[str, Any], params: Any, batch: Any, key: jax.Array) -> 
     """Gradients and metrics of a batch on the mesh of a config."""
     task = task_of(values)
     mesh = find("make_mesh")(task.config.mesh)
+    axes = (task.axes(),) if hasattr(task, "axes") else ()  # older revisions have a table in place of it
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, find("state_shardings")(params, mesh))
+        placed = jax.device_put(params, find("state_shardings")(params, mesh, *axes))
         rows = jax.device_put(batch, find("batch_sharding")(mesh))
         result: tuple[Any, Any] = jax.device_get(jax.jit(lambda p, b: task.gradients(p, b, key, 0))(placed, rows))
     return result

@@ -21,14 +21,14 @@ import numpy as np
 
 from transfusion_jax.commands.common.load_model import read_model
 from transfusion_jax.commands.flags.shared import add_weights
-from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.readers import digits
 from transfusion_jax.diffusion import sampler as samplers
-from transfusion_jax.evaluation.digits import features, fit_judge, pictures, prompts
-from transfusion_jax.evaluation.frechet import Statistics, distance
-from transfusion_jax.generation.images import draw
+from transfusion_jax.evaluation.suites.digits import features, fit_judge, pictures, prompts
+from transfusion_jax.evaluation.suites.frechet import Statistics, distance
+from transfusion_jax.generation.single import draw
 from transfusion_jax.tasks.transfusion import TransfusionTask
+from transfusion_jax.training.facts import data_of
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 250)
 FEW = (1, 2, 4, 8, 16, 50)
@@ -54,7 +54,7 @@ def main() -> None:
     task, params, workdir, _, _ = read_model(arguments, print)
     if not isinstance(task, TransfusionTask):
         raise SystemExit("samplers are of latents: this run is of another family")
-    data = data_loading.load(task.config, workdir.codec().statistics)
+    data = data_of(workdir, task.config)
     seen, unseen = (pictures(corpus, data.codec) for corpus in (data.train, data.held_out))
     judge, real = fit_judge(seen), statistics(seen.images)
     asked, texts = np.arange(IMAGES) % len(digits.NAMES), prompts(IMAGES)

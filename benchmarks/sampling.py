@@ -27,7 +27,7 @@ import harness
 from harness import compare, matmul_peak, parser, publish
 from step import LIBRARY_MARKS, LIBRARY_NOTES, library_model
 from training import config_of, shape_flags
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import Config
 from transfusion_jax.data.datasets import Codec, plain_statistics
 from transfusion_jax.data.documents import Document, Text

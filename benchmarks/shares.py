@@ -13,7 +13,8 @@ from pathlib import Path
 from transfusion_jax import config as configs
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.config.model import UNET_CHANNELS
-from transfusion_jax.flops import coder_flops, count_parameters
+from transfusion_jax.flops import count_parameters
+from transfusion_jax.model.transfusion import Model
 
 CONFIG = Path(__file__).parents[1] / "configs/paper.py"
 PAPER = {  # table 7: linear and U-Net, in percent of the model
@@ -72,7 +73,7 @@ def sizes() -> list[str]:
     for size, widths in UNET_CHANNELS.items():
         pair = [model("7b", coder, size) for coder in ("linear", "unet")]
         millions = [f"{count_parameters(one).patch_coder / 1e6:.1f}M" for one in pair]
-        giga = [f"{coder_flops(one) / 1e9:,.1f}" for one in pair]
+        giga = [f"{Model(one).coder_flops / 1e9:,.1f}" for one in pair]
         patches = pair[0].patches
         trunk = f"{2 * count_parameters(pair[0]).trunk * patches / 1e9:,.0f}"
         lines.append(

@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import harness
-from transfusion_jax.kernels.tpu import Blocks, span_attention
+from transfusion_jax.kernels.attention.tpu import Blocks, span_attention
 from transfusion_jax.parallel import flags
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")

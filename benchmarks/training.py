@@ -19,7 +19,7 @@ from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.step.state import abstract_state, create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step, train_step
 
 ELEMENTS_PER_IMAGE = 384  # one image of 256 patches for so many elements of a row
@@ -100,7 +100,7 @@ def make_batch(config: Config) -> Batch:
 def compile_step(config: Config) -> tuple[float, jax.stages.Compiled]:
     """The compiled step for one device, allocating nothing, and the seconds that tracing and compiling took."""
     task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
-    state, batch = abstract_state(task, config, mesh), abstract_batch(config)
+    state, batch = RunContext(task, config, mesh).abstract_state, abstract_batch(config)
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
         step = jax.jit(functools.partial(train_step, task, config), donate_argnums=0)
@@ -111,9 +111,9 @@ def compile_step(config: Config) -> tuple[float, jax.stages.Compiled]:
 def our_step(config: Config, batch: Batch) -> tuple[Callable[[], None], float]:
     """The project's training step on one batch again and again, and its model operations."""
     task, mesh = TransfusionTask(config), make_mesh(config.mesh, jax.devices()[:1])
-    step = make_step(task, config, mesh)
+    step = make_step(RunContext(task, config, mesh))
     on_device = jax.device_put(batch, batch_sharding(mesh))
-    state, report = step(create_state(task, config, mesh), on_device)
+    state, report = step(create_state(RunContext(task, config, mesh)), on_device)
 
     def run() -> None:
         nonlocal state

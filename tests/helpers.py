@@ -12,12 +12,16 @@ import numpy as np
 
 import programs
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Grey, Identity
-from transfusion_jax.config import Config
+from transfusion_jax.autoencoder.kinds.grey import Grey
+from transfusion_jax.autoencoder.kinds.identity import Identity
+from transfusion_jax.commands.hooks import plan
+from transfusion_jax.config import Choices, Config
+from transfusion_jax.config.choices import Entry
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.datasets import Codec, Data, load
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.prepare import Job
 from transfusion_jax.data.prepare import begin as begin_preparing
@@ -26,20 +30,21 @@ from transfusion_jax.data.prepare.shard import prepare_shard
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.data.store.latent_stats import LatentStatistics
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.tree import leaf_names
-from transfusion_jax.planning import plan_vs_actual
 from transfusion_jax.storage.atomic import read_json, write_json
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.chunks import Leaf
-from transfusion_jax.training.loop import Hook, Outcome, train
+from transfusion_jax.training.facts import facts_of
+from transfusion_jax.training.loop import Hook, Outcome
 from transfusion_jax.training.monitoring.telemetry import NOTHING_MORE, Watching
 from transfusion_jax.training.monitoring.watchdog import Beat
 from transfusion_jax.training.preemption import Interruption
+from transfusion_jax.training.run import train_run
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.start_run import Start, begin, kept_plan
+from transfusion_jax.training.step.state import RunContext
 
 LATENT = (4, 4, 2)
 VOCABULARY = 20
@@ -80,6 +85,11 @@ def tiny_config(**changes: Any) -> Config:
             section = section.setdefault(part, {})
         section[field] = value
     return configs.parse(values)
+
+
+def stand_in(monkeypatch: Any, table: Choices, name: str, implementation: Any) -> None:
+    """Makes a name of a table mean this until the test ends."""
+    monkeypatch.setitem(table._added, name, Entry("", lambda: implementation))
 
 
 CODEBOOK = 11
@@ -208,19 +218,24 @@ def tiny_run(
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     said: list[str] = []
     try:
+        context = RunContext(task, config, mesh, facts_of(make_task(config), config, data), said.append)
         with programs.shared():
-            begin(start or Start(), task, config, data, mesh, workdir, said.append)
+            begin(start or Start(), context, data, workdir)
         rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
         rows = replace(rows, skipped=workdir.skip_rows)
         interruption = Interruption(said.append)
-        settled = plan_vs_actual.reporter(task, config, mesh, said.append)
+        hooks = (*hooks, plan.hook(context, data, workdir))
         with programs.shared():
-            return train(
-                task, config, rows, mesh, workdir, interruption, hooks, said.append, watching, beat, settled
-            )
+            return train_run(context, workdir, rows, interruption, hooks, watching, beat)
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))
+
+
+def begin_tiny(workdir: Workdir, event: str, *skip_rows: Any, **details: Any) -> None:
+    """Writes config and manifest of a tiny run."""
+    config, data = tiny_config(), tiny_data()
+    workdir.begin(config, facts_of(make_task(config), config, data), data, event, *skip_rows, **details)
 
 
 def begin_run(path: Path, config: Config) -> None:

@@ -7,54 +7,49 @@ from unittest.mock import patch
 
 import jax
 
-from transfusion_jax import flops
+from transfusion_jax.parallel import devices
 from transfusion_jax.config.base import LoopConfig
-from transfusion_jax.training import loop, start_run
+from transfusion_jax.training import run, start_run
 from transfusion_jax.training.step import step
+from transfusion_jax.training.step.state import RunContext, create_state
 
 
 @contextmanager
 def shared():
     """Runs within it begin with kept states and step by kept programs; a device's peak is measured once."""
     replaced = [
-        (loop, "create_state", state_of),
+        (run, "create_state", state_of),
         (start_run, "create_state", state_of),
-        (loop, "abstract_state", abstract_state_of),
-        (start_run, "abstract_state", abstract_state_of),
-        (step, "abstract_state", abstract_state_of),
         (step, "step_program", step_program_of),
-        (flops, "measured_peak", peak),
+        (RunContext, "abstract_state", property(abstract_state_of)),
+        (devices, "measured_peak", peak),
     ]
     with ExitStack() as stack:
-        for module, name, function in replaced:
-            stack.enter_context(patch.object(module, name, function))
+        for owner, name, value in replaced:
+            stack.enter_context(patch.object(owner, name, value))
         yield
 
 
 def kept(make):
-    """What a function of a task, a config and a mesh returns, made once for each config."""
+    """What a function of a run's context returns, made once for each config and mesh."""
     made = {}
 
-    def find(task, config, mesh):
-        key = (
-            type(task).gradients,
-            repr(dataclasses.replace(config, loop=LoopConfig())),
-            mesh,
-        )  # a test may replace it
+    def find(context):
+        config = repr(dataclasses.replace(context.config, loop=LoopConfig()))
+        key = type(context.task).gradients, config, context.mesh  # a test may replace the gradients
         if key not in made:
-            made[key] = make(task, config, mesh)
+            made[key] = make(context)
         return made[key]
 
     return find
 
 
-peak = functools.cache(flops.measured_peak)
-abstract_state_of = kept(loop.abstract_state)
+peak = functools.cache(devices.measured_peak)
+abstract_state_of = kept(RunContext.__dict__["abstract_state"].func)
 step_program_of = kept(step.step_program)
-first_state_of = kept(lambda *run, make=loop.create_state: jax.device_get(make(*run)))
+first_state_of = kept(lambda context: jax.device_get(create_state(context)))
 
 
-def state_of(task, config, mesh):
+def state_of(context):
     """Arrays of the run's own: its first step gives their memory away."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state_of(task, config, mesh))
-    return jax.device_put(first_state_of(task, config, mesh), shardings, may_alias=False)
+    return jax.device_put(first_state_of(context), context.shardings, may_alias=False)

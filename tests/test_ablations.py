@@ -12,8 +12,8 @@ import pytest
 from transfusion_jax import config as configs
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.datasets import load
-from transfusion_jax.data.stream import make_rows
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.data.document_rows import make_rows
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.step.state import new_state
 from transfusion_jax.training.step.step import train_step
 

@@ -45,6 +45,7 @@ EXECUTION = {
     "evaluation.images",
     "evaluation.scenes",
     "accumulation",
+    "extensions.json",
     "guard.max_in_a_row",
     "mesh.context",
     "mesh.data",
@@ -317,7 +318,7 @@ def test_a_malformed_override_is_named(override, message):
 
 
 def test_every_field_is_identity_or_execution_as_designed():
-    config = tiny_config()
+    config = tiny_config(extensions={"json": ""})
     leaves = dict(flatten(configs.to_dict(config)))
     identity = configs.identity(config)
     assert set(identity) == set(leaves) - EXECUTION

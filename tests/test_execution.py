@@ -12,12 +12,13 @@ import pytest
 from helpers import corpus_of, special, tiny_batch, tiny_config, token_config
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.image_stream import ImageBatch, ImageRows, load_images
-from transfusion_jax.data.stream import batches, make_rows
+from transfusion_jax.data.stream import batches
 from transfusion_jax.parallel.mesh import AXES, check_batch, make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
 from transfusion_jax.tasks.autoencoder import AutoencoderTask
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.step.state import new_state
 from transfusion_jax.training.step.step import train_step
 
@@ -73,6 +74,7 @@ STILL = {  # fields that change no program: of what stands around it
     "losses.lpips_weights": ("elsewhere",),
     "losses.identity_weights": ("elsewhere",),
     "held_out_images": 3,
+    "extensions": {"json": ""},
     "sampling.steps": 7,
     "sampling.sampler": "ddim",
     "sampling.guidance": 2.0,
@@ -250,7 +252,7 @@ def gradients(config, family):
     mesh, task, params = mesh_of(config), task_of(config), params_of(family)
     check_batch(mesh, config)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, state_shardings(params, mesh))
+        placed = jax.device_put(params, state_shardings(params, mesh, task.axes()))
         batch = jax.device_put(batch_of(family), batch_sharding(mesh))
         return jax.device_get(jax.jit(lambda p, b: task.gradients(p, b, KEY, 0))(placed, batch))
 

@@ -10,7 +10,7 @@ from transfusion_jax import config as configs
 from transfusion_jax import flops
 from transfusion_jax.model.layers import gather_patches
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.model.transfusion import Model
+from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD, Model
 
 PAPER = Path(__file__).parents[1] / "configs/paper.py"
 
@@ -66,7 +66,7 @@ def test_the_large_run_takes_the_published_compute():
 def test_the_unet_is_counted_exactly_and_6nd_leaves_it_out(size, ratio):
     """Rows of 4,096 elements, half of them in eight images, documents of some 700 keys."""
     unet, linear = (paper(f"{size}{coder}").model for coder in (",unet", ""))
-    exact = [flops.step_flops(model, 4096, 2032, 8, 2.9e6) for model in (unet, linear)]
+    exact = [Model(model).flops(4096, 2032, 8, 2.9e6) for model in (unet, linear)]
     assert exact[0] / exact[1] == pytest.approx(ratio, abs=0.01)
     assert flops.six_nd(unet, 4096) == flops.six_nd(linear, 4096)
 
@@ -76,8 +76,8 @@ def test_a_step_is_6nd_where_the_head_runs_on_all_elements_and_nothing_attends()
     counted = flops.count_parameters(model)
     scales = (2 * model.layers + 1) * model.width  # of the norms: no matrices
     matrices = counted.trunk - scales + model.width * model.padded_vocabulary
-    assert flops.step_flops(model, 1e6, 1e6, 0, 0) == pytest.approx(6 * matrices * 1e6, rel=1e-12)
-    assert flops.step_flops(model, 1e6, 1e6, 0, 0) == pytest.approx(flops.six_nd(model, 1e6), rel=0.03)
+    assert Model(model).flops(1e6, 1e6, 0, 0) == pytest.approx(6 * matrices * 1e6, rel=1e-12)
+    assert Model(model).flops(1e6, 1e6, 0, 0) == pytest.approx(flops.six_nd(model, 1e6), rel=0.03)
 
 
 def test_a_step_counts_by_hand():
@@ -86,7 +86,7 @@ def test_a_step_counts_by_hand():
     forward = 2 * 2 * projections * 30  # 30 elements
     forward += 2 * 2 * (2 * 16) * 100  # scores and weighted values over 100 pairs of query and key
     forward += 2 * 16 * 128 * 11  # 11 predicted tokens
-    assert flops.step_flops(model, elements=30, text_losses=11, images=0, span_area=100) == 3 * forward
+    assert Model(model).flops(elements=30, text_losses=11, images=0, span_area=100) == 3 * forward
 
 
 @pytest.mark.parametrize(
@@ -108,17 +108,15 @@ def test_the_forward_pass_multiplies_what_is_counted(coder):
     latents = jax.ShapeDtypeStruct((rows, images, *config.model.latent_shape), jnp.float32)
 
     def forward(params, tokens, slot, patch, positions, start, end, latents, times):
-        x, skips = model.embed(params, tokens, slot, patch, latents, times)
-        hidden, _ = model.trunk(params, x, Spans(start, end), positions)
+        x, skips = model.bind(params).embed(tokens, slot, patch, latents, times)
+        hidden, _ = model.bind(params).trunk(x, Spans(start, end), positions)
         patches = gather_patches(hidden, slot, images, config.model.patches)
-        return model.text_logits(params, hidden), model.denoise(params, patches, times, skips)
+        return model.bind(params).text_logits(hidden), model.bind(params).denoise(patches, times, skips)
 
     traced = jax.make_jaxpr(forward)(model.abstract_params(), *[ints] * 6, latents, times)
     elements = rows * length
-    counted = flops.step_flops(
-        config.model, elements, elements, rows * images, elements * length
-    )  # dense attention
-    assert products(traced.jaxpr) == counted / flops.FORWARD_AND_BACKWARD
+    counted = Model(config.model).flops(elements, elements, rows * images, elements * length)  # dense attention
+    assert products(traced.jaxpr) == counted / FORWARD_AND_BACKWARD
 
 
 def paper(argument):

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 from harms import contents
-from helpers import tiny_codec, tiny_config, tiny_data
+from helpers import begin_tiny, tiny_codec, tiny_config
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.autoencoder import Trained, importing
+from transfusion_jax.autoencoder import importing
+from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.commands import convert as converting
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.conversion.runs import write_run
-from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare import Encoders, Job, begin, run, shard
 from transfusion_jax.data.prepare.run import RUNNERS
 from transfusion_jax.data.readers import ReadOptions, input_shards
+from transfusion_jax.data.tokenizer_files import train_pairs
 from transfusion_jax.evaluation import results
 from transfusion_jax.generation.export import write_page
 from transfusion_jax.storage import atomic
@@ -43,7 +44,7 @@ def here(folder, job, todo, workers):
 
 
 def prepare(folder):
-    tokenizer = tokenizers.train(["a red circle", "two blue squares"], 300)
+    tokenizer = train_pairs(["a red circle", "two blue squares"], 300)
     reading = ReadOptions(image_size=8, shard_size=3)
     job = Job(tuple(input_shards(["shapes:6"], None, reading)), reading, tokenizer.name, held_out=0.3)
     begin(job, tokenizer, folder)
@@ -54,14 +55,14 @@ def prepare(folder):
 
 def keep_autoencoder(folder):
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), Network(SMALL).abstract_params())
-    autoencoders.keep(Trained("small", SMALL, params), folder)
+    autoencoders.save(Trained("small", SMALL, params), folder)
 
 
 def begin_a_run(folder):
     workdir = Workdir(folder)
     with workdir.locked():
         if not workdir.exists():
-            workdir.begin(tiny_config(), tiny_data(), "start")
+            begin_tiny(workdir, "start")
 
 
 def evaluate(folder):

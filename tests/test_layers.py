@@ -1,8 +1,11 @@
-"""Imports run downwards only: a room of the package knows those before it in the list, and no others."""
+"""Imports run downwards only, and not far: a room of the package knows those before it in the list alone."""
 
 import ast
 from pathlib import Path
 
+import pytest
+
+import imports
 import transfusion_jax
 
 PACKAGE = Path(transfusion_jax.__file__).parent
@@ -58,3 +61,16 @@ def imported_rooms(path):
             room = rest.partition(".")[0]
             if package == "transfusion_jax" and room in LAYERS:  # the rest stands in the package's own file
                 yield node.lineno, room
+
+
+@pytest.mark.parametrize(("way", "most"), [("the step", 25), ("the loop", 45), ("transfusion train", 90)])
+def test_a_reader_comes_to_few_files(way, most):
+    assert len(imports.reach(imports.graph(), imports.STARTS[way])) <= most
+
+
+def test_the_loop_is_the_loop_alone():
+    assert len(imports.graph()["transfusion_jax.training.loop"]) <= 12
+
+
+def test_the_way_from_the_command_to_the_step_is_short():
+    assert len(imports.between(imports.graph(), *imports.WAY)) <= 25

@@ -10,14 +10,13 @@ import pytest
 
 from helpers import random_image, random_text, special, tiny_batch, tiny_codec, tiny_config
 from transfusion_jax import config as configs
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import PATCH_CODERS, ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.diffusion.schedule import cosine, linear
-from transfusion_jax.generation.images import draw
+from transfusion_jax.diffusion.noise_schedules import cosine, linear
+from transfusion_jax.generation.single import draw
 from transfusion_jax.model.spans import Spans, check_spans
-from transfusion_jax.model.transfusion import PATCH_CODERS
 from transfusion_jax.tasks.transfusion import Totals, TransfusionTask
 
 SMALL = dict(model__layers=1, sampling__steps=4, batch_rows=4)

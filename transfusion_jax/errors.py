@@ -1,4 +1,6 @@
-"""Errors that end a command with one sentence, and the exit codes of every command: a stable interface.
+"""Errors that end a command with one sentence, the checks that raise them, and the exit codes of every command.
+
+The codes are a stable interface.
 
 | code | means |
 |---|---|
@@ -12,7 +14,11 @@
 | 130, 143 | SIGINT ended a command that has nothing to save, or a second SIGINT or SIGTERM one that has |
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -22,6 +28,10 @@ class UserError(Exception):
     """An end that the user should read as one sentence, without a traceback."""
 
     exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """A config, or an option, that cannot be honoured."""
 
 
 class CheckpointError(UserError):
@@ -50,3 +60,29 @@ def some(names: Sequence[Any], most: int = 4) -> str:
     """The first few of many names, for a message."""
     shown = ", ".join(map(str, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def positive(config: Any, section: str, *names: str) -> None:
+    """Requires the named fields to be above zero, and finite; `section` is their dotted prefix."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 < value < math.inf, f"{section}{name} must be positive, not {value}")
+
+
+def one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    """Requires a value from the list, and names the nearest one otherwise."""
+    choices = tuple(choices)
+    require(value in choices, f"{name} is {value!r}; {nearest(value, choices)}")
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """`did you mean …?` where something is near, the whole list otherwise."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"

@@ -5,7 +5,7 @@ from scipy.fft import dctn
 from skimage.data import astronaut
 
 from transfusion_jax import autoencoder
-from transfusion_jax.autoencoder import CosineBlocks
+from transfusion_jax.autoencoder.kinds.dct import CosineBlocks
 from transfusion_jax.config import ConfigError
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.autoencoder import Trained, trained
+from transfusion_jax.autoencoder.kinds import trained
+from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config import ConfigError
 from transfusion_jax.config.architecture import Architecture, paper
@@ -57,27 +58,27 @@ def test_images_are_decoded_alike_whatever_is_decoded_beside_them():
 
 def test_a_folder_keeps_an_autoencoder(tmp_path):
     ours = made(KL)
-    trained.save(tmp_path, ours)
+    ours.save(tmp_path)
     again = autoencoders.load(str(tmp_path))
     assert (again.name, again.architecture, again.hash()) == ("small", KL, ours.hash())
     jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
-    trained.save(tmp_path, ours)  # the same one: nothing to do
+    ours.save(tmp_path)  # the same one: nothing to do
     assert made(KL, seed=1).hash() != ours.hash()
     with pytest.raises(ConfigError, match="holds another autoencoder"):
-        trained.save(tmp_path, made(KL, seed=1))
+        made(KL, seed=1).save(tmp_path)
 
 
 def test_what_is_kept_with_data_is_found_by_name(tmp_path):
     ours = made(VQ)
-    autoencoders.keep(ours, tmp_path)
+    autoencoders.save(ours, tmp_path)
     assert autoencoders.load_saved(tmp_path, "small").hash() == ours.hash()
-    autoencoders.keep(autoencoders.load("dct-f8c8"), tmp_path)  # has no weights
+    autoencoders.save(autoencoders.load("dct-f8c8"), tmp_path)  # has no weights
     assert [p.name for p in tmp_path.iterdir()] == ["autoencoder-small"]
     assert autoencoders.load_saved(tmp_path, "dct-f8c8").name == "dct-f8c8"
 
 
 def test_damage_is_named(tmp_path):
-    trained.save(tmp_path, made(KL))
+    made(KL).save(tmp_path)
     weights = tmp_path / trained.WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
@@ -110,4 +111,4 @@ def test_impossible_architectures_are_refused(changes, message):
 @pytest.mark.parametrize("name", ["a/b", "", "..", "pixels", "identity", "dct-f4c8"])
 def test_a_name_is_a_word(name, tmp_path):
     with pytest.raises(ConfigError):
-        trained.save(tmp_path / "x", made(KL, name))
+        made(KL, name).save(tmp_path / "x")

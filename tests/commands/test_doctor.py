@@ -8,9 +8,11 @@ from helpers import digits_config, prepare
 from transfusion_jax.cli import main
 from transfusion_jax.config import to_dict
 from transfusion_jax.data.datasets import load
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.data.store.inspect import histogram
-from transfusion_jax.data.stream import make_rows
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
 
 
@@ -73,7 +75,7 @@ def test_damaged_plans_of_rows_are_found(digits_folder, tmp_path, capsys, monkey
 def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
     config = digits_config(digits_folder, data__image_first=0.0, data__caption_dropout=0.0)
     data = load(config)
-    Workdir(tmp_path).begin(config, data, "start")
+    Workdir(tmp_path).begin(config, facts_of(make_task(config), config, data), data, "start")
     assert json.loads((tmp_path / "config.json").read_text()) == to_dict(config)
     picture = tmp_path / "row.png"
     command = ["doctor", "--workdir", str(tmp_path), "--row", "1234", "--output", str(picture)]

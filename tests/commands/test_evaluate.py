@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from helpers import begin_run, digits_config, edit_run, prepare
+from helpers import begin_run, digits_config, edit_run, prepare, stand_in
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
-from transfusion_jax.config import load
+from transfusion_jax.config import SUITES, load
 from transfusion_jax.data.datasets import load as load_data
-from transfusion_jax.evaluation import suite
 from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
-from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
@@ -44,8 +44,9 @@ def trained(tmp_path_factory):
     """What a run leaves that was saved at steps 2 and 4, without the time that training takes."""
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "run")
     config = load(f"{ROOT}/configs/debug.py", [f"{name}={value}" for name, value in OPTIONS.items()])
-    workdir.begin(config, load_data(config), "start")
-    state = create_state(make_task(config), config, make_mesh(config.mesh, jax.devices()[:1]))
+    data = load_data(config)
+    workdir.begin(config, facts_of(make_task(config), config, data), data, "start")
+    state = create_state(RunContext(make_task(config), config, make_mesh(config.mesh, jax.devices()[:1])))
     with Checkpoints(workdir.checkpoints, about=workdir.about()) as checkpoints:
         for step in (2, 4):
             checkpoints.save(replace(state, step=jnp.int32(step), ema=scaled(state.params, 1 + step)), 8 * step)
@@ -215,9 +216,7 @@ def test_a_source_that_holds_nothing_out_is_named(digits_folder, tmp_path, capsy
 def test_numbers_of_an_earlier_version_of_a_suite_are_measured_anew(workdir, capsys, monkeypatch):
     fake(monkeypatch, "loss", {"loss": 7.0})
     evaluated(workdir, capsys, "--suite", "loss")
-    monkeypatch.setitem(
-        suite.SUITES, "loss", replace(suite.SUITES["loss"], run=lambda *_: {"loss": 6.0}, version=9)
-    )
+    stand_in(monkeypatch, SUITES, "loss", replace(SUITES["loss"], run=lambda *_: {"loss": 6.0}, version=9))
     assert evaluated(workdir, capsys, "--suite", "loss")[0]["metrics"] == {"loss": 6.0}
     assert [entry["metrics"]["loss"] for entry in entries(workdir)] == [7.0, 6.0]
 
@@ -261,5 +260,4 @@ def entries(workdir):
 
 def fake(monkeypatch, name, metrics):
     """A suite that measures nothing and says this."""
-    known = suite.SUITES[name]
-    monkeypatch.setitem(suite.SUITES, name, replace(known, run=lambda *arguments: metrics))
+    stand_in(monkeypatch, SUITES, name, replace(SUITES[name], run=lambda *arguments: metrics))

@@ -14,13 +14,14 @@ from safetensors.numpy import save_file
 from helpers import begin_run, digits_config
 from inceptions import random_network
 from transfusion_jax.cli import main
+from transfusion_jax.config import SUITES
 from transfusion_jax.data import datasets as data_loading
-from transfusion_jax.evaluation import fid, frechet, geneval, inception
+from transfusion_jax.evaluation import fid, geneval, inception
 from transfusion_jax.evaluation.pictures import draw, drawn_for_held_out, pictures
 from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
-from transfusion_jax.evaluation.suite import SUITES
+from transfusion_jax.evaluation.suites import frechet
 from transfusion_jax.storage.paths import sha256
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 
 @pytest.fixture(scope="module")

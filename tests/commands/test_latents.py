@@ -7,6 +7,7 @@ import pytest
 
 from helpers import prepare
 from transfusion_jax.cli import main
+from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.run_dir import Workdir
 
 SMALL = [
@@ -85,4 +86,4 @@ def test_an_autoencoder_is_trained_exported_and_modelled(kind, tmp_path, capsys)
     assert main(draw + (["--sampling-steps", "3"] if kind == "kl" else [])) == 0
     assert (tmp_path / "drawn.png").exists()
     about = json.loads((workdir / "manifest.json").read_text())["codec"]
-    assert about["autoencoder_hash"] == Workdir(workdir).codec().autoencoder.hash()
+    assert about["autoencoder_hash"] == codec_of(Workdir(workdir)).autoencoder.hash()

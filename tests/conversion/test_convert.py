@@ -146,11 +146,12 @@ def test_what_is_no_llama_is_refused(changes, tmp_path, capsys):
 def test_a_tokenizer_goes_out_with_its_marks(entries, tmp_path):
     from tokenizers import Tokenizer, models
 
-    from transfusion_jax.autoencoder import Identity
+    from transfusion_jax.autoencoder.kinds.identity import Identity
     from transfusion_jax.conversion.hugging_face import write_tokenizer
     from transfusion_jax.data.datasets import Codec
     from transfusion_jax.data.marks import Marks
-    from transfusion_jax.data.tokenizer import HuggingFace, SpecialTokens
+    from transfusion_jax.data.tokenizer import SpecialTokens
+    from transfusion_jax.data.tokenizer_files import HuggingFace
 
     content = Tokenizer(models.WordLevel(entries, unk_token="a")).to_str().encode()
     ours = HuggingFace(content, marks=Marks(None, 0, (), 8))

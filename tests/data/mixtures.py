@@ -6,9 +6,9 @@ import numpy as np
 
 from helpers import special, tiny_config
 from transfusion_jax.config import DataConfig, SourceConfig
+from transfusion_jax.data.document_rows import DocumentRows, make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.packing.plan import VERSION
-from transfusion_jax.data.stream import Rows, make_rows
 
 IMAGE = Image(np.zeros((4, 4, 1), np.float32))
 
@@ -76,7 +76,7 @@ def mixture(entries):
     return Corpus(tuple(source for source, _ in entries)), {source.name: weight for source, weight in entries}
 
 
-def rows_of(cache, corpus, weights, data, version=VERSION, phases=None, seed=0, run=None) -> Rows:
+def rows_of(cache, corpus, weights, data, version=VERSION, phases=None, seed=0, run=None) -> DocumentRows:
     """The stream of a mixture, whose rows can be planned but, as images are of another size, not be made."""
     sources = {name: SourceConfig("synthetic:text", weight) for name, weight in weights.items()}
     data = dataclasses.replace(data, sources=sources, phases=phases or {})

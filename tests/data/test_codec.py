@@ -4,7 +4,7 @@ import pytest
 
 from helpers import tiny_codec
 from transfusion_jax import autoencoder
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 

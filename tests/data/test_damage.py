@@ -11,15 +11,15 @@ import pytest
 
 from harms import HARMS, contents, names
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.autoencoder import Trained
+from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config.architecture import Architecture
-from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare import Encoders, Job, begin, encode, run, shard
 from transfusion_jax.data.prepare.run import RUNNERS
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store import inspect
 from transfusion_jax.data.store.dataset import SPLITS, DamagedData, Prepared, PreparedDocuments
+from transfusion_jax.data.tokenizer_files import train_pairs
 from transfusion_jax.errors import UserError
 
 SMALL = Architecture("kl", channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3)
@@ -42,13 +42,13 @@ def coder():
 def prepare(coder, monkeypatch):
     """Prepares a folder of two shards with captions, pixels, latents and a tokenizer, or goes on there."""
     monkeypatch.setitem(RUNNERS, "here", here)
-    tokenizer = tokenizers.train(["a red circle", "two blue squares"], 300)
+    tokenizer = train_pairs(["a red circle", "two blue squares"], 300)
 
     def prepare(folder, inputs="shapes:12"):
         reading = ReadOptions(image_size=8, shard_size=6)
         job = Job(tuple(input_shards([inputs], None, reading)), reading, tokenizer.name, held_out=0.3)
         begin(job, tokenizer, folder)
-        autoencoders.keep(coder, folder)
+        autoencoders.save(coder, folder)
         with Encoders(folder, job, coder, log_variances=False) as encoders:
             assert run(folder, job, range(len(job.shards)), "here", 1, lambda progress: None, encoders)
 

@@ -8,7 +8,8 @@ import pytest
 
 from helpers import digits_config, prepare
 from transfusion_jax.data.datasets import load
-from transfusion_jax.data.stream import batches, make_rows
+from transfusion_jax.data.document_rows import make_rows
+from transfusion_jax.data.stream import batches
 
 BATCHES, ROWS = 200, 4
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from helpers import digits_config, prepare, tiny_config
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.datasets import Codec, load
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.readers import digits
 from transfusion_jax.data.store.latent_stats import LatentStatistics
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 
 

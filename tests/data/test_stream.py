@@ -12,9 +12,10 @@ import pytest
 
 from helpers import random_text, special, tiny_config, tiny_corpus
 from transfusion_jax.data.batch import stack
+from transfusion_jax.data.document_rows import DocumentRows, make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Source
 from transfusion_jax.data.packing.plan import REPLAYED, VERSION
-from transfusion_jax.data.stream import Rows, batches, make_rows
+from transfusion_jax.data.stream import batches
 from transfusion_jax.model.spans import check_spans
 
 
@@ -202,7 +203,7 @@ def test_a_row_that_cannot_be_made_is_an_error_and_not_tried_again():
 EVEN, TEXTS = {"pairs": 1.0, "texts": 1.0}, {"texts": 1.0}
 
 
-def phased(phases, *more: Source) -> Rows:
+def phased(phases, *more: Source) -> DocumentRows:
     sources = {
         "pairs": {"path": "synthetic:pairs", "weight": 2.0},
         "texts": {"path": "synthetic:text", "weight": 1.0},
@@ -213,7 +214,7 @@ def phased(phases, *more: Source) -> Rows:
     return make_rows(Corpus(tuple(found[name] for name in config.data.source_names)), config, special())
 
 
-def tiny_rows(documents=40, seed=0, version=VERSION, **data) -> Rows:
+def tiny_rows(documents=40, seed=0, version=VERSION, **data) -> DocumentRows:
     config = tiny_config(seed=seed, **{f"data__{name}": value for name, value in data.items()})
     return make_rows(tiny_corpus(0, documents), config, special(), version=version)
 

@@ -10,12 +10,13 @@ import pytest
 import tokenizers
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import SPECIAL_TOKENS, ConfigError
 from transfusion_jax.data import tokenizer
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
-from transfusion_jax.evaluation.loss import bytes_of
+from transfusion_jax.data.tokenizer_files import HuggingFace
+from transfusion_jax.evaluation.suites.loss import bytes_of
 
 TEXTS = [
     "",
@@ -142,7 +143,7 @@ def with_byte_fallback():
     whole.decoder = parts.Sequence(
         [parts.Replace("▁", " "), parts.ByteFallback(), parts.Fuse(), parts.Strip(" ", 1, 0)]
     )
-    return tokenizer.HuggingFace(whole.to_str().encode())
+    return HuggingFace(whole.to_str().encode())
 
 
 @pytest.mark.parametrize("kind", ["bytes", "byte-level", "SentencePiece", "byte fallback"])

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfusion_jax.diffusion.objective import TARGETS
+from transfusion_jax.config import OBJECTIVES
+from transfusion_jax.diffusion.noise_schedules import cosine, linear, straight
 from transfusion_jax.diffusion.sampler import DIFFUSION, STRAIGHT, make_steps, noisiest_asked, sample, take_step
-from transfusion_jax.diffusion.schedule import cosine, linear, straight
 
 MEANS, STDS, SHARES = np.array([-1.2, 0.3, 1.5]), np.array([0.15, 0.4, 0.25]), np.array([0.5, 0.3, 0.2])
 OF_HUNDRED = [*range(1, 17), 20, 25, 33, 34, 50, 51, 60, 67, 75, 99, 100]
@@ -151,7 +151,7 @@ def follow(path, objective, sampler, count, spoil=None, x=None):
 def predicted(xp, objective, x, signal, noise):
     """What a perfect model predicts for x."""
     image = clean(xp, x, signal, noise)
-    return TARGETS[objective](image, (x - signal * image) / noise, signal, noise)
+    return OBJECTIVES[objective](image, (x - signal * image) / noise, signal, noise)
 
 
 def clean(xp, x, signal, noise):

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transfusion_jax.diffusion.noise_schedules import cosine
 from transfusion_jax.diffusion.objective import corrupt, image_keys
-from transfusion_jax.diffusion.schedule import cosine
 
 SCHEDULE = cosine(1000)
 ROWS, IMAGES, SHAPE = 500, 4, (4, 4, 2)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transfusion_jax.diffusion.noise_schedules import cosine, straight
 from transfusion_jax.diffusion.sampler import DIFFUSION, make_steps, sample, samplers_of, take_step
-from transfusion_jax.diffusion.schedule import cosine, evenly, straight
+from transfusion_jax.diffusion.schedule import evenly
 
 SCHEDULE = cosine(1000)
 

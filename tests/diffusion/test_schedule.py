@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfusion_jax.diffusion.schedule import LARGEST_BETA, cosine, evenly, linear, straight
+from transfusion_jax.diffusion.noise_schedules import LARGEST_BETA, cosine, linear, straight
+from transfusion_jax.diffusion.schedule import evenly
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 
 from transfusion_jax.cli import main
-from transfusion_jax.data.stream import Rows
+from transfusion_jax.data.document_rows import DocumentRows
 
 KIND, ROWS = sys.argv[1], [int(row) for row in sys.argv[2].split(",")]
-whole = Rows.__getitem__
+whole = DocumentRows.__getitem__
 
 
 def poisoned(self, row):
@@ -24,7 +24,7 @@ def poisoned(self, row):
     return batch
 
 
-Rows.__getitem__ = poisoned
+DocumentRows.__getitem__ = poisoned
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[3:]))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from transfusion_jax.evaluation.edits import SEED
 from transfusion_jax.evaluation.grader import UNKNOWN, look
+from transfusion_jax.evaluation.suites.edits import SEED
 from transfusion_jax.worlds.shapes import scenes
 from transfusion_jax.worlds.shapes.scenes import Scene, Thing, render
 

@@ -4,12 +4,11 @@ import jax
 import pytest
 
 from helpers import code_codec, code_corpus, tiny_codec, tiny_config, tiny_corpus, token_config
-from transfusion_jax.config import MeshConfig
+from transfusion_jax.config import SUITES, MeshConfig
 from transfusion_jax.data.datasets import Data
-from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import state_shardings
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 SIZE = dict(batch_rows=8, evaluation__rows=16, evaluation__images=40)
 LATENTS = Data(tiny_corpus(), tiny_corpus(1), tiny_codec())
@@ -27,7 +26,7 @@ def test_eight_devices_measure_what_one_does(config, data, axes):
     task = make_task(config)
     params = jax.tree.map(lambda p: 5 * p, task.init(jax.random.key(0)))
     mesh = make_mesh(MeshConfig(*axes))
-    spread = jax.device_put(params, state_shardings(params, mesh))
+    spread = jax.device_put(params, state_shardings(params, mesh, task.axes()))
     for name in ("loss", "text", "images", "captions"):
         alone = SUITES[name].run(task, params, data, jax.random.key(1))
         with jax.set_mesh(mesh):

@@ -7,13 +7,12 @@ import pytest
 
 from helpers import code_codec, corpus_of, digits_config, tiny_codec, tiny_config, tiny_corpus, token_config
 from transfusion_jax.cli import main
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import SUITES, ConfigError
 from transfusion_jax.data.datasets import Data, load
 from transfusion_jax.data.documents import Corpus
-from transfusion_jax.evaluation import edits as suite
-from transfusion_jax.evaluation.digits import features, fit_judge, new_judge, pictures
-from transfusion_jax.evaluation.suite import SUITES
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.evaluation.suites import edits as suite
+from transfusion_jax.evaluation.suites.digits import features, fit_judge, new_judge, pictures
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.worlds.shapes import edits
 

@@ -10,10 +10,9 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.text import caption, write
+from transfusion_jax.generation.single import caption, draw, write
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 CONFIG = token_config(data__caption_dropout=0.0, data__image_first=0.0, model__init_std=0.3)
 TASK = make_task(CONFIG)
@@ -83,9 +82,9 @@ def code_logits(prompts, codes):
         rows.append(assemble(number, [Piece(document, 0, document.length(16), 0)], CONFIG, special()))
         first.append(len(prompt) + 1)
     batch = stack(rows)
-    x, _ = TASK.model.embed(PARAMS, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, 0)
-    hidden, _ = TASK.model.trunk(PARAMS, x, batch.spans, batch.positions)
+    x, _ = TASK.model.bind(PARAMS).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, 0)
+    hidden, _ = TASK.model.bind(PARAMS).trunk(x, batch.spans, batch.positions)
     place = np.array(first)[:, None] + np.arange(16)
     chosen = jnp.take_along_axis(hidden, place[..., None], axis=1)
     begin = CONFIG.model.first_code
-    return np.asarray(TASK.model.text_logits(PARAMS, chosen)[..., begin : begin + CODEBOOK])
+    return np.asarray(TASK.model.bind(PARAMS).text_logits(chosen)[..., begin : begin + CODEBOOK])

@@ -6,8 +6,7 @@ import pytest
 
 from helpers import LATENT, special, tiny_codec, tiny_config
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import draw, write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.tasks.transfusion import TransfusionTask
@@ -80,10 +79,10 @@ def by_hand(params, document, count):
     written = []
     while len(written) < count:
         as_row = [np.array(column)[None] for column in (tokens, slots, patches)]
-        x, _ = TASK.model.embed(params, *as_row, latents, np.zeros((1, 1), np.int32))
+        x, _ = TASK.model.bind(params).embed(*as_row, latents, np.zeros((1, 1), np.int32))
         spans = Spans(np.zeros_like(as_row[0]), np.array(ends)[None])
-        hidden, _ = TASK.model.trunk(params, x, spans, np.arange(len(tokens))[None])
-        logits = np.array(TASK.model.text_logits(params, hidden[0, -1]))
+        hidden, _ = TASK.model.bind(params).trunk(x, spans, np.arange(len(tokens))[None])
+        logits = np.array(TASK.model.bind(params).text_logits(hidden[0, -1]))
         logits[[special().bos, special().boi, special().eoi, special().pad]] = -np.inf
         best = int(np.argmax(logits))
         if best == special().eos:

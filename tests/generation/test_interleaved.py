@@ -8,11 +8,11 @@ from helpers import LATENT, code_codec, tiny_codec, tiny_config, token_config
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.generation import reference
-from transfusion_jax.generation.images import draw
 from transfusion_jax.generation.interleaved import Draws, Drew, Ended, Request, Wrote, generate, stream
 from transfusion_jax.generation.prompt import prompt_of, rows_of
+from transfusion_jax.generation.single import draw
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 FAMILIES = {
     "linear": dict(),
@@ -237,9 +237,9 @@ def check_likeliest(task, params, codec, document):
     special, config = codec.special, task.config.model
     rows, lengths = rows_of([document], task.config, codec)
     clean = np.zeros(rows.latents.shape[:2], np.int32)
-    x, _ = task.model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
-    hidden, _ = task.model.trunk(params, x, rows.spans, rows.positions)
-    logits = np.array(task.model.text_logits(params, hidden))[0, : lengths[0] - 1]
+    x, _ = task.model.bind(params).embed(rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
+    hidden, _ = task.model.bind(params).trunk(x, rows.spans, rows.positions)
+    logits = np.array(task.model.bind(params).text_logits(hidden))[0, : lengths[0] - 1]
     follows = rows.tokens[0, 1 : lengths[0]]
     entry = np.arange(config.padded_vocabulary)
     written = (entry < config.vocabulary) | np.isin(entry, (special.eos, special.boi))

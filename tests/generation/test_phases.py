@@ -10,7 +10,7 @@ from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.generation import phases
 from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 
 def test_tokens_are_added_to_the_cache_where_it_lies():

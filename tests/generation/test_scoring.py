@@ -8,10 +8,10 @@ from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.generation.scoring import score, score_tokens
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 RANDOM = np.random.default_rng(0)
 ORDER = dict(data__image_first=1.0, data__caption_dropout=0.0)  # a caption behind its image
@@ -29,9 +29,9 @@ def test_a_score_is_the_loss_of_training(task):
         piece = Piece(whole, 0, whole.length(task.config.model.patches), 0)
         row = stack([assemble(0, [piece], task.config, codec.special)])
         clean = np.zeros(row.latents.shape[:2], np.int32)
-        x, _ = task.model.embed(params, row.tokens, row.image_slot, row.patch_index, row.latents, clean)
-        hidden, _ = task.model.trunk(params, x, row.spans, row.positions)
-        losses, _ = task.model.text_losses(params, hidden, row.targets)
+        x, _ = task.model.bind(params).embed(row.tokens, row.image_slot, row.patch_index, row.latents, clean)
+        hidden, _ = task.model.bind(params).trunk(x, row.spans, row.positions)
+        losses = task.model.bind(params).text_losses(hidden, row.targets, row.token_weight, row.tokens.size).loss
         end = whole.length(task.config.model.patches) - 1
         assert found.log_likelihood == pytest.approx(-float(losses[0, end - len(tokens) : end].sum()), rel=1e-5)
         assert found.tokens == len(tokens)
@@ -61,10 +61,10 @@ def test_tokens_alone_are_scored_among_texts(task):
         # BOS and the text, by the whole softmax without marks and codes
         row = np.array([[codec.special.bos, *before, *after]])
         place = np.full_like(row, -1)
-        x, _ = task.model.embed(params, row, place, place, np.zeros((1, 0, 0, 0, 0)), np.zeros((1, 0)))
+        x, _ = task.model.bind(params).embed(row, place, place, np.zeros((1, 0, 0, 0, 0)), np.zeros((1, 0)))
         index = np.arange(row.shape[1])[None]
-        hidden, _ = task.model.trunk(params, x, Spans(0 * index, index + 1), index)
-        logits = np.asarray(task.model.text_logits(params, hidden))[0, -len(after) - 1 : -1]
+        hidden, _ = task.model.bind(params).trunk(x, Spans(0 * index, index + 1), index)
+        logits = np.asarray(task.model.bind(params).text_logits(hidden))[0, -len(after) - 1 : -1]
         logits = logits[:, [*range(config.vocabulary), codec.special.eos]].astype(np.float64)
         expected = logits[np.arange(len(after)), after].sum() - np.log(np.exp(logits).sum(-1)).sum()
         assert found[number].log_likelihood == pytest.approx(expected, rel=1e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
-from transfusion_jax.kernels import blockwise as blocked_kernel
+from transfusion_jax.kernels.attention import blocked as blocked_kernel
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans, check_spans
 
@@ -90,7 +90,7 @@ def test_wrong_shapes_and_names_are_refused():
         attention(q, k[:, :, :1], v, spans)
     with pytest.raises(ValueError, match="are not of the queries"):
         attention(q, k, v, Spans(*(s[:, :40] for s in spans)))
-    with pytest.raises(ValueError, match="unknown attention implementation 'flush'"):
+    with pytest.raises(ValueError, match="attention is 'flush'; valid: auto, blocked"):
         attention(q, k, v, spans, implementation="flush")
 
 

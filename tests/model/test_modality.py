@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from helpers import tiny_batch, tiny_config
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import PATCHES, ConfigError
 from transfusion_jax.model.kv_cache import Cache
 from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.model.transformer import PATCHES
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.step.state import new_state
@@ -25,9 +24,9 @@ UNTIED = tiny_config(model__modality_weights="untied")
 def hidden_of(params, batch, config=UNTIED):
     model = Model(config.model)
     times = jnp.full(batch.latents.shape[:2], 7)
-    x, _ = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
+    x, _ = model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
     places = find_patches(batch.image_slot, batch.latents.shape[1], config.model.patches)
-    return model.trunk(params, x, batch.spans, batch.positions, patch_places=places)[0]
+    return model.bind(params).trunk(x, batch.spans, batch.positions, patch_places=places)[0]
 
 
 def twins(params):
@@ -77,14 +76,16 @@ def test_a_cache_gives_what_the_whole_row_does():
     batch = jax.tree.map(lambda x: x[:1], tiny_batch(UNTIED))
     model, params = Model(UNTIED.model), Model(UNTIED.model).init(jax.random.key(0))
     times, length = jnp.full(batch.latents.shape[:2], 7), batch.tokens.shape[1]
-    x, _ = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
+    x, _ = model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
     cache, parts = Cache.empty(UNTIED.model, 1, length), []
     slot = np.asarray(batch.image_slot[0])
     cuts = [0, *(np.flatnonzero(np.diff(slot)) + 1).tolist(), length]  # texts and images apart
     for begin, end in itertools.pairwise(cuts):
         places = find_patches(batch.image_slot[:, begin:end], batch.latents.shape[1], UNTIED.model.patches)
         spans = Spans(*(s[:, begin:end] for s in batch.spans))
-        part, present = model.trunk(params, x[:, begin:end], spans, batch.positions[:, begin:end], cache, places)
+        part, present = model.bind(params).trunk(
+            x[:, begin:end], spans, batch.positions[:, begin:end], cache, places
+        )
         cache = cache.append(present, end - begin, part)
         parts.append(part)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), hidden_of(params, batch), rtol=1e-4, atol=1e-5)
@@ -115,4 +116,4 @@ def test_what_makes_no_sense_is_refused():
     batch, model = tiny_batch(UNTIED), Model(UNTIED.model)
     params = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match="give patch_places"):
-        model.trunk(params, jnp.zeros((4, 48, 16)), batch.spans, batch.positions)
+        model.bind(params).trunk(jnp.zeros((4, 48, 16)), batch.spans, batch.positions)

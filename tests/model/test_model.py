@@ -12,10 +12,10 @@ from helpers import special, tiny_batch, tiny_config
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.kernels.blockwise import KEY_BLOCK, QUERY_BLOCK
+from transfusion_jax.kernels.attention.blocked import KEY_BLOCK, QUERY_BLOCK
+from transfusion_jax.model.coders.linear import patchify, unpatchify
 from transfusion_jax.model.kv_cache import Cache
 from transfusion_jax.model.layers import gather_patches
-from transfusion_jax.model.patch_linear import patchify, unpatchify
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
 
@@ -37,7 +37,7 @@ def test_perturbing_an_element_moves_exactly_the_outputs_that_the_mask_allows():
 
     def outputs(offset):
         x, _ = embedded(model, params, batch)
-        hidden, _ = model.trunk(params, x + offset, batch.spans, batch.positions)
+        hidden, _ = model.bind(params).trunk(x + offset, batch.spans, batch.positions)
         return hidden[0]
 
     jacobian = jax.jacobian(lambda offset: outputs(offset).sum(-1))(jnp.zeros((1, length, 16)))
@@ -52,9 +52,10 @@ def test_an_image_reaches_only_itself_and_what_follows_in_its_document():
 
     def outputs(latents):
         x, skips = embedded(model, params, batch, latents)
-        hidden, _ = model.trunk(params, x, batch.spans, batch.positions)
+        bound = model.bind(params)
+        hidden, _ = bound.trunk(x, batch.spans, batch.positions)
         patches = gather_patches(hidden, batch.image_slot, 4, config.model.patches)
-        return model.text_logits(params, hidden)[0, :, 0], model.denoise(params, patches, times(batch), skips)[0]
+        return bound.text_logits(hidden)[0, :, 0], bound.denoise(patches, times(batch), skips)[0]
 
     logits, images = jax.jacobian(outputs)(jnp.asarray(batch.latents))
     text_moved = np.abs(logits).max(axis=(1, 3, 4, 5)) > 1e-9  # [element, image]
@@ -76,7 +77,7 @@ def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
     # Cut only where no image is cut: an image's patches see each other.
     for begin, end in [(0, 5), (5, 11), (11, 17), (17, length)]:
         spans = Spans(*(s[:, begin:end] for s in batch.spans))
-        hidden, present = model.trunk(params, x[:, begin:end], spans, batch.positions[:, begin:end], cache)
+        hidden, present = model.bind(params).trunk(x[:, begin:end], spans, batch.positions[:, begin:end], cache)
         parts.append(hidden)
         cache = cache.append(present, end - begin, hidden)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
@@ -89,16 +90,16 @@ def test_rows_of_a_cache_go_on_from_lengths_of_their_own():
     first, count = np.array([11, 5]), 6  # elements that each row has, of 11 that both are given
     spans = Spans(*(jnp.concatenate([s[:, :11]] * 2) for s in batch.spans))
     places = jnp.broadcast_to(jnp.arange(11), (2, 11))
-    hidden, present = model.trunk(params, both[:, :11], spans, places, Cache.empty(config.model, 2, 0))
+    hidden, present = model.bind(params).trunk(both[:, :11], spans, places, Cache.empty(config.model, 2, 0))
     cache = Cache.empty(config.model, 2, 20).append(present, first, hidden)
     place = first[:, None] + np.arange(count)
     rest = jnp.take_along_axis(both, place[..., None], 1)
     spans = Spans(*(np.asarray(s)[0][place] for s in batch.spans))
-    hidden, present = model.trunk(params, rest, spans, np.asarray(batch.positions)[0][place], cache)
+    hidden, present = model.bind(params).trunk(rest, spans, np.asarray(batch.positions)[0][place], cache)
     np.testing.assert_allclose(hidden, whole[0][place], rtol=1e-4, atol=1e-5)
     chosen = cache.append(present, count, hidden).rows(jnp.array([1]), 11)
-    again, _ = model.trunk(
-        params, x[:, 11:17], Spans(*(s[:, 11:17] for s in batch.spans)), batch.positions[:, 11:17], chosen
+    again, _ = model.bind(params).trunk(
+        x[:, 11:17], Spans(*(s[:, 11:17] for s in batch.spans)), batch.positions[:, 11:17], chosen
     )
     np.testing.assert_allclose(again, whole[:, 11:17], rtol=1e-4, atol=1e-5)
 
@@ -111,7 +112,7 @@ def test_no_array_of_the_compiled_program_is_a_square_of_the_sequence():
     index = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
     def loss(params, x, start, end, positions):
-        return jnp.sum(model.trunk(params, x, Spans(start, end), positions)[0])
+        return jnp.sum(model.bind(params).trunk(x, Spans(start, end), positions)[0])
 
     compiled = jax.jit(jax.grad(loss)).lower(model.abstract_params(), x, index, index, index).compile()
     shapes = re.findall(r"(?:f32|s32|pred|bf16)\[([\d,]+)\]", compiled.as_text())
@@ -142,11 +143,9 @@ def test_the_timestep_reaches_the_prediction():
     config = tiny_config()
     batch = tiny_batch(config)
     model = Model(config.model)
-    params = model.init(jax.random.key(0))
-    first, _ = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times(batch))
-    other, _ = model.embed(
-        params, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times(batch) + 9
-    )
+    bound, where = model.bind(model.init(jax.random.key(0))), (batch.image_slot, batch.patch_index)
+    first, _ = bound.embed(batch.tokens, *where, batch.latents, times(batch))
+    other, _ = bound.embed(batch.tokens, *where, batch.latents, times(batch) + 9)
     moved = np.abs(first - other).max(-1) > 0
     np.testing.assert_array_equal(moved, batch.image_slot >= 0)
 
@@ -154,7 +153,7 @@ def test_the_timestep_reaches_the_prediction():
 def test_padding_of_the_vocabulary_is_never_likely():
     config = tiny_config()
     model = Model(config.model)
-    logits = model.text_logits(model.init(jax.random.key(0)), jnp.ones((2, config.model.width)))
+    logits = model.bind(model.init(jax.random.key(0))).text_logits(jnp.ones((2, config.model.width)))
     assert logits.shape == (2, 128)
     assert np.all(np.isfinite(logits[:, :25]))
     assert np.all(np.isneginf(logits[:, 25:]))
@@ -170,7 +169,7 @@ def test_remat_changes_nothing_but_memory(remat):
 
         def loss(params, model=model, batch=batch):
             x, _ = embedded(model, params, batch)
-            return jnp.square(model.trunk(params, x, batch.spans, batch.positions)[0]).sum()
+            return jnp.square(model.bind(params).trunk(x, batch.spans, batch.positions)[0]).sum()
 
         results.append(jax.jit(jax.value_and_grad(loss))(model.init(jax.random.key(0))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
@@ -184,7 +183,7 @@ def test_remat_of_dots_keeps_what_attention_gave(remat, forward_passes):
 
     def loss(params):
         x, _ = embedded(model, params, batch)
-        return jnp.sum(model.trunk(params, x, batch.spans, batch.positions)[0])
+        return jnp.sum(model.bind(params).trunk(x, batch.spans, batch.positions)[0])
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(model.abstract_params())
     exponentials = str(jaxpr).count("= exp ")  # two of a block forward, one backward
@@ -201,7 +200,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_stays_near():
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
         x, _ = embedded(model, params, batch)
         assert x.dtype == dtype
-        outputs.append(model.trunk(params, x, batch.spans, batch.positions)[0].astype(jnp.float32))
+        outputs.append(model.bind(params).trunk(x, batch.spans, batch.positions)[0].astype(jnp.float32))
     np.testing.assert_allclose(*outputs, atol=0.15)
 
 
@@ -210,9 +209,9 @@ def test_parameters_by_layer_are_the_same_model():
     apart = model.by_layer(params)
     assert len(apart["trunk"]["layers"]) == config.model.layers
     assert model.by_layer(apart) is apart
-    hidden, _ = model.trunk(apart, x, batch.spans, batch.positions)
+    hidden, _ = model.bind(apart).trunk(x, batch.spans, batch.positions)
     np.testing.assert_allclose(hidden, whole, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(model.text_logits(apart, whole), model.text_logits(params, whole))
+    np.testing.assert_array_equal(model.bind(apart).text_logits(whole), model.bind(params).text_logits(whole))
 
 
 def probe_row():
@@ -240,13 +239,13 @@ def whole_row():
     model = Model(config.model)
     params = model.init(jax.random.key(1))
     x, _ = embedded(model, params, batch)
-    whole, _ = model.trunk(params, x, batch.spans, batch.positions)
+    whole, _ = model.bind(params).trunk(x, batch.spans, batch.positions)
     return config, batch, model, params, x, whole
 
 
 def embedded(model, params, batch, latents=None):
     latents = batch.latents if latents is None else latents
-    return model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, latents, times(batch))
+    return model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, latents, times(batch))
 
 
 def times(batch):

@@ -12,7 +12,7 @@ import jax
 from helpers import tiny_config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.training.step.state import abstract_state
+from transfusion_jax.training.step.state import RunContext
 from transfusion_jax.training.step.step import step_program
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
@@ -20,8 +20,8 @@ config = tiny_config(batch_rows=8, mesh={mesh}, **{more})
 task, mesh = TransfusionTask(config), make_mesh(config.mesh)
 with jax.set_mesh(mesh):
     flags = jax.ShapeDtypeStruct((8,), bool)
-    state = abstract_state(task, config, mesh)
-    step_program(task, config, mesh).lower(state, abstract_batch(config), flags).compile()
+    state = RunContext(task, config, mesh).abstract_state
+    step_program(RunContext(task, config, mesh)).lower(state, abstract_batch(config), flags).compile()
 """
 
 

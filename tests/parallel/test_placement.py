@@ -9,13 +9,13 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.parallel import placement
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.step.state import abstract_state, create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 
 
 def test_a_state_is_where_its_rules_say_and_a_replica_is_found():
     config = tiny_config(mesh=dict(data=1, fsdp=4, tensor=2))
     task, mesh = TransfusionTask(config), make_mesh(config.mesh)
-    state, abstract = create_state(task, config, mesh), abstract_state(task, config, mesh)
+    state, abstract = create_state(RunContext(task, config, mesh)), RunContext(task, config, mesh).abstract_state
     placement.check(state, abstract)
     whole = jax.device_put(state.params["text_head"], NamedSharding(mesh, P()))
     moved = state.params | {"text_head": whole}

@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import numpy as np
 import pytest
@@ -9,15 +11,16 @@ from transfusion_jax.config import ConfigError, MeshConfig
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel import devices
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.parallel.sharding import Rules, axis_names, batch_sharding, local_rows, state_shardings
+from transfusion_jax.parallel.sharding import Rules, batch_sharding, is_split, local_rows, state_shardings
+from transfusion_jax.parallel.tree import leaf_names
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.training.step.state import abstract_state
 
 
 def test_every_parameter_has_named_axes_and_the_large_ones_are_split():
-    params = Model(tiny_config().model).abstract_params()
+    model = Model(tiny_config().model)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    shardings = state_shardings(params, mesh)
-    for path, leaf in jax.tree.leaves_with_path(params):
-        assert len(axis_names(path, leaf.ndim)) == leaf.ndim
+    shardings = state_shardings(model.abstract_params(), mesh, model.axes())
     specs = jax.tree.map(lambda s: s.spec, shardings)
     assert specs["embedding"] == P("tensor", ("fsdp", "context"))
     assert specs["trunk"]["layers"]["attention"]["query"] == P(None, ("fsdp", "context"), "tensor")
@@ -25,11 +28,37 @@ def test_every_parameter_has_named_axes_and_the_large_ones_are_split():
     assert specs["trunk"]["final_norm"]["scale"] == P(None)
 
 
-def test_an_unknown_leaf_and_a_collision_are_refused():
-    with pytest.raises(KeyError, match="add 'bogus' to PARAMETER_AXES"):
-        state_shardings({"bogus": jax.ShapeDtypeStruct((4, 4), np.float32)}, make_mesh(MeshConfig()))
+def test_moments_and_average_are_split_as_their_parameter_is():
+    config = tiny_config(model__modality_weights="untied", optimizer__frozen="text", optimizer__ema_decay=0.9)
+    task, mesh = make_task(config), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    state = abstract_state(task, config, mesh)
+    params = {name: leaf.sharding.spec for name, leaf in named(state.params)}
+    for name, leaf in named([state.optimizer, state.ema]):
+        if leaf.ndim:
+            (spec,) = [spec for ending, spec in params.items() if name.endswith(f"/{ending}")]
+            assert leaf.sharding.spec == spec
+    assert state.guard.recent.sharding.spec == P(None, None)
+
+
+def named(tree):
+    return zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+
+
+def test_a_leaf_without_axes_and_a_collision_are_refused():
+    leaf = jax.ShapeDtypeStruct((4, 4), np.float32)
+    with pytest.raises(KeyError, match="bogus has 2 axes, and its names are None"):
+        state_shardings({"bogus": leaf}, make_mesh(MeshConfig()), {})
+    with pytest.raises(KeyError, match="bogus has 2 axes, and its names are"):
+        state_shardings({"bogus": leaf}, make_mesh(MeshConfig()), {"bogus": ("width",)})
     with pytest.raises(ValueError, match="collide"):
         Rules(width="tensor").spec(("width", "heads"))
+
+
+@pytest.mark.parametrize("mesh", [None, dict(data=2), dict(data=1, context=2)])
+def test_an_axis_is_split_where_the_mesh_in_scope_splits_it(mesh):
+    with jax.set_mesh(make_mesh(MeshConfig(**mesh), jax.devices()[:2])) if mesh else contextlib.nullcontext():
+        found = {name for name in ("batch", "elements", "norm", "patch") if is_split(name)}
+    assert found == {None: set(), "data": {"batch"}, "context": {"elements"}}[mesh and list(mesh)[-1]]
 
 
 def test_the_mesh_covers_the_devices_or_says_that_it_does_not():

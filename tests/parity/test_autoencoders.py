@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from transfusion_jax.autoencoder import importing, pickles, trained
+from transfusion_jax.autoencoder import importing, pickles
+from transfusion_jax.autoencoder.kinds import trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
@@ -91,7 +92,7 @@ def test_diffusers_models_come_in_and_go_out(layout, tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     ours = importing.read(tmp_path / "theirs", "kept")
     check_equal(model, ours)
-    trained.save(tmp_path / "ours", ours)
+    ours.save(tmp_path / "ours")
     importing.write(trained.open_folder(tmp_path / "ours"), tmp_path / "again")
     again = type(model).from_pretrained(tmp_path / "again")
     for name, value in model.state_dict().items():

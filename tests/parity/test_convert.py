@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transfusion_jax.cli import main
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
-from transfusion_jax.training.checkpoint.manager import to_devices
+from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.start_run import find_checkpoint
 
@@ -65,11 +65,10 @@ def our_logits(run, tokens):
     rows, length = tokens.shape
     index = jnp.broadcast_to(jnp.arange(length), (rows, length))
     latents = jnp.zeros((rows, 1, *config.model.latent_shape))
-    x, _ = model.embed(
-        params, tokens, jnp.full_like(index, -1), jnp.zeros_like(index), latents, jnp.zeros((rows, 1), jnp.int32)
-    )
-    hidden, _ = model.trunk(params, x, Spans(jnp.zeros_like(index), index + 1), index)
-    return np.asarray(model.text_logits(params, hidden))
+    model, times = model.bind(params), jnp.zeros((rows, 1), jnp.int32)
+    x, _ = model.embed(tokens, jnp.full_like(index, -1), jnp.zeros_like(index), latents, times)
+    hidden, _ = model.trunk(x, Spans(jnp.zeros_like(index), index + 1), index)
+    return np.asarray(model.text_logits(hidden))
 
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12))

@@ -19,9 +19,10 @@ from diffusers import (
 )
 from diffusers.schedulers import scheduling_ddpm
 
-from transfusion_jax.diffusion.objective import TARGETS
+from transfusion_jax.config import OBJECTIVES
+from transfusion_jax.diffusion.noise_schedules import cosine, linear, straight
 from transfusion_jax.diffusion.sampler import make_steps, sample, take_step
-from transfusion_jax.diffusion.schedule import cosine, evenly, linear, straight
+from transfusion_jax.diffusion.schedule import evenly
 
 pytestmark = pytest.mark.parity
 
@@ -123,7 +124,7 @@ def test_the_target_of_v_equals_their_velocity(schedule):
     theirs = DDPMScheduler()
     theirs.alphas_cumprod = torch.tensor(schedule.alpha_bar[1:])
     expected = theirs.get_velocity(torch.tensor(clean), torch.tensor(noise), torch.tensor(t - 1))
-    found = TARGETS["v"](clean, noise, *schedule.weights(jnp.asarray(t)))
+    found = OBJECTIVES["v"](clean, noise, *schedule.weights(jnp.asarray(t)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

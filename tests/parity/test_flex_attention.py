@@ -9,7 +9,7 @@ import torch
 import gpu
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
 from pytorch_attention import ATTENTIONS
-from transfusion_jax.model.attention import reference
+from transfusion_jax.kernels.attention.reference import attention as reference
 
 pytestmark = pytest.mark.parity
 

@@ -134,8 +134,9 @@ def theirs(llama):
 @pytest.fixture(scope="module")
 def ours(llama):
     from transfusion_jax.evaluation.harness import HarnessModel
-    from transfusion_jax.tasks.registry import make_task
-    from transfusion_jax.training.checkpoint.manager import to_devices
+    from transfusion_jax.tasks.base import make_task
+    from transfusion_jax.training.checkpoint.reader import to_devices
+    from transfusion_jax.training.facts import codec_of
     from transfusion_jax.training.run_dir import Workdir
     from transfusion_jax.training.start_run import find_checkpoint
 
@@ -143,7 +144,7 @@ def ours(llama):
     task = make_task(workdir.config())
     checkpoints, step = find_checkpoint(str(llama.run))
     params = checkpoints.weights(step, "raw", to_devices(task.model.abstract_params()))
-    return HarnessModel(task, params, workdir.codec())
+    return HarnessModel(task, params, codec_of(workdir))
 
 
 def requests(*arguments):

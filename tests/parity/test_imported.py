@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transfusion_jax.cli import main
 from transfusion_jax.evaluation.harness import HarnessModel
 from transfusion_jax.generation.prompt import prompt_of
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.tasks.registry import make_task
-from transfusion_jax.training.checkpoint.manager import to_devices
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.training.checkpoint.reader import to_devices
+from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.start_run import find_checkpoint
 
@@ -133,7 +134,7 @@ def imported(folder, run):
     task = make_task(workdir.config())
     checkpoints, step = find_checkpoint(str(run))
     params = checkpoints.weights(step, "raw", to_devices(task.model.abstract_params()))
-    return task, params, workdir.codec()
+    return task, params, codec_of(workdir)
 
 
 PAIRS = [("the cat", " sat on"), ("a dog ran", " under the tree"), ("", "the bird")]

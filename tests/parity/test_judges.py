@@ -17,9 +17,9 @@ from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image
 from transfusion_jax.evaluation import cider as judge
 from transfusion_jax.evaluation import fid
 from transfusion_jax.evaluation.clip import MEAN, STD, ClipScore
-from transfusion_jax.evaluation.frechet import Statistics, distance
 from transfusion_jax.evaluation.pictures import Drawn
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.evaluation.suites.frechet import Statistics, distance
+from transfusion_jax.tasks.base import make_task
 
 pytestmark = pytest.mark.parity
 

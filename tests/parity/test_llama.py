@@ -98,9 +98,9 @@ def text_loss(model, params, tokens, positions):
     index = jnp.broadcast_to(jnp.arange(length), (rows, length))
     no_image = jnp.full((rows, length), -1)
     latents, timesteps = jnp.zeros((rows, 1, *CONFIG.latent_shape)), jnp.zeros((rows, 1), jnp.int32)
-    x, _ = model.embed(params, tokens, no_image, jnp.zeros_like(index), latents, timesteps)
-    hidden, _ = model.trunk(params, x, Spans(jnp.zeros_like(index), index + 1), positions)
-    logits = model.text_logits(params, hidden)
+    x, _ = model.bind(params).embed(tokens, no_image, jnp.zeros_like(index), latents, timesteps)
+    hidden, _ = model.bind(params).trunk(x, Spans(jnp.zeros_like(index), index + 1), positions)
+    logits = model.bind(params).text_logits(hidden)
     likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)
     return -likelihood.mean(), logits
 

@@ -13,7 +13,7 @@ from transfusion_jax.config import ModelConfig, OptimizerConfig
 from transfusion_jax.diffusion import objective
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step
 
 pytestmark = pytest.mark.parity
@@ -48,8 +48,8 @@ def test_losses_gradient_norms_and_updated_parameters_equal_pytorchs(monkeypatch
 
     monkeypatch.setattr(objective, "corrupt", corrupt)
     task, mesh = TransfusionTask(CONFIG), make_mesh(CONFIG.mesh, jax.devices()[:1])
-    step = make_step(task, CONFIG, mesh)
-    state = create_state(task, CONFIG, mesh)
+    step = make_step(RunContext(task, CONFIG, mesh))
+    state = create_state(RunContext(task, CONFIG, mesh))
     params = jax.tree.map(lambda p: p + 0.1 * random.normal(size=p.shape).astype(np.float32), state.params)
     state = dataclasses.replace(state, params=params)
 

@@ -54,7 +54,7 @@ def test_the_trunks_layers_by_hand(remat, recomputed):
         model, batch = Model(config.model), abstract_batch(config)
 
         def loss(params, x, batch):
-            return jnp.sum(model.trunk(params, x, batch.spans, batch.positions)[0])
+            return jnp.sum(model.bind(params).trunk(x, batch.spans, batch.positions)[0])
 
         x = jax.ShapeDtypeStruct((*batch.tokens.shape, config.model.width), jnp.float32)
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))

@@ -13,7 +13,7 @@ from transfusion_jax.planning import topology as topologies
 from transfusion_jax.planning.memory import abstract_mesh, leaves, sizes, state_shapes
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.loop import to_global
-from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "shardings"
@@ -31,10 +31,11 @@ def test_every_leaf_lies_where_it_did(size, topology):
     mesh = abstract_mesh(MESHES[topology])
     assert mesh.size == topologies.parse(topology).chips
     config = configs.load(f"{CONFIGS}/paper.py:{size}")
-    shapes = state_shapes(TransfusionTask(config), config)
+    task = TransfusionTask(config)
+    shapes = state_shapes(task, config)
     axes = " × ".join(f"{axis} {n}" for axis, n in dict(mesh.shape).items())
     lines = [f"mesh {axes}; array, whole shape, how it is split, bytes per device"]
-    lines += [leaf.line() for leaf in leaves(shapes, mesh)]
+    lines += [leaf.line() for leaf in leaves(task, shapes, mesh)]
     path = GOLDEN / f"paper-{size}-{topology.replace(':', '-')}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text("\n".join(lines) + "\n")
@@ -47,8 +48,8 @@ def test_every_leaf_lies_where_it_did(size, topology):
 def test_the_bytes_are_those_of_real_arrays():
     config = tiny_config(batch_rows=8, mesh=dict(data=2, fsdp=2, tensor=2))
     mesh, task = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), TransfusionTask(config)
-    counted = sizes(state_shapes(task, config), config, abstract_mesh(dict(mesh.shape))).by_kind
-    state = create_state(task, config, mesh)
+    counted = sizes(task, state_shapes(task, config), config, abstract_mesh(dict(mesh.shape))).by_kind
+    state = create_state(RunContext(task, config, mesh))
     batch = to_global(tiny_batch(config), batch_sharding(mesh))
     real = {"parameters": state.params, "optimizer moments": state.optimizer, "average": state.ema, "batch": batch}
     for kind, tree in real.items():

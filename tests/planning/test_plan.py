@@ -5,11 +5,11 @@ import pytest
 
 from helpers import tiny_config
 from transfusion_jax.config import ConfigError
-from transfusion_jax.flops import coder_flops, step_flops
+from transfusion_jax.model.transfusion import Model
 from transfusion_jax.planning import report
 from transfusion_jax.planning import topology as topologies
-from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.expected_batch import Contents, expected
+from transfusion_jax.planning.estimate import Contents, estimate
+from transfusion_jax.planning.expected_batch import expected
 from transfusion_jax.planning.flops_breakdown import by_formula, kernel_flops
 from transfusion_jax.planning.plan import TEMPORARY, make_plan, on_mesh
 from transfusion_jax.planning.search import choose_mesh, meshes, search
@@ -40,7 +40,7 @@ def test_the_formula_by_hand(remat, again):
     config = tiny_config(model__remat=remat)
     model, rows, length = config.model, config.batch_rows, config.data.context_length
     found = by_formula(config, CONTENTS, tpu=True)
-    assert found.model == step_flops(model, 40 * rows, 20 * rows, 2 * rows, 500 * rows)
+    assert found.model == Model(model).flops(40 * rows, 20 * rows, 2 * rows, 500 * rows)
     head = 2 * 16 * 128 * length * rows  # the text head once more
     attention = 2 * model.layers * 16 * 500 * rows  # one product: the backward kernel has five in place of four
     layers = model.layers * 2 * (4 * 16 * 16 + 2 * 16 * 24) * length * rows  # all but the last product
@@ -193,13 +193,13 @@ def test_a_unets_operations_and_bytes_are_in_the_plan():
             w.flops * w.times for w in less.work
         )
         images = with_unet.batch_rows * with_unet.data.max_images
-        assert added == pytest.approx(4 * coder_flops(with_unet.model) * images)  # forward twice, backward
+        assert added == pytest.approx(4 * Model(with_unet.model).coder_flops * images)  # forward twice, backward
         assert more.temporary > less.temporary
         assert chips == 1 or more.collectives[0].bytes > less.collectives[0].bytes
     formula, linear = (by_formula(config, CONTENTS, tpu=True) for config in (with_unet, without))
     images = with_unet.batch_rows * with_unet.data.max_images
     assert formula.total - linear.total == pytest.approx(
-        (4 * coder_flops(with_unet.model) - 3 * coder_flops(without.model)) * images
+        (4 * Model(with_unet.model).coder_flops - 3 * Model(without.model).coder_flops) * images
     )
     unused = replace(CONTENTS, images=0.0)
     assert by_formula(with_unet, unused, tpu=True).total == pytest.approx(formula.total)  # empty slots compute

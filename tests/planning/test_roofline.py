@@ -1,7 +1,6 @@
 import pytest
 
-from transfusion_jax.planning.hlo_cost import Collective, Work
-from transfusion_jax.planning.roofline import terms
+from transfusion_jax.planning.roofline import Collective, Work, terms
 from transfusion_jax.planning.topology import parse
 
 V5E = parse("v5e:16x16")

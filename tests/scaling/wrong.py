@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from transfusion_jax import cli
+from transfusion_jax.config import NOISE_SCHEDULES
+from transfusion_jax.config.choices import Entry
 from transfusion_jax.data import row
-from transfusion_jax.diffusion import schedule
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
 
@@ -34,7 +35,7 @@ def no_image_loss():
 
 def linear_schedule():
     """Noise rises as in another schedule."""
-    schedule.SCHEDULES["cosine"] = schedule.linear
+    NOISE_SCHEDULES._added["cosine"] = Entry("", lambda: NOISE_SCHEDULES["linear"])
 
 
 def change_losses(change):

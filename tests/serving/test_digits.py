@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.readers import digits
-from transfusion_jax.evaluation.digits import features, fit_judge, pictures
+from transfusion_jax.evaluation.suites.digits import features, fit_judge, pictures
+from transfusion_jax.training.facts import data_of
 from transfusion_jax.training.run_dir import Workdir
 
 CHROMIUM = "/usr/bin/chromium"
@@ -52,7 +52,7 @@ def page(workdir):
 def test_a_prompt_is_answered_with_the_right_digit(page, workdir):
     run = Workdir(Path(workdir))
     config = run.config()
-    data = data_loading.load(config, run.codec().statistics)
+    data = data_of(run, config)
     judge = fit_judge(pictures(data.train, data.codec))
     drawn = []
     for word in WORDS:

@@ -18,11 +18,12 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.storage.jsonl import read_lines
 from transfusion_jax.tasks.autoencoder import AutoencoderTask, coverage
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.loop import train
+from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.preemption import Interruption
+from transfusion_jax.training.run import train_run
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.start_run import Start, begin
-from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step
 
 ARCHITECTURE = dict(
@@ -79,9 +80,10 @@ def run(path, config, start=None):
     """As `transfusion autoencoder train`, on one device."""
     workdir, data, task = Workdir(path), load_images(config), AutoencoderTask(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    begin(start or Start(), task, config, data, mesh, workdir, lambda line: None)
+    context = RunContext(task, config, mesh, facts_of(task, config, data), lambda line: None)
+    begin(start or Start(), context, data, workdir)
     rows = ImageRows(data.train, config.seed, config.data.flip)
-    return train(task, config, rows, mesh, workdir, Interruption(lambda line: None), (), lambda line: None)
+    return train_run(context, workdir, rows, Interruption(context.log))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,8 @@ def test_two_devices_give_the_same():
     for mesh, devices in ((dict(data=1), 1), (dict(data=1, fsdp=2), 2)):
         run = rivals(mesh=mesh)
         task, mesh = AutoencoderTask(run), make_mesh(run.mesh, jax.devices()[:devices])
-        state, report = make_step(task, run, mesh)(create_state(task, run, mesh), batch(size=SIDE))
+        context = RunContext(task, run, mesh)
+        state, report = make_step(context)(create_state(context), batch(size=SIDE))
         values.append(report.values)
         states.append(jax.tree.map(np.asarray, state.optimizer))
     same(*values)
@@ -132,7 +135,7 @@ def test_two_devices_give_the_same():
 def test_the_gan_begins_at_its_step_without_another_program():
     run = rivals(losses=dict(gan_from=2))
     task, mesh = AutoencoderTask(run), make_mesh(run.mesh, jax.devices()[:1])
-    state, step = create_state(task, run, mesh), make_step(task, run, mesh)
+    state, step = create_state(RunContext(task, run, mesh)), make_step(RunContext(task, run, mesh))
     seen, losses = [jax.tree.map(np.asarray, state.params["discriminator"])], []
     for _ in range(3):
         state, report = step(state, batch(size=SIDE))
@@ -232,7 +235,7 @@ def test_perceptual_networks_stay_as_their_files_have_them(vgg):
     gradient, _ = gradients(run, of=images)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["perceptual"]))  # nor count in the norm
     before = perceptual.load_lpips((vgg,))
-    state, report = make_step(task, run, mesh)(create_state(task, run, mesh), images)
+    state, report = make_step(RunContext(task, run, mesh))(create_state(RunContext(task, run, mesh)), images)
     assert report.values["loss_lpips"] > 0
     jax.tree.map(np.testing.assert_array_equal, state.params["perceptual"]["lpips"], before)
 

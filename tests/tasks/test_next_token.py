@@ -9,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from helpers import CODEBOOK, VOCABULARY, special, tiny_batch, token_config
+from helpers import CODEBOOK, VOCABULARY, special, tiny_batch, tiny_config, token_config
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
+from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 KEY = jax.random.key(3)
 FIRST_CODE = VOCABULARY + 5
@@ -66,15 +67,24 @@ def test_the_first_loss_is_that_of_a_guess(images):
     np.testing.assert_allclose(metrics.loss, math.log(entries), atol=0.1)
 
 
+@pytest.mark.parametrize("config", [tiny_config(), token_config()], ids=["latents", "codes"])
+def test_a_step_binds_its_parameters_once(config, monkeypatch):
+    bound, bind = [], Model.bind
+    monkeypatch.setattr(Model, "bind", lambda model, params: bound.append(params) or bind(model, params))
+    task, batch = make_task(config), tiny_batch(config)
+    jax.eval_shape(lambda p: task.gradients(p, batch, KEY, 0), task.model.abstract_params())
+    assert len(bound) == 1
+
+
 def test_loss_and_z_loss_are_those_of_all_logits():
     config = token_config()
     batch, task = tiny_batch(config), make_task(config)
     params = task.init(KEY)
     params["text_head"] = 30 * params["text_head"]  # away from the uniform
     value, metrics = jax.jit(lambda p: task.loss(p, batch, jnp.maximum(batch.token_weight.sum(), 1)))(params)
-    x, _ = task.model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, 0)
-    hidden, _ = task.model.trunk(params, x, batch.spans, batch.positions)
-    logits = task.model.text_logits(params, hidden)
+    x, _ = task.model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, 0)
+    hidden, _ = task.model.bind(params).trunk(x, batch.spans, batch.positions)
+    logits = task.model.bind(params).text_logits(hidden)
     log_total = jax.nn.logsumexp(logits, -1)
     cross = log_total - jnp.take_along_axis(logits, batch.targets[..., None], -1)[..., 0]
     mean = lambda x: float(np.sum(x * batch.token_weight) / np.sum(batch.token_weight))  # noqa: E731
@@ -126,7 +136,7 @@ def test_every_mesh_gives_the_gradients_of_one_device(axes):
     params = task.init(jax.random.key(0))
     expected = jax.jit(lambda p, b: task.gradients(p, b, KEY, 0))(params, batch)
     mesh = make_mesh(config.mesh)
-    sharded = jax.device_put(params, state_shardings(params, mesh))
+    sharded = jax.device_put(params, state_shardings(params, mesh, task.axes()))
     with jax.set_mesh(mesh):
         placed = jax.device_put(batch, batch_sharding(mesh))
         found = jax.jit(lambda p, b: task.gradients(p, b, KEY, 0))(sharded, placed)

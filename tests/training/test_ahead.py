@@ -9,7 +9,7 @@ from helpers import tiny_batch, tiny_config, tiny_run
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training import loop
-from transfusion_jax.training.step.state import abstract_state, create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step
 
 
@@ -53,10 +53,11 @@ def test_steps_share_one_program_that_writes_the_state_into_its_old_memory(monke
     jit = jax.jit
     monkeypatch.setattr(jax, "jit", lambda *args, **options: compiled.append(jit(*args, **options)) or compiled[-1])
     mesh, task = make_mesh(config.mesh, jax.devices()[:1]), TransfusionTask(config)
-    step = make_step(task, config, mesh)
+    context = RunContext(task, config, mesh)
+    step = make_step(context)
     (program,) = compiled
     monkeypatch.undo()
-    state = create_state(task, config, mesh)
+    state = create_state(context)
     for number in range(3):
         before = jax.tree.leaves(state)
         batch = loop.to_global(tiny_batch(config, first_row=4 * number), loop.batch_sharding(mesh))
@@ -64,6 +65,6 @@ def test_steps_share_one_program_that_writes_the_state_into_its_old_memory(monke
         assert all(leaf.is_deleted() for leaf in before)
     assert program._cache_size() == 1
     with jax.set_mesh(mesh):
-        lowered = program.lower(abstract_state(task, config, mesh), batch, jax.ShapeDtypeStruct((1,), bool))
+        lowered = program.lower(context.abstract_state, batch, jax.ShapeDtypeStruct((1,), bool))
         memory = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(state))

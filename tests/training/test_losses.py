@@ -125,7 +125,7 @@ def test_every_mesh_gives_the_gradients_of_one_device(axes):
     mesh = make_mesh(config.mesh)
     task = TransfusionTask(config)
     params = parameters(config)
-    params = jax.device_put(params, state_shardings(params, mesh))
+    params = jax.device_put(params, state_shardings(params, mesh, task.axes()))
     with jax.set_mesh(mesh):
         sharded = jax.device_put(batch, batch_sharding(mesh))
         actual = jax.jit(lambda p, b: task.gradients(p, b, KEY, 0))(params, sharded)
@@ -170,10 +170,11 @@ def loss_with_noise(config, batch, noised, noise):
     def loss(params):
         replaced = dataclasses.replace(batch, latents=noised, timestep_limit=np.zeros_like(batch.timestep_limit))
         (token_loss, _, weight), _, timesteps = task.element_losses(params, replaced, KEY)  # t = 0 adds no noise
-        x, skips = task.model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
-        hidden, _ = task.model.trunk(params, x, batch.spans, batch.positions)
+        model = task.model.bind(params)
+        x, skips = model.embed(batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
+        hidden, _ = model.trunk(x, batch.spans, batch.positions)
         patches = gather_patches(hidden, batch.image_slot, batch.latents.shape[1], config.model.patches)
-        error = jnp.square(task.model.denoise(params, patches, timesteps, skips) - noise).mean((2, 3, 4))
+        error = jnp.square(model.denoise(patches, timesteps, skips) - noise).mean((2, 3, 4))
         totals = Totals.of(batch)
         return (
             jnp.sum(token_loss * weight) / totals.tokens + 5 * jnp.sum(error * batch.image_weight) / totals.images

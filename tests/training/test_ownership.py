@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harms import contents
-from helpers import tiny_config, tiny_data, tiny_run
+from helpers import begin_tiny, tiny_config, tiny_run
 from transfusion_jax.config import GuardConfig
 from transfusion_jax.data.prepare.job import Job, begin, owned
 from transfusion_jax.data.readers import InputShard, ReadOptions
@@ -92,7 +92,7 @@ def state(step):
 
 def begun(path):
     workdir = Workdir(path)
-    workdir.begin(tiny_config(), tiny_data(), "start")
+    begin_tiny(workdir, "start")
     (path / "lock").touch()
     return workdir
 
@@ -108,7 +108,7 @@ def writes(workdir, writer, checkpoints):
         "attempts": lambda: goodput.write_attempt(workdir.attempts, attempt),
         "samples": lambda: write_png(workdir.samples / "2.png", np.zeros((4, 4, 3), np.uint8)),
         "manifest.json": lambda: workdir.remember("event"),
-        "manifest.json and config.json": lambda: workdir.begin(tiny_config(), tiny_data(), "resume"),
+        "manifest.json and config.json": lambda: begin_tiny(workdir, "resume"),
         "evaluation.json": lambda: results.write(workdir, {"step": 1, "metrics": {}}),
         "a checkpoint": lambda: checkpoints.save(state(2), 8),
         "concluded.json": lambda: checkpoints.conclude(1, {"loss": 1.0}),
@@ -213,7 +213,7 @@ def test_a_run_ends_with_one_sentence_when_its_folder_is_replaced(tmp_path):
 
 def test_a_bucket_that_is_anothers_is_not_written_to(remote, tmp_path):
     workdir = Workdir(remote / "run")
-    workdir.begin(tiny_config(), tiny_data(), "start")
+    begin_tiny(workdir, "start")
     manifest, lock = (remote / "run/manifest.json", remote / "run/lock")
     with workdir.locked():
         mine, held = manifest.read_bytes(), lock.read_bytes()
@@ -244,7 +244,7 @@ def test_a_bucket_that_is_anothers_is_not_written_to(remote, tmp_path):
 @pytest.mark.parametrize("harm", [moved, replaced, deleted, emptied])
 def test_data_is_not_prepared_into_a_folder_that_is_anothers(harm, tmp_path):
     path, other = tmp_path / "run", tmp_path / "other"
-    jobs = [Job((InputShard("jsonl", name),), ReadOptions()) for name in "ab"]
+    jobs = [Job((InputShard(name, format="jsonl"),), ReadOptions()) for name in "ab"]
     for folder, job in zip((path, other), jobs, strict=True):
         begin(job, ByteTokenizer(), folder)
     with owned(path, jobs[0]):

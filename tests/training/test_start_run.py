@@ -20,13 +20,14 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.storage.atomic import DamagedFile
 from transfusion_jax.storage.jsonl import read_lines
 from transfusion_jax.tasks.transfusion import TransfusionTask
-from transfusion_jax.training.checkpoint import manager
-from transfusion_jax.training.checkpoint.manager import Checkpoints, to_devices
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import digest_of, to_devices
+from transfusion_jax.training.facts import row_plan_of
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.monitoring import status
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.start_run import Start, find_checkpoint, rate_notes, source_config
-from transfusion_jax.training.step.state import abstract_state
+from transfusion_jax.training.step.state import RunContext
 
 EXACT = ("loss", "loss_text", "loss_image", "grad_norm", "learning_rate")
 
@@ -101,7 +102,13 @@ def test_a_run_and_its_forks_keep_the_row_plan_that_it_began_with(parent, tmp_pa
     tiny_run(old, config())
     tiny_run(fork, config(), Start(fork_from=f"{whole}:4"))
     tiny_run(new, config(), Start(init_from=f"{whole}:4"))
-    assert [Workdir(path).row_plan for path in (whole, old, fork, new, parent)] == [2, 2, 2, VERSION, VERSION]
+    assert [row_plan_of(Workdir(path).manifest()) for path in (whole, old, fork, new, parent)] == [
+        2,
+        2,
+        2,
+        VERSION,
+        VERSION,
+    ]
     for path in (old, fork):
         assert [[metrics(path)[s][n] for n in EXACT] for s in range(1, 9)] == [
             [metrics(whole)[s][n] for n in EXACT] for s in range(1, 9)
@@ -303,7 +310,9 @@ def test_a_lower_limit_of_bad_steps_stops_a_run_that_has_more(tmp_path):
     tiny_run(tmp_path, config(steps=4))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         mesh = make_mesh(config().mesh, jax.devices()[:1])
-        state, manifest = checkpoints.restore(4, abstract_state(TransfusionTask(config()), config(), mesh))
+        state, manifest = checkpoints.restore(
+            4, RunContext(TransfusionTask(config()), config(), mesh).abstract_state
+        )
         guard = state.guard._replace(in_a_row=jnp.int32(3), skipped=jnp.int32(3))
         checkpoints.set_aside(4, tmp_path)
         about = {name: manifest[name] for name in ("config", "skip_rows")}
@@ -318,7 +327,7 @@ def test_a_lower_limit_of_bad_steps_stops_a_run_that_has_more(tmp_path):
 def test_an_evaluation_that_was_due_is_done_on_resuming_and_each_step_stands_once(tmp_path):
     calls = []
 
-    def evaluate(step, params, writer):
+    def evaluate(step, params, monitor):
         calls.append(step)
         if len(calls) < 3:
             raise KeyboardInterrupt  # as if killed: the record of the step is in place, and must stay
@@ -328,7 +337,7 @@ def test_an_evaluation_that_was_due_is_done_on_resuming_and_each_step_stands_onc
     path = tmp_path / "checkpoints/4/_CHECKPOINT_METADATA"
     values = json.loads(path.read_text())
     values["custom_metadata"]["manifest"]["concluded"] = False
-    values["custom_metadata"]["digest"] = manager._digest(values["custom_metadata"]["manifest"])
+    values["custom_metadata"]["digest"] = digest_of(values["custom_metadata"]["manifest"])
     path.write_text(json.dumps(values))
     (tmp_path / "checkpoints/4/sizes.json").unlink()
     once = metrics(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 
 from helpers import tiny_config, tiny_run
 from transfusion_jax.storage.jsonl import read_lines
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.start_run import Start
 

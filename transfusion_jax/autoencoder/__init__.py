@@ -1,16 +1,12 @@
-"""Image autoencoders behind one interface."""
+"""Image autoencoders behind one interface, each found by its name."""
 
-from transfusion_jax.autoencoder import trained
-from transfusion_jax.autoencoder.dct import CosineBlocks, from_name
-from transfusion_jax.autoencoder.grey import Grey
-from transfusion_jax.autoencoder.grey import from_name as grey_from_name
-from transfusion_jax.autoencoder.identity import Identity
 from transfusion_jax.autoencoder.interface import Autoencoder, Encoding
-from transfusion_jax.autoencoder.trained import Trained
-from transfusion_jax.config import ConfigError, require
-from transfusion_jax.storage.paths import Place, place
+from transfusion_jax.config import AUTOENCODERS, ConfigError, require
+from transfusion_jax.storage.paths import Place
 
-__all__ = ["Autoencoder", "CosineBlocks", "Encoding", "Grey", "Identity", "Trained", "keep", "load", "load_saved"]
+__all__ = ["Autoencoder", "Encoding", "load", "load_saved", "save", "without_weights"]
+
+WITH_WEIGHTS = "trained"  # the kind whose names are folders
 
 
 def load(name: str) -> Autoencoder:
@@ -19,27 +15,25 @@ def load(name: str) -> Autoencoder:
     Raises:
         ConfigError: there is none.
     """
-    found = without_weights(name)
-    if found is not None:
-        return found
-    if not (place(name) / trained.ABOUT).is_file():
-        raise ConfigError(f"autoencoder {name!r}: give a folder with {trained.ABOUT}, or a name such as dct-f8c8")
-    return trained.open_folder(place(name))
+    found = without_weights(name) or AUTOENCODERS[WITH_WEIGHTS](name)
+    if found is None:
+        raise ConfigError(f"autoencoder {name!r}: give a folder with autoencoder.json, or a name such as dct-f8c8")
+    return found
 
 
 def without_weights(name: str) -> Autoencoder | None:
     """The autoencoder that is known by its name alone."""
-    return Identity() if name == "identity" else from_name(name) or grey_from_name(name)
+    finders = (find for kind, find in AUTOENCODERS.items() if kind != WITH_WEIGHTS)
+    return next((found for find in finders if (found := find(name)) is not None), None)
 
 
-def keep(autoencoder: Autoencoder, folder: Place) -> None:
+def save(autoencoder: Autoencoder, folder: Place) -> None:
     """Writes the autoencoder into prepared data or a workdir, if it has weights; `load_saved` reads it back."""
-    if isinstance(autoencoder, Trained):
-        trained.save(_kept(folder, autoencoder.name), autoencoder)
+    autoencoder.save(_kept(folder, autoencoder.name))
 
 
 def load_saved(folder: Place, name: str, expected: str | None = None) -> Autoencoder:
-    """The autoencoder that `keep` left in a folder.
+    """The autoencoder that `save` left in a folder.
 
     Args:
         folder: the folder.
@@ -49,7 +43,9 @@ def load_saved(folder: Place, name: str, expected: str | None = None) -> Autoenc
     Raises:
         ConfigError: it is missing, damaged, or another one.
     """
-    found = without_weights(name) or trained.open_folder(_kept(folder, name))
+    found = without_weights(name) or AUTOENCODERS[WITH_WEIGHTS](str(_kept(folder, name)))
+    require(found is not None, f"{_kept(folder, name)} holds no autoencoder: copy it back from a backup")
+    assert found is not None
     require(
         expected in (None, found.hash()),
         f"the autoencoder {name!r} in {folder} ({found.hash()}) is not the one that was saved there ({expected}): "

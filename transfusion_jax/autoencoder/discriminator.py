@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion_jax.autoencoder.network import Conv, GroupNorm, Params, fill
+from transfusion_jax.model.layers import declared_axes
+from transfusion_jax.parallel.sharding import AxisNames
 
 WIDTHS = (64, 128, 256, 512)  # of the convolutions; all but the last halve the image
 GROUPS, SLOPE = 32, 0.2
@@ -24,6 +26,11 @@ def init(channels: int, key: jax.Array) -> Params:
     """Fresh parameters for images of so many channels."""
     abstract: Params = nnx.to_pure_dict(_structure(channels)[1])
     return fill(abstract, key)
+
+
+def axes(channels: int) -> AxisNames:
+    """Named axes of each parameter."""
+    return declared_axes(_structure(channels)[1])
 
 
 def judge(params: Params, images: jax.Array) -> jax.Array:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as tensors
 
 from transfusion_jax.autoencoder import names, pickles
+from transfusion_jax.autoencoder.kinds.trained import Trained, check_name, flat
 from transfusion_jax.autoencoder.network import Network
-from transfusion_jax.autoencoder.trained import Trained, check_name, flat
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.parallel.tree import nested

@@ -8,6 +8,8 @@ from typing import Protocol
 import jax
 import numpy as np
 
+from transfusion_jax.storage.paths import Place
+
 Array = jax.Array | np.ndarray
 
 
@@ -53,4 +55,8 @@ class Autoencoder(Protocol):
 
     def hash(self) -> str:
         """Identifies the weights: equal hashes encode equally."""
+        ...
+
+    def save(self, folder: Place) -> None:
+        """Writes what its name alone does not tell, such as weights; most write nothing."""
         ...

@@ -23,6 +23,8 @@ from flax import nnx
 
 from transfusion_jax.autoencoder.interface import Encoding
 from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.model.layers import declared_axes, param
+from transfusion_jax.parallel.sharding import AxisNames
 
 Params = dict[str, Any]
 EPSILON = 1e-6  # of the norms
@@ -43,6 +45,10 @@ class Network:
         """Shapes and dtypes of the parameters."""
         params: Params = nnx.to_pure_dict(_structure(self.architecture)[1])
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+
+    def axes(self) -> AxisNames:
+        """Named axes of each parameter."""
+        return declared_axes(_structure(self.architecture)[1])
 
     def encode(self, params: Params, images: jax.Array) -> Encoding:
         """Images `[B, H, W, C]` in [−1, 1], encoded.
@@ -120,7 +126,7 @@ class Codebook(nnx.Module):
     """The entries of a vector quantisation."""
 
     def __init__(self, a: Architecture):
-        self.entries = nnx.Param(jnp.zeros((a.codebook, a.latent_channels)))
+        self.entries = param(jnp.zeros((a.codebook, a.latent_channels)), "inputs", "norm")
 
 
 class Encoder(nnx.Module):
@@ -259,8 +265,8 @@ class Conv(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int):
         self.size = size
-        self.kernel = nnx.Param(jnp.zeros((size, size, inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.kernel = param(jnp.zeros((size, size, inputs, outputs)), "window", "window", "inputs", "norm")
+        self.bias = param(jnp.zeros(outputs), "norm")
 
     def __call__(self, x: jax.Array, stride: int = 1, padding: tuple[int, int] | None = None) -> jax.Array:
         """`[B, y, x, inputs]` to `[B, y', x', outputs]`."""
@@ -275,8 +281,8 @@ class Linear(nnx.Module):
     """A linear map of channels, with a bias."""
 
     def __init__(self, width: int):
-        self.matrix = nnx.Param(jnp.zeros((width, width)))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.matrix = param(jnp.zeros((width, width)), "inputs", "norm")
+        self.bias = param(jnp.zeros(width), "norm")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[…, width]` to the same."""
@@ -288,8 +294,8 @@ class GroupNorm(nnx.Module):
 
     def __init__(self, groups: int, width: int):
         self.groups = groups
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.scale = param(jnp.ones(width), "norm")
+        self.bias = param(jnp.zeros(width), "norm")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, y, x, width]` to the same."""

@@ -4,46 +4,48 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import ExitStack
 from typing import Any
 
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Trained, trained
+from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network, Params
-from transfusion_jax.commands.common.launch_args import log, make_ready, watching_of
+from transfusion_jax.commands.common.launch_args import context_of, log, make_ready, watching_of
 from transfusion_jax.config import AutoencoderRun, ConfigError, Run, require
 from transfusion_jax.data.image_stream import ImageData, ImageRows, load_images
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.reconstruction import measure, reconstruct, sheet, spread
 from transfusion_jax.generation.png import write_png
 from transfusion_jax.parallel import processes
-from transfusion_jax.parallel.consistency import agree, code_hash
-from transfusion_jax.parallel.mesh import reach_all
 from transfusion_jax.tasks.autoencoder import AutoencoderTask
-from transfusion_jax.training.checkpoint.manager import Checkpoints, to_devices
-from transfusion_jax.training.loop import Hook, Outcome, train
-from transfusion_jax.training.monitoring.heartbeat import heartbeat
-from transfusion_jax.training.monitoring.metrics import Writer
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import to_devices
+from transfusion_jax.training.loop import Hook, Monitor, Outcome
 from transfusion_jax.training.monitoring.telemetry import Watching
 from transfusion_jax.training.monitoring.watchdog import Beat
 from transfusion_jax.training.preemption import Interruption, watch_signals
-from transfusion_jax.training.run_dir import Workdir, facts_of, parameters_of
-from transfusion_jax.training.start_run import Start, begin
+from transfusion_jax.training.run import begun, train_run
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.start_run import Start
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains, and returns the exit code."""
-    require(not arguments.json or arguments.dry_run, "--json goes with --dry-run")
+    require(not arguments.json, "--json goes with --dry-run")
     config = _config(arguments, overrides)
-    if arguments.dry_run:
-        summary = {"config": configs.to_dict(config), "parameters": parameters_of(config)}
-        print(json.dumps(summary, indent=2))
-        return 0
     if arguments.workdir is None:
         raise ConfigError("autoencoder train needs --workdir DIR (or --dry-run to look only)")
     with watch_signals(log) as interruption:
         outcome = _train(arguments, config, interruption, watching_of(arguments, config))
     return INTERRUPTED if outcome.interrupted else 0
+
+
+def dry_run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints the resolved config and its size; returns the exit code."""
+    config = _config(arguments, overrides)
+    print(
+        json.dumps({"config": configs.to_dict(config), "parameters": AutoencoderTask(config).parameters}, indent=2)
+    )
+    return 0
 
 
 def _config(arguments: argparse.Namespace, overrides: list[str]) -> AutoencoderRun:
@@ -71,22 +73,14 @@ def _train(
         )
         task = AutoencoderTask(config)
         processes.each(lambda: task.perceptual)  # files that are missing are found before the workdir is begun
-        agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
-        reach_all(mesh)
-        locked, beat = ExitStack(), Beat()
-        if processes.first():
-            locked.enter_context(workdir.locked(log))
-            locked.enter_context(heartbeat(workdir.heartbeat, beat, config.loop.hang_after))
+        context = context_of(task, config, data, mesh)
     accepted = tuple((arguments.accept_changes or "").replace(",", " ").split())
-    with locked:
-        with interruption.may_leave():
-            begin(Start(accept_changes=accepted), task, config, data, mesh, workdir, log)
-            if not processes.first():
-                locked.enter_context(workdir.owned())
-        log(f"{config.name}: {parameters_of(config) / 1e6:.2f}M parameters, {config.batch_rows} images per step")
+    beat = Beat()
+    with begun(Start(accept_changes=accepted), context, data, workdir, interruption, beat):
+        log(f"{config.name}: {task.parameters / 1e6:.2f}M parameters, {config.batch_rows} images per step")
         rows = ImageRows(data.train, config.seed, config.data.flip)
         hooks = _hooks(task, config, data, workdir)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, log, watching, beat)
+        return train_run(context, workdir, rows, interruption, hooks, watching, beat)
 
 
 def _hooks(task: AutoencoderTask, config: AutoencoderRun, data: ImageData, workdir: Workdir) -> tuple[Hook, ...]:
@@ -94,13 +88,13 @@ def _hooks(task: AutoencoderTask, config: AutoencoderRun, data: ImageData, workd
         images = spread(data.held_out, config.held_out_images)
         return images, *reconstruct(task.network, params["network"], images, config.part_rows)
 
-    def evaluate(step: int, params: Any, writer: Writer) -> dict[str, float]:
-        del step, writer
+    def evaluate(step: int, params: Any, monitor: Monitor) -> dict[str, float]:
+        del step, monitor
         return {f"held_out/{name}": value for name, value in measure(task.network, *shown(params)).items()}
 
-    def sample(step: int, params: Any, writer: Writer) -> dict[str, float]:
+    def sample(step: int, params: Any, monitor: Monitor) -> dict[str, float]:
         images, drawn, _ = shown(params)
-        writer.image(step, "reconstructions", sheet(images, drawn))
+        monitor.image(step, "reconstructions", sheet(images, drawn))
         if processes.first():
             write_png(workdir.samples / f"{step:08d}.png", sheet(images, drawn))
         return {}
@@ -147,6 +141,6 @@ def export(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Writes an autoencoder as a folder for `prepare --encode`; returns the exit code."""
     del overrides
     config, params, which = _read(arguments)
-    trained.save(arguments.output, Trained(arguments.name, config.architecture, params, f"{config.name}, {which}"))
+    Trained(arguments.name, config.architecture, params, f"{config.name}, {which}").save(arguments.output)
     print(f"written to {arguments.output}; transfusion prepare … --encode {arguments.output}")
     return 0

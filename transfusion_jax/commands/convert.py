@@ -14,26 +14,29 @@ import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax import config as configs
-from transfusion_jax.autoencoder import Identity, importing
-from transfusion_jax.autoencoder import trained as trained_autoencoders
+from transfusion_jax.autoencoder import importing
+from transfusion_jax.autoencoder.kinds import trained as trained_autoencoders
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.commands.common.load_model import choose_weights
 from transfusion_jax.config import Config, one_of, require
 from transfusion_jax.conversion import llama, shards
 from transfusion_jax.conversion.hugging_face import write_tokenizer
-from transfusion_jax.conversion.memory import give_back
 from transfusion_jax.conversion.runs import write_run
+from transfusion_jax.conversion.shards import give_back
 from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree, saved_tree
 from transfusion_jax.data import marks as marking
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.datasets import Codec
-from transfusion_jax.data.tokenizer import HuggingFace, Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.data.datasets import Codec, read_codec
+from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.data.tokenizer_files import HuggingFace
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.paths import remove
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.run_dir import Workdir, read_codec
+from transfusion_jax.training.facts import codec_of
+from transfusion_jax.training.run_dir import Workdir
 
 DIFFERENT = 1  # exit code of diff
 CODEC = "codec.json"  # how a run coded texts and images
@@ -98,7 +101,7 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     workdir, config, tree, which = _weights(arguments)
     llama.require_llama(config.model)
-    codec = workdir.codec()
+    codec = codec_of(workdir)
     longest = max(config.data.context_length, workdir.longest_context() or 0)
     about = llama.config_json(config.model, longest, codec, arguments.dtype)
     write(arguments, llama.tensor_shapes(about), llama.tensor_parts(tree, config.model))
@@ -120,9 +123,9 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     shapes = {name: leaf.shape for name, leaf in tree.items()}
     write(arguments, shapes, ((name, *piece) for name, leaf in tree.items() for piece in leaf.pieces()))
     _write_json(arguments.output / "config.json", configs.to_dict(config))
-    codec = workdir.codec()
+    codec = codec_of(workdir)
     tokenizers.save(codec.tokenizer, arguments.output)
-    autoencoders.keep(codec.autoencoder, arguments.output)
+    autoencoders.save(codec.autoencoder, arguments.output)
     _write_json(arguments.output / CODEC, workdir.manifest()["codec"])
     title = "# A Transfusion model"
     finish(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
@@ -185,7 +188,7 @@ def _diff(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _autoencoder_in(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     found = importing.read(arguments.path, arguments.name)
-    trained_autoencoders.save(arguments.output, found)
+    found.save(arguments.output)
     a = found.architecture
     millions = sum(math.prod(leaf.shape) for leaf in trained_autoencoders.flat(found.params).values()) / 1e6
     what = (

@@ -11,14 +11,15 @@ import numpy as np
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Data
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Image, Source, Text
 from transfusion_jax.data.packing import plan_store
 from transfusion_jax.data.store import inspect
 from transfusion_jax.data.store.dataset import SPLITS, Prepared, PreparedDocuments
-from transfusion_jax.data.stream import make_rows
 from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.storage.paths import Place, place
 from transfusion_jax.training import verification
+from transfusion_jax.training.facts import data_of
 from transfusion_jax.training.monitoring import status
 from transfusion_jax.training.run_dir import Workdir
 
@@ -129,7 +130,7 @@ def _print_data(report: dict[str, Any]) -> None:
 
 def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     config = workdir.config()
-    data = data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
+    data = data_of(workdir, config)
     rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
     pieces, images = [], []
     for of_corpus, start, length in rows.pieces(row):

@@ -18,18 +18,20 @@ from transfusion_jax.commands.common.load_model import (
     naming_others,
     shared,
 )
-from transfusion_jax.config import Config, ConfigError, require
-from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.config import SUITES, Config, ConfigError, extend, require
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation import results
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import METRICS, Entry
-from transfusion_jax.evaluation.suite import SUITES, Suite
+from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
 from transfusion_jax.storage.cache_dirs import keep_programs
-from transfusion_jax.tasks.registry import ModelTask, make_task
-from transfusion_jax.training.checkpoint.manager import Checkpoints, DeletedCheckpoint
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.tasks.families import ModelTask
+from transfusion_jax.training.checkpoint.errors import DeletedCheckpoint
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.facts import data_of
 from transfusion_jax.training.run_dir import Workdir
 
 POLL = 10.0  # seconds between two looks for a new checkpoint
@@ -38,6 +40,7 @@ POLL = 10.0  # seconds between two looks for a new checkpoint
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluates; returns the exit code."""
     del overrides
+    extend(arguments.extend)
     processes.connect()
     stream = sys.stderr if arguments.json else sys.stdout
     log = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
@@ -49,9 +52,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     keep_programs()
     if arguments.protocol:
         config = PROTOCOLS[arguments.protocol].applied(config)
-    for line in untrained_branch(config) if any(suite.draws for suite in suites) else ():
+    for line in untrained_branch(config) if any(suite.draws for suite in suites.values()) else ():
         log(line)
-    data = data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
+    data = data_of(workdir, config)
     for source in data.held_out.sources:
         if not len(source):
             log(f"{source.name} holds nothing out: nothing of it is measured")
@@ -80,7 +83,7 @@ class _Job:
     mesh: Mesh
     workdir: Workdir
     weights: str
-    suites: list[Suite]
+    suites: dict[str, Suite]
     protocol: str | None
     again: bool
     log: Callable[[str], None]
@@ -106,11 +109,11 @@ class _Job:
         checkpoint = processes.each(lambda: checkpoints.hash(step, self.weights))[0]
         about = {"step": step, "weights": self.weights, "checkpoint": checkpoint}
         params, entries = None, []
-        for suite in self.suites:
+        for name, suite in self.suites.items():
             settings = results.settings(suite, config, self.data, self.protocol)
-            key = {**about, "suite": suite.name, "settings": settings}
+            key = {**about, "suite": name, "settings": settings}
             entry = None if self.again else results.find(self.workdir, key)
-            self.log(f"{suite.name}: {_words(settings)}{', measured before' if entry else ''}")
+            self.log(f"{name}: {_words(settings)}{', measured before' if entry else ''}")
             if entry is None:
                 if params is None:
                     params = checkpoints.weights(step, self.weights, shared(self.task, self.mesh))
@@ -121,23 +124,25 @@ class _Job:
             if not entry[METRICS]:
                 self.log("  nothing: no held-out row has any")
             width = max(map(len, entry[METRICS]), default=0)
-            for name, value in entry[METRICS].items():
-                self.log(f"  {name:<{width}}  {value:7.4f}")
+            for metric, value in entry[METRICS].items():
+                self.log(f"  {metric:<{width}}  {value:7.4f}")
             entries.append(entry)
         return entries
 
 
-def _suites(arguments: argparse.Namespace, config: Config) -> list[Suite]:
+def _suites(arguments: argparse.Namespace, config: Config) -> dict[str, Suite]:
     """Those that are asked for; with a protocol, those of the config that draw.
 
     Raises:
-        ConfigError: a protocol, and a suite that does not draw, or none that does.
+        ConfigError: no such suite, a protocol, and a suite that does not draw, or none that does.
     """
-    chosen = [SUITES[name] for name in arguments.suite or config.evaluation.suites]
+    for name in arguments.suite or ():
+        SUITES.check("--suite", name)
+    chosen: dict[str, Suite] = {name: SUITES[name] for name in arguments.suite or config.evaluation.suites}
     if not arguments.protocol:
         return chosen
-    drawing = [suite for suite in chosen if suite.draws]
-    others = [suite.name for suite in chosen if not suite.draws]
+    drawing = {name: suite for name, suite in chosen.items() if suite.draws}
+    others = [name for name in chosen if name not in drawing]
     if not drawing or (arguments.suite and others):
         raise ConfigError(f"--protocol says how to draw, and {', '.join(others)} draws nothing: name other suites")
     return drawing

@@ -16,20 +16,21 @@ import jax
 from transfusion_jax.commands.common.load_model import measuring_mesh, read_model
 from transfusion_jax.commands.flags.judge import IMAGES
 from transfusion_jax.config import ConfigError, SourceConfig, require
-from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation import geneval
 from transfusion_jax.evaluation.fid import Fid
-from transfusion_jax.evaluation.frechet import Statistics
 from transfusion_jax.evaluation.inception import FEATURES
 from transfusion_jax.evaluation.pictures import drawn_for_held_out, pictures
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import sampling_of
+from transfusion_jax.evaluation.suites.frechet import Statistics
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
 from transfusion_jax.storage.atomic import write_whole
-from transfusion_jax.tasks.registry import ModelTask, make_task
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.tasks.families import ModelTask
+from transfusion_jax.training.facts import codec_of, data_of
 from transfusion_jax.training.run_dir import Workdir
 
 Verdict = tuple[dict[str, float], dict[str, Any]]  # metrics by name, and what else the report says
@@ -94,7 +95,7 @@ def _prepare_harness(arguments: argparse.Namespace) -> Ask:
     harness = _judge("harness", "harness")
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
-        model = harness.HarnessModel(task, params, workdir.codec())
+        model = harness.HarnessModel(task, params, codec_of(workdir))
         metrics, details = harness.run(model, arguments.tasks, shots, limit, include)
         return metrics, {"tasks": " ".join(arguments.tasks), "harness": details}
 
@@ -164,7 +165,7 @@ def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
         _warn(task)
-        for done in geneval.write(task, params, workdir.codec(), lines, output, arguments.n):
+        for done in geneval.write(task, params, codec_of(workdir), lines, output, arguments.n):
             _progress(f"{done} of {len(lines)} prompts")
         return {}, {"prompts": len(lines), "images": len(lines) * arguments.n, "sampling": sampling_of(task.config)}
 
@@ -182,7 +183,7 @@ def _data(task: ModelTask, workdir: Workdir, pictured: str | None) -> Data:
     if pictured:
         sources = {"pictures": SourceConfig(path=pictured, held_out=pictured)}
         config = replace(config, data=replace(config.data, sources=sources, phases={}))
-    return data_loading.load(config, workdir.codec().statistics, workdir.row_plan)
+    return data_of(workdir, config)
 
 
 JUDGES: dict[str, Callable[[argparse.Namespace], Ask]] = {

@@ -12,12 +12,13 @@ from itertools import chain, islice
 from typing import Any
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.config import ConfigError, require
+from transfusion_jax.config import READERS, ConfigError, extend, require
 from transfusion_jax.data import prepare
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare import Encoders, Job, Progress
-from transfusion_jax.data.readers import FORMATS, Fault, InputShard, RawText, ReadOptions, input_shards
+from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, input_shards
 from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.data.tokenizer_files import train_pairs
 from transfusion_jax.errors import StorageError
 from transfusion_jax.storage.gcs import storage_errors
 from transfusion_jax.storage.paths import Place
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arguments.runner == "local" or arguments.workers is None,
         "--workers goes with --runner local: Ray uses what its cluster has",
     )
+    extensions = extend(arguments.extend)
     workers = arguments.workers or os.cpu_count() or 1
     require(workers > 0, f"--workers must be at least 1, not {workers}")
     output = arguments.output
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         min_size=arguments.min_size,
         held_out=arguments.held_out,
         limit=arguments.limit,
+        extensions=extensions,
     )
     require(bool(arguments.encode) or not arguments.log_variances, "--log-variances goes with --encode")
     encode = arguments.encode or []
@@ -75,7 +78,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     own = range(place, len(job.shards), hosts)
     prepare.begin(job, tokenizer, output)
     if coder:
-        autoencoders.keep(coder, output)
+        autoencoders.save(coder, output)
     log(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
     progress = _Line(log)
     try:
@@ -121,10 +124,10 @@ def _tokenizer(
     if kind != "bpe":
         return tokenizers.load(name, log)
     require(size.isdigit(), f"--tokenizer {name}: say how many entries, such as bpe:4096")
-    records = (record for shard in shards for record in FORMATS[shard.format].read(shard, options))
+    records = (record for shard in shards for record in READERS[shard.format].read(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
     texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
-    return tokenizers.train(texts, int(size))
+    return train_pairs(texts, int(size))
 
 
 def _place(text: str | None) -> tuple[int, int]:
@@ -138,7 +141,7 @@ def _place(text: str | None) -> tuple[int, int]:
 
 def _show(job: Job, as_json: bool) -> None:
     """The inputs, and the first records as they are read."""
-    readings = (FORMATS[shard.format].read(shard, job.reading) for shard in job.shards)
+    readings = (READERS[shard.format].read(shard, job.reading) for shard in job.shards)
     found = list(islice(chain.from_iterable(readings), SHOWN))
     records = [{"key": r.key, "is": r.reason if isinstance(r, Fault) else _outline(r.segments)} for r in found]
     if as_json:

@@ -19,17 +19,17 @@ from transfusion_jax.commands.common.prompts import (
 )
 from transfusion_jax.commands.flags.sample import DEFAULTS
 from transfusion_jax.config import Config, SamplingConfig, require
-from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.generation.export import Made, write_album, write_lines, write_page, write_sheet
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.interleaved import Drew, Ended, Event, generate
 from transfusion_jax.generation.scoring import score
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
+from transfusion_jax.training.facts import codec_of, data_of
 
 EVERY = 5.0  # seconds between two reports
 DRAWING = "steps", "sampler", "guidance", "guidance_interval", "guidance_rescale", "image_guidance", "temperature"
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     prompts, writing = _prompts(arguments), _writing(arguments)
     _check(arguments, prompts)
     task, params, workdir, _, _ = read_model(arguments, print)
-    config, codec = task.config, workdir.codec()
+    config, codec = task.config, codec_of(workdir)
     if arguments.score:
         return _score(arguments, task, params, codec, prompts)
     sampling = _sampling(arguments, config)
@@ -199,7 +199,7 @@ def _caption_held_out(arguments: argparse.Namespace) -> int:
     require(arguments.held_out >= 1, f"--held-out must be at least 1, not {arguments.held_out}")
     writing = _writing(arguments)
     task, params, workdir, _, _ = read_model(arguments, print)
-    data = data_loading.load(task.config, workdir.codec().statistics, workdir.row_plan)
+    data = data_of(workdir, task.config)
     shown = data.held_out.pairs(arguments.held_out)
     require(bool(shown), "this run holds out no captioned images")
     latents = np.stack([s.latent for d in shown for s in d.segments if isinstance(s, Image)])

@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
-
-import jax
 
 from transfusion_jax import config as configs
-from transfusion_jax import flops
-from transfusion_jax.commands.common.launch_args import log, make_ready, watching_of
-from transfusion_jax.config import Config, ConfigError, require
+from transfusion_jax.commands.common.launch_args import context_of, log, make_ready, watching_of
+from transfusion_jax.config import HOOKS, Config, ConfigError, require
 from transfusion_jax.data import datasets as data_loading
-from transfusion_jax.data.datasets import Data
-from transfusion_jax.data.documents import Text
-from transfusion_jax.data.stream import make_rows
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.errors import INTERRUPTED
-from transfusion_jax.evaluation.suite import SUITES
 from transfusion_jax.generation.guidance import untrained_branch
-from transfusion_jax.generation.images import draw
-from transfusion_jax.generation.png import grid, write_png
-from transfusion_jax.parallel import flags, processes
-from transfusion_jax.parallel.consistency import agree, code_hash
-from transfusion_jax.parallel.mesh import reach_all
-from transfusion_jax.planning import plan_vs_actual
-from transfusion_jax.tasks.registry import ModelTask, make_task
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.partial_load import parse_mapping
-from transfusion_jax.training.loop import Hook, Outcome, train
-from transfusion_jax.training.monitoring.heartbeat import heartbeat
-from transfusion_jax.training.monitoring.metrics import Writer
+from transfusion_jax.training.loop import Outcome
 from transfusion_jax.training.monitoring.telemetry import Watching
 from transfusion_jax.training.monitoring.watchdog import Beat
 from transfusion_jax.training.preemption import Interruption, watch_signals
-from transfusion_jax.training.run_dir import Workdir, facts_of
-from transfusion_jax.training.start_run import Start, begin, kept_plan, kept_statistics, source_config
+from transfusion_jax.training.run import begun, train_run
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.start_run import Start, kept_plan, kept_statistics, source_config
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains, and returns the exit code."""
-    if arguments.json and not arguments.dry_run:
+    if arguments.json:
         raise ConfigError("--json goes with --dry-run; a run's numbers are in its metrics.jsonl")
-    start = _start(arguments)
-    config = _config(arguments, start, overrides)
-    if arguments.dry_run:
-        _print_summary(config, arguments.json)
-        for line in untrained_branch(config):
-            print(line, file=sys.stderr)
-        return 0
+    start = start_of(arguments)
+    config = config_of(arguments, start, overrides)
     if arguments.workdir is None:
         raise ConfigError("train needs --workdir DIR, where the run is kept (or --dry-run to look only)")
     watching = watching_of(arguments, config)
@@ -65,38 +43,21 @@ def _train(
     with interruption.may_leave():
         mesh, workdir = make_ready(arguments, config)
         data = data_loading.load(config, kept_statistics(start, workdir, config), kept_plan(start, workdir))
-        missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
-        require(
-            not config.loop.evaluate_every or not missing,
-            f"nothing of source {', '.join(missing)} is held out to evaluate on: prepare it with a larger "
-            "--held-out, name a folder in data.sources.NAME.held_out, or set loop.evaluate_every to 0",
-        )
-        for name in config.evaluation.during_training if config.loop.evaluate_every else ():
-            SUITES[name].check(config, data)  # not only at the first evaluation
         rows = make_rows(data.train, config, data.codec.special, log, version=data.row_plan, run=workdir.path)
-        agree({"config": configs.to_dict(config), **facts_of(config, data), "code": code_hash()})
-        reach_all(mesh)
-        task = make_task(config)  # the workdir is begun only now that config and data have proved to fit
-        locked, beat = ExitStack(), Beat()
-        if processes.first():
-            locked.enter_context(workdir.locked(log))
-            locked.enter_context(heartbeat(workdir.heartbeat, beat, config.loop.hang_after))
-    with locked:
-        with interruption.may_leave():
-            begin(start, task, config, data, mesh, workdir, log)
-            if not processes.first():
-                locked.enter_context(workdir.owned())
+        context = context_of(make_task(config), config, data, mesh)
+        hooks = tuple(make(context, data, workdir) for make in HOOKS.values())
+    beat = Beat()
+    with begun(start, context, data, workdir, interruption, beat):  # now that config and data have proved to fit
         rows = replace(rows, skipped=workdir.skip_rows)
-        parameters = flops.count_parameters(config.model).total
-        log(f"{config.name}: {parameters / 1e6:.2f}M parameters, {config.elements_per_step:,} elements per step")
+        size, elements = context.facts["parameters"] / 1e6, config.elements_per_step
+        log(f"{config.name}: {size:.2f}M parameters, {elements:,} elements per step")
         for line in untrained_branch(config):
             log(line)
-        hooks = _hooks(task, config, data, workdir)
-        settled = plan_vs_actual.reporter(task, config, mesh, log)
-        return train(task, config, rows, mesh, workdir, interruption, hooks, log, watching, beat, settled)
+        return train_run(context, workdir, rows, interruption, hooks, watching, beat)
 
 
-def _start(arguments: argparse.Namespace) -> Start:
+def start_of(arguments: argparse.Namespace) -> Start:
+    """How the run is to begin."""
     for option, of in (("weights", "init_from"), ("init_map", "init_from"), ("skip_rows", "rewind_to")):
         if getattr(arguments, option) is not None and getattr(arguments, of) is None:
             raise ConfigError(f"--{option} goes with --{of}".replace("_", "-"))
@@ -120,7 +81,8 @@ def _stretch(text: str | None) -> tuple[int, int] | None:
     return int(begin), int(end)
 
 
-def _config(arguments: argparse.Namespace, start: Start, overrides: list[str]) -> Config:
+def config_of(arguments: argparse.Namespace, start: Start, overrides: list[str]) -> Config:
+    """The config that the command line names: of a file, of the workdir, or of the run that this one is made of."""
     if arguments.config:
         return configs.load(arguments.config, overrides)
     workdir = Workdir(arguments.workdir) if arguments.workdir else None
@@ -129,80 +91,3 @@ def _config(arguments: argparse.Namespace, start: Start, overrides: list[str]) -
     if workdir is None:
         raise ConfigError("train needs --config FILE[:arg], such as --config configs/digits.py")
     return configs.override(workdir.config(), overrides)
-
-
-def _hooks(task: ModelTask, config: Config, data: Data, workdir: Workdir) -> tuple[Hook, ...]:
-    def evaluate(step: int, params: Any, writer: Writer) -> dict[str, float]:
-        del step, writer
-        results: dict[str, float] = {}
-        for name in config.evaluation.during_training:
-            found = SUITES[name].run(task, params, data, jax.random.key(config.seed))
-            prefix = "held_out" if name == "loss" else f"held_out/{name}"
-            results |= {f"{prefix}/{metric}": value for metric, value in found.items()}
-        return results
-
-    def sample(step: int, params: Any, writer: Writer) -> dict[str, float]:
-        prompts = _held_out_captions(data, count=10)
-        if prompts:
-            sheet = grid(draw(task, params, data.codec, prompts, seed=config.seed), columns=5)
-            writer.image(step, "samples", sheet)
-            if processes.first():
-                write_png(workdir.samples / f"{step:08d}.png", sheet)
-        return {}
-
-    return Hook(config.loop.evaluate_every, evaluate), Hook(config.loop.sample_every, sample)
-
-
-def _held_out_captions(data: Data, count: int) -> list[str]:
-    """Different captions of held-out pairs."""
-    texts = dict.fromkeys(
-        data.codec.tokenizer.decode(segment.tokens)
-        for document in data.held_out.pairs(4 * count)
-        for segment in document.segments
-        if isinstance(segment, Text)
-    )
-    return list(texts)[:count]
-
-
-def _print_summary(config: Config, as_json: bool) -> None:
-    parameters = flops.count_parameters(config.model)
-    elements = config.steps * config.elements_per_step
-    summary = {
-        "parameters": {
-            "trunk": parameters.trunk,
-            "patch_trunk": parameters.patch_trunk,
-            "embedding": parameters.embedding,
-            "text_head": parameters.text_head,
-            "paper_count": parameters.paper,
-            "patch_coder": parameters.patch_coder,
-            "image_entries": parameters.image_entries,
-            "vocabulary_padding": parameters.padding,
-            "total": parameters.total,
-        },
-        "elements_per_step": config.elements_per_step,
-        "steps": config.steps,
-        "elements": elements,
-        "flops_6nd": flops.six_nd(config.model, elements),
-        "flags": flags.in_force(),
-    }
-    if as_json:
-        print(json.dumps({"config": configs.to_dict(config), **summary}, indent=2))
-        return
-    print(json.dumps(configs.to_dict(config), indent=2))
-    print(f"""
-parameters
-  trunk                 {parameters.trunk / 1e6:10,.1f}M
-  trunk for patches     {parameters.patch_trunk / 1e6:10,.1f}M
-  token embeddings      {parameters.embedding / 1e6:10,.1f}M  ({config.model.vocabulary:,} entries)
-  text head             {parameters.text_head / 1e6:10,.1f}M
-  as the paper counts   {parameters.paper / 1e6:10,.1f}M
-  patch coder           {parameters.patch_coder / 1e6:10,.1f}M  ({parameters.patch_coder / parameters.paper:.1%})
-  codes of images       {parameters.image_entries / 1e6:10,.1f}M  ({config.model.codebook:,} entries)
-  vocabulary padding    {parameters.padding / 1e6:10,.1f}M  (to {config.model.padded_vocabulary:,} entries)
-  total                 {parameters.total / 1e6:10,.1f}M
-elements per step       {config.elements_per_step:11,}  ({config.batch_rows} rows of {config.data.context_length})
-steps                   {config.steps:11,}
-elements                {elements:11.3e}
-training FLOPs, 6ND     {summary["flops_6nd"]:11.3e}""")
-    for variable, words in flags.in_force().items():
-        print(f"{variable}\n  " + "\n  ".join(words.split()))

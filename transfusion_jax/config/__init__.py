@@ -3,17 +3,31 @@
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Losses
 from transfusion_jax.config.base import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
-from transfusion_jax.config.checks import ConfigError, nearest, one_of, positive, require
+from transfusion_jax.config.choices import (
+    ATTENTION,
+    AUTOENCODERS,
+    HOOKS,
+    IMAGES,
+    NOISE_SCHEDULES,
+    OBJECTIVES,
+    OPTIMIZERS,
+    PATCH_CODERS,
+    RATE_SCHEDULES,
+    READERS,
+    REMAT_POLICIES,
+    SUITES,
+    Choices,
+    extend,
+)
 from transfusion_jax.config.data import DataConfig, Phase, SourceConfig
 from transfusion_jax.config.experiment import (
     FOLLOWS,
     OF_LATENTS,
-    SUITES,
     Config,
     EvaluationConfig,
     SamplingConfig,
 )
-from transfusion_jax.config.model import SPECIAL_TOKENS, DiffusionConfig, ModelConfig
+from transfusion_jax.config.model import PATCHES, SPECIAL_TOKENS, DiffusionConfig, ModelConfig
 from transfusion_jax.config.parsing import (
     as_model,
     identity,
@@ -27,14 +41,28 @@ from transfusion_jax.config.parsing import (
     parse_run,
     to_dict,
 )
+from transfusion_jax.errors import ConfigError, nearest, one_of, positive, require
 
 __all__ = [
+    "ATTENTION",
+    "AUTOENCODERS",
     "FOLLOWS",
+    "HOOKS",
+    "IMAGES",
+    "NOISE_SCHEDULES",
+    "OBJECTIVES",
     "OF_LATENTS",
+    "OPTIMIZERS",
+    "PATCHES",
+    "PATCH_CODERS",
+    "RATE_SCHEDULES",
+    "READERS",
+    "REMAT_POLICIES",
     "SPECIAL_TOKENS",
     "SUITES",
     "Architecture",
     "AutoencoderRun",
+    "Choices",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -52,6 +80,7 @@ __all__ = [
     "SamplingConfig",
     "SourceConfig",
     "as_model",
+    "extend",
     "identity",
     "identity_changes",
     "identity_hash",

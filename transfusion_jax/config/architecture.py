@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transfusion_jax.config.checks import one_of, positive, require
+from transfusion_jax.errors import one_of, positive, require
 
 KINDS = ("kl", "vq")
 PAPER = dict(multipliers=(1, 2, 4, 4), encoder_channels=192, latent_channels=8)  # ours for its 86M; see `paper`

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.base import Run, execution
-from transfusion_jax.config.checks import positive, require
+from transfusion_jax.errors import positive, require
 
 SMALLEST_JUDGED = 24  # pixels of a side that the patch discriminator needs to give one number
 

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transfusion_jax.config.checks import one_of, positive, require
+from transfusion_jax.config.choices import OPTIMIZERS, RATE_SCHEDULES
+from transfusion_jax.errors import one_of, positive, require
 
 
 def execution(default: Any) -> Any:
     """A field that says how a run is executed, not what is trained."""
     return field(default=default, metadata={"execution": True})
+
+
+def added(default: Any) -> Any:
+    """An identity field that came later: with its default a config has the hash that it had before."""
+    return field(default=default, metadata={"added": True})
 
 
 def of_command(default: Any) -> Any:
@@ -27,11 +34,13 @@ def of_command(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay (paper, section 4.1)."""
+    """How parameters are updated: AdamW with linear warm-up and cosine decay (paper, section 4.1) by default."""
 
+    name: str = added("adamw")  # an entry of `OPTIMIZERS`
     learning_rate: float = 3e-4
     final_learning_rate: float = 1.5e-5
     warmup_steps: int = 4000
+    schedule: str = added("cosine")  # of the learning rate: an entry of `RATE_SCHEDULES`
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -43,6 +52,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         positive(self, "optimizer.", "learning_rate", "epsilon")
+        OPTIMIZERS.check("optimizer.name", self.name)
+        RATE_SCHEDULES.check("optimizer.schedule", self.schedule)
         one_of("optimizer.frozen", self.frozen, ("none", "text"))
         one_of("optimizer.first_moment", self.first_moment, ("float32", "bfloat16"))
         require(self.warmup_steps >= 0, "optimizer.warmup_steps must not be negative")
@@ -122,6 +133,7 @@ class Run(ABC):
     accumulation: int = execution(1)  # parts that a batch is computed in, one after the other
     mesh: MeshConfig = field(default_factory=MeshConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    extensions: Mapping[str, str] = field(default_factory=dict, metadata={"execution": True})  # see `extend`
 
     def __post_init__(self) -> None:
         positive(self, "", "steps", "batch_rows", "accumulation")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transfusion_jax.config.base import execution
-from transfusion_jax.config.checks import one_of, positive, require
+from transfusion_jax.errors import one_of, positive, require
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transfusion_jax.config.base import Run, execution
-from transfusion_jax.config.checks import one_of, positive, require
+from transfusion_jax.config.choices import SUITES
 from transfusion_jax.config.data import DataConfig
 from transfusion_jax.config.model import DiffusionConfig, ModelConfig
+from transfusion_jax.errors import one_of, positive, require
 
 FOLLOWS = ("any", "text", "image")  # what a sample goes on with: texts and images, text alone, or one image
 
@@ -44,9 +45,6 @@ OF_LATENTS = ("steps", "sampler", "guidance_interval", "guidance_rescale", "imag
 FORMER_STEPS = 250  # the default of earlier versions: it stands in the `config.json` of runs of codes, too
 
 
-SUITES = ("loss", "text", "images", "captions", "digits", "edits", "shapes", "frechet")  # see `evaluation.suite`
-
-
 @dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured, and on how much."""
@@ -61,7 +59,7 @@ class EvaluationConfig:
         positive(self, "evaluation.", "rows", "images")
         for name in ("suites", "during_training"):
             for suite in getattr(self, name):
-                one_of(f"evaluation.{name}", suite, SUITES)
+                SUITES.check(f"evaluation.{name}", suite)
         one_of("evaluation.scenes", self.scenes, ("free", "corners"))
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transfusion_jax.config.base import execution
-from transfusion_jax.config.checks import one_of, positive, require
+from transfusion_jax.config.choices import (
+    ATTENTION,
+    IMAGES,
+    NOISE_SCHEDULES,
+    OBJECTIVES,
+    PATCH_CODERS,
+    REMAT_POLICIES,
+)
+from transfusion_jax.errors import one_of, positive, require
 
 VOCABULARY_MULTIPLE = 128
+PATCHES = "patches"  # the part of a layer's parameters that patches alone go through, where they are untied
 SPECIAL_TOKENS = 5  # BOS, EOS, BOI, EOI, PAD
 
 UNET_CHANNELS = {1: (1280,), 2: (768, 1024), 4: (256, 768, 1024), 8: (256, 512, 512, 1024)}  # by patch_size
@@ -24,9 +33,9 @@ class ModelConfig:
     vocabulary: int  # entries of the tokenizer; the special tokens and the padding come on top
     latent_shape: tuple[int, int, int]  # height, width, channels of an image after the autoencoder
     patch_size: int  # k: a patch is k×k latent pixels
-    images: str = "latents"  # denoised (Transfusion); "codes": next tokens too (Chameleon); "none": text alone
+    images: str = "latents"  # how they are seen and predicted: an entry of `IMAGES`
     codebook: int = 0  # entries of the vocabulary for codes of images, behind the special tokens
-    patch_coder: str = "linear"  # "linear", "none" (the same map of 1×1 patches), or "unet"
+    patch_coder: str = "linear"  # an entry of `PATCH_CODERS`
     unet_channels: tuple[int, ...] = ()  # of the U-Net, level by level from the latents' size; (): the paper's size
     unet_blocks: int = 2  # of the U-Net, in each level of its way down; one more on its way up
     image_attention: str = "bidirectional"  # of an image's patches among themselves, or "causal"
@@ -36,8 +45,8 @@ class ModelConfig:
     init_std: float = 0.02  # of every matrix; small widths learn faster with about 1/√width
     query_key_norm: bool = False  # a LayerNorm on each head's queries and keys (Chameleon, arXiv 2405.09818)
     norm: str = "pre"  # norms before attention and MLP, or "post": after each, inside the residual (Swin's order)
-    attention: str = execution("auto")  # "auto", "tpu", "gpu", "blocked" or "reference"
-    remat: str = execution("none")  # what is computed again: "none", "full", or "dots" (all but products)
+    attention: str = execution("auto")  # an entry of `ATTENTION`
+    remat: str = execution("none")  # an entry of `REMAT_POLICIES`
     compute_dtype: str = execution("auto")  # "auto": bfloat16 on accelerators, float32 on CPU
 
     def __post_init__(self) -> None:
@@ -50,9 +59,9 @@ class ModelConfig:
             height % self.patch_size == 0 and width % self.patch_size == 0,
             f"model.patch_size {self.patch_size} must divide the latent's {height}×{width}",
         )
-        one_of("model.patch_coder", self.patch_coder, ("linear", "none", "unet"))
+        PATCH_CODERS.check("model.patch_coder", self.patch_coder)
         one_of("model.modality_weights", self.modality_weights, ("shared", "untied"))
-        one_of("model.images", self.images, ("latents", "codes", "none"))
+        IMAGES.check("model.images", self.images)
         one_of("model.image_attention", self.image_attention, ("bidirectional", "causal"))
         if self.images == "codes":
             require(self.codebook > 0, "model.images='codes' needs model.codebook, the entries of its autoencoder")
@@ -75,8 +84,8 @@ class ModelConfig:
         )
         one_of("model.norm", self.norm, ("pre", "post"))
         self._check_coder()
-        one_of("model.attention", self.attention, ("auto", "tpu", "gpu", "blocked", "reference"))
-        one_of("model.remat", self.remat, ("none", "full", "dots"))
+        ATTENTION.check("model.attention", self.attention)
+        REMAT_POLICIES.check("model.remat", self.remat)
         one_of("model.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
 
     def _check_coder(self) -> None:
@@ -148,18 +157,22 @@ class DiffusionConfig:
     """The noise (paper, section 2.2): cosine schedule, ε objective."""
 
     timesteps: int = 1000
-    objective: str = "epsilon"  # what is predicted: "epsilon", "v", "x" (the clean image), or "flow" (ε − x₀)
-    schedule: str = "auto"  # "cosine", "linear" or "auto": cosine, and the straight line of rectified flow
+    objective: str = "epsilon"  # what is predicted: an entry of `OBJECTIVES`
+    schedule: str = "auto"  # an entry of `NOISE_SCHEDULES`; "auto": cosine, and straight of a flow
     image_first_limit: int = 1000  # highest t for an image that precedes its caption; the paper's switch is 500
 
     def __post_init__(self) -> None:
         positive(self, "diffusion.", "timesteps")
-        one_of("diffusion.objective", self.objective, ("epsilon", "v", "x", "flow"))
-        one_of("diffusion.schedule", self.schedule, ("auto", "cosine", "linear"))
+        OBJECTIVES.check("diffusion.objective", self.objective)
+        NOISE_SCHEDULES.check("diffusion.schedule", self.schedule, "auto")
         require(
-            self.objective != "flow" or self.schedule == "auto",
+            self.objective != "flow" or self.resolved_schedule == "straight",
             f"diffusion.objective flow has a straight line of its own: leave diffusion.schedule at auto, not "
             f"{self.schedule}",
+        )
+        require(
+            self.objective == "flow" or self.resolved_schedule != "straight",
+            f"diffusion.schedule straight goes with diffusion.objective flow, not {self.objective}",
         )
         require(
             self.schedule != "linear" or self.timesteps > 20,
@@ -173,7 +186,7 @@ class DiffusionConfig:
 
     @property
     def resolved_schedule(self) -> str:
-        """`schedule` with its default resolved: an entry of `diffusion.schedule.SCHEDULES`."""
+        """`schedule` with its default resolved: an entry of `NOISE_SCHEDULES`."""
         if self.schedule != "auto":
             return self.schedule
         return "straight" if self.objective == "flow" else "cosine"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import types
 import typing
@@ -20,9 +19,10 @@ from ml_collections import ConfigDict
 
 from transfusion_jax.config.autoencoder import AutoencoderRun
 from transfusion_jax.config.base import Run
-from transfusion_jax.config.checks import ConfigError, nearest, require
+from transfusion_jax.config.choices import execute, extend
 from transfusion_jax.config.data import SYNTHETIC, SYNTHETIC_TEXT
 from transfusion_jax.config.experiment import Config
+from transfusion_jax.errors import ConfigError, nearest, require
 
 R = TypeVar("R", bound=Run)
 T = TypeVar("T")
@@ -40,9 +40,14 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Config:
 def load_run(spec: str, overrides: Iterable[str] = ()) -> Run:
     """As `load`, for a config of either kind."""
     path, _, argument = spec.partition(":")
-    values = read_file(Path(path), "get_config", argument)
+    values, adds = _read(Path(path), "get_config", argument)
     for entry in overrides:
         _apply_override(values, entry)
+    named = values.get("extensions", ())
+    if adds and isinstance(named, Mapping):  # to a table: the run keeps the file
+        values["extensions"] = {**named, **extend([path])}
+    elif adds and isinstance(named, list | tuple):
+        values["extensions"] = [path, *named]
     return parse_run(values)
 
 
@@ -81,7 +86,12 @@ def as_model(run: Run) -> Config:
 
 
 def parse_run(values: Mapping[str, Any]) -> Run:
-    """As `parse`, for a config of either kind: that of an autoencoder has an `architecture`."""
+    """As `parse`, for a config of either kind: that of an autoencoder has an `architecture`.
+
+    Its extensions are loaded first.
+    """
+    if values.get("extensions"):
+        values = {**values, "extensions": extend(values["extensions"])}
     if isinstance(data := values.get("data"), Mapping) and data.get("sources") == "synthetic":
         model = values.get("model")
         text_only = isinstance(model, Mapping) and model.get("images") == "none"
@@ -97,13 +107,14 @@ def read_file(path: Path, function: str, *arguments: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file or function, it refuses its argument, or returns no ConfigDict.
     """
+    return _read(path, function, *arguments)[0]
+
+
+def _read(path: Path, function: str, *arguments: str) -> tuple[dict[str, Any], bool]:
+    """As `read_file`, and whether the file adds to a table."""
     if not path.is_file():
         raise ConfigError(f"no config file {path}: pass one such as configs/digits.py")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module, adds = execute(str(path), path.read_text())
     if not hasattr(module, function):
         raise ConfigError(f"{path} defines no {function}({', '.join('arg' for _ in arguments)})")
     try:
@@ -112,8 +123,7 @@ def read_file(path: Path, function: str, *arguments: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(result, ConfigDict):
         raise ConfigError(f"{function} of {path} must return an ml_collections.ConfigDict")
-    values: dict[str, Any] = result.to_dict()
-    return values
+    return result.to_dict(), adds
 
 
 def parse_as(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -144,8 +154,8 @@ def identity(config: Run) -> dict[str, Any]:
 
 
 def identity_hash(config: Run) -> str:
-    """A short hash of the identity fields."""
-    text = json.dumps(identity(config), sort_keys=True)
+    """A short hash of the identity fields; those that came later count where they have not their default."""
+    text = json.dumps(dict(_identity(config, "", hashed=True)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -221,15 +231,17 @@ def _kept(config: T) -> T:
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
-def _identity(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _identity(config: Any, prefix: str, hashed: bool = False) -> Iterator[tuple[str, Any]]:
     for f in dataclasses.fields(config):
         if f.metadata.get("execution"):
             continue
         value = getattr(config, f.name)
+        if hashed and f.metadata.get("added") and value == f.default:
+            continue
         entries = value.items() if isinstance(value, dict) else [(None, value)]
         for key, entry in entries:
             name = f"{prefix}{f.name}" + (f".{key}" if key else "")
             if dataclasses.is_dataclass(entry):
-                yield from _identity(entry, f"{name}.")
+                yield from _identity(entry, f"{name}.", hashed)
             else:
                 yield name, list(entry) if isinstance(entry, tuple) else entry

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from transfusion_jax.data.datasets import Codec
-from transfusion_jax.data.tokenizer import HuggingFace, SentencePiece, SpecialTokens
+from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.data.tokenizer_files import HuggingFace, SentencePiece
 from transfusion_jax.storage.atomic import write_whole
 
 

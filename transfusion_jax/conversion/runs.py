@@ -9,9 +9,11 @@ from transfusion_jax.config import Config, require
 from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.storage.paths import Place
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.run_dir import Workdir, facts_of
+from transfusion_jax.training.facts import facts_of
+from transfusion_jax.training.run_dir import Workdir
 
 
 def write_run(
@@ -38,7 +40,8 @@ def write_run(
     """
     workdir = Workdir(path)
     data = Data(Corpus(()), Corpus(()), codec)
-    about = facts_of(config, data) | {"skip_rows": [], "config": configs.to_dict(config)}
+    facts = facts_of(make_task(config), config, data)
+    about = facts | {"skip_rows": [], "config": configs.to_dict(config)}
     with workdir.locked():
         require(not workdir.exists(), f"{path} already holds a run: choose another --output")
         workdir.check_unbegun()
@@ -46,4 +49,4 @@ def write_run(
         for step in checkpoints.steps:  # of a conversion that was killed before its run existed
             checkpoints.set_aside(step, workdir.aside)
         checkpoints.save_weights(leaves)
-        workdir.begin(config, data, "convert", source=origin, longest_context=longest_context)
+        workdir.begin(config, facts, data, "convert", source=origin, longest_context=longest_context)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from transfusion_jax.training.checkpoint.chunks import Leaf, boxes
 NAME, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+MMAP_THRESHOLD = -3  # mallopt's name for it in glibc's malloc.h
+LARGE = 2**20  # bytes
 Part = tuple[str, Box, np.ndarray]  # a tensor's name, a place in it, and what is there
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # those of the format
 
@@ -187,3 +191,15 @@ def _begin(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str) -> dict[
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:
     return math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+
+
+def give_back() -> None:
+    """Has glibc return large blocks once they are freed, where it keeps them for each of its threads otherwise.
+
+    TensorStore's threads would hold several pieces each that nobody needs any more. Other C libraries have no such
+    setting, and need none.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(MMAP_THRESHOLD, LARGE)

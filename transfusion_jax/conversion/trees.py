@@ -12,7 +12,7 @@ import numpy as np
 
 from transfusion_jax.conversion.shards import INDEX, NAME, Shards
 from transfusion_jax.training.checkpoint.chunks import Leaf
-from transfusion_jax.training.checkpoint.manager import PARTS, Checkpoints
+from transfusion_jax.training.checkpoint.reader import PARTS, CheckpointReader
 from transfusion_jax.training.start_run import read_checkpoint
 
 Tree = dict[str, Leaf]  # leaves by name, read piece by piece
@@ -41,7 +41,7 @@ def open_tree(spec: str, weights: str = "raw") -> Tree:
     return read_checkpoint(spec, lambda checkpoints, step: saved_tree(checkpoints, step, weights))
 
 
-def saved_tree(checkpoints: Checkpoints, step: int, weights: str) -> Tree:
+def saved_tree(checkpoints: CheckpointReader, step: int, weights: str) -> Tree:
     """One set of weights of a checkpoint."""
     prefix = f"{PARTS[weights]}/"
     return {

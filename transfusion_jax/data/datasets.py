@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.autoencoder import Autoencoder, Grey, Identity
+from transfusion_jax.autoencoder import Autoencoder
 from transfusion_jax.config import Config, SourceConfig, require
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.documents import Corpus, Documents, Source
@@ -67,7 +67,7 @@ class Data:
     def keep(self, folder: Place) -> None:
         """Puts what reads a run's texts and images back into its directory."""
         tokenizers.save(self.codec.tokenizer, folder)
-        autoencoders.keep(self.codec.autoencoder, folder)
+        autoencoders.save(self.codec.autoencoder, folder)
 
     def facts(self, config: Config) -> dict[str, Any]:
         """What a manifest says of the data: its hash, and how it was coded."""
@@ -178,7 +178,7 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     channels = config.model.latent_shape[2]
     codes = config.model.images == "codes"
     # of synthetic images, or none
-    autoencoder: Autoencoder = Grey(8, config.model.codebook) if codes else Identity()
+    autoencoder: Autoencoder = autoencoders.load(f"grey-f8k{config.model.codebook}" if codes else "identity")
     latent = {} if codes else pictured
     phases = [
         sum((latent[name].moments(encoding) for name in phase.weights if name in latent), Moments.none(channels))
@@ -205,3 +205,20 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
         "a channel of the images' latents is constant: nothing to normalise by",
     )
     return Codec(tokenizer, SpecialTokens.of(tokenizer), autoencoder, statistics)
+
+
+def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
+    """What a manifest's `codec` stands for, from the files that are kept beside it.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    remedy = "run the command that trains again, which restores it, or copy it back from a backup"
+    tokens = tokenizers.load_saved(folder, values["tokenizer"], values.get("tokenizer_hash"), remedy)
+    return Codec(
+        tokens,
+        SpecialTokens.of(tokens),
+        autoencoders.load_saved(folder, values["autoencoder"], values.get("autoencoder_hash")),
+        LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
+        values.get("bos_first", True),
+    )

@@ -1,4 +1,4 @@
-"""The endless stream of rows, each a function of (seed, documents, row number), served through Grain."""
+"""Batches of an endless stream of rows, each a function of its number, served through Grain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import grain
@@ -14,16 +13,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch, stack
-from transfusion_jax.data.documents import Corpus
-from transfusion_jax.data.packing.epochs import Planner, planner_of
-from transfusion_jax.data.packing.plan import VERSION
-from transfusion_jax.data.packing.plan_store import default_cache
-from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.parallel.children import end_with_parent
-from transfusion_jax.storage.paths import Place
 
 DEAD_WORKER = "Worker process was terminated unexpectedly"  # how Grain says so
 LOCAL, REMOTE = 2, 16  # threads of a process that read rows: from a disk, and from a bucket, where they wait
@@ -31,7 +22,7 @@ LAST_ROW = 2**31 - 1  # row numbers are int32 on the device
 
 
 class AnyRows(Protocol):
-    """A stream of rows of any kind; `Rows` are those of documents."""
+    """A stream of rows of any kind; `DocumentRows` are those of documents."""
 
     @property
     def corpus(self) -> Any:
@@ -45,72 +36,6 @@ class AnyRows(Protocol):
     def after(self, row: int, count: int) -> int:
         """The row that is `count` rows further on."""
         ...
-
-
-@dataclass(frozen=True, repr=False)  # Grain prints its stages, and a corpus is long
-class Rows:
-    """Rows by number, phase after phase; each epoch has a plan of its own and continues the sources' passes."""
-
-    corpus: Corpus
-    planner: Planner
-    config: Config
-    special: SpecialTokens
-    skipped: tuple[tuple[int, int], ...] = ()  # stretches [begin, end) of row numbers left out, in order
-
-    def __len__(self) -> int:
-        return LAST_ROW
-
-    def __getitem__(self, row: int) -> Batch:
-        return assemble(row, [self._piece(*piece) for piece in self.pieces(row)], self.config, self.special)
-
-    def pieces(self, row: int) -> list[tuple[int, int, int]]:
-        """The pieces of a row: the corpus's number of the document, the first element, and the length of each."""
-        return self.planner.pieces(int(row))
-
-    def after(self, row: int, count: int) -> int:
-        """The row that is `count` rows further on, the rows that are left out not counted."""
-        place = row + count
-        for begin, end in self.skipped:
-            if row < end and begin <= place:
-                place += end - max(begin, row)
-        return place
-
-    @property
-    def epoch(self) -> int:
-        """Rows from row 0 on until every source of the first phase has been read at least once."""
-        return self.planner.epoch
-
-    def _piece(self, document: int, start: int, length: int) -> Piece:
-        return Piece(self.corpus[document], start, length, self.corpus.find(document)[0])
-
-
-def make_rows(
-    corpus: Corpus,
-    config: Config,
-    special: SpecialTokens,
-    log: Callable[[str], None] = print,
-    cache: Path | None = None,
-    version: int = VERSION,
-    run: Place | None = None,
-) -> Rows:
-    """Opens the stream of a corpus, and plans its first rows unless they are in the cache.
-
-    Args:
-        corpus: the documents, by sources in the order of `config.data.source_names`.
-        config: names the mixtures, the row's sizes and the seed.
-        special: the special tokens.
-        log: prints a line for the user.
-        cache: a folder of plans (by default `default_cache()`).
-        version: of the plans: a run keeps the one that it began with.
-        run: the directory of the run that reads it, which keeps where epochs end.
-
-    Raises:
-        ConfigError: the corpus cannot be planned.
-        StorageError: the plan cannot be written.
-    """
-    planner = planner_of(version, corpus, config, cache or default_cache(), run, log)
-    planner.begin()
-    return Rows(corpus, planner, config, special)
 
 
 @contextmanager

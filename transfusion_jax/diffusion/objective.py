@@ -1,29 +1,12 @@
-"""What the model learns of a noised image: to predict the noise in it (paper, section 2.2), or another target.
-
-| objective | target | |
-|---|---|---|
-| epsilon | ε | arXiv 2006.11239 |
-| v | signal_t ε − noise_t x_0 | arXiv 2202.00512 |
-| x | x_0 | |
-| flow | ε − x_0, on the straight line | arXiv 2209.03003 |
-"""
+"""Images as the model sees them in training: noised, with what it is to predict (see `objectives`)."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from transfusion_jax.config import OBJECTIVES
 from transfusion_jax.diffusion.schedule import Path
-
-Target = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-TARGETS: dict[str, Target] = {  # of (clean, noise, the clean image's weight at t, the noise's)
-    "epsilon": lambda clean, noise, signal, sigma: noise,
-    "v": lambda clean, noise, signal, sigma: signal * noise - sigma * clean,
-    "x": lambda clean, noise, signal, sigma: clean,
-    "flow": lambda clean, noise, signal, sigma: noise - clean,
-}
 
 
 def image_keys(key: jax.Array, rows: jax.Array, images: int) -> jax.Array:
@@ -44,7 +27,7 @@ def corrupt(
         latents: `[B, N, h, w, c]`, clean and normalised.
         timestep_limit: `[B, N]`; t is uniform over 1 … limit, and a limit of 0 leaves the image clean.
         schedule: the noise schedule.
-        objective: an entry of `TARGETS`.
+        objective: an entry of `OBJECTIVES`.
 
     Returns:
         The noised latents, the target (of their shape) and the timesteps `[B, N]`.
@@ -56,5 +39,5 @@ def corrupt(
         return t, jax.random.normal(for_noise, latents.shape[2:])
 
     timesteps, noise = jax.vmap(jax.vmap(draw))(keys, timestep_limit)
-    target = TARGETS[objective](latents, noise, *schedule.weights(timesteps))
+    target = OBJECTIVES[objective](latents, noise, *schedule.weights(timesteps))
     return schedule.add_noise(latents, noise, timesteps), target, timesteps

@@ -21,16 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion_jax.config import OBJECTIVES
 from transfusion_jax.diffusion.schedule import Path, Schedule, evenly
 
 Bounds = tuple[np.ndarray, np.ndarray]
 
-CLEAN: dict[str, Callable] = {  # of (signal, noise) at t: the weights of x_t and of the prediction in x_0
-    "epsilon": lambda signal, noise: (1 / signal, -noise / signal),
-    "v": lambda signal, noise: (signal, -noise),
-    "x": lambda signal, noise: (0 * signal, 0 * signal + 1),
-    "flow": lambda signal, noise: (0 * signal + 1, -noise),
-}
 LEAST_SIGNAL = 0.03  # signal over noise below which ε is not evaluated; measured, see docs/decisions.md
 
 
@@ -61,7 +56,7 @@ def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str 
     Args:
         path: the schedule trained with.
         steps: how many of its timesteps to visit, T the first of them.
-        objective: what is predicted, an entry of `objective.TARGETS`.
+        objective: what is predicted, an entry of `OBJECTIVES`.
         sampler: one of the path's; "auto" is the first of them.
 
     Raises:
@@ -74,10 +69,20 @@ def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str 
     if sampler == "heun":
         visited = np.concatenate([visited[:1], np.repeat(visited[1:-1], 2), visited[-1:]])
     asked = np.minimum(visited[:-1], noisiest_asked(path, objective))
-    from_x, from_prediction = CLEAN[objective](path.signals[asked], path.noises[asked])
+    from_x, from_prediction = clean_weights(objective, path.signals[asked], path.noises[asked])
     moves = known[next(iter(known)) if sampler == "auto" else sampler]
     onward = moves(path.signals[visited], path.noises[visited])
     return Steps(visited[:-1], asked, Weights(from_x, from_prediction, *onward))
+
+
+def clean_weights(objective: str, signal: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of x_t and of the prediction in x_0, at timesteps with these weights of image and noise.
+
+    The prediction is `a x_0 + b ε`, and x_t is `signal x_0 + noise ε`: two equations for x_0.
+    """
+    a, b = (OBJECTIVES[objective](clean, 1.0 - clean, signal, noise) for clean in (1.0, 0.0))
+    determinant = b * signal - a * noise
+    return b / determinant, -noise / determinant
 
 
 def noisiest_asked(path: Path, objective: str) -> int:

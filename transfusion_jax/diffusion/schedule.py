@@ -1,4 +1,4 @@
-"""The way from images to noise: noise schedules, and the timesteps that a sampler visits.
+"""The way from images to noise, which a noise schedule gives, and the timesteps that a sampler visits.
 
 Timesteps run from 1 to T, and t = 0 is the clean image: `x_t = signal_t x_0 + noise_t ε`. On a diffusion's schedule
 that is `√ᾱ_t x_0 + √(1 − ᾱ_t) ε`; diffusers counts from 0 there, so its timestep is ours minus one. On the straight
@@ -7,7 +7,6 @@ line of rectified flow it is `(1 − t/T) x_0 + (t/T) ε`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,10 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion_jax.config import DiffusionConfig
-
-LARGEST_BETA = 0.999
-FIRST_BETA, LAST_BETA, BETAS = 1e-4, 0.02, 1000  # of DDPM, and for how many timesteps
+from transfusion_jax.config import NOISE_SCHEDULES, DiffusionConfig
 
 
 class Path:
@@ -75,37 +71,10 @@ class Line(Path):
     noises: np.ndarray
 
 
-def cosine(timesteps: int) -> Schedule:
-    """ᾱ_t = f(t) / f(0), f(t) = cos²((t/T + 0.008) / 1.008 · π/2), each β clipped at 0.999 (arXiv 2102.09672)."""
-
-    def f(t: int) -> float:
-        return math.cos((t / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    betas = [min(1 - f(t + 1) / f(t), LARGEST_BETA) for t in range(timesteps)]
-    return Schedule(np.cumprod(np.concatenate([[1.0], 1 - np.asarray(betas)])))
-
-
-def linear(timesteps: int) -> Schedule:
-    """β rises evenly from 1e-4 to 0.02 over 1,000 timesteps (arXiv 2006.11239); of T each is 1000/T as large.
-
-    So ᾱ_T hardly depends on T. With 20 timesteps or fewer the last β would not be below one: the config refuses.
-    """
-    betas = np.linspace(FIRST_BETA, LAST_BETA, timesteps) * (BETAS / timesteps)
-    return Schedule(np.cumprod(np.concatenate([[1.0], 1 - betas])))
-
-
-def straight(timesteps: int) -> Line:
-    """`(1 − t/T) x_0 + (t/T) ε`."""
-    noises = np.arange(timesteps + 1) / timesteps
-    return Line(1 - noises, noises)
-
-
-SCHEDULES = {"cosine": cosine, "linear": linear, "straight": straight}
-
-
 def make_schedule(config: DiffusionConfig) -> Path:
     """The schedule that a run trains and samples with."""
-    return SCHEDULES[config.resolved_schedule](config.timesteps)
+    path: Path = NOISE_SCHEDULES[config.resolved_schedule](config.timesteps)
+    return path
 
 
 def evenly(timesteps: int, steps: int) -> np.ndarray:

@@ -15,10 +15,10 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from transfusion_jax.config import require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Corpus, Document, Image, Text
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 WRITING = Writing(max_tokens=40)
 

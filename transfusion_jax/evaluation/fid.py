@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image as Pillow
 
 from transfusion_jax.evaluation import inception
-from transfusion_jax.evaluation.frechet import Statistics, distance
 from transfusion_jax.evaluation.pictures import Drawn, resized
+from transfusion_jax.evaluation.suites.frechet import Statistics, distance
 from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.storage.paths import sha256
 

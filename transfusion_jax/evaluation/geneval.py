@@ -20,7 +20,7 @@ from transfusion_jax.generation.png import write_png
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.processes import first
 from transfusion_jax.storage.atomic import write_whole
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 IMAGES = 4  # of each prompt, as in the paper (arXiv 2310.11513)
 

@@ -22,11 +22,11 @@ from transfusion_jax.config import nearest, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.generation.scoring import score_tokens
-from transfusion_jax.generation.text import write
+from transfusion_jax.generation.single import write
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.processes import first
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 LLAMA = "llama"  # the paper's suite, and which metric of each task counts
 SUITE = {

@@ -18,7 +18,7 @@ from transfusion_jax.data.store.dataset import PreparedDocuments
 from transfusion_jax.generation.interleaved import Request, generate, rows_at_a_time
 from transfusion_jax.generation.png import to_pixels
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Evaluation suites: a name, and a function from weights to numbers."""
+"""What an evaluation suite is: a function from weights to numbers, and how it is asked for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import jax
 
 from transfusion_jax.config import Config, EvaluationConfig
 from transfusion_jax.data.datasets import Data
-from transfusion_jax.evaluation import captions, digits, edits, frechet, loss, shapes, text
 from transfusion_jax.model.transfusion import Params
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 
 class Run(Protocol):
@@ -34,27 +33,11 @@ def anything(config: Config, data: Data) -> None:
 
 @dataclass(frozen=True)
 class Suite:
-    """A named evaluation."""
+    """An evaluation; its name is that of the table `SUITES`."""
 
-    name: str
     run: Run
-    size: str  # the field of `evaluation` that says on how much
+    size: str = "rows"  # the field of `evaluation` that says on how much: "rows" or "images"
     draws: bool = False
     prompts: Callable[[EvaluationConfig], list[str]] | None = None  # of a suite whose prompts are not the data's
     check: Check = anything
     version: int = 1  # of what it measures: numbers of another are not taken for its own
-
-
-ALL = (
-    Suite("loss", loss.run, "rows", version=2),
-    Suite("text", text.run, "rows", check=text.check, version=2),
-    Suite("images", loss.run_images, "rows", check=loss.check_images, version=2),
-    Suite("captions", captions.run, "images", check=captions.check),
-    Suite("digits", digits.run, "images", True, lambda config: digits.prompts(config.images), digits.check),
-    Suite("edits", edits.run, "images", True, lambda config: [t for _, _, t in edits.asked(config)], edits.check),
-    Suite(
-        "shapes", shapes.run, "images", True, lambda config: [p.caption for p in shapes.asked(config)], shapes.check
-    ),
-    Suite("frechet", frechet.run, "images", True, check=frechet.check),
-)
-SUITES = {suite.name: suite for suite in ALL}

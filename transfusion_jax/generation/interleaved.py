@@ -28,8 +28,8 @@ from transfusion_jax.kernels.platform import compute_dtype
 from transfusion_jax.model.kv_cache import Cache
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import to_host
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.tasks.next_token import TokenTask
-from transfusion_jax.tasks.registry import ModelTask
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
 ROWS = 100  # decoded at a time, at the most

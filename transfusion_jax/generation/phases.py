@@ -21,9 +21,9 @@ from transfusion_jax.generation.token_sampling import Chances, choose
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.model.transfusion import Params
+from transfusion_jax.model.transfusion import Params, Transfusion
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.tasks.next_token import TokenTask
-from transfusion_jax.tasks.registry import ModelTask
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
 NOTHING = -1  # a token that was not written
@@ -55,11 +55,11 @@ def prefill(task: ModelTask, size: int, params: Params, rows: Batch, lengths: ja
         rows: prompts, of any lengths up to T.
         lengths: `[B]`.
     """
-    model, config = task.model, task.config.model
+    model, config = task.model.bind(params), task.config.model
     clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
-    x, _ = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
+    x, _ = model.embed(rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
     places = find_patches(rows.image_slot, rows.latents.shape[1], config.patches)
-    hidden, present = model.trunk(params, x, rows.spans, rows.positions, Cache.empty(config, len(x), 0), places)
+    hidden, present = model.trunk(x, rows.spans, rows.positions, Cache.empty(config, len(x), 0), places)
     cache = Cache.empty(config, len(x), max(size, x.shape[1])).append(present, lengths, hidden)
     last = hidden[jnp.arange(len(x)), lengths - 1]
     return State(cache, last, jnp.zeros(len(x), jnp.int32))
@@ -104,7 +104,7 @@ def write(
         chances: how tokens are chosen.
         ends: tokens that a row stops after as after EOS.
     """
-    model, config = task.model, task.config.model
+    model, config = task.model.bind(params), task.config.model
     entry = jnp.arange(config.padded_vocabulary)
     text = (entry < config.vocabulary) | (entry == special.eos)
     room = config.patches + 2 if config.images != "none" else 0
@@ -119,11 +119,11 @@ def write(
         active &= (state.written < limits.tokens) & (length < limits.elements)
         draws = (limits.images > 0) & (length + room <= limits.elements)
         allowed = text | (draws[:, None] & (entry == special.boi))
-        logits = jnp.where(allowed, model.text_logits(params, state.hidden), -jnp.inf)
+        logits = jnp.where(allowed, model.text_logits(state.hidden), -jnp.inf)
         token = choose(logits, jax.vmap(jax.random.fold_in)(keys, state.written), chances, filters)
         token = jnp.where(active, token, NOTHING)
         kept = active & ~jnp.isin(token, jnp.array((special.eos, *ends)))
-        state = _add_tokens(task, params, state, jnp.maximum(token, 0), kept)
+        state = _add_tokens(model, state, jnp.maximum(token, 0), kept)
         state = state._replace(written=state.written + active)
         tokens = tokens.at[:, index].set(token)
         return index + 1, state, kept & (token != special.boi), tokens
@@ -179,25 +179,25 @@ def denoise(
         begin: the first evaluation.
         end: the one after the last.
     """
-    shape = canvas.x.shape[1:]
+    model, shape = task.model.bind(params), canvas.x.shape[1:]
 
     def evaluate(index: jax.Array, canvas: Canvas) -> Canvas:
         t, step = steps.asked[index], jax.tree.map(lambda w: w[index], steps.weights)
         tiled = jnp.concatenate([canvas.x] * weights.shape[1])
-        predicted = combine(_predict(task, params, cache, tiled, t), weights[index], rescale)
+        predicted = combine(_predict(model, cache, tiled, t), weights[index], rescale)
         return Canvas(*take_step(*canvas, predicted, normal(keys, index + 1, shape), step, bounds))
 
     return jax.lax.fori_loop(begin, end, evaluate, canvas)
 
 
-def _predict(task: TransfusionTask, params: Params, cache: Cache, latents: jax.Array, t: jax.Array) -> jax.Array:
+def _predict(model: Transfusion, cache: Cache, latents: jax.Array, t: jax.Array) -> jax.Array:
     """The model's prediction `[R, h, w, c]` for noised images behind what the cache holds."""
-    model, patches = task.model, task.config.model.patches
+    patches = model.config.patches
     times = jnp.full((len(latents), 1), t)
     slot, patch = _image(len(latents), patches, 0)
-    x, skips = model.embed(params, jnp.zeros_like(slot), slot, patch, latents[:, None], times)
-    hidden, _ = _behind(task, params, x, cache, patches)
-    return model.denoise(params, hidden[:, None], times, skips)[:, 0]
+    x, skips = model.embed(jnp.zeros_like(slot), slot, patch, latents[:, None], times)
+    hidden, _ = _behind(model, x, cache, patches)
+    return model.denoise(hidden[:, None], times, skips)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -205,15 +205,15 @@ def add_images(
     task: ModelTask, special: SpecialTokens, params: Params, state: State, images: jax.Array, drawn: jax.Array
 ) -> State:
     """Rows with a clean image `[B, h, w, c]`, or its codes `[B, P]`, and EOI added where one was drawn `[B]`."""
-    config, rows = task.config.model, len(images)
+    model, config, rows = task.model.bind(params), task.config.model, len(images)
     slot, patch = _image(rows, config.patches, 1)
     if config.images == "codes":
         tokens = jnp.pad(config.first_code + images, ((0, 0), (0, 1)), constant_values=special.eoi)
         latents = jnp.zeros((rows, 0, 0, 0, 0))
     else:
         tokens, latents = jnp.full_like(slot, special.eoi), images[:, None]
-    x, _ = task.model.embed(params, tokens, slot, patch, latents, jnp.zeros(latents.shape[:2], jnp.int32))
-    hidden, present = _behind(task, params, x, state.cache, config.patches)
+    x, _ = model.embed(tokens, slot, patch, latents, jnp.zeros(latents.shape[:2], jnp.int32))
+    hidden, present = _behind(model, x, state.cache, config.patches)
     cache = state.cache.append(present, drawn * x.shape[1], hidden)
     return State(cache, jnp.where(drawn[:, None], hidden[:, -1], state.hidden), state.written)
 
@@ -237,30 +237,28 @@ def draw_codes(
         weights: `[branches]`.
         temperature: divides the logits; 0 takes the likeliest code.
     """
-    model, config, branches = task.model, task.config.model, len(weights)
+    model, config, branches = task.model.bind(params), task.config.model, len(weights)
     chances = Chances(temperature, 0, 1.0, 0.0)
 
     def one(carry: tuple[State, jax.Array], number: jax.Array) -> tuple[tuple[State, jax.Array], None]:
         state, codes = carry
-        logits = model.text_logits(params, state.hidden)[:, config.first_code : config.entries]
+        logits = model.text_logits(state.hidden)[:, config.first_code : config.entries]
         each = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
         code = choose(combine(logits, weights, 0.0), each, chances, filters=False)
         tokens = config.first_code + jnp.tile(code, branches)
-        state = _add_tokens(task, params, state, tokens, jnp.full(len(tokens), True))
+        state = _add_tokens(model, state, tokens, jnp.full(len(tokens), True))
         return (state, codes.at[:, number].set(code)), None
 
     codes = jnp.zeros((len(keys), config.patches), jnp.int32)
     return jax.lax.scan(one, (state, codes), jnp.arange(config.patches))[0][1]
 
 
-def _add_tokens(task: ModelTask, params: Params, state: State, tokens: jax.Array, kept: jax.Array) -> State:
+def _add_tokens(model: Transfusion, state: State, tokens: jax.Array, kept: jax.Array) -> State:
     """One token `[B]` more, in the rows `[B]` that keep theirs."""
     rows = len(tokens)
     text = jnp.full((rows, 1), TEXT)
-    x, _ = task.model.embed(
-        params, tokens[:, None], text, text, jnp.zeros((rows, 0, 0, 0, 0)), jnp.zeros((rows, 0))
-    )
-    hidden, present = _behind(task, params, x, state.cache, 0)
+    x, _ = model.embed(tokens[:, None], text, text, jnp.zeros((rows, 0, 0, 0, 0)), jnp.zeros((rows, 0)))
+    hidden, present = _behind(model, x, state.cache, 0)
     cache = state.cache.append(present, kept.astype(jnp.int32), hidden)
     return state._replace(cache=cache, hidden=jnp.where(kept[:, None], hidden[:, 0], state.hidden))
 
@@ -272,15 +270,13 @@ def _image(rows: int, patches: int, behind: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(is_patch, 0, TEXT), jnp.where(is_patch, index, 0)
 
 
-def _behind(
-    task: ModelTask, params: Params, x: jax.Array, cache: Cache, patches: int
-) -> tuple[jax.Array, tuple[Past, ...]]:
+def _behind(model: Transfusion, x: jax.Array, cache: Cache, patches: int) -> tuple[jax.Array, tuple[Past, ...]]:
     """Hidden states of elements `[B, T, width]` that follow what the rows hold, and their keys and values.
 
     The first `patches` of them are an image's.
     """
-    config, length = task.config.model, cache.length[:, None]
+    config, length = model.config, cache.length[:, None]
     index = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     together = (index < patches) & (config.image_attention == "bidirectional")
     spans = Spans(jnp.zeros_like(index), length + jnp.where(together, patches, index + 1))
-    return task.model.trunk(params, x, spans, length + index, cache, index[:, :patches])
+    return model.trunk(x, spans, length + index, cache, index[:, :patches])

@@ -21,7 +21,7 @@ from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.model.layers import find_patches, gather_patches
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import to_host
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
 
@@ -77,12 +77,12 @@ def predict_images(
     task: TransfusionTask, params: Params, rows: Batch, latents: jax.Array, timesteps: jax.Array
 ) -> jax.Array:
     """The model's prediction `[B, N, h, w, c]` for noised latents in their rows."""
-    model = task.model
-    x, skips = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, latents, timesteps)
+    model = task.model.bind(params)
+    x, skips = model.embed(rows.tokens, rows.image_slot, rows.patch_index, latents, timesteps)
     places = find_patches(rows.image_slot, latents.shape[1], task.config.model.patches)
-    hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
+    hidden, _ = model.trunk(x, rows.spans, rows.positions, patch_places=places)
     patches = gather_patches(hidden, rows.image_slot, latents.shape[1], task.config.model.patches)
-    return model.denoise(params, patches, timesteps, skips)
+    return model.denoise(patches, timesteps, skips)
 
 
 def write_greedily(
@@ -103,17 +103,17 @@ def _write(
     task: ModelTask, max_tokens: int, ends: tuple[int, ...], params: Params, rows: Batch, lengths: jax.Array
 ) -> jax.Array:
     """Tokens `[S, max_tokens]`; what follows an end is EOS."""
-    model, sample = task.model, jnp.arange(len(lengths))
+    model, sample = task.model.bind(params), jnp.arange(len(lengths))
     clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
     entry = jnp.arange(task.config.model.padded_vocabulary)
     allowed = (entry < task.config.model.vocabulary) | (entry == ends[0])
 
     def one(carry: tuple, index: jax.Array) -> tuple[tuple, jax.Array]:
         tokens, ended = carry
-        x, _ = model.embed(params, tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
+        x, _ = model.embed(tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
         places = find_patches(rows.image_slot, rows.latents.shape[1], task.config.model.patches)
-        hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
-        logits = model.text_logits(params, hidden[sample, lengths + index - 1])
+        hidden, _ = model.trunk(x, rows.spans, rows.positions, patch_places=places)
+        logits = model.text_logits(hidden[sample, lengths + index - 1])
         chosen = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), -1).astype(tokens.dtype)
         chosen = jnp.where(ended, ends[0], chosen)
         return (tokens.at[sample, lengths + index].set(chosen), ended | jnp.isin(chosen, jnp.array(ends))), chosen

@@ -17,9 +17,9 @@ from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
-from transfusion_jax.model.transfusion import Params
+from transfusion_jax.model.transfusion import Params, Transfusion
 from transfusion_jax.parallel.sharding import split, to_host
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 ROWS = 32  # scored at a time, at the most
 SHORTEST = 32  # elements of a row of tokens, the next size being twice that
@@ -119,16 +119,16 @@ def _score(
     task: ModelTask, eos: int, params: Params, rows: Batch, begins: jax.Array, ends: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-likelihood, number and greediness `[B]` of the tokens from begin to end."""
-    model, config = task.model, task.config.model
+    model, config = task.model.bind(params), task.config.model
     rows = jax.tree.map(lambda x: split(x, "batch"), rows)
     clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
-    x, _ = model.embed(params, rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
+    x, _ = model.embed(rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
     places = find_patches(rows.image_slot, rows.latents.shape[1], config.patches)
-    hidden, _ = model.trunk(params, x, rows.spans, rows.positions, patch_places=places)
+    hidden, _ = model.trunk(x, rows.spans, rows.positions, patch_places=places)
     index = jnp.arange(rows.tokens.shape[1] - 1)
     asked = (begins[:, None] <= index + 1) & (index + 1 < ends[:, None])
     follows = jnp.asarray(rows.tokens)[:, 1:]
-    return _likelihoods(task, eos, params, hidden[:, :-1], follows, asked, among_texts=False)
+    return _likelihoods(model, eos, hidden[:, :-1], follows, asked, among_texts=False)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -136,31 +136,31 @@ def _score_tokens(
     task: ModelTask, eos: int, params: Params, tokens: jax.Array, follows: jax.Array, asked: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The same of the tokens `[B, T]` that follow these where they are asked for."""
+    model = task.model.bind(params)
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     nowhere = jnp.full_like(tokens, TEXT)
     no_latents, no_times = jnp.zeros((len(tokens), 0, 0, 0, 0)), jnp.zeros((len(tokens), 0))
-    x, _ = task.model.embed(params, tokens, nowhere, nowhere, no_latents, no_times)
+    x, _ = model.embed(tokens, nowhere, nowhere, no_latents, no_times)
     causal = Spans(jnp.zeros_like(index), index + 1)
-    hidden, _ = task.model.trunk(params, x, causal, index, patch_places=index[:, :0])
-    return _likelihoods(task, eos, params, hidden, follows, asked, among_texts=True)
+    hidden, _ = model.trunk(x, causal, index, patch_places=index[:, :0])
+    return _likelihoods(model, eos, hidden, follows, asked, among_texts=True)
 
 
 def _likelihoods(
-    task: ModelTask,
+    model: Transfusion,
     eos: int,
-    params: Params,
     hidden: jax.Array,
     follows: jax.Array,
     asked: jax.Array,
     among_texts: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    config = task.config.model
+    config = model.config
     entry = jnp.arange(config.padded_vocabulary)
     text = (entry < config.vocabulary) | (entry == eos)
 
     def one(args: tuple) -> tuple:  # row by row: logits of all would be large
         hidden, follows, asked = args
-        logits = task.model.text_logits(params, hidden)
+        logits = model.text_logits(hidden)
         of_texts = jnp.where(text, logits, -jnp.inf)
         chances = jax.nn.log_softmax(of_texts if among_texts else logits)
         chance = jnp.take_along_axis(chances, follows[:, None], 1)[:, 0]

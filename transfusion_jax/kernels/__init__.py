@@ -1,1 +1,1 @@
-"""Attention kernels of our own, one file per accelerator, and the block ranges that they visit."""
+"""Kernels of our own: span attention, and the text head with its cross-entropy."""

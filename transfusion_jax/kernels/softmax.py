@@ -1,4 +1,4 @@
-"""What the kernels share: constants of the online softmax, a product, and whole blocks of spans."""
+"""What the kernels share: constants of the online softmax, masks, a product, and whole blocks of spans."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+
+Array = jax.Array | np.ndarray
 
 # Finite: where a block holds no key of a query, its weights are numbers that the next block wipes out, not NaN.
 MASKED = -1e30
 OUTPUTS = "attention"  # names what a policy of rematerialisation may keep, so that no kernel runs twice
 LOG2_E = math.log2(math.e)  # scores are kept times this, so that weights are powers of two
+
+
+def dense_mask(start: Array, end: Array, keys: int) -> jax.Array:
+    """The mask `[B, T, keys]` that spans `[B, T]` stand for. Only `reference` makes it of whole rows."""
+    key = jnp.arange(keys)
+    return (jnp.asarray(start)[..., None] <= key) & (key < jnp.asarray(end)[..., None])
 
 
 def dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 from transfusion_jax.config import Config, Run
 from transfusion_jax.planning.memory import state_shapes
 from transfusion_jax.planning.plan import HOST_RATE
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 MARGIN = 60  # seconds: the end of the running step, and what a save does besides writing
 SLOWER = 2  # a job is given this many times the writing time that `transfusion plan` expects

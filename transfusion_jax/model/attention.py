@@ -9,18 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion_jax.config import ModelConfig
-from transfusion_jax.kernels import gpu as gpu_kernel
-from transfusion_jax.kernels import tpu as tpu_kernel
-from transfusion_jax.kernels.blockwise import blocked
-from transfusion_jax.kernels.platform import platform
-from transfusion_jax.kernels.softmax import MASKED
+from transfusion_jax.config import ATTENTION, ModelConfig
+from transfusion_jax.kernels.softmax import MASKED, dense_mask
 from transfusion_jax.model.kv_cache import Cache, Past
-from transfusion_jax.model.layers import HeadNorm, dot, normal
-from transfusion_jax.model.spans import Spans, dense_mask
+from transfusion_jax.model.layers import HeadNorm, dot, normal, param
+from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import partition, split
-
-FEW_QUERIES = 128  # with fewer, as of a short prompt, a kernel's blocks would be mostly empty
 
 
 def attention(
@@ -28,7 +22,7 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     spans: Spans,
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Softmax attention of each query over the keys of its span, scaled by 1/√D.
 
@@ -36,8 +30,7 @@ def attention(
         q: `[B, Tq, H, D]`.
         k, v: `[B, Tk, H, D]`; Tq and Tk may differ.
         spans: `[B, Tq]`, in key positions.
-        implementation: "tpu" and "gpu" (our Pallas kernels), "blocked" (linear memory in T, any backend),
-            "reference" (dense, for tests), or "auto", which is also the default: see `choose`.
+        implementation: a name in the table `ATTENTION`.
 
     Returns:
         `[B, Tq, H, D]`, in the dtype of q. The softmax is computed in float32.
@@ -48,19 +41,7 @@ def attention(
     """
     check_shapes(q, k, v, spans)
     spans = Spans(jnp.asarray(spans.start), jnp.asarray(spans.end))
-    name = choose(q.shape[1]) if implementation in (None, "auto") else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown attention implementation {name!r}: one of {', '.join(IMPLEMENTATIONS)}")
-    return over_devices(IMPLEMENTATIONS[name])(q, k, v, spans.start, spans.end)
-
-
-def choose(queries: int) -> str:
-    """What "auto" stands for: the platform's own kernel, or "blocked" where there is none or queries are few."""
-    if queries < FEW_QUERIES:
-        return "blocked"
-    if platform() == "tpu":
-        return "tpu"
-    return "blocked" if gpu_kernel.why_not_here() else "gpu"
+    return over_devices(ATTENTION[implementation])(q, k, v, spans.start, spans.end)
 
 
 def check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans) -> None:
@@ -91,38 +72,6 @@ def over_devices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
     return split
 
 
-def reference(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """Dense attention with a `[B, Tq, Tk]` mask: simple, slow, the definition that the others are held to."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    mask = dense_mask(Spans(start, end), k.shape[1])
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
-
-
-def tpu(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """The kernel of `transfusion_jax.kernels.tpu`: it visits only the blocks that spans touch."""
-    if platform() != "tpu":
-        raise ValueError(
-            f"attention 'tpu' runs on TPU, not on {platform()}; model.attention='blocked' runs anywhere"
-        )
-    return tpu_kernel.span_attention(q, k, v, start, end)
-
-
-def gpu(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """The kernel of `transfusion_jax.kernels.gpu`: it visits only the blocks that spans touch."""
-    if elsewhere := gpu_kernel.why_not_here():
-        raise ValueError(f"attention 'gpu' runs on {elsewhere}; model.attention='blocked' runs anywhere")
-    return gpu_kernel.span_attention(q, k, v, start, end)
-
-
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-    "tpu": tpu,
-    "gpu": gpu,
-    "blocked": blocked,
-    "reference": reference,
-}
-
-
 class Attention(nnx.Module):
     """The weights of multi-head attention; they are `[in, out]` matrices."""
 
@@ -130,10 +79,10 @@ class Attention(nnx.Module):
         self.config = config
         width = config.width
         q, k, v, o = jax.random.split(key, 4)
-        self.query = nnx.Param(normal(q, (width, width), config))
-        self.key = nnx.Param(normal(k, (width, width), config))
-        self.value = nnx.Param(normal(v, (width, width), config))
-        self.output = nnx.Param(normal(o, (width, width), config, depth=config.layers))
+        self.query = param(normal(q, (width, width), config), "width", "heads")
+        self.key = param(normal(k, (width, width), config), "width", "heads")
+        self.value = param(normal(v, (width, width), config), "width", "heads")
+        self.output = param(normal(o, (width, width), config, depth=config.layers), "heads", "width")
         if config.query_key_norm:
             self.query_norm = HeadNorm(config)
             self.key_norm = HeadNorm(config)
@@ -178,8 +127,8 @@ def attend_with_past(q: jax.Array, present: Past, spans: Spans, cache: Cache) ->
     """
     (past,), length = cache.past, cache.length[:, None]
     start, end = jnp.asarray(spans.start), jnp.asarray(spans.end)
-    seen = dense_mask(Spans(start, jnp.minimum(end, length)), cache.size)
-    new = dense_mask(Spans(start - length, end - length), q.shape[1])
+    seen = dense_mask(start, jnp.minimum(end, length), cache.size)
+    new = dense_mask(start - length, end - length, q.shape[1])
     scores = jnp.concatenate([_scores(q, past.keys), _scores(q, present.keys)], -1) / math.sqrt(q.shape[-1])
     mask = jnp.concatenate([seen, new], -1)[:, None]
     weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(q.dtype)

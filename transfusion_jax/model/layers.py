@@ -7,20 +7,33 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import checkpoint_policies as policies
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.kernels.softmax import OUTPUTS
 from transfusion_jax.model.spans import Array
-from transfusion_jax.parallel.sharding import is_split, split
+from transfusion_jax.parallel.sharding import AXES, AxisNames, is_split, split
 
-REMAT_POLICIES = {
-    "none": None,
-    "full": policies.nothing_saveable,
-    "dots": policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUTS)
-    ),
-}
+
+def param(value: jax.Array, *axes: str) -> nnx.Param:
+    """A parameter that names its axes, each a field of `Rules`.
+
+    Raises:
+        ValueError: another number of names than of axes, or a name that `Rules` lacks.
+    """
+    if len(axes) != value.ndim or not AXES.issuperset(axes):
+        raise ValueError(f"a parameter of shape {value.shape} needs as many names of axes from Rules, not {axes}")
+    return nnx.Param(value, axes=axes)
+
+
+def declared_axes(state: nnx.State) -> AxisNames:
+    """The axes that each parameter of a module's state was made with, by its name.
+
+    Raises:
+        ValueError: a parameter was not made by `param`.
+    """
+    named = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    if bare := [name for name, variable in named.items() if "axes" not in variable.get_metadata()]:
+        raise ValueError(f"parameters without named axes: {', '.join(bare)}; make them by `param`")
+    return {name: variable.axes for name, variable in named.items()}
 
 
 class MLP(nnx.Module):
@@ -28,9 +41,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         g, u, d = jax.random.split(key, 3)
-        self.gate = nnx.Param(normal(g, (config.width, config.mlp_width), config))
-        self.up = nnx.Param(normal(u, (config.width, config.mlp_width), config))
-        self.down = nnx.Param(normal(d, (config.mlp_width, config.width), config, depth=config.layers))
+        self.gate = param(normal(g, (config.width, config.mlp_width), config), "width", "mlp")
+        self.up = param(normal(u, (config.width, config.mlp_width), config), "width", "mlp")
+        self.down = param(normal(d, (config.mlp_width, config.width), config, depth=config.layers), "mlp", "width")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[…, width]` to the same."""
@@ -43,7 +56,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, width: int, epsilon: float):
         self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(width))
+        self.scale = param(jnp.ones(width), "norm")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[…, width]` to the same."""
@@ -55,8 +68,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, width: int, epsilon: float):
         self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.scale = param(jnp.ones(width), "norm")
+        self.bias = param(jnp.zeros(width), "norm")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[…, width]` to the same."""
@@ -71,8 +84,8 @@ class HeadNorm(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         self.epsilon = config.norm_epsilon
-        self.head_scale = nnx.Param(jnp.ones((config.heads, config.head_dim)))
-        self.head_bias = nnx.Param(jnp.zeros((config.heads, config.head_dim)))
+        self.head_scale = param(jnp.ones((config.heads, config.head_dim)), "heads", "norm")
+        self.head_bias = param(jnp.zeros((config.heads, config.head_dim)), "heads", "norm")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[…, heads, head_dim]` to the same."""

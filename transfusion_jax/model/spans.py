@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
@@ -26,12 +25,6 @@ class Spans(NamedTuple):
 
     start: Array
     end: Array
-
-
-def dense_mask(spans: Spans, keys: int) -> jax.Array:
-    """The mask `[B, T, keys]` that spans stand for. Only the reference attention makes it."""
-    key = jnp.arange(keys)
-    return (jnp.asarray(spans.start)[..., None] <= key) & (key < jnp.asarray(spans.end)[..., None])
 
 
 def check_spans(spans: Spans) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import jax
 from flax import nnx
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import PATCHES, REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.attention import Attention, attend
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import (
     MLP,
-    REMAT_POLICIES,
     RMSNorm,
     dot,
+    param,
     put_elements,
     rotary,
     rotate,
@@ -26,8 +26,6 @@ from transfusion_jax.model.layers import (
 )
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import split
-
-PATCHES = "patches"  # the part of a layer's parameters that patches alone go through, where they are untied
 
 
 class Trunk(nnx.Module):
@@ -38,7 +36,8 @@ class Trunk(nnx.Module):
         keys = jax.random.split(key, config.layers)
         structure = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, key=jax.random.key(0))))
         stacked = jax.vmap(lambda k: nnx.state(Layer(config, key=k)))(keys)
-        self.layers: Layer | nnx.List[Layer] = nnx.merge(structure, stacked)
+        named = jax.tree.map(_with_layers, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+        self.layers: Layer | nnx.List[Layer] = nnx.merge(structure, named)
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
 
     def __call__(
@@ -90,7 +89,7 @@ class Trunk(nnx.Module):
         def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
             return through(nnx.merge(structure, params), x), None
 
-        policy = REMAT_POLICIES[self.config.remat]
+        policy = REMAT_POLICIES[self.config.remat]()
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         return jax.lax.scan(body, x, stacked)[0]
@@ -101,6 +100,10 @@ class Trunk(nnx.Module):
         structure, stacked = nnx.split(self.layers)
         each = (jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(self.config.layers))
         return [nnx.merge(structure, params) for params in each]
+
+
+def _with_layers(stacked: nnx.Param) -> nnx.Param:
+    return param(stacked[...], "layers", *stacked.axes)
 
 
 class Block(nnx.Module):

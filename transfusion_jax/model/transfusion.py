@@ -1,39 +1,36 @@
 """The mixed-modality model: four pure steps around one transformer.
 
-x, skips = model.embed(params, tokens, image_slot, patch_index, latents, timesteps)
-hidden, present = model.trunk(params, x, spans, positions)
-logits = model.text_logits(params, hidden)                      # where text is predicted
-predicted = model.denoise(params, patch_hidden, timesteps, skips)  # where images are
+model = Model(config).bind(params)  # once in a jitted function of the parameters
+x, skips = model.embed(tokens, image_slot, patch_index, latents, timesteps)
+hidden, present = model.trunk(x, spans, positions)
+logits = model.text_logits(hidden)                         # where text is predicted
+predicted = model.denoise(patch_hidden, timesteps, skips)  # where images are
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import PATCH_CODERS, ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.kernels.platform import compute_dtype
-from transfusion_jax.model.kv_cache import Cache, Past
-from transfusion_jax.model.layers import dot, normal
-from transfusion_jax.model.patch_linear import LinearPatchCoder
-from transfusion_jax.model.patch_unet import UNetPatchCoder
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.model.layers import declared_axes, dot, normal, param
 from transfusion_jax.model.transformer import Layer, Trunk
-from transfusion_jax.parallel.sharding import split
+from transfusion_jax.parallel.sharding import AxisNames, split
 
 Params = dict[str, Any]
-PATCH_CODERS: dict[str, Any] = {"linear": LinearPatchCoder, "none": LinearPatchCoder, "unet": UNetPatchCoder}
+FORWARD_AND_BACKWARD = 3  # the backward pass costs two forward passes
 
 
 @dataclass(frozen=True)
 class Model:
-    """Pure functions of (params, inputs). Parameters are a nested dict of arrays."""
+    """What makes and takes parameters, a nested dict of arrays; `bind` gives the pure functions of inputs."""
 
     config: ModelConfig
 
@@ -42,68 +39,17 @@ class Model:
         params: Params = nnx.to_pure_dict(nnx.state(Transfusion(self.config, key=key), nnx.Param))
         return params
 
-    def embed(
-        self,
-        params: Params,
-        tokens: jax.Array,
-        image_slot: jax.Array,
-        patch_index: jax.Array,
-        latents: jax.Array,
-        timesteps: jax.Array,
-    ) -> tuple[jax.Array, Any]:
-        """Elements as vectors.
-
-        Args:
-            params: from `init`.
-            tokens: `[B, T]` int; ignored where `image_slot ≥ 0`, unless images are codes: then these alone count.
-            image_slot: `[B, T]`, which of the row's images an element belongs to, −1 for text.
-            patch_index: `[B, T]`, which patch of that image.
-            latents: `[B, N, h, w, c]`, noised; with N = 0 all is text.
-            timesteps: `[B, N]`.
-
-        Returns:
-            `[B, T, width]`, and what `denoise` needs of the patch coder (None for a linear one).
-        """
-        return self._bind(params).embed(tokens, image_slot, patch_index, latents, timesteps)
-
-    def trunk(
-        self,
-        params: Params,
-        x: jax.Array,
-        spans: Spans,
-        positions: jax.Array,
-        cache: Cache | None = None,
-        patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[Past, ...]]:
-        """Hidden states `[B, T, width]`, and with a cache, what these elements add to it; see `Trunk`."""
-        return self._bind(params).trunk(x, spans, positions, cache, patch_places)
-
-    def text_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Logits `[…, padded_vocabulary]` in float32 from `[…, width]`; −∞ for entries that are padding."""
-        return self._bind(params).text_logits(hidden)
-
-    def text_losses(self, params: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cross-entropy `[B, T]` of the logits of `[B, T, width]` at the targets `[B, T]`, and log Z `[B, T]`.
-
-        No logits are held. Z is the softmax's denominator.
-        """
-        head = self._bind(params).text_head[...]
-        return cross_entropy(hidden, head, targets, self.config.entries)
-
-    def denoise(self, params: Params, hidden: jax.Array, timesteps: jax.Array, skips: Any) -> jax.Array:
-        """The objective's prediction `[B, N, h, w, c]`, float32, from hidden states `[B, N, patches, width]`."""
-        return self._bind(params).patch_coder.decode(hidden, timesteps, skips).astype(jnp.float32)
-
     def abstract_params(self) -> Params:
         """Shapes and dtypes of `init`'s result, allocating nothing."""
         params: Params = jax.eval_shape(self.init, jax.random.key(0))
         return params
 
-    def by_layer(self, params: Params) -> Params:
-        """The same in the compute dtype, each layer's apart in a tuple: decoding reads them fastest so."""
-        return params if isinstance(params["trunk"]["layers"], tuple) else _by_layer(self.config, params)
+    def axes(self) -> AxisNames:
+        """Named axes of each parameter."""
+        return declared_axes(_structure(self.config)[1])
 
-    def _bind(self, params: Params) -> Transfusion:
+    def bind(self, params: Params) -> Transfusion:
+        """The network with these parameters, cast to the compute dtype, which may be `by_layer`'s."""
         params = _cast(self.config, params)
         layers, trunk = params["trunk"]["layers"], params["trunk"]
         if not isinstance(layers, tuple):
@@ -112,16 +58,63 @@ class Model:
         bound.trunk.layers = nnx.List(_merged(_layer_structure(self.config), layer) for layer in layers)
         return bound
 
+    def flops(self, elements: Any, text_losses: Any, images: Any, span_area: Any) -> Any:
+        """Exact operations of a forward and a backward pass, padding and recomputation not counted.
+
+        Args:
+            elements: text tokens and patches, padding left out.
+            text_losses: elements whose next token, or code, is predicted: the text head runs on these.
+            images: images embedded and denoised.
+            span_area: Σ over elements of the keys that each may attend to.
+
+        Numbers or arrays alike.
+        """
+        config = self.config
+        per_layer = 4 * config.width**2 + 3 * config.width * config.mlp_width
+        trunk = 2.0 * config.layers * per_layer * elements
+        attention = 4.0 * config.layers * config.width * span_area
+        head = 2.0 * config.width * config.padded_vocabulary * text_losses
+        return FORWARD_AND_BACKWARD * (trunk + attention + head + self.coder_flops * images)
+
+    @property
+    def coder_flops(self) -> float:
+        """Operations of the patch coder on one image, embedded and denoised, forward; of codes there is none."""
+        if self.config.images != "latents":
+            return 0.0
+        flops: float = PATCH_CODERS[self.config.patch_coder].flops(self.config)
+        return flops
+
+    def by_layer(self, params: Params) -> Params:
+        """The same in the compute dtype, each layer's apart in a tuple: decoding reads them fastest so."""
+        return params if isinstance(params["trunk"]["layers"], tuple) else _by_layer(self.config, params)
+
+
+class TokenLosses(NamedTuple):
+    """Of each element, `[B, T]` float32; zero where it bears none."""
+
+    loss: jax.Array  # −log of the target's likelihood
+    log_total: jax.Array  # log Z, the softmax's denominator
+    weight: jax.Array
+
+    @property
+    def squares(self) -> jax.Array:
+        """The weighted squares of log Z, which a z-loss holds down."""
+        return jnp.square(self.log_total) * self.weight
+
 
 class Transfusion(nnx.Module):
-    """Parameters and structure; used through `Model`, which keeps them apart."""
+    """The network as four pure steps; `trunk` is the second one. `Model.bind` makes it, and nothing changes it."""
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         embedding, trunk, head, coder = jax.random.split(key, 4)
         self.config = config
-        self.embedding = nnx.Param(normal(embedding, (config.padded_vocabulary, config.width), config))
+        self.embedding = param(
+            normal(embedding, (config.padded_vocabulary, config.width), config), "vocabulary", "width"
+        )
         self.trunk = Trunk(config, key=trunk)
-        self.text_head = nnx.Param(normal(head, (config.width, config.padded_vocabulary), config))
+        self.text_head = param(
+            normal(head, (config.width, config.padded_vocabulary), config), "width", "vocabulary"
+        )
         if config.images == "latents":
             self.patch_coder = PATCH_CODERS[config.patch_coder](config, key=coder)
 
@@ -133,7 +126,18 @@ class Transfusion(nnx.Module):
         latents: jax.Array,
         timesteps: jax.Array,
     ) -> tuple[jax.Array, Any]:
-        """See `Model.embed`."""
+        """Elements as vectors.
+
+        Args:
+            tokens: `[B, T]` int; ignored where `image_slot ≥ 0`, unless images are codes: then these alone count.
+            image_slot: `[B, T]`, which of the row's images an element belongs to, −1 for text.
+            patch_index: `[B, T]`, which patch of that image.
+            latents: `[B, N, h, w, c]`, noised; with N = 0 all is text.
+            timesteps: `[B, N]`.
+
+        Returns:
+            `[B, T, width]`, and what `denoise` needs of the patch coder (None for a linear one).
+        """
         text = split(self.embedding[...])[tokens]  # of the whole table
         if self.config.images != "latents" or latents.shape[1] == 0:
             return split(text, "batch", "elements"), None
@@ -144,10 +148,36 @@ class Transfusion(nnx.Module):
         return split(jnp.where((image_slot >= 0)[..., None], placed, text), "batch", "elements"), skips
 
     def text_logits(self, hidden: jax.Array) -> jax.Array:
-        """See `Model.text_logits`."""
+        """Logits `[…, padded_vocabulary]` in float32 from `[…, width]`; −∞ for entries that are padding."""
         logits = dot(hidden, self.text_head).astype(jnp.float32)
         entry = jnp.arange(self.config.padded_vocabulary)
         return jnp.where(entry < self.config.entries, logits, -jnp.inf)
+
+    def text_losses(self, hidden: jax.Array, targets: jax.Array, weight: jax.Array, capacity: int) -> TokenLosses:
+        """Cross-entropy with the targets, of the elements that bear a loss; no logits are held.
+
+        Args:
+            hidden: `[B, T, width]`.
+            targets: `[B, T]`.
+            weight: `[B, T]`, 0 where an element bears none.
+            capacity: on how many elements of each row the head runs at most; no row has more that bear a loss.
+        """
+        if capacity >= hidden.shape[1]:
+            return TokenLosses(*self._cross_entropy(hidden, targets), weight)
+        order = jnp.argsort(weight <= 0, axis=1, stable=True)[:, :capacity]
+        chosen = jnp.take_along_axis(hidden, order[..., None], axis=1)
+        targets, weight = (jnp.take_along_axis(x, order, 1) for x in (targets, weight))
+        row = jnp.arange(len(hidden))[:, None]
+        zeros = jnp.zeros(hidden.shape[:2])
+        values = *self._cross_entropy(chosen, targets), weight
+        return TokenLosses(*(zeros.at[row, order].set(value) for value in values))
+
+    def denoise(self, hidden: jax.Array, timesteps: jax.Array, skips: Any) -> jax.Array:
+        """The objective's prediction `[B, N, h, w, c]`, float32, from hidden states `[B, N, patches, width]`."""
+        return self.patch_coder.decode(hidden, timesteps, skips).astype(jnp.float32)
+
+    def _cross_entropy(self, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return cross_entropy(hidden, self.text_head[...], targets, self.config.entries)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,14 +1,33 @@
-"""What a run computes on, said before anything else happens."""
+"""What a run computes on: its devices, and how fast they can be."""
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from transfusion_jax.config import ConfigError
 
+# Dense peak by device kind, FLOP/s in bfloat16, from the vendors' data sheets.
+PUBLISHED_PEAK = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
 ACCELERATOR_FILES = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")
 
 
@@ -37,3 +56,23 @@ def check_backend(allow_cpu: bool) -> None:
             f"this machine has an accelerator ({visible[0]}) and JAX runs on its CPU: install the lock for it "
             "(requirements/cuda.txt or requirements/tpu.txt), or pass --allow-cpu"
         )
+
+
+def peak_flops(device: Any) -> tuple[float, str]:
+    """FLOP/s that a device can reach, and whether that is "published" or "measured" (a float32 matrix product)."""
+    if device.device_kind in PUBLISHED_PEAK:
+        return PUBLISHED_PEAK[device.device_kind], "published"
+    return measured_peak(), "measured"
+
+
+def measured_peak(size: int = 1024, rounds: int = 20) -> float:
+    """FLOP/s of a float32 matrix product on the default device, the best of a few rounds."""
+    product = jax.jit(jnp.dot)
+    x = jnp.ones((size, size))
+    product(x, x).block_until_ready()
+    best = math.inf
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best

@@ -1,12 +1,13 @@
 """Where every leaf of the state and of a batch lives.
 
-One table gives each parameter's axes names by the leaf's name; one dataclass maps those names to mesh axes.
+Parameters name their axes where they are made; one dataclass maps those names to mesh axes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -16,52 +17,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 Axes = str | tuple[str, ...] | None
-
-PARAMETER_AXES: dict[str, tuple[str, ...]] = {
-    "embedding": ("vocabulary", "width"),
-    "text_head": ("width", "vocabulary"),
-    "scale": ("norm",),
-    "head_scale": ("heads", "norm"),
-    "head_bias": ("heads", "norm"),
-    "query": ("width", "heads"),
-    "key": ("width", "heads"),
-    "value": ("width", "heads"),
-    "output": ("heads", "width"),
-    "gate": ("width", "mlp"),
-    "up": ("width", "mlp"),
-    "down": ("mlp", "width"),
-    "timestep_in": ("features", "width"),
-    "timestep_in_bias": ("norm",),
-    "timestep_out": ("features", "width"),
-    "timestep_out_bias": ("norm",),
-    "patch_in": ("patch", "width"),
-    "patch_in_bias": ("norm",),
-    "patch_out": ("width", "patch"),
-    "patch_out_bias": ("patch",),
-    "latents_in": ("window", "window", "patch", "width"),
-    "latents_in_bias": ("norm",),
-    "conv_in": ("window", "window", "inputs", "width"),
-    "conv_in_bias": ("norm",),
-    "conv_out": ("window", "window", "inputs", "width"),
-    "conv_out_bias": ("norm",),
-    "timestep": ("features", "width"),
-    "shortcut": ("inputs", "width"),
-    "resize": ("window", "window", "inputs", "width"),
-    "resize_bias": ("norm",),
-    "to_trunk": ("inputs", "width"),
-    "to_trunk_bias": ("norm",),
-    "from_trunk": ("width", "inputs"),
-    "from_trunk_bias": ("norm",),
-    "latents_out": ("window", "window", "width", "patch"),
-    "latents_out_bias": ("patch",),
-    "bias": ("norm",),
-    "kernel": ("window", "window", "inputs", "norm"),
-    "matrix": ("inputs", "norm"),
-    "entries": ("inputs", "norm"),
-    ".guard.recent": ("recent", "values"),
-}
-STACKED = "layers"  # leaves under this name carry a leading axis of layers
-FROM_FILE, WHOLE = "perceptual", "norm"  # leaves under the first keep a file's names, and are split nowhere
+AxisNames = Mapping[str, tuple[str, ...]]  # of each array by name, such as trunk/layers/mlp/down
 
 
 @dataclass(frozen=True)
@@ -97,32 +53,40 @@ class Rules:
         return P(*axes)
 
 
-def axis_names(path: tuple, rank: int) -> tuple[str, ...]:
-    """Named axes of a state leaf at a tree path; optimizer moments carry their parameter's path.
+AXES = frozenset(field.name for field in fields(Rules))
+
+
+def axis_names(axes: AxisNames, path: tuple, rank: int) -> tuple[str, ...]:
+    """Named axes of a state leaf at a tree path: those of the array whose name the path ends in.
+
+    So a parameter's optimizer moments and average have the parameter's. Scalars have none.
 
     Raises:
-        KeyError: the leaf is not in the table, or its rank differs.
+        KeyError: the path ends in no name, or the rank differs.
     """
     if rank == 0:
         return ()
-    keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-    name = keys[-1] if keys else jax.tree_util.keystr(path)
-    if FROM_FILE in keys:
-        return (WHOLE,) * rank
-    if name not in PARAMETER_AXES:
-        raise KeyError(f"no axes for {jax.tree_util.keystr(path)}: add {name!r} to PARAMETER_AXES")
-    names = ((STACKED,) if STACKED in keys else ()) + PARAMETER_AXES[name]
-    if len(names) != rank:
-        raise KeyError(f"{jax.tree_util.keystr(path)} has {rank} axes, and PARAMETER_AXES gives {names}")
+    path_name = jax.tree_util.keystr(path, simple=True, separator="/")
+    keys = path_name.split("/")
+    names = next((axes[name] for start in range(len(keys)) if (name := "/".join(keys[start:])) in axes), None)
+    if names is None or len(names) != rank:
+        raise KeyError(f"{path_name} has {rank} axes, and its names are {names}")
     return names
 
 
-def state_shardings(abstract: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
-    """An explicit sharding for every leaf of a state (or of parameters)."""
+def state_shardings(abstract: Any, mesh: Mesh, axes: AxisNames, rules: Rules | None = None) -> Any:
+    """An explicit sharding for every leaf of a state (or of parameters).
+
+    Args:
+        abstract: arrays, or their shapes.
+        mesh: what they are split over.
+        axes: see `Task.axes` and `state_axes`.
+        rules: other ones than the default.
+    """
     rules = rules or Rules()
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, rules.spec(axis_names(path, leaf.ndim)))
+        return NamedSharding(mesh, rules.spec(axis_names(axes, path, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)
 
@@ -171,8 +135,7 @@ def ways(name: str) -> int:
 
 def is_split(name: str) -> bool:
     """Whether the mesh in scope splits axes of this name."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and partition(mesh, (1,), name) == P(None)
+    return ways(name) > 1
 
 
 def to_host(tree: Any) -> Any:

@@ -30,18 +30,19 @@ from transfusion_jax import config as configs
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.errors import UserError
-from transfusion_jax.evaluation import loss
+from transfusion_jax.evaluation.suites import loss
 from transfusion_jax.parallel.children import end_with, lifeline
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning import libtpu
 from transfusion_jax.planning.hlo import parse
-from transfusion_jax.planning.hlo_cost import Collective, Counts, Work, count
+from transfusion_jax.planning.hlo_cost import Counts, count
+from transfusion_jax.planning.roofline import Collective, Work
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.cache_dirs import cache_folder
-from transfusion_jax.tasks.registry import make_task
-from transfusion_jax.training.step.state import abstract_state
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.training.step.state import RunContext
 from transfusion_jax.training.step.step import step_program
 
 TOO_LARGE = re.compile(r"Ran out of memory[^\n]*")
@@ -112,6 +113,7 @@ def main() -> None:
 def compile_step(config: Config, devices: Any) -> Compiled:
     """The step for these devices, which need not be there. What was compiled before is read again."""
     task, mesh = make_task(config), make_mesh(config.mesh, devices)
+    context = RunContext(task, config, mesh)
     sharding = batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_batch(config)
@@ -119,8 +121,8 @@ def compile_step(config: Config, devices: Any) -> Compiled:
     flags = jax.ShapeDtypeStruct((mesh.size,), jnp.bool_, sharding=NamedSharding(mesh, P(mesh.axis_names)))
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
-        state = abstract_state(task, config, mesh)
-        found = _kept(step_program(task, config, mesh).lower(state, batch, flags), devices, begin)
+        state = context.abstract_state
+        found = _kept(step_program(context).lower(state, batch, flags), devices, begin)
         if config.loop.evaluate_every and not found["too_large"]:
             begin = time.perf_counter()
             evaluation = _kept(loss.lower(task, state.params, mesh), devices, begin)

@@ -12,12 +12,31 @@ from dataclasses import dataclass
 
 from transfusion_jax.config import Config
 from transfusion_jax.data.batch import abstract_batch, bytes_of_batch
-from transfusion_jax.flops import coder_flops, count_parameters
+from transfusion_jax.flops import count_parameters
 from transfusion_jax.kernels.cross_entropy import CHUNK
-from transfusion_jax.model import patch_unet
-from transfusion_jax.planning.expected_batch import Contents
-from transfusion_jax.planning.flops_breakdown import BACKWARD, KERNEL_PRODUCTS
-from transfusion_jax.planning.hlo_cost import COLLECTIVES, Collective, Work
+from transfusion_jax.model.coders import unet
+from transfusion_jax.model.transfusion import Model
+from transfusion_jax.planning.roofline import COLLECTIVES, Collective, Work
+
+KERNEL_PRODUCTS = {  # of an attention kernel, in products of queries, keys and channels
+    "span_attention_forward": 2,
+    "span_attention_backward": 5,  # TPU: one kernel, which computes the scores again
+    "span_attention_d_query": 3,  # GPU: two kernels, and both do
+    "span_attention_d_key": 4,
+}
+BACKWARD = {True: ("span_attention_backward",), False: ("span_attention_d_query", "span_attention_d_key")}  # TPU?
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Means of one row."""
+
+    elements: float  # padding left out
+    text_losses: float
+    images: float
+    span_area: float  # keys, summed over the elements that may attend to them
+    visited_area: float  # the same in whole blocks of an attention kernel
+
 
 BESIDE = 12  # times that the residual stream goes through HBM in a pass over a layer, beside its products
 TILE = 16  # rows of bfloat16 in a TPU's tile: of fewer, XLA makes a gather by a sum
@@ -131,7 +150,7 @@ def _coder(config: Config, s: _Share) -> list[Work]:
     """A U-Net's passes: each stage reads its weights and moves its input and output as a layer does its own."""
     if not s.images:
         return []
-    flops, again = coder_flops(config.model) * s.images, config.model.remat != "none"
+    flops, again = Model(config.model).coder_flops * s.images, config.model.remat != "none"
     moved = s.item * (s.coder + BESIDE * _unet_values(config) * s.images)
     forward = Work(flops, moved, config.accumulation * (2 if again else 1))
     return [forward, Work(2 * flops, 2 * moved, config.accumulation)]
@@ -140,7 +159,7 @@ def _coder(config: Config, s: _Share) -> list[Work]:
 def _unet_values(config: Config) -> float:
     """Inputs of a U-Net's stages for one image, all together."""
     height, width, _ = config.model.latent_shape
-    sides = patch_unet.stages(config.model)
+    sides = unet.stages(config.model)
     return sum(stage.inputs * height * width / 4**stage.level for side in sides for stage in side)
 
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config
 from transfusion_jax.data.datasets import load
-from transfusion_jax.data.stream import make_rows
-from transfusion_jax.kernels.tpu import Blocks
+from transfusion_jax.data.document_rows import make_rows
+from transfusion_jax.kernels.attention.tpu import Blocks
+from transfusion_jax.planning.estimate import Contents
 
 ROWS = 64  # that are looked at
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Means of one row."""
-
-    elements: float  # padding left out
-    text_losses: float
-    images: float
-    span_area: float  # keys, summed over the elements that may attend to them
-    visited_area: float  # the same in whole blocks of an attention kernel
 
 
 def expected(config: Config) -> Contents:

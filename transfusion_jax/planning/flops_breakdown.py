@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transfusion_jax.config import Config
-from transfusion_jax.flops import coder_flops, step_flops
-from transfusion_jax.planning.expected_batch import Contents
-
-KERNEL_PRODUCTS = {  # of an attention kernel, in products of queries, keys and channels
-    "span_attention_forward": 2,
-    "span_attention_backward": 5,  # TPU: one kernel, which computes the scores again
-    "span_attention_d_query": 3,  # GPU: two kernels, and both do
-    "span_attention_d_key": 4,
-}
-BACKWARD = {True: ("span_attention_backward",), False: ("span_attention_d_query", "span_attention_d_key")}  # TPU?
+from transfusion_jax.model.transfusion import Model
+from transfusion_jax.planning.estimate import BACKWARD, KERNEL_PRODUCTS, Contents
 
 
 @dataclass(frozen=True)
@@ -32,15 +24,15 @@ class Operations:
 
 
 def by_formula(config: Config, contents: Contents, tpu: bool) -> Operations:
-    """Counted as `flops.step_flops` does; shapes are static, so that what a row has room for is computed."""
+    """Counted as `Model.flops` does; shapes are static, so that what a row has room for is computed."""
     model, data, rows = config.model, config.data, config.batch_rows
     length = data.context_length
     held = (contents.elements, contents.text_losses, contents.images, contents.span_area)
     room = (length, data.text_capacity, data.max_images, contents.span_area)
     if model.modality_weights == "untied":  # text's weights run on every element, those of patches on all images
         room = (length + data.max_images * model.patches, *room[1:])
-    in_model = float(step_flops(model, *(rows * n for n in held)))
-    in_room = float(step_flops(model, *(rows * n for n in room)))
+    in_model = float(Model(model).flops(*(rows * n for n in held)))
+    in_room = float(Model(model).flops(*(rows * n for n in room)))
     head = 2.0 * model.width * model.padded_vocabulary * data.text_capacity * rows
     again = sum(KERNEL_PRODUCTS[name] for name in BACKWARD[tpu]) - 4  # four products would do
     attention = 2.0 * model.layers * model.width * contents.span_area * rows
@@ -49,7 +41,7 @@ def by_formula(config: Config, contents: Contents, tpu: bool) -> Operations:
         matrices = 4 * model.width**2 + 2 * model.width * model.mlp_width
         recomputed += 2.0 * model.layers * matrices * length * rows + 2 * attention
     if model.remat != "none" and model.patch_coder == "unet":  # its convolutions are no "dots"
-        recomputed += coder_flops(model) * data.max_images * rows
+        recomputed += Model(model).coder_flops * data.max_images * rows
     return Operations(in_model, in_room - in_model, recomputed)
 
 

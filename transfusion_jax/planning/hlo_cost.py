@@ -13,16 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from transfusion_jax.planning.hlo import Array, Computation, Instruction, Program, group
+from transfusion_jax.planning.roofline import COLLECTIVES, Collective, Work
 
-COLLECTIVES = {  # bytes that a device sends, in units of its operand's, among n devices by a ring
-    "all-gather": lambda n: n - 1,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "ragged-all-to-all": lambda n: (n - 1) / n,
-    "collective-broadcast": lambda n: 1,
-    "collective-permute": lambda n: 1,
-}
 NO_TRAFFIC = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "iota"),
     *(
@@ -41,30 +33,6 @@ ASIDE = ("copy-start", "slice-start")
 ASYNC_ROOT = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
 ACROSS_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x[^"]*",_xla_megascale_transfer_type="(\w+)"')
 KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton|triton_kernel_call)"')
-
-
-@dataclass(frozen=True)
-class Collective:
-    """One kind of exchange over the same axes, all its executions together."""
-
-    kind: str
-    axes: tuple[str, ...]  # mesh axes along which the devices of a group differ
-    group: int  # devices that take part
-    dtype: str
-    overlaps: bool  # runs beside other work
-    times: int
-    bytes: float  # that each device sends, over all times
-
-
-@dataclass(frozen=True)
-class Work:
-    """One instruction of the schedule."""
-
-    flops: float
-    bytes: float  # of HBM, read and written
-    times: int
-    aside: bool = False  # a copy that goes on beside the next instructions
-    kernel: str = ""  # the name of a custom kernel, whose operations are not in the text
 
 
 @dataclass

@@ -14,7 +14,7 @@ from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.parallel.mesh import AXES
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
 from transfusion_jax.tasks.base import Task
-from transfusion_jax.training.step.state import State, new_state
+from transfusion_jax.training.step.state import State, new_state, state_axes
 
 KINDS = {"params": "parameters", "optimizer": "optimizer moments", "ema": "average"}  # by field of the state
 
@@ -55,7 +55,7 @@ def state_shapes(task: Task, config: Config) -> State:
     return shapes
 
 
-def leaves(shapes: State, mesh: Any) -> list[Leaf]:
+def leaves(task: Task, shapes: State, mesh: Any) -> list[Leaf]:
     """The state's arrays, in the order of its tree."""
 
     def leaf(path: tuple, array: Any, sharding: Any) -> Leaf:
@@ -65,14 +65,14 @@ def leaves(shapes: State, mesh: Any) -> list[Leaf]:
         spec = "replicated" if part == array.size * item else str(tuple(sharding.spec)).replace("'", "")
         return Leaf(name, array.shape, str(array.dtype), spec, part, array.size * item)
 
-    shardings = jax.tree.leaves(state_shardings(shapes, mesh))
+    shardings = jax.tree.leaves(state_shardings(shapes, mesh, state_axes(task)))
     return [leaf(*found, s) for found, s in zip(jax.tree.leaves_with_path(shapes), shardings, strict=True)]
 
 
-def sizes(shapes: State, config: Config, mesh: Any) -> Sizes:
+def sizes(task: Task, shapes: State, config: Config, mesh: Any) -> Sizes:
     """Of the state and of a batch."""
     by_kind = dict.fromkeys(KINDS.values(), 0)
-    state = leaves(shapes, mesh)
+    state = leaves(task, shapes, mesh)
     for leaf in state:
         kind = KINDS.get(leaf.name.split("/")[0])
         if kind:

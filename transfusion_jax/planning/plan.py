@@ -12,14 +12,12 @@ from transfusion_jax.flops import six_nd
 from transfusion_jax.parallel.mesh import AXES, check_batch
 from transfusion_jax.planning import libtpu, roofline
 from transfusion_jax.planning.compile import compile_for
-from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.expected_batch import Contents
+from transfusion_jax.planning.estimate import Contents, estimate
 from transfusion_jax.planning.flops_breakdown import Operations, by_formula, kernel_flops
-from transfusion_jax.planning.hlo_cost import Collective, Work
 from transfusion_jax.planning.memory import Sizes, abstract_mesh, sizes, state_shapes
-from transfusion_jax.planning.roofline import Terms
+from transfusion_jax.planning.roofline import Collective, Terms, Work
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 TEMPORARY = "gradients and temporaries"
 CODE = "program"
@@ -163,7 +161,8 @@ def make_plan(
         NoCompiler: libtpu cannot be had.
     """
     config, mesh = on_mesh(config, topology)
-    held = sizes(state_shapes(make_task(config), config), config, abstract_mesh(mesh))
+    task = make_task(config)
+    held = sizes(task, state_shapes(task, config), config, abstract_mesh(mesh))
     formula = by_formula(config, contents, topology.chip.is_tpu)
     step = estimate(config, contents, mesh, topology.chip.is_tpu)
     method, memory, too_large = "formulas", {**held.by_kind, TEMPORARY: max(step.temporary, step.evaluation)}, ""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
 from jax.sharding import Mesh
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import as_model
 from transfusion_jax.kernels.platform import compute_dtype
 from transfusion_jax.planning import roofline
-from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.expected_batch import Contents
+from transfusion_jax.planning.estimate import Contents, estimate
 from transfusion_jax.planning.memory import sizes, state_shapes
 from transfusion_jax.planning.topology import CHIPS, Chip, Topology
-from transfusion_jax.tasks.base import Task
 from transfusion_jax.training.loop import Pace
+from transfusion_jax.training.step.state import RunContext
 
 
 @dataclass(frozen=True)
@@ -39,21 +37,15 @@ class Beside:
         ]
 
 
-def beside_plan(
-    task: Task, config: Config, mesh: Mesh, peak: float, record: Mapping[str, float], seconds: float, used: float
-) -> Beside:
+def beside_plan(context: RunContext, pace: Pace) -> Beside:
     """Formulas for the rows that a step had, beside its measurements.
 
     Args:
-        task: what is trained.
-        config: the run.
-        mesh: its devices.
-        peak: FLOP/s of one of them.
-        record: what the step reported: counts of its rows, and `mfu`.
-        seconds: of a step, measured.
-        used: bytes of a device, measured.
+        context: the run.
+        pace: its steps, measured; the record has counts of a step's rows, and `mfu`.
     """
-    topology = machine(mesh, peak)
+    task, config, mesh, record = context.task, as_model(context.config), context.mesh, pace.record
+    topology = machine(mesh, pace.peak)
     rows = config.batch_rows
     area = record["span_area"] / rows
     elements, text_losses, images = (record[name] / rows for name in ("elements", "text_losses", "images"))
@@ -62,25 +54,14 @@ def beside_plan(
     with jax.set_mesh(mesh):
         item = compute_dtype(config.model).itemsize
     step = estimate(config, contents, axes, topology.chip.is_tpu, item)
-    held = sum(sizes(state_shapes(task, config), config, mesh).by_kind.values())
+    held = sum(sizes(task, state_shapes(task, config), config, mesh).by_kind.values())
     least = roofline.terms(step.work, step.collectives, topology, axes).step
     work = task.flops(dict(record))
     return Beside(
-        bytes=(held + step.temporary, used),
-        seconds=(least, seconds),
+        bytes=(held + step.temporary, pace.bytes_used),
+        seconds=(least, pace.seconds),
         mfu=(work / least / (topology.chip.peak * topology.chips), record["mfu"]),
     )
-
-
-def reporter(task: Task, config: Config, mesh: Mesh, log: Callable[[str], None]) -> Callable[[Pace], None]:
-    """What tells the user of a run, once it is known what its steps take; see `beside_plan`."""
-
-    def report(pace: Pace) -> None:
-        beside = beside_plan(task, config, mesh, pace.peak, pace.record, pace.seconds, pace.bytes_used())
-        for line in beside.lines():
-            log(line)
-
-    return report
 
 
 def machine(mesh: Mesh, peak: float) -> Topology:

@@ -5,8 +5,41 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transfusion_jax.planning.hlo_cost import Collective, Work
 from transfusion_jax.planning.topology import Topology
+
+COLLECTIVES = {  # bytes that a device sends, in units of its operand's, among n devices by a ring
+    "all-gather": lambda n: n - 1,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-broadcast": lambda n: 1,
+    "collective-permute": lambda n: 1,
+}
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of exchange over the same axes, all its executions together."""
+
+    kind: str
+    axes: tuple[str, ...]  # mesh axes along which the devices of a group differ
+    group: int  # devices that take part
+    dtype: str
+    overlaps: bool  # runs beside other work
+    times: int
+    bytes: float  # that each device sends, over all times
+
+
+@dataclass(frozen=True)
+class Work:
+    """One instruction of the schedule."""
+
+    flops: float
+    bytes: float  # of HBM, read and written
+    times: int
+    aside: bool = False  # a copy that goes on beside the next instructions
+    kernel: str = ""  # the name of a custom kernel, whose operations are not in the text
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transfusion_jax.config import Config, ConfigError, MeshConfig
-from transfusion_jax.model.layers import REMAT_POLICIES
+from transfusion_jax.config import REMAT_POLICIES, Config, ConfigError, MeshConfig
 from transfusion_jax.parallel.mesh import check_batch
 from transfusion_jax.planning import roofline
-from transfusion_jax.planning.estimate import estimate
-from transfusion_jax.planning.expected_batch import Contents
+from transfusion_jax.planning.estimate import Contents, estimate
 from transfusion_jax.planning.memory import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.plan import Plan, make_plan, overrides
 from transfusion_jax.planning.topology import Topology
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 MOST_TENSOR, MOST_CONTEXT = 8, 8  # beyond, each product is small and each layer waits for several exchanges
 MARGIN = 0.9  # of a chip's memory that an estimate may take: it can be too low
@@ -134,7 +132,8 @@ def _estimated(
     uneven: Counter[str],
 ) -> Iterator[Candidate]:
     """Those of the variants whose batch and heads their mesh splits evenly; the others are counted by reason."""
-    shapes = state_shapes(make_task(config), config)
+    task = make_task(config)
+    shapes = state_shapes(task, config)
     held: dict[tuple, int] = {}
     for mesh, variant in variants:
         variant = replace(variant, mesh=MeshConfig(**mesh))
@@ -146,7 +145,7 @@ def _estimated(
             continue
         key = tuple(mesh.values())
         if key not in held:
-            held[key] = sum(sizes(shapes, variant, placed).by_kind.values())
+            held[key] = sum(sizes(task, shapes, variant, placed).by_kind.values())
         step = estimate(variant, contents, mesh, topology.chip.is_tpu)
         needed, most = held[key] + max(step.temporary, step.evaluation), MARGIN * topology.chip.memory
         why = f"needs about {needed / 2**30:.1f} of {topology.chip.memory / 2**30:.1f} GiB" if needed > most else ""

@@ -1,6 +1,6 @@
 """Machines by name: chips, how many, how they are connected.
 
-Peaks are those of `flops.PUBLISHED_PEAK`. The rest:
+Peaks are those of `devices.PUBLISHED_PEAK`. The rest:
 
 - TPU: https://docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e for bandwidth of HBM and of the network between
   slices; https://jax-ml.github.io/scaling-book/tpus for what a link between chips reaches. Memory is what libtpu's
@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 
 from transfusion_jax.config import ConfigError, nearest, require
-from transfusion_jax.flops import PUBLISHED_PEAK
+from transfusion_jax.parallel.devices import PUBLISHED_PEAK
 
 GIB = 2**30
 CHIPS_PER_HOST = 4  # of TPU slices with several hosts, of every kind

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import SUITES, Config
 from transfusion_jax.data.datasets import load
 from transfusion_jax.data.documents import Source
 from transfusion_jax.diffusion.sampler import make_steps
 from transfusion_jax.diffusion.schedule import make_schedule
-from transfusion_jax.evaluation.suite import SUITES
-from transfusion_jax.flops import FORWARD_AND_BACKWARD, count_parameters, step_flops
-from transfusion_jax.planning.expected_batch import Contents, expected
+from transfusion_jax.flops import count_parameters
+from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD, Model
+from transfusion_jax.planning.estimate import Contents
+from transfusion_jax.planning.expected_batch import expected
 from transfusion_jax.planning.memory import abstract_mesh, sizes, state_shapes
 from transfusion_jax.planning.plan import make_plan
 from transfusion_jax.planning.search import choose_mesh
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.scaling.ladder import LadderRun
 from transfusion_jax.storage.paths import place
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 KEPT = 1  # checkpoints beside the newest `loop.keep`: the best one
 
@@ -55,7 +56,8 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
     if topology is not None:
         plan = make_plan(choose_mesh(config, topology, contents), topology, contents, analytic=True)
         hours = plan.step * config.steps * topology.chips / 3600
-    checkpoint = sizes(state_shapes(make_task(config), config), config, abstract_mesh({})).checkpoint
+    task = make_task(config)
+    checkpoint = sizes(task, state_shapes(task, config), config, abstract_mesh({})).checkpoint
     return Cost(
         run.name,
         count_parameters(model).paper,
@@ -73,7 +75,7 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
 def exact_flops(config: Config, contents: Contents | None = None) -> float:
     """FLOPs of a whole training whose rows have the expected content."""
     c = contents or expected(config)
-    per_row = float(step_flops(config.model, c.elements, c.text_losses, c.images, c.span_area))
+    per_row = float(Model(config.model).flops(c.elements, c.text_losses, c.images, c.span_area))
     return config.steps * config.batch_rows * per_row
 
 
@@ -88,7 +90,7 @@ def drawing_flops(config: Config) -> float:
         steps = make_steps(make_schedule(diffusion), sampling.steps, diffusion.objective, sampling.sampler)
         passes *= len(steps.timesteps)
     images = passes * config.evaluation.images
-    return step_flops(model, images * model.patches, 0, images, 0) / FORWARD_AND_BACKWARD
+    return Model(model).flops(images * model.patches, 0, images, 0) / FORWARD_AND_BACKWARD
 
 
 def epochs(config: Config, per_row: float) -> dict[str, float]:

@@ -24,6 +24,7 @@ from transfusion_jax.data.packing.plan import REPLAYED
 from transfusion_jax.storage.atomic import read_json, write_whole
 from transfusion_jax.storage.jsonl import check_lines, read_lines
 from transfusion_jax.storage.paths import Place
+from transfusion_jax.training.facts import row_plan_of
 from transfusion_jax.training.run_dir import Workdir
 
 PACKAGED = Path(__file__).parent / "references"
@@ -149,7 +150,7 @@ def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
         bool(losses),
         f"{workdir} has no loss for each {done[0]:,} steps: train with a loop.log_every of that or less",
     )
-    return Curve(run.config().seed, way, str(run.manifest()["data_hash"]), losses, run.row_plan)
+    return Curve(run.config().seed, way, str(run.manifest()["data_hash"]), losses, row_plan_of(run.manifest()))
 
 
 def compare(workdir: Place, reference: Reference) -> Verdict:

@@ -26,7 +26,7 @@ from transfusion_jax.generation.interleaved import (
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.serving.measures import Measures
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
 
 CHUNK = 4  # tokens between two looks at what was written
 

@@ -12,7 +12,8 @@ from transfusion_jax.model.transfusion import Params
 from transfusion_jax.serving.app import DRAIN, Served, make_app
 from transfusion_jax.serving.engine import Engine
 from transfusion_jax.serving.measures import Measures
-from transfusion_jax.tasks.registry import ModelTask
+from transfusion_jax.tasks.families import ModelTask
+from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.run_dir import Workdir
 
 
@@ -33,7 +34,7 @@ def serve(
         listening = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     except OSError as error:
         raise ConfigError(f"cannot listen at {address[0]}:{address[1]}: {error.strerror}") from error
-    engine = Engine(task, params, workdir.codec(), waiting, Measures())
+    engine = Engine(task, params, codec_of(workdir), waiting, Measures())
     app = make_app(engine, Served(workdir.path.name, *read))
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(DRAIN), server_header=False)
     host = f"[{address[0]}]" if ":" in address[0] else address[0]

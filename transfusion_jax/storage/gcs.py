@@ -18,8 +18,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transfusion_jax.config.checks import ConfigError
-from transfusion_jax.errors import StorageError
+from transfusion_jax.errors import ConfigError, StorageError
 
 FIRST, LATER = 15.0, 300.0  # seconds until a request is given up: the first ones to a bucket, and later ones
 AT_ONCE = 32  # requests under way together, where there are many to make

@@ -21,8 +21,7 @@ from typing import Any, NoReturn
 
 import tensorstore as ts
 
-from transfusion_jax.config.checks import ConfigError
-from transfusion_jax.errors import StorageError
+from transfusion_jax.errors import ConfigError, StorageError
 from transfusion_jax.storage.gcs import FIRST, BucketPath
 
 BEAT = 10.0  # seconds between two writes of the holder

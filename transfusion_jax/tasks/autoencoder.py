@@ -21,7 +21,8 @@ from transfusion_jax.autoencoder.network import Network, nearest
 from transfusion_jax.config import AutoencoderRun
 from transfusion_jax.data.image_stream import ImageBatch
 from transfusion_jax.diffusion.objective import image_keys
-from transfusion_jax.flops import FORWARD_AND_BACKWARD
+from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD
+from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, Params, accumulated_gradients
 
 LABELS = {"network": "adamw", "discriminator": "discriminator", "perceptual": "frozen"}
@@ -54,6 +55,15 @@ class AutoencoderTask:
             params["perceptual"] = self.perceptual
         return params
 
+    def axes(self) -> AxisNames:
+        """See `Task.axes`; the perceptual networks are split nowhere."""
+        parts = {"network": self.network.axes()}
+        if self.config.losses.gan:
+            parts["discriminator"] = discriminator.axes(self.config.architecture.image_channels)
+        for name, arrays in self.perceptual.items():
+            parts[f"perceptual/{name}"] = {leaf: ("norm",) * array.ndim for leaf, array in arrays.items()}
+        return {f"{part}/{name}": names for part, axes in parts.items() for name, names in axes.items()}
+
     def gradients(
         self, params: Params, batch: ImageBatch, key: jax.Array, step: jax.Array
     ) -> tuple[Params, Metrics]:
@@ -62,6 +72,11 @@ class AutoencoderTask:
         return accumulated_gradients(
             lambda p, part: self.loss(p, part, key, step, images), params, batch, self.config.accumulation
         )
+
+    @property
+    def parameters(self) -> int:
+        """See `Task.parameters`: those of encoder and decoder."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.network.abstract_params()))
 
     def label(self, path: tuple) -> str:
         """By the part of the parameters."""

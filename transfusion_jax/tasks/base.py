@@ -9,6 +9,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from transfusion_jax.config import IMAGES, Config
+from transfusion_jax.parallel.sharding import AxisNames
+
 Params = Any
 Batch = Any
 
@@ -32,6 +35,10 @@ class Task(Protocol):
         """Fresh parameters."""
         ...
 
+    def axes(self) -> AxisNames:
+        """Named axes of each parameter, by its name."""
+        ...
+
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
         """Gradients over the whole batch, like `params`, and what to report.
 
@@ -45,6 +52,11 @@ class Task(Protocol):
 
     def label(self, path: tuple) -> str:
         """Which optimizer a parameter belongs to: "adamw", or "frozen"."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """How many the network has that is trained."""
         ...
 
     def flops(self, counts: dict[str, float]) -> float:
@@ -93,3 +105,8 @@ def joined(parts: Any) -> Any:
         return jnp.swapaxes(x, 0, 1).reshape(count * rows, *rest)
 
     return jax.tree.map(join, parts)
+
+
+def make_task(config: Config) -> Any:
+    """The task of a model's config: what `model.images` names, a `families.ModelTask` unless a user added it."""
+    return IMAGES[config.model.images](config)

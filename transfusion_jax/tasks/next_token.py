@@ -6,37 +6,17 @@ z-loss (arXiv 2405.09818). Packing, accumulation and sharding never change the v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import jax
 import jax.numpy as jnp
 
-from transfusion_jax import flops
-from transfusion_jax.config import Config
 from transfusion_jax.data.batch import Batch
-from transfusion_jax.model.transfusion import Model, Params
+from transfusion_jax.model.transfusion import Params, TokenLosses
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
-from transfusion_jax.tasks.token_loss import TokenLosses, token_losses
-from transfusion_jax.tasks.transfusion import images_seen
-
-Parts = dict[str, tuple[jax.Array, jax.Array]]  # by name: losses and their weights
+from transfusion_jax.tasks.transfusion import Parts, TransformerTask, images_seen
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument of jit
-class TokenTask:
+class TokenTask(TransformerTask):
     """See the module's text."""
-
-    config: Config
-
-    @cached_property
-    def model(self) -> Model:
-        """The network."""
-        return Model(self.config.model)
-
-    def init(self, key: jax.Array) -> Params:
-        """Fresh parameters."""
-        return self.model.init(key)
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
         """See `Task.gradients`; nothing here is random."""
@@ -46,44 +26,21 @@ class TokenTask:
             lambda p, part: self.loss(p, part, total), params, batch, self.config.accumulation
         )
 
-    def label(self, path: tuple) -> str:
-        """Every parameter is trained."""
-        del path
-        return "adamw"
-
-    def flops(self, counts: dict[str, float]) -> float:
-        """Exact operations of the step that reported these counts."""
-        c = counts
-        return float(
-            flops.step_flops(self.config.model, c["elements"], c["text_losses"], c["images"], c["span_area"])
-        )
-
     def loss(self, params: Params, batch: Batch, total: jax.Array) -> tuple[jax.Array, Metrics]:
         """The loss of some rows of a batch that bears `total` losses, and its parts for the log."""
         tokens = self.element_losses(params, batch)
-        squares = jnp.square(tokens.log_total) * tokens.weight
-        row_loss = jnp.sum(tokens.loss * tokens.weight + self.config.z_loss * squares, axis=1) / total
+        row_loss = jnp.sum(tokens.loss * tokens.weight + self.config.z_loss * tokens.squares, axis=1) / total
         sums = {
             name: (jnp.sum(loss * weight), jnp.sum(weight)) for name, (loss, weight) in self._split(batch, tokens)
         }
-        if self.config.z_loss:
-            sums["loss_z"] = jnp.sum(squares), jnp.sum(tokens.weight)
-        used = batch.source >= 0
-        counts = {
-            "elements": jnp.sum(used),
-            "text_losses": jnp.sum(tokens.weight > 0),
-            "images": jnp.sum(batch.image_source >= 0),
-            "span_area": jnp.sum(jnp.where(used, batch.span_end - batch.span_start, 0).astype(jnp.float32)),
-        }
-        value = jnp.sum(row_loss)
-        return value, Metrics(value, sums, counts, batch.row, row_loss)
+        return self.report(batch, tokens, row_loss, sums)
 
     def element_losses(self, params: Params, batch: Batch) -> TokenLosses:
         """Each element's losses and weight, `[B, T]`."""
-        model = self.model
-        x, _ = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, batch.latents, jnp.zeros(()))
-        hidden, _ = model.trunk(params, x, batch.spans, batch.positions)
-        return token_losses(model, params, hidden, batch, self.config.data.text_capacity)
+        model = self.model.bind(params)
+        x, _ = model.embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, jnp.zeros(()))
+        hidden, _ = model.trunk(x, batch.spans, batch.positions)
+        return model.text_losses(hidden, batch.targets, batch.token_weight, self.config.data.text_capacity)
 
     def held_out(self, params: Params, batch: Batch, key: jax.Array) -> Parts:
         """The losses of `evaluation.loss`, each `[B, T]`."""

@@ -12,17 +12,16 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
-from transfusion_jax import flops
-from transfusion_jax.config import Config
+from transfusion_jax.config import PATCHES, Config
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion import objective
 from transfusion_jax.diffusion.schedule import Path, make_schedule
 from transfusion_jax.model.layers import find_patches, gather_patches
-from transfusion_jax.model.transformer import PATCHES
-from transfusion_jax.model.transfusion import Model, Params
+from transfusion_jax.model.transfusion import Model, Params, TokenLosses
+from transfusion_jax.parallel.sharding import AxisNames
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
-from transfusion_jax.tasks.token_loss import TokenLosses, token_losses
 
+Parts = dict[str, tuple[jax.Array, jax.Array]]  # by name: losses and their weights, or the sums of both
 NOISE_BINS = 4  # the timesteps in equal parts, from the cleanest
 
 
@@ -41,8 +40,8 @@ class Totals:
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument of jit
-class TransfusionTask:
-    """See the module's text."""
+class TransformerTask:
+    """What every task of a `Model` has."""
 
     config: Config
 
@@ -51,14 +50,53 @@ class TransfusionTask:
         """The network."""
         return Model(self.config.model)
 
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters."""
+        return self.model.init(key)
+
+    def axes(self) -> AxisNames:
+        """See `Task.axes`."""
+        return self.model.axes()
+
+    @cached_property
+    def parameters(self) -> int:
+        """See `Task.parameters`."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.model.abstract_params()))
+
+    def label(self, path: tuple) -> str:
+        """Every parameter is trained."""
+        del path
+        return "adamw"
+
+    def flops(self, counts: dict[str, float]) -> float:
+        """Exact operations of the step that reported these counts."""
+        c = counts
+        return float(self.model.flops(c["elements"], c["text_losses"], c["images"], c["span_area"]))
+
+    def report(
+        self, batch: Batch, tokens: TokenLosses, row_loss: jax.Array, sums: Parts
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss and what is logged of it: the given sums, the z-loss where there is one, and counts."""
+        if self.config.z_loss:
+            sums = sums | {"loss_z": (jnp.sum(tokens.squares), jnp.sum(tokens.weight))}
+        used = batch.source >= 0
+        counts = {
+            "elements": jnp.sum(used),
+            "text_losses": jnp.sum(tokens.weight > 0),
+            "images": jnp.sum(batch.image_source >= 0),
+            "span_area": jnp.sum(jnp.where(used, batch.span_end - batch.span_start, 0).astype(jnp.float32)),
+        }
+        value = jnp.sum(row_loss)
+        return value, Metrics(value, sums, counts, batch.row, row_loss)
+
+
+class TransfusionTask(TransformerTask):
+    """See the module's text."""
+
     @cached_property
     def schedule(self) -> Path:
         """The noise schedule."""
         return make_schedule(self.config.diffusion)
-
-    def init(self, key: jax.Array) -> Params:
-        """Fresh parameters."""
-        return self.model.init(key)
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
         """See `Task.gradients`; the losses do not depend on the step."""
@@ -76,38 +114,34 @@ class TransfusionTask:
 
     def loss(self, params: Params, batch: Batch, key: jax.Array, totals: Totals) -> tuple[jax.Array, Metrics]:
         """The loss of some rows of a batch whose totals are given, and its parts for the log."""
-        (token_loss, log_total, token_weight), image_loss, timesteps = self.element_losses(params, batch, key)
-        text = jnp.sum(token_loss * token_weight, axis=1) / totals.tokens
+        tokens, image_loss, timesteps = self.element_losses(params, batch, key)
+        text = jnp.sum(tokens.loss * tokens.weight, axis=1) / totals.tokens
         image = jnp.sum(image_loss * batch.image_weight, axis=1) / totals.images
         row_loss = text + self.config.image_loss_weight * image
-        sums, counts = self._parts(batch, token_loss, token_weight, image_loss, timesteps)
         if self.config.z_loss:
-            squares = jnp.square(log_total) * token_weight
-            row_loss = row_loss + self.config.z_loss * jnp.sum(squares, axis=1) / totals.tokens
-            sums["loss_z"] = jnp.sum(squares), jnp.sum(token_weight)
-        value = jnp.sum(row_loss)
-        return value, Metrics(value, sums, counts, batch.row, row_loss)
+            row_loss = row_loss + self.config.z_loss * jnp.sum(tokens.squares, axis=1) / totals.tokens
+        return self.report(batch, tokens, row_loss, self._parts(batch, tokens, image_loss, timesteps))
 
     def element_losses(
         self, params: Params, batch: Batch, key: jax.Array
     ) -> tuple[TokenLosses, jax.Array, jax.Array]:
         """Each token's losses and weight `[B, T]`, each image's squared error and timestep `[B, N]`."""
-        model, config = self.model, self.config.model
+        model, config = self.model.bind(params), self.config.model
         images = batch.latents.shape[1]
         keys = objective.image_keys(key, batch.row, images)
         noised, target, timesteps = objective.corrupt(
             keys, batch.latents, batch.timestep_limit, self.schedule, self.config.diffusion.objective
         )
-        x, skips = model.embed(params, batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
+        x, skips = model.embed(batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
         places = find_patches(batch.image_slot, images, config.patches)
-        hidden, _ = model.trunk(params, x, batch.spans, batch.positions, patch_places=places)
-        tokens = token_losses(model, params, hidden, batch, self.config.data.text_capacity)
+        hidden, _ = model.trunk(x, batch.spans, batch.positions, patch_places=places)
+        tokens = model.text_losses(hidden, batch.targets, batch.token_weight, self.config.data.text_capacity)
         patches = gather_patches(hidden, batch.image_slot, images, config.patches)
-        predicted = model.denoise(params, patches, timesteps, skips)
+        predicted = model.denoise(patches, timesteps, skips)
         image_loss = jnp.mean(jnp.square(predicted - target), axis=(2, 3, 4))
         return tokens, image_loss, timesteps
 
-    def held_out(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def held_out(self, params: Params, batch: Batch, key: jax.Array) -> Parts:
         """The losses of `evaluation.loss` with their weights, by name; those of images by noise, too."""
         tokens, image_loss, t = self.element_losses(params, batch, key)
         parts = {"loss_text": (tokens.loss, tokens.weight), "loss_image": (image_loss, batch.image_weight)}
@@ -115,31 +149,17 @@ class TransfusionTask:
             parts[f"loss_image/{name}"] = image_loss, batch.image_weight * here
         return parts
 
-    def flops(self, counts: dict[str, float]) -> float:
-        """Exact operations of the step that reported these counts."""
-        c = counts
-        return float(
-            flops.step_flops(self.config.model, c["elements"], c["text_losses"], c["images"], c["span_area"])
-        )
-
     def _noise(self, t: jax.Array) -> dict[str, jax.Array]:
         """Which images lie in each bin of timesteps; clean ones lie in none."""
         bins = (t - 1) * NOISE_BINS // self.schedule.timesteps
         return {f"noise_{i}": bins == i for i in range(NOISE_BINS)}
 
-    def _parts(
-        self,
-        batch: Batch,
-        token_loss: jax.Array,
-        token_weight: jax.Array,
-        image_loss: jax.Array,
-        t: jax.Array,
-    ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, jax.Array]]:
-        """The losses apart, by source, by direction, by noise; and counts."""
+    def _parts(self, batch: Batch, tokens: TokenLosses, image_loss: jax.Array, t: jax.Array) -> Parts:
+        """Sums of the losses apart, by source, by direction and by noise."""
 
         def text(where: jax.Array) -> tuple[jax.Array, jax.Array]:
-            weight = token_weight * where
-            return jnp.sum(token_loss * weight), jnp.sum(weight)
+            weight = tokens.weight * where
+            return jnp.sum(tokens.loss * weight), jnp.sum(weight)
 
         def image(where: jax.Array) -> tuple[jax.Array, jax.Array]:
             weight = batch.image_weight * where
@@ -159,14 +179,7 @@ class TransfusionTask:
         for i, name in enumerate(self.config.data.source_names):
             sums[f"loss_text/source_{name}"] = text(batch.source == i)
             sums[f"loss_image/source_{name}"] = image(batch.image_source == i)
-        used = batch.source >= 0
-        counts = {
-            "elements": jnp.sum(used),
-            "text_losses": jnp.sum(token_weight > 0),
-            "images": jnp.sum(batch.image_source >= 0),
-            "span_area": jnp.sum(jnp.where(used, batch.span_end - batch.span_start, 0).astype(jnp.float32)),
-        }
-        return sums, counts
+        return sums
 
 
 def images_seen(batch: Batch) -> tuple[jax.Array, jax.Array]:

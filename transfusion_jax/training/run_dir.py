@@ -5,27 +5,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
-import jax
-
-from transfusion_jax import autoencoder, config
-from transfusion_jax.autoencoder.network import Network
-from transfusion_jax.config import AutoencoderRun, Config, ConfigError, Run, require
-from transfusion_jax.data import tokenizer
-from transfusion_jax.data.datasets import Codec
-from transfusion_jax.data.packing.plan import REPLAYED
-from transfusion_jax.data.store.latent_stats import LatentStatistics
-from transfusion_jax.data.tokenizer import SpecialTokens
-from transfusion_jax.flops import count_parameters
-from transfusion_jax.parallel import flags
+from transfusion_jax import config
+from transfusion_jax.config import Config, ConfigError, Run
 from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.storage.atomic import (
     DamagedFile,
@@ -44,8 +32,6 @@ from transfusion_jax.training.ownership import is_at, owned
 DAMAGED = "damaged checkpoint"
 CONFIGS = "config_hashes"  # of config.json as it is, and as a kill may have left it
 RUN = "run"  # the run's identity, which it keeps for good
-FACTS = ("data_hash", "codec")  # what must stay the same beside the config's identity
-PACKAGES = ("transfusion-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @dataclass(frozen=True)
@@ -154,34 +140,42 @@ class Workdir:
         with owned(self.path, self._identity):
             yield
 
-    def check(self, new: Run, data: Any, accepted: Collection[str], notes: Collection[str] = ()) -> dict[str, str]:
-        """The accepted changes since the run was here last; see `accepted_changes`."""
-        facts = facts_of(new, data)
-        return accepted_changes(self.run(), self.manifest(), new, facts, accepted, str(self.path), notes)
-
     def begin(
-        self, new: Run, data: Any, event: str, skip_rows: Sequence[tuple[int, int]] = (), **details: Any
+        self,
+        new: Run,
+        facts: Mapping[str, Any],
+        data: Any,
+        event: str,
+        skip_rows: Sequence[tuple[int, int]] = (),
+        **details: Any,
     ) -> None:
         """Writes config and manifest: of a new run, or of this one as it goes on.
 
         Args:
             new: the config.
+            facts: what the manifest is to say of the run.
             data: what is trained on.
             event: what is beginning, for the manifest's history.
             skip_rows: stretches `[begin, end)` of the stream to leave out, beside those that are already.
             details: more for the history; what is empty is left out.
         """
-        on_first(lambda: self._begin(new, data, event, skip_rows, details))
+        on_first(lambda: self._begin(new, facts, data, event, skip_rows, details))
 
     def _begin(
-        self, new: Run, data: Any, event: str, skip_rows: Sequence[tuple[int, int]], details: dict[str, Any]
+        self,
+        new: Run,
+        facts: Mapping[str, Any],
+        data: Any,
+        event: str,
+        skip_rows: Sequence[tuple[int, int]],
+        details: dict,
     ) -> None:
         check_own(self.path)
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
         text = json.dumps(config.to_dict(config.kept(new)), indent=2) + "\n"
         data.keep(self.path)
         self._write_manifest(
-            facts_of(new, data)
+            {**facts}
             | {RUN: self._identity() or uuid.uuid4().hex}  # a kill may have left a manifest
             | {CONFIGS: [_hash(text.encode()), *kept.get(CONFIGS, [])[:1]]}
             | {"skip_rows": union([*kept["skip_rows"], *skip_rows])}
@@ -261,11 +255,6 @@ class Workdir:
         return manifest | {"config": config.to_dict(self.run())}
 
     @property
-    def row_plan(self) -> int:
-        """The version of the run's row plans."""
-        return row_plan_of(self.manifest())
-
-    @property
     def skip_rows(self) -> tuple[tuple[int, int], ...]:
         """Stretches `[begin, end)` of the stream that are left out, in order."""
         return tuple((begin, end) for begin, end in self.manifest()["skip_rows"])
@@ -287,32 +276,6 @@ class Workdir:
             f"--fork-from {self.checkpoints}/STEP --workdir NEW"
         )
 
-    def codec(self) -> Codec:
-        """How the run coded texts and images; needs none of its data."""
-        return read_codec(self.path, self.manifest()["codec"])
-
-
-def row_plan_of(manifest: dict[str, Any]) -> int:
-    """The version of the row plan that a manifest names; manifests that name none are of version 2."""
-    return int(manifest.get("row_plan", REPLAYED))
-
-
-def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
-    """What a manifest's `codec` stands for, from the files that are kept beside it.
-
-    Raises:
-        UserError: one of them is missing or damaged.
-    """
-    remedy = "run the command that trains again, which restores it, or copy it back from a backup"
-    tokens = tokenizer.load_saved(folder, values["tokenizer"], values.get("tokenizer_hash"), remedy)
-    return Codec(
-        tokens,
-        SpecialTokens.of(tokens),
-        autoencoder.load_saved(folder, values["autoencoder"], values.get("autoencoder_hash")),
-        LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
-        values.get("bos_first", True),
-    )
-
 
 def union(stretches: Sequence[Sequence[int]]) -> list[list[int]]:
     """The same numbers as stretches `[begin, end)` that are in order and do not touch."""
@@ -323,67 +286,6 @@ def union(stretches: Sequence[Sequence[int]]) -> list[list[int]]:
         else:
             merged.append([begin, end])
     return merged
-
-
-def facts_of(new: Run, data: Any) -> dict[str, Any]:
-    """What a manifest says of a run, its history apart; `data` is what it trains on, such as `Data`."""
-    return {
-        "versions": {package: version(package) for package in PACKAGES},
-        "flags": flags.in_force(),
-        "identity_hash": config.identity_hash(new),
-        "parameters": parameters_of(new),
-        **data.facts(new),
-    }
-
-
-def parameters_of(run: Run) -> int:
-    """Of the network that a run trains."""
-    if isinstance(run, Config):
-        return count_parameters(run.model).total
-    assert isinstance(run, AutoencoderRun)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Network(run.architecture).abstract_params()))
-
-
-def check_names(new: Run, accepted: Collection[str]) -> None:
-    """Raises ConfigError where a name that is accepted is no field of the recipe."""
-    fields = {*config.identity(new), *FACTS}
-    for name in accepted:
-        require(name in fields, f"--accept-changes {name}: no such field; {config.nearest(name, fields)}")
-
-
-def accepted_changes(
-    old: Run,
-    old_facts: dict[str, Any],
-    new: Run,
-    facts: dict[str, Any],
-    accepted: Collection[str],
-    run: str,
-    notes: Collection[str] = (),
-) -> dict[str, str]:
-    """The changes of recipe between two runs, `{field: "old -> new"}`, all of them accepted.
-
-    Args:
-        old: the config of the run that is gone on with.
-        old_facts: its manifest.
-        new: the config that is asked for.
-        facts: what its manifest would say.
-        accepted: names of fields that may change.
-        run: what the run is called, for the message.
-        notes: lines that say what the changes come to, for the message.
-
-    Raises:
-        ConfigError: a change is not accepted.
-    """
-    changes = config.identity_changes(old, new)
-    changes |= {name: f"{old_facts[name]} -> {facts[name]}" for name in FACTS if old_facts[name] != facts[name]}
-    refused = [name for name in changes if name not in accepted]
-    if refused:
-        lines = "\n  ".join([*(f"{name}: {changes[name]}" for name in refused), *notes])
-        raise ConfigError(
-            f"{run} was started with another recipe, and going on keeps it:\n  {lines}\n"
-            f"change back, accept by name with --accept-changes {','.join(refused)}, or train in a new --workdir"
-        )
-    return changes
 
 
 def _entry(event: str, details: dict[str, Any]) -> dict[str, Any]:

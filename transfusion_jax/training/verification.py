@@ -11,7 +11,8 @@ from transfusion_jax.errors import UserError
 from transfusion_jax.storage.atomic import DamagedFile, read_json
 from transfusion_jax.storage.jsonl import check_lines
 from transfusion_jax.storage.paths import Place, on_disk
-from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import CheckpointReader
+from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.monitoring import goodput
 from transfusion_jax.training.run_dir import Workdir
 
@@ -22,14 +23,14 @@ def damaged(workdir: Workdir) -> list[str]:
 
 
 def _damaged(workdir: Workdir) -> Iterator[str]:
-    reads: list[Callable[[], object]] = [workdir.run, workdir.codec]
+    reads: list[Callable[[], object]] = [workdir.run, partial(codec_of, workdir)]
     reads += [partial(check_lines, path) for path in (workdir.metrics, workdir.bad_steps)]
     reads += [partial(goodput.read_attempts, workdir.attempts)]
     if workdir.evaluation.exists():
         reads += [partial(read_json, workdir.evaluation, "move it away and evaluate again")]
     if workdir.samples.is_dir():
         reads += [partial(_look_at, path) for path in workdir.samples.iterdir() if path.suffix == ".png"]
-    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints = CheckpointReader(workdir.checkpoints)
     reads += [partial(_read_checkpoint, checkpoints, step) for step in checkpoints.steps]
     for read in reads:
         try:
@@ -47,7 +48,7 @@ def _look_at(path: Place) -> None:
         raise DamagedFile(f"{path} is damaged ({error}): delete it") from error
 
 
-def _read_checkpoint(checkpoints: Checkpoints, step: int) -> None:
+def _read_checkpoint(checkpoints: CheckpointReader, step: int) -> None:
     for name in checkpoints.manifest(step)["leaves"]:
         for _ in checkpoints.read_pieces(step, name):
             pass

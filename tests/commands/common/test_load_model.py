@@ -4,7 +4,7 @@ import pytest
 
 from helpers import tiny_config
 from transfusion_jax.commands.common.load_model import measuring_mesh
-from transfusion_jax.tasks.registry import make_task
+from transfusion_jax.tasks.base import make_task
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 from data.mixtures import listed, mixture, pairs, random_mixture, rows_of, texts
 from helpers import special, tiny_config, tiny_corpus
 from transfusion_jax.config import ConfigError, DataConfig
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.packing import epochs, plan, planner
 from transfusion_jax.data.packing.plan import REPLAYED, places_at, plan_rows
 from transfusion_jax.data.packing.plan_store import open_sealed
-from transfusion_jax.data.stream import make_rows
 
 RANDOM = np.random.default_rng(0)
 SHORT, LONG = RANDOM.integers(1, 8, 100), np.minimum(RANDOM.geometric(0.08, 200), 50)

@@ -7,7 +7,8 @@ import pytest
 
 from helpers import prepare, tiny_config
 from transfusion_jax import autoencoder
-from transfusion_jax.autoencoder import CosineBlocks, Encoding
+from transfusion_jax.autoencoder import Encoding
+from transfusion_jax.autoencoder.kinds.dct import CosineBlocks
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.datasets import load

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import webdataset
 from PIL import Image
 
-from transfusion_jax.data.readers import FORMATS, Fault, RawDocument, RawImage, RawText, ReadOptions, input_shards
+from transfusion_jax.config import READERS
+from transfusion_jax.data.readers import Fault, RawDocument, RawImage, RawText, ReadOptions, input_shards
 
 PYTHON = sys.executable
 BUILDER = """
@@ -93,7 +94,7 @@ def read(*inputs, format=None, **options):
     """Every record of the inputs, in order."""
     options = ReadOptions(**options)
     shards = input_shards([str(i) for i in inputs], format, options)
-    return [record for shard in shards for record in FORMATS[shard.format].read(shard, options)]
+    return [record for shard in shards for record in READERS[shard.format].read(shard, options)]
 
 
 def segments(records):

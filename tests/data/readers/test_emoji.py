@@ -146,7 +146,7 @@ UNDRAWN = [
 @pytest.mark.parametrize(("sequence", "key", "reason"), [*UNDRAWN, ("🌒", "1f312", "picture of it is damaged")])
 def test_what_the_font_cannot_draw_is_a_fault(monkeypatch, font, sequence, key, reason):
     monkeypatch.setattr(emoji, "_names", lambda: [(sequence, "no such thing")])
-    (fault,) = emoji.read(InputShard("emoji", font), None)
+    (fault,) = emoji.read(InputShard(font), None)
     assert isinstance(fault, Fault)
     assert fault.key == key
     assert reason in fault.reason
@@ -243,7 +243,7 @@ def test_every_emoji_of_noto_is_drawn_or_told_of():
 
 def read_named(name, font=""):
     place = [known for _, known in emoji._names()].index(name)
-    return list(emoji.read(InputShard("emoji", font, place, place + 1), None))
+    return list(emoji.read(InputShard(font, place, place + 1), None))
 
 
 def first(name, font=""):

@@ -5,8 +5,8 @@ import fsspec
 import pytest
 
 from data.readers.samples import WRITERS, expected, photographs, read, segments, tar
-from transfusion_jax.config import ConfigError
-from transfusion_jax.data.readers import FORMATS, InputShard, ReadOptions, input_shards
+from transfusion_jax.config import READERS, ConfigError
+from transfusion_jax.data.readers import InputShard, ReadOptions, input_shards
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -19,10 +19,10 @@ def test_the_same_photographs_come_out_of_every_format(name, tmp_path):
 def test_shards_are_read_alike_in_any_order_and_share_nothing(name, tmp_path):
     path, named = WRITERS[name](tmp_path)
     options = ReadOptions(**{k: v for k, v in named.items() if k != "format"})
-    if "shard_size" in FORMATS[input_shards([str(path)], named.get("format"), options)[0].format].options:
+    if "shard_size" in READERS[input_shards([str(path)], named.get("format"), options)[0].format].options:
         options = dataclasses.replace(options, shard_size=3)
     shards = input_shards([str(path)], named.get("format"), options)
-    backwards = [list(FORMATS[shard.format].read(shard, options)) for shard in reversed(shards)]
+    backwards = [list(READERS[shard.format].read(shard, options)) for shard in reversed(shards)]
     assert segments([record for found in reversed(backwards) for record in found]) == expected()
     assert len(shards) == {"webdataset": 1, "parquet": 1, "jsonl": 1, "segments": 1}.get(name, 4)
     keys = [record.key for found in backwards for record in found]
@@ -61,7 +61,7 @@ def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
     [
         (["nothing*.tar"], None, {}, "nothing matches .*nothing.*name files, a folder or a pattern"),
         (["a.tar", "b.jsonl"], None, {}, "several formats .jsonl, webdataset.*prepare each"),
-        (["notes.txt"], None, {}, "notes.txt does not say its format: name one of webdataset, parquet"),
+        (["notes.txt"], None, {}, "notes.txt does not say its format: name one of coco, digits"),
         (["a.tar"], "webdatasets", {}, "did you mean 'webdataset'"),
         (["empty"], None, {}, "empty holds no tar, Parquet"),
         (["empty"], "parquet", {}, "empty holds no parquet"),
@@ -115,4 +115,4 @@ def test_a_bucket_without_its_package_names_the_package():
 def test_a_failing_disk_is_not_taken_for_damaged_data(tmp_path):
     for format, name in (("webdataset", "a.tar"), ("parquet", "a.parquet"), ("jsonl", "a.jsonl")):
         with pytest.raises(FileNotFoundError):
-            list(FORMATS[format].read(InputShard(format, str(tmp_path / name)), ReadOptions()))
+            list(READERS[format].read(InputShard(str(tmp_path / name)), ReadOptions()))

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from data.readers.samples import outcomes, pair, read, segments
+from transfusion_jax.config import READERS
 from transfusion_jax.data.readers import (
-    FORMATS,
     RawDocument,
     RawImage,
     RawText,
@@ -137,7 +137,7 @@ def test_byte_ranges_share_the_lines_out(size, tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "RANGE", size)
     shards = input_shards([str(path)], None, ReadOptions())
     assert len(shards) == -(-path.stat().st_size // size)
-    assert [r for shard in shards for r in FORMATS["jsonl"].read(shard, ReadOptions())] == whole
+    assert [r for shard in shards for r in READERS["jsonl"].read(shard, ReadOptions())] == whole
 
 
 @pytest.mark.parametrize(

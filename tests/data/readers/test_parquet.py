@@ -3,8 +3,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.readers.samples import outcomes, pair, photographs, read, segments
-from transfusion_jax.config import ConfigError
-from transfusion_jax.data.readers import FORMATS, Fault, InputShard, RawImage, RawText, ReadOptions, input_shards
+from transfusion_jax.config import READERS, ConfigError
+from transfusion_jax.data.readers import Fault, InputShard, RawImage, RawText, ReadOptions, input_shards
 
 
 def write(path, columns, **options):
@@ -124,7 +124,7 @@ def test_row_groups_are_shared_out_and_rows_keep_their_numbers(tmp_path):
     options = ReadOptions(shard_size=3)
     shards = input_shards([str(path)], None, options)
     assert [(s.begin, s.end) for s in shards] == [(0, 2), (2, 4), (4, 5)]
-    found = [[r.key for r in FORMATS["parquet"].read(shard, options)] for shard in shards]
+    found = [[r.key for r in READERS["parquet"].read(shard, options)] for shard in shards]
     assert found == [list("0123"), list("4567"), list("89")]
 
 
@@ -155,5 +155,5 @@ def test_rows_are_read_in_batches_of_bounded_memory(tmp_path):
     columns = {"image": [bytes([n]) * 1_000_000 for n in range(128)], "text": ["c"] * 128}
     path = write(tmp_path / "a.parquet", columns, write_batch_size=4)  # a page is read whole: one would hold all
     before = pa.total_allocated_bytes()
-    for _ in FORMATS["parquet"].read(InputShard("parquet", str(path)), ReadOptions()):
+    for _ in READERS["parquet"].read(InputShard(str(path)), ReadOptions()):
         assert pa.total_allocated_bytes() - before < 60_000_000  # the row group is 128 MB

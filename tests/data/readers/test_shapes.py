@@ -35,7 +35,7 @@ def test_shards_cover_every_scene_once(path, count):
 def test_documents_do_not_depend_on_the_cut_into_shards():
     whole = documents("100", shard_size=1000)
     assert [text(d) for d in documents("100", shard_size=7)] == [text(d) for d in whole]
-    (tail,) = shapes.read(InputShard("shapes", "100", 99), OPTIONS)
+    (tail,) = shapes.read(InputShard("100", 99), OPTIONS)
     assert text(tail) == text(whole[99])
     assert [d.key for d in whole] == [str(index) for index in range(100)]
 

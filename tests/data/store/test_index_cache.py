@@ -6,9 +6,10 @@ import pytest
 from harms import HARMS, names
 from helpers import digits_config, prepare
 from transfusion_jax.data import datasets as data_loading
+from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Image
 from transfusion_jax.data.store.dataset import DamagedData, Prepared, PreparedDocuments
-from transfusion_jax.data.stream import batches, make_rows
+from transfusion_jax.data.stream import batches
 from transfusion_jax.storage.paths import place
 
 

@@ -7,7 +7,9 @@ from transfusion_jax.errors import StorageError
 from transfusion_jax.training.checkpoint import chunks
 from transfusion_jax.training.checkpoint.checksums import checksums, part_checksum
 from transfusion_jax.training.checkpoint.chunks import Leaf, boxes, opened
-from transfusion_jax.training.checkpoint.manager import Checkpoints, DamagedCheckpoint, to_devices
+from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.step.bad_step_guard import new_guard
 from transfusion_jax.training.step.state import State
 

@@ -3,7 +3,8 @@ import pytest
 from transfusion_jax.training.checkpoint import commit
 from transfusion_jax.training.checkpoint.commit import UNFINISHED, UNWANTED, WHOLE, clean, discard, move, numbered
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
-from transfusion_jax.training.checkpoint.manager import SIZES, Checkpoints
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import SIZES
 
 
 def fill(folder):

@@ -11,14 +11,16 @@ import pytest
 from harms import HARMS, contents, directory, names
 from helpers import tiny_config, tiny_data
 from transfusion_jax.cli import main
-from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.tokenizer_files import train_pairs
 from transfusion_jax.errors import UserError
 from transfusion_jax.evaluation import results
 from transfusion_jax.generation.png import write_png
 from transfusion_jax.storage.atomic import DamagedFile
 from transfusion_jax.storage.jsonl import check_lines, read_lines
+from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training import verification
 from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.facts import codec_of, facts_of
 from transfusion_jax.training.monitoring import goodput
 from transfusion_jax.training.monitoring.goodput import Attempt
 from transfusion_jax.training.monitoring.metrics import open_writer
@@ -36,10 +38,11 @@ def trained(tmp_path_factory):
     for seed in range(2):
         path = tmp_path_factory.mktemp("runs") / str(seed)
         workdir = Workdir(path)
-        tokenizer = tokenizers.train(["a red circle", "two blue squares"][: seed + 1], 300)
+        tokenizer = train_pairs(["a red circle", "two blue squares"][: seed + 1], 300)
         data = tiny_data()
         data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
-        workdir.begin(replace(CONFIG, seed=seed), data, "start")
+        started = replace(CONFIG, seed=seed)
+        workdir.begin(started, facts_of(make_task(started), started, data), data, "start")
         with workdir.locked(), open_writer(workdir, 0) as writer:
             for step in (1, 2):
                 writer.record(step, {"loss": 1.5 + seed})
@@ -54,7 +57,7 @@ def trained(tmp_path_factory):
 def read(path):
     """All that commands read of a workdir, but for the leaves of checkpoints."""
     workdir = Workdir(path)
-    codec = workdir.codec()
+    codec = codec_of(workdir)
     for file in (workdir.metrics, workdir.bad_steps):
         check_lines(file)
     return [
@@ -103,17 +106,17 @@ ACCEPTED |= {(harm, name) for harm in ("cut", "empty") for name in GROWS[:2]}  #
 def test_a_cut_tokenizer_is_written_again_when_the_run_goes_on(tmp_path):
     """As a kill in the first second of a run left it."""
     data = tiny_data()
-    tokenizer = tokenizers.train(["a red circle"], 300)
+    tokenizer = train_pairs(["a red circle"], 300)
     data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
     workdir = Workdir(tmp_path)
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
-    workdir.begin(CONFIG, data, "start")
-    assert workdir.codec().tokenizer.content == tokenizer.content
+    workdir.begin(CONFIG, facts_of(make_task(CONFIG), CONFIG, data), data, "start")
+    assert codec_of(workdir).tokenizer.content == tokenizer.content
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
     with pytest.raises(DamagedFile, match=r"tokenizer\.json"):
-        workdir.codec()
-    workdir.begin(CONFIG, data, "resume")
-    assert workdir.codec().tokenizer.content == tokenizer.content
+        codec_of(workdir)
+    workdir.begin(CONFIG, facts_of(make_task(CONFIG), CONFIG, data), data, "resume")
+    assert codec_of(workdir).tokenizer.content == tokenizer.content
 
 
 def test_a_run_whose_config_is_gone_is_not_begun_anew(trained, tmp_path):
@@ -128,7 +131,8 @@ def test_a_run_whose_config_is_gone_is_not_begun_anew(trained, tmp_path):
 def test_a_kill_between_manifest_and_config_is_no_damage(trained, tmp_path):
     path = shutil.copytree(trained[0], tmp_path / "run")
     before = (path / "config.json").read_bytes()
-    Workdir(path).begin(replace(CONFIG, loop=replace(CONFIG.loop, keep=7)), tiny_data(), "resume")
+    config, data = replace(CONFIG, loop=replace(CONFIG.loop, keep=7)), tiny_data()
+    Workdir(path).begin(config, facts_of(make_task(config), config, data), data, "resume")
     assert (path / "config.json").read_bytes() != before
     (path / "config.json").write_bytes(before)
     assert Workdir(path).run().loop.keep != 7
@@ -162,6 +166,6 @@ def test_a_workdir_of_a_former_version_is_read(trained, tmp_path):
     assert verification.damaged(Workdir(path)) == []
     workdir = Workdir(path)
     with workdir.locked(), Checkpoints(workdir.checkpoints):
-        workdir.begin(CONFIG, tiny_data(), "resume")
+        workdir.begin(CONFIG, facts_of(make_task(CONFIG), CONFIG, tiny_data()), tiny_data(), "resume")
         workdir.remember("event")
     assert workdir.manifest()["run"]

@@ -14,12 +14,9 @@ from transfusion_jax.errors import CheckpointError, StorageError
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.training.checkpoint import commit, manager
-from transfusion_jax.training.checkpoint.manager import (
-    Checkpoints,
-    DamagedCheckpoint,
-    DeletedCheckpoint,
-    to_devices,
-)
+from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint, DeletedCheckpoint
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.step.bad_step_guard import new_guard
 from transfusion_jax.training.step.state import State
 

@@ -30,8 +30,9 @@ def saved(tmp_path_factory):
 def into(saved, config, *mapping, which="raw"):
     """The old parameters, the new model's fresh ones, what became of them, and what was said."""
     checkpoints, old = saved
-    fresh = TransfusionTask(config).init(jax.random.key(6))
-    params, notes = transplant(checkpoints, 3, which, fresh, config.model, parse_mapping(mapping))
+    task = TransfusionTask(config)
+    fresh = task.init(jax.random.key(6))
+    params, notes = transplant(checkpoints, 3, which, fresh, task.axes(), config.model, parse_mapping(mapping))
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), params, fresh)
     return old, fresh, params, notes
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from helpers import tiny_config, tiny_data, tiny_run
+from helpers import begin_tiny, tiny_config, tiny_run
 from transfusion_jax.cli import main
 from transfusion_jax.storage.lock import this_process
 from transfusion_jax.training.monitoring import goodput
@@ -48,7 +48,7 @@ def run(finished, tmp_path):
 def begun(tmp_path_factory):
     """A run that was begun, and has logged nothing."""
     workdir = Workdir(tmp_path_factory.mktemp("begun"))
-    workdir.begin(tiny_config(), tiny_data(), "start")
+    begin_tiny(workdir, "start")
     return workdir
 
 

@@ -62,8 +62,8 @@ def logged_records(content):
 
 
 def test_two_attempts_are_one_run_and_lose_nothing(tmp_path, monkeypatch):
-    def evaluate(step, params, writer):
-        writer.image(step, "samples", np.zeros((4, 4, 3), np.uint8))
+    def evaluate(step, params, monitor):
+        monitor.image(step, "samples", np.zeros((4, 4, 3), np.uint8))
         return {"held_out/loss": 1.5}
 
     monkeypatch.setenv("WANDB_MODE", "offline")

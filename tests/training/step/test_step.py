@@ -7,9 +7,10 @@ import pytest
 
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.parallel.mesh import make_mesh
+from transfusion_jax.parallel.sharding import axis_names
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.step.optimizer import is_matrix, learning_rate, make_optimizer
-from transfusion_jax.training.step.state import create_state
+from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step
 
 
@@ -34,7 +35,7 @@ def test_a_step_is_adamw_on_the_gradients():
     state, _ = step(state, batch)
 
     def expected(path, p, g):  # the first step's moments are the gradient and its square
-        decay = config.optimizer.weight_decay if is_matrix(path, p.ndim) else 0.0
+        decay = config.optimizer.weight_decay if is_matrix(axis_names(task.axes(), path, p.ndim)) else 0.0
         return p - rate * (g / (np.abs(g) + config.optimizer.epsilon) + decay * p)
 
     wanted = jax.tree_util.tree_map_with_path(expected, params, jax.tree.map(np.asarray, gradients))
@@ -45,22 +46,17 @@ def test_a_step_is_adamw_on_the_gradients():
 
 
 def test_only_matrices_decay():
-    config = tiny_config()
-    params = TransfusionTask(config).init(jax.random.key(0))
-    still = [
-        jax.tree_util.keystr(p, simple=True, separator="/")
-        for p, leaf in jax.tree.leaves_with_path(params)
-        if not is_matrix(p, leaf.ndim)
-    ]
+    still = [name for name, axes in TransfusionTask(tiny_config()).axes().items() if not is_matrix(axes)]
     assert all(name.endswith(("scale", "bias")) for name in still)
     assert len(still) == 3 + 4  # norms of the trunk, biases of the patch coder
 
 
 def test_a_frozen_part_does_not_move():
     config = tiny_config()
-    params = TransfusionTask(config).init(jax.random.key(0))
+    task = TransfusionTask(config)
+    params = task.init(jax.random.key(0))
     optimizer = make_optimizer(
-        config.optimizer, lambda path: "frozen" if path[0].key == "trunk" else "adamw", params
+        config.optimizer, lambda path: "frozen" if path[0].key == "trunk" else "adamw", params, task.axes()
     )
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates["trunk"]))
@@ -165,7 +161,7 @@ def test_first_moments_in_bfloat16_take_half_the_bytes_and_train():
 def fresh(config, devices=1):
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     task = TransfusionTask(config)
-    return create_state(task, config, mesh), make_step(task, config, mesh)
+    return create_state(RunContext(task, config, mesh)), make_step(RunContext(task, config, mesh))
 
 
 def run(state, step, batches):

@@ -19,8 +19,11 @@ from transfusion_jax.parallel import processes
 from transfusion_jax.parallel.mesh import check_batch, make_mesh
 from transfusion_jax.parallel.sharding import state_shardings
 from transfusion_jax.storage.cache_dirs import keep_programs
-from transfusion_jax.tasks.registry import ModelTask, make_task
-from transfusion_jax.training.checkpoint.manager import Checkpoints, DamagedCheckpoint, to_devices
+from transfusion_jax.tasks.base import make_task
+from transfusion_jax.tasks.families import ModelTask
+from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
+from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.run_dir import Workdir
 
 
@@ -80,7 +83,8 @@ def measuring_mesh(task: ModelTask) -> Mesh:
         with suppress(ConfigError, ValueError):
             mesh = make_mesh(sizes)
             check_batch(mesh, config)
-            jax.tree.map(lambda x, s: s.shard_shape(x.shape), abstract, state_shardings(abstract, mesh))
+            shardings = state_shardings(abstract, mesh, task.axes())
+            jax.tree.map(lambda x, s: s.shard_shape(x.shape), abstract, shardings)
             return mesh
     few = jax.devices()[: math.gcd(config.batch_rows, jax.device_count())]
     mesh = make_mesh(MeshConfig(), few if processes.count() == 1 else None)
@@ -91,7 +95,7 @@ def measuring_mesh(task: ModelTask) -> Mesh:
 def shared(task: ModelTask, mesh: Mesh) -> Any:
     """The shapes of the model's parameters, to be loaded split over the mesh."""
     abstract = task.model.abstract_params()
-    shardings = state_shardings(abstract, mesh)
+    shardings = state_shardings(abstract, mesh, task.axes())
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 

@@ -12,7 +12,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """Declares what the command can do."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     training = actions.add_parser("train", help="train or resume in a workdir")
-    add_training(training)
+    add_training(training, dry_run="autoencoder:dry_run")
     add_accept_changes(training)
     training.set_defaults(run="autoencoder:run", takes_overrides=True)
     showing = actions.add_parser("reconstruct", help="draw held-out images above their reconstructions")

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from transfusion_jax.commands.flags.shared import add_weights
+from transfusion_jax.commands.flags.shared import add_extend, add_weights, table
 from transfusion_jax.config import SUITES
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
+    parser.epilog, parser.formatter_class = f"suites:\n{table(SUITES)}", argparse.RawDescriptionHelpFormatter
     add_weights(parser)
-    parser.add_argument("--suite", action="append", choices=sorted(SUITES), help="a suite (default: the config's)")
+    parser.add_argument(
+        "--suite",
+        action="append",
+        metavar="NAME",
+        help="see below; may be given again (default: the config's)",
+    )
+    add_extend(parser)
     parser.add_argument(
         "--protocol", choices=sorted(PROTOCOLS), help="draw as a section of the paper does; of suites that draw"
     )

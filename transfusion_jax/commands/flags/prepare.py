@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from transfusion_jax.commands.flags.shared import add_extend, table
+from transfusion_jax.config import READERS
 from transfusion_jax.storage.paths import place
 
 INPUTS = """inputs:
@@ -20,7 +22,8 @@ The same command goes on where it was stopped, and ends with the same bytes."""
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.epilog, parser.formatter_class = INPUTS, argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"{INPUTS}\n\nformats and sets:\n{table(READERS)}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see below")
     parser.add_argument(
         "--output", type=place, required=True, help="a folder for the documents, or gs://…; it goes on there"
@@ -30,6 +33,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         default="bytes",
         help="bytes, a SentencePiece .model, a tokenizer.json, or bpe:SIZE to train one on the inputs",
     )
+    add_extend(parser)
     parser.add_argument("--image-size", type=int, default=256, help="side of the cropped images, pixels (256)")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="3: colour (default), 1: grey")
     parser.add_argument(
@@ -46,7 +50,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     encoding.add_argument("--log-variances", action="store_true", help="of --encode: store them beside the means")
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--format", help="what the inputs are: tar, parquet, … (default: by their names)")
+    reading.add_argument("--format", metavar="NAME", help="of the inputs, see below (default: by their names)")
     reading.add_argument("--image-column", help="column, field or extension of the images (default: by name)")
     reading.add_argument("--text-column", help="the same of captions and texts")
     reading.add_argument("--images", help="the folder of relative image paths (default: the input's own)")

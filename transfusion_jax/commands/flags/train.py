@@ -9,7 +9,7 @@ from transfusion_jax.commands.flags.shared import add_accept_changes, add_traini
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    add_training(parser)
+    add_training(parser, dry_run="dry_run:run")
     starts = parser.add_argument_group(
         "how to begin", "By default a new workdir begins from nothing, and one with a run in it resumes."
     )

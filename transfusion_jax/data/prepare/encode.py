@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from transfusion_jax.autoencoder import Autoencoder, Identity
+from transfusion_jax.autoencoder import Autoencoder
+from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import require
 from transfusion_jax.data.prepare.job import Job
 from transfusion_jax.data.prepare.progress import Images, Progress

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,7 @@ class Job:
     min_size: int = 0  # pixels; images whose smaller side is shorter are refused
     held_out: float = 0.01  # share of the documents that is kept from training
     limit: int = 0  # records read of each input shard; 0: all
+    extensions: Mapping[str, str] = field(default_factory=dict)  # see `config.extend`
 
     def __post_init__(self) -> None:
         require(self.channels in (1, 3), f"--channels must be 3 (colour) or 1 (grey), not {self.channels}")
@@ -42,6 +43,8 @@ class Job:
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON values."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.extensions:  # as folders of earlier versions have it
+            del values["extensions"]
         return {"schema": SCHEMA, **values}
 
 

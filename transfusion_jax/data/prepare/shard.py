@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from transfusion_jax.autoencoder import Identity
+from transfusion_jax.autoencoder.kinds.identity import Identity
+from transfusion_jax.config import READERS, extend
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.job import Job, kept_tokenizer, owned
-from transfusion_jax.data.readers import FORMATS, Fault, RawDocument, RawText, origin
+from transfusion_jax.data.readers import Fault, RawDocument, RawText, origin
 from transfusion_jax.data.readers.pictures import PictureError, decode
 from transfusion_jax.data.store.dataset import PART, latents_of, shard_file
 from transfusion_jax.data.store.latent_stats import Moments
@@ -101,6 +102,7 @@ def prepare_shard(folder: Place, job: Job, number: int) -> dict[str, Any]:
     report = report_file(folder, number)
     if report.exists():
         return read_report(report)
+    extend(job.extensions)
     with owned(folder, job):
         return _prepare(folder, job, number)
 
@@ -210,7 +212,7 @@ class _Columns:
 
 def _read(job: Job, number: int) -> Iterator[RawDocument | Fault]:
     shard = job.shards[number]
-    return islice(FORMATS[shard.format].read(shard, job.reading), job.limit or None)
+    return islice(READERS[shard.format].read(shard, job.reading), job.limit or None)
 
 
 def _convert(raw: RawDocument, job: Job, tokenizer: Tokenizer) -> _Converted:

@@ -26,7 +26,7 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
     """
     require(not path, f"digits:{path}: the digits are one set: name it digits")
     _file()
-    return [InputShard("digits", path)]
+    return [InputShard(path)]
 
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument]:
@@ -56,4 +56,4 @@ def _file() -> Path:
     return Path(sklearn.origin).parent / "datasets/data/digits.csv.gz"
 
 
-FORMAT = Format("digits", shards, read)
+FORMAT = Format(shards, read, is_set=True)

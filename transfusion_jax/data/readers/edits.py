@@ -47,4 +47,4 @@ def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Faul
         yield RawDocument(str(index), segments, meta)
 
 
-FORMAT = Format("edits", shards, read, options=("shard_size",))
+FORMAT = Format(shards, read, options=("shard_size",), is_set=True)

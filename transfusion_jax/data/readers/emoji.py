@@ -39,7 +39,7 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
     path = path or FONT
     _load_font(path)
     count, step = len(_names()), max(1, options.shard_size // len(WORDINGS))
-    return [InputShard("emoji", path, begin, min(begin + step, count)) for begin in range(0, count, step)]
+    return [InputShard(path, begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
@@ -136,4 +136,4 @@ def _on_white(png: bytes) -> np.ndarray | None:
     return np.asarray(canvas)
 
 
-FORMAT = Format("emoji", shards, read, options=("shard_size",))
+FORMAT = Format(shards, read, options=("shard_size",), is_set=True)

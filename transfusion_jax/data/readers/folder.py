@@ -1,4 +1,4 @@
-"""Images in folders, with captions beside them or in a table; and COCO's files of captions.
+"""Images in folders, with captions beside them or in a table.
 
 Captions stand in NAME.txt beside NAME.jpg (one a line), or in a metadata.jsonl or metadata.csv anywhere in the tree
 (`file_name`, `caption`). Where there is such a table, only the images that it names are read.
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from transfusion_jax.config import ConfigError
-from transfusion_jax.config.checks import nearest, require
 from transfusion_jax.data.readers import files, jsonl, records
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
 from transfusion_jax.data.readers.webdataset import IMAGES
+from transfusion_jax.errors import require
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 
@@ -41,10 +40,12 @@ def is_image(path: str) -> bool:
     return name.endswith(tuple(f".{extension}" for extension in IMAGES)) and not name.startswith(".")
 
 
-def _format(name: str, entries: Callable[[str, ReadOptions], Entries], options: tuple[str, ...]) -> Format:
+def captioned_images(entries: Callable[[str, ReadOptions], Entries], options: tuple[str, ...]) -> Format:
+    """The format of images that `entries(path, options)` lists with their captions."""
+
     def shards(path: str, options: ReadOptions) -> list[InputShard]:
         count, size = len(entries(path, options)), options.shard_size
-        return [InputShard(name, path, begin, min(begin + size, count)) for begin in range(0, count, size)]
+        return [InputShard(path, begin, min(begin + size, count)) for begin in range(0, count, size)]
 
     def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
         for entry in entries(shard.path, options)[shard.begin : shard.end or None]:
@@ -56,7 +57,7 @@ def _format(name: str, entries: Callable[[str, ReadOptions], Entries], options: 
             except records.RecordError as error:
                 yield Fault(entry.key, str(error))
 
-    return Format(name, shards, read, options=("shard_size", *options))
+    return Format(shards, read, options=("shard_size", *options))
 
 
 def _folder_entries(path: str, options: ReadOptions) -> Entries:
@@ -92,11 +93,11 @@ def _table_entries(folder: str, table: str, text_column: str | None) -> Iterator
             continue
         captions = records.caption_of(row, text_column)
         image = files.join(inner, name)
-        yield Entry(image, files.join(folder, image), partial(_same, captions))
+        yield Entry(image, files.join(folder, image), partial(same, captions))
 
 
 def _jsonl_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any] | Fault]]:
-    for offset, line in jsonl.lines(InputShard("jsonl", path)):
+    for offset, line in jsonl.lines(InputShard(path)):
         key = f"@{offset}"
         try:
             if isinstance(line, Fault) or line.strip():
@@ -120,53 +121,9 @@ def _csv_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any] | Fault]]:
                 yield f"@{rows.line_num}", row
 
 
-def _same(captions: Any) -> Any:
+def same(captions: Any) -> Any:
+    """Captions that are there already, as `Entry` asks for them."""
     return captions
 
 
-def _coco_entries(path: str, options: ReadOptions) -> Entries:
-    """COCO's `captions_*.json`, or Karpathy's `dataset_coco.json`, whose images have splits."""
-    require(not files.is_folder(path), f"{path} is a folder: name its file of captions")
-    with files.open_file(path) as file:
-        try:
-            values = records.json_object(file.read())
-        except records.RecordError as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from error
-    images, notes = values.get("images"), values.get("annotations", [])
-    if (
-        not isinstance(images, list)
-        or not isinstance(notes, list)
-        or not all(isinstance(n, dict) for n in [*images, *notes])
-    ):
-        raise ConfigError(
-            f"{path} is not a file of COCO's captions: it needs lists of objects, images and annotations"
-        )
-    if options.split:
-        there = {str(image["split"]) for image in images if "split" in image}
-        wanted = set(options.split.split(","))
-        for name in sorted(wanted - there):
-            raise ConfigError(f"{path} has no split {name!r}: {nearest(name, there)}")
-        images = [image for image in images if str(image.get("split")) in wanted]
-    captions: dict[Any, list[Any]] = {}
-    for note in notes:
-        captions.setdefault(str(note.get("image_id")), []).append(note.get("caption"))
-    folder = files.folder_of(path) if options.images is None else options.images
-    return [_coco_entry(number, image, captions, folder) for number, image in enumerate(images)]
-
-
-def _coco_entry(
-    number: int, image: Mapping[str, Any], captions: Mapping[str, list[Any]], folder: str
-) -> Entry | Fault:
-    name = image.get("file_name") or image.get("filename")
-    if not isinstance(name, str):
-        return Fault(f"images[{number}]", "no file_name")
-    if isinstance(inner := image.get("filepath"), str):
-        name = files.join(inner, name)
-    found = captions.get(str(image.get("id")), [])
-    if isinstance(sentences := image.get("sentences"), list):
-        found = [s.get("raw") if isinstance(s, dict) else s for s in sentences]
-    return Entry(name, files.join(folder, name), partial(_same, found))
-
-
-FOLDER = _format("folder", _folder_entries, ("text_column",))
-COCO = _format("coco", _coco_entries, ("images", "split"))
+FORMAT = captioned_images(_folder_entries, ("text_column",))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.config.checks import positive
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
+from transfusion_jax.errors import positive
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Format:
-    """A way in which documents are stored.
+    """A way in which documents are stored; its name is that of the table `READERS`.
 
     `shards(path, options)` lists the parts of an input in a fixed order. `read(shard, options)` yields what one
     part holds, always the same and in the same order. Both raise `ConfigError` where an option does not fit.
     """
 
-    name: str
     shards: Callable[[str, ReadOptions], list[InputShard]]
     read: Callable[[InputShard, ReadOptions], Iterator[RawDocument | Fault]]
     suffixes: tuple[str, ...] = ()  # of its files, in lower case
     options: tuple[str, ...] = ()  # fields of `ReadOptions` that it honours
+    is_set: bool = False  # an input is its name, and what may follow it, as in shapes:20000, not a file
 
 
 def package(name: str, install: str) -> ModuleType:

@@ -21,9 +21,9 @@ Found = Iterator[RawDocument | Fault]
 
 def _shards(path: str, options: ReadOptions) -> list[InputShard]:
     if path.lower().endswith((".gz", ".zst")):
-        return [InputShard(FORMAT.name, path)]
+        return [InputShard(path)]
     size = files.size(path)
-    return [InputShard(FORMAT.name, path, begin, min(begin + RANGE, size)) for begin in range(0, size, RANGE)]
+    return [InputShard(path, begin, min(begin + RANGE, size)) for begin in range(0, size, RANGE)]
 
 
 def _read(shard: InputShard, options: ReadOptions) -> Found:
@@ -133,7 +133,6 @@ FORMS: tuple[tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], str], Foun
     (("texts", "images"), _obelics),
 )
 FORMAT = Format(
-    "jsonl",
     _shards,
     _read,
     (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"),

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.config.checks import require
 from transfusion_jax.data.readers import files, records
 from transfusion_jax.data.readers.format import Format, ReadOptions, package
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
+from transfusion_jax.errors import require
 
 IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 TEXT_NAMES = ("texts", *records.CAPTION_NAMES, "txt")
@@ -32,14 +32,14 @@ def _shards(path: str, options: ReadOptions) -> list[InputShard]:
             table, counts = _open(file)
         except _broken() as error:
             files.damage(error)
-            return [InputShard(FORMAT.name, path)]  # reading it says what is wrong
+            return [InputShard(path)]  # reading it says what is wrong
         _columns(path, table.schema_arrow, options)
     cuts, rows = [0], 0
     for group, count in enumerate(counts, 1):
         rows += count
         if rows >= options.shard_size or group == len(counts):
             cuts, rows = [*cuts, group], 0
-    return [InputShard(FORMAT.name, path, begin, end) for begin, end in itertools.pairwise(cuts)]
+    return [InputShard(path, begin, end) for begin, end in itertools.pairwise(cuts)]
 
 
 def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
@@ -137,4 +137,4 @@ def _inner(kind: Any) -> Any:
     return _inner(kind.value_type) if _is_list(kind) or _arrow().types.is_dictionary(kind) else kind
 
 
-FORMAT = Format("parquet", _shards, _read, (".parquet",), ("image_column", "text_column", "images", "shard_size"))
+FORMAT = Format(_shards, _read, (".parquet",), ("image_column", "text_column", "images", "shard_size"))

@@ -23,7 +23,7 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
         ConfigError: the path is not empty.
     """
     require(not path, f"prose:{path}: the docstrings are one set: name it prose")
-    return [InputShard("prose", path)]
+    return [InputShard(path)]
 
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument]:
@@ -54,4 +54,4 @@ def docstrings_of(code: str) -> Iterator[tuple[int, str]]:
             yield getattr(node, "lineno", 1), inspect.cleandoc(text)
 
 
-FORMAT = Format("prose", shards, read)
+FORMAT = Format(shards, read, is_set=True)

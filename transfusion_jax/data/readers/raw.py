@@ -46,7 +46,7 @@ class Fault:
 class InputShard:
     """A part of the input that one call reads: a file, or a range of one."""
 
-    format: str  # a name in `readers.FORMATS`
+    format: str = field(default="", kw_only=True)  # an entry of `READERS`; `input_shards` fills it in
     path: str  # a local path, a URL such as gs://bucket/file.tar, or a data set's name
     begin: int = 0  # of rows, lines, bytes or files: whatever the format counts
     end: int = 0  # 0: to the end

@@ -44,7 +44,7 @@ def example(seed: int, index: int, arrangement: str = scenes.FREE) -> tuple[scen
 def ranges(name: str, path: str, options: ReadOptions) -> list[InputShard]:
     """Ranges of a set of this name that is made of a number and a seed."""
     count, step = parse(name, path)[0], options.shard_size
-    return [InputShard(name, path, begin, min(begin + step, count)) for begin in range(0, count, step)]
+    return [InputShard(path, begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
 def parse(name: str, path: str) -> tuple[int, int, str]:
@@ -63,4 +63,4 @@ def parse(name: str, path: str) -> tuple[int, int, str]:
     return int(count or COUNT), int(seed or 0), arrangement or scenes.FREE
 
 
-FORMAT = Format("shapes", shards, read, options=("shard_size",))
+FORMAT = Format(shards, read, options=("shard_size",), is_set=True)

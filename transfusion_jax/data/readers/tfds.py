@@ -18,7 +18,7 @@ _NAME = re.compile(r"(?P<name>[^:\[\]]+(:\d+\.\d+\.\d+)?):(?P<split>[^:].*)")
 
 def _shards(path: str, options: ReadOptions) -> list[InputShard]:
     count, size = len(_source(path, options)[0]), options.shard_size
-    return [InputShard(FORMAT.name, path, begin, min(begin + size, count)) for begin in range(0, count, size)]
+    return [InputShard(path, begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
 def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
@@ -91,4 +91,4 @@ def _text(kinds: Any, name: str, feature: Any) -> tuple[str, ...]:
     return (name,) if isinstance(inner, kinds.Text) else ()
 
 
-FORMAT = Format("tfds", _shards, _read, options=("image_column", "text_column", "data_dir", "shard_size"))
+FORMAT = Format(_shards, _read, options=("image_column", "text_column", "data_dir", "shard_size"), is_set=True)

@@ -26,7 +26,7 @@ class _Member(NamedTuple):
 
 
 def _shards(path: str, options: ReadOptions) -> list[InputShard]:
-    return [InputShard(FORMAT.name, path)]
+    return [InputShard(path)]
 
 
 def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
@@ -131,4 +131,4 @@ def _text(sample: Mapping[str, bytes], field: str | None) -> Any:
 
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
-FORMAT = Format("webdataset", _shards, _read, SUFFIXES, ("image_column", "text_column"))
+FORMAT = Format(_shards, _read, SUFFIXES, ("image_column", "text_column"))

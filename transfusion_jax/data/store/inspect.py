@@ -13,7 +13,7 @@ import numpy as np
 from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax.data.store.dataset import REPREPARE, SPLITS, Prepared, PreparedDocuments, remedy, shard_file
 from transfusion_jax.data.store.latent_stats import LatentStatistics
-from transfusion_jax.diffusion.schedule import cosine
+from transfusion_jax.diffusion.noise_schedules import cosine
 from transfusion_jax.errors import UserError
 from transfusion_jax.storage.atomic import DamagedFile, read_json
 from transfusion_jax.storage.paths import Place, sha256

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion_jax import config as configs
-from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, one_of, require
+from transfusion_jax.config import PATCHES, SPECIAL_TOKENS, ModelConfig, one_of, require
 from transfusion_jax.errors import CheckpointError
-from transfusion_jax.model.transformer import PATCHES
 from transfusion_jax.parallel.processes import each
-from transfusion_jax.parallel.sharding import axis_names, replicated, to_host
+from transfusion_jax.parallel.sharding import AxisNames, replicated, to_host
 from transfusion_jax.parallel.tree import leaf_names, leaf_shapes, shape_text
-from transfusion_jax.training.checkpoint.manager import PARTS, Checkpoints
+from transfusion_jax.training.checkpoint.reader import PARTS, CheckpointReader
 
 ACTIONS = ("grow", "fresh", "drop", "text")
 Mapping = Sequence[tuple[str, str]]  # (pattern of leaf names, action): the first that fits decides
@@ -42,7 +41,13 @@ def parse_mapping(entries: Sequence[str]) -> Mapping:
 
 
 def transplant(
-    checkpoints: Checkpoints, step: int, which: str, params: Any, model: ModelConfig, mapping: Mapping
+    checkpoints: CheckpointReader,
+    step: int,
+    which: str,
+    params: Any,
+    axes: AxisNames,
+    model: ModelConfig,
+    mapping: Mapping,
 ) -> tuple[Any, list[str]]:
     """Parameters with the weights of a checkpoint.
 
@@ -56,6 +61,7 @@ def transplant(
         step: of which step.
         which: "raw" or "ema".
         params: the new model's, freshly initialised.
+        axes: see `Task.axes`.
         model: the new model.
         mapping: see `parse_mapping`.
 
@@ -72,10 +78,10 @@ def transplant(
         name.removeprefix(prefix): shape for name, shape in manifest["leaves"].items() if name.startswith(prefix)
     }
     new = leaf_shapes(params)
-    leaves = dict(zip(new, jax.tree_util.tree_leaves_with_path(params), strict=True))
+    leaves = dict(zip(new, jax.tree.leaves(params), strict=True))
     actions: dict[str, str] = {}
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) == new.get(name) and not _tokens_moved(*leaves[name], old_model, model):
+        if old.get(name) == new.get(name) and not _tokens_moved(axes[name], old_model, model):
             actions[name] = "take"
         else:
             actions[name] = next((a for pattern, a in mapping if fnmatchcase(name, pattern)), "")
@@ -94,16 +100,16 @@ def transplant(
     wanted: dict[str, Any] = {}
     for name, action in actions.items():
         if action in ("take", "grow", "text"):
-            leaf, source = leaves[name][1], text_twin(name) if action == "text" else name
+            leaf, source = leaves[name], text_twin(name) if action == "text" else name
             abstract = jax.ShapeDtypeStruct(old[source][1], leaf.dtype, sharding=leaf.sharding)
             whole = jax.ShapeDtypeStruct(abstract.shape, abstract.dtype, sharding=replicated(leaf.sharding))
             _put(wanted, source, whole if action == "grow" else abstract)
     loaded = checkpoints.weights(step, which, wanted) if wanted else {}
     taken = dict(zip(leaf_names(loaded), jax.tree.leaves(loaded), strict=True))
     result = []
-    for name, (path, leaf) in leaves.items():
+    for name, leaf in leaves.items():
         if actions[name] == "grow":
-            grown = _grow(name, path, np.asarray(taken[name]), np.array(to_host(leaf)), old_model, model)
+            grown = _grow(name, axes[name], np.asarray(taken[name]), np.array(to_host(leaf)), old_model, model)
             result.append(jax.device_put(grown, leaf.sharding))
         elif actions[name] == "text":
             result.append(jnp.copy(taken[text_twin(name)]))
@@ -133,16 +139,21 @@ def _check(actions: dict[str, str], changes: dict[str, str], old: dict[str, list
         )
 
 
-def _tokens_moved(path: tuple, leaf: Any, old_model: ModelConfig, model: ModelConfig) -> bool:
+def _tokens_moved(axes: tuple[str, ...], old_model: ModelConfig, model: ModelConfig) -> bool:
     """Whether an entry of the vocabulary means another token: the special ones come after the tokenizer's."""
-    return "vocabulary" in axis_names(path, leaf.ndim) and old_model.vocabulary != model.vocabulary
+    return "vocabulary" in axes and old_model.vocabulary != model.vocabulary
 
 
 def _grow(
-    name: str, path: tuple, old: np.ndarray, new: np.ndarray, old_model: ModelConfig, model: ModelConfig
+    name: str,
+    axes: tuple[str, ...],
+    old: np.ndarray,
+    new: np.ndarray,
+    old_model: ModelConfig,
+    model: ModelConfig,
 ) -> Any:
     places: list[tuple[np.ndarray, np.ndarray]] = []
-    for axis, before, after in zip(axis_names(path, new.ndim), old.shape, new.shape, strict=True):
+    for axis, before, after in zip(axes, old.shape, new.shape, strict=True):
         if axis == "vocabulary":
             before, after = old_model.vocabulary, model.vocabulary
             behind = np.arange(SPECIAL_TOKENS + min(old_model.codebook, model.codebook))

@@ -17,7 +17,7 @@ from typing import Any
 from transfusion_jax.config import Run
 from transfusion_jax.storage.lock import has_ended, this_machine
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
-from transfusion_jax.training.checkpoint.manager import SIZES, Checkpoints
+from transfusion_jax.training.checkpoint.reader import SIZES, CheckpointReader
 from transfusion_jax.training.monitoring import bad_steps, goodput
 from transfusion_jax.training.monitoring.goodput import Attempt
 from transfusion_jax.training.monitoring.heartbeat import Heartbeat, read_heartbeat
@@ -170,7 +170,7 @@ def _pace(attempt: Attempt) -> float | None:
 
 
 def _newest_checkpoint(workdir: Workdir, now: float) -> dict[str, Any] | None:
-    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints = CheckpointReader(workdir.checkpoints)
     if not checkpoints.steps:
         return None
     step = checkpoints.steps[-1]

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
-
-from transfusion_jax.tasks.base import Task
 
 TOTALS = {"total_elements": "elements", "total_images": "images", "total_flops": ""}  # by name: the count, if one
 
 
 class Timer:
-    """Speed since the last reading; evaluation and saving are not counted."""
+    """Speed since the last reading; evaluation and saving are not counted.
 
-    def __init__(self, step: int, peak: float, devices: int, totals: dict[str, float] | None = None):
-        """`totals` are those of `count` up to this step, None where they are not known."""
+    Args:
+        step: the newest that is done.
+        peak: FLOP/s of a device.
+        devices: how many there are.
+        flops: the operations of a step that reported these counts.
+        totals: those of `count` up to this step, None where they are not known.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        peak: float,
+        devices: int,
+        flops: Callable[[dict[str, float]], float],
+        totals: dict[str, float] | None = None,
+    ):
         self.total = 0.0
         self._totals = dict.fromkeys(TOTALS, 0.0) | totals if totals is not None else None
         self._uncounted: list[dict[str, jax.Array]] = []
         self.seconds_per_step = 0.0
-        self._peak, self._devices = peak, devices
+        self.peak, self._devices, self._flops = peak, devices, flops
         self._reported: list[dict[str, jax.Array]] = []
         self._step, self._begin = step, time.perf_counter()
 
@@ -39,18 +51,18 @@ class Timer:
         self._reported.append(reported)
         self._uncounted.append(reported)
 
-    def count(self, task: Task) -> dict[str, float]:
+    def count(self) -> dict[str, float]:
         """Elements, images and operations of all steps since the run's first; empty where they are not known."""
         if self._totals is None:
             return {}
         for entry in jax.device_get(self._uncounted):
             counts = {name: float(value) for name, value in entry.items()}
             for name, of in TOTALS.items():
-                self._totals[name] += counts.get(of, 0.0) if of else task.flops(counts)
+                self._totals[name] += counts.get(of, 0.0) if of else self._flops(counts)
         self._uncounted.clear()
         return dict(self._totals)
 
-    def read(self, step: int, task: Task) -> dict[str, float]:
+    def read(self, step: int) -> dict[str, float]:
         """The last step's numbers, and the speed since the last reading, if a step was made."""
         history = jax.device_get(self._reported)
         values = {name: float(value) for name, value in history[-1].items()}
@@ -59,14 +71,14 @@ class Timer:
         steps = step - self._step
         if steps:
             counts = [{name: float(value) for name, value in entry.items()} for entry in history[-steps:]]
-            work = sum(task.flops(entry) for entry in counts) / seconds
+            work = sum(self._flops(entry) for entry in counts) / seconds
             elements = sum(entry["elements"] for entry in counts) / seconds
             values |= {
                 "elements_per_second": elements,
                 "elements_per_second_per_device": elements / self._devices,
                 "tflops_per_second": work / 1e12,
                 "tflops_per_second_per_device": work / 1e12 / self._devices,
-                "mfu": work / self._peak,
+                "mfu": work / (self.peak * self._devices),
             }
             self.seconds_per_step = seconds / steps
         self._reported.clear()

@@ -28,6 +28,9 @@ class Guard(NamedTuple):
     recent: jax.Array  # loss and gradient norm of the last accepted steps, [window, 2], a ring
 
 
+AXES = {"guard/recent": ("recent", "values")}
+
+
 def new_guard(config: GuardConfig) -> Guard:
     """The guard before the first step."""
     window = 1 if config.spikes == "ignore" else config.spike_window

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,7 +19,7 @@ from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.tasks.base import Task
 from transfusion_jax.training.step.bad_step_guard import FINE, halted, judge
 from transfusion_jax.training.step.optimizer import learning_rate
-from transfusion_jax.training.step.state import State, abstract_state, optimizer_of
+from transfusion_jax.training.step.state import RunContext, State, optimizer_of
 
 
 @jax.tree_util.register_dataclass
@@ -62,22 +63,23 @@ class Step:
         return float(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
 
 
-def make_step(task: Task, config: Run, mesh: Mesh) -> Step:
+def make_step(context: RunContext) -> Step:
     """The step of a run."""
+    mesh = context.mesh
 
     @functools.cache
     def flags(value: bool) -> jax.Array:
         return jax.make_array_from_callback((mesh.size,), _every_device(mesh), lambda index: np.full(1, value))
 
-    return Step(step_program(task, config, mesh), flags, mesh)
+    return Step(step_program(context), flags, mesh)
 
 
-def step_program(task: Task, config: Run, mesh: Mesh) -> Any:
+def step_program(context: RunContext) -> Any:
     """The jitted `(state, batch, flags) → (state, report)`, `flags` being a bool for each device of the mesh."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh))
+    mesh, shardings = context.mesh, context.shardings
 
     def step(state: State, batch: Any, asked: jax.Array) -> tuple[State, Report]:
-        state, report = train_step(task, config, state, batch)
+        state, report = train_step(context.task, context.config, state, batch)
         return state, replace(report, asked_to_end=jnp.any(asked))
 
     return jax.jit(
@@ -134,4 +136,4 @@ def average(state: State, params: Any, decay: float) -> Any:
     if state.ema is None:
         return None
     now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-    return jax.tree.map(lambda e, p: now * e + (1 - now) * p, state.ema, params)
+    return optax.incremental_update(params, state.ema, 1 - now)

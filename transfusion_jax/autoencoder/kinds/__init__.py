@@ -1,0 +1,1 @@
+"""Image autoencoders, one a file: `from_name` finds one by its name, or gives None. See `AUTOENCODERS`."""

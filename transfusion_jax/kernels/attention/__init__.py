@@ -1,0 +1,1 @@
+"""Span attention, one implementation a file, and the blocks that they visit."""

@@ -1,0 +1,158 @@
+"""Span attention in plain JAX, for every backend: blocks of queries visit the blocks of keys that they touch.
+
+Scores stand with keys along the first axis and queries along the last. So every product is one of two matrices as
+they lie in memory, and maxima and sums run over whole vectors: XLA on CPU does both about twice as fast that way.
+Memory grows linearly with T; scores are computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from transfusion_jax.kernels.attention.schedule import key_ranges
+from transfusion_jax.kernels.platform import platform
+from transfusion_jax.kernels.softmax import MASKED, named, output_products
+
+# Elements of a block. Larger ones visit more keys that no span holds; smaller ones make products that XLA on CPU
+# computes on one core.
+QUERY_BLOCK = 256
+KEY_BLOCK = 128
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    """See `transfusion_jax.model.attention`: q `[B, Tq, H, D]`, k and v `[B, Tk, H, D]`, spans `[B, Tq]`."""
+    arguments = (*(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), start, end)
+    if platform() == "cpu":  # row by row, each with its own ranges
+        out = jax.lax.map(lambda row: heads_attention(*(x[None] for x in row))[0], arguments)
+    else:
+        out = heads_attention(*arguments)
+    return jnp.swapaxes(out, 1, 2)
+
+
+@jax.custom_vjp
+def heads_attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    """The same with heads first: q `[B, H, Tq, D]`, k and v `[B, H, Tk, D]`."""
+    return _forward(q, k, v, start, end)[0]
+
+
+def _forward(q, k, v, start, end):  # type: ignore[no-untyped-def]
+    """The output, and what the backward pass needs: the inputs, the output and log Σ exp per query."""
+    rows, heads, queries, _ = q.shape
+    keys, values = _whole(k, 2, KEY_BLOCK), jnp.swapaxes(_whole(v, 2, KEY_BLOCK), 2, 3)
+
+    def block(one: _Queries) -> tuple[jax.Array, jax.Array]:
+        q = jnp.swapaxes(one.q, 2, 3)  # [B, H, D, block]
+
+        def visit(number: jax.Array, carry: tuple) -> tuple:
+            top, total, out = carry
+            scores = _scores(_part(keys, number, 2), q, one, number)
+            new_top = jnp.maximum(top, scores.max(2, keepdims=True))
+            weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
+            out = out * shrink + _product(_part(values, number, 3), weights.astype(v.dtype))
+            return new_top, total * shrink + weights.sum(2, keepdims=True), out
+
+        per_query = jnp.zeros((rows, heads, 1, q.shape[3]))
+        initial = (per_query + MASKED, per_query, jnp.zeros(q.shape))
+        top, total, out = jax.lax.fori_loop(one.first, one.last, visit, initial)
+        return jnp.swapaxes(out / total, 2, 3).astype(q.dtype), top + jnp.log(total)
+
+    out, log_total = jax.lax.map(block, _split(q, start, end))
+    out, log_total = named(_join(out, queries), log_total)
+    return out, (q, k, v, start, end, out, log_total)
+
+
+def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
+    """Gradients of `heads_attention` for q, k and v."""
+    q, k, v, start, end, out, log_total = residuals
+    keys, values = _whole(k, 2, KEY_BLOCK), _whole(v, 2, KEY_BLOCK)
+    keys_across = jnp.swapaxes(keys, 2, 3)
+    delta = output_products(out, d_out, 3)
+
+    def block(carry: tuple, args: tuple) -> tuple[tuple, jax.Array]:
+        one, d_out, delta, log_total = args
+        q_across, d_out_across, delta = (jnp.swapaxes(x, 2, 3) for x in (one.q, d_out, delta))
+
+        def visit(number: jax.Array, carry: tuple) -> tuple:
+            d_k, d_v, d_q = carry
+            weights = jnp.exp(_scores(_part(keys, number, 2), q_across, one, number) - log_total)
+            d_weights = _product(_part(values, number, 2), d_out_across)
+            d_scores = (weights * (d_weights - delta)).astype(q.dtype)
+            d_k = _add(d_k, number, _product(d_scores, one.q))
+            d_v = _add(d_v, number, _product(weights.astype(q.dtype), d_out))
+            return d_k, d_v, d_q + _product(_part(keys_across, number, 3), d_scores)
+
+        *carry, d_q = jax.lax.fori_loop(one.first, one.last, visit, (*carry, jnp.zeros(q_across.shape)))
+        return tuple(carry), jnp.swapaxes(d_q, 2, 3)
+
+    zeros, size = jnp.zeros(keys.shape), _size(q)
+    per_block = (_split(q, start, end), _blocks(d_out, 2, size), _blocks(delta, 2, size), log_total)
+    (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), per_block)
+    scale, length = 1 / math.sqrt(q.shape[-1]), k.shape[2]
+    d_q, d_k, d_v = _join(d_q, q.shape[2]) * scale, d_k[:, :, :length] * scale, d_v[:, :, :length]
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+
+
+heads_attention.defvjp(_forward, _backward)
+
+
+class _Queries(NamedTuple):
+    """Blocks of queries along the first axis, or one of them."""
+
+    q: Any  # [B, H, block, D]
+    start: Any  # [B, 1, 1, block]
+    end: Any
+    first: Any  # the range of key blocks to visit, a scalar
+    last: Any
+
+
+def _split(q: jax.Array, start: jax.Array, end: jax.Array) -> _Queries:
+    size = _size(q)
+    ranges = key_ranges(start, end, size, KEY_BLOCK)  # of each row; a block visits what any row touches
+    start, end = (_blocks(x[:, None, None], 3, size) for x in (start, end))
+    return _Queries(_blocks(q, 2, size), start, end, ranges.begin.min(0), ranges.end.max(0))
+
+
+def _size(q: jax.Array) -> int:
+    """Queries in a block."""
+    return min(QUERY_BLOCK, q.shape[2])
+
+
+def _scores(keys: jax.Array, q: jax.Array, one: _Queries, number: jax.Array) -> jax.Array:
+    """Scaled and masked scores `[B, H, keys, queries]`, float32."""
+    scores = _product(keys, q) / math.sqrt(q.shape[2])
+    key = number * KEY_BLOCK + jnp.arange(KEY_BLOCK)[:, None]
+    return jnp.where((one.start <= key) & (key < one.end), scores, MASKED)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _whole(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Zeros added up to a multiple of the block's size."""
+    extra = [(0, -x.shape[axis] % size if a == axis else 0) for a in range(x.ndim)]
+    return jnp.pad(x, extra)
+
+
+def _blocks(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Blocks of an axis, counted by a new first one."""
+    whole = _whole(x, axis, size)
+    return jnp.moveaxis(whole.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _join(x: jax.Array, length: int) -> jax.Array:
+    """The inverse of `_blocks` for `[blocks, B, H, block, D]`."""
+    return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])[:, :, :length]
+
+
+def _part(x: jax.Array, number: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, number * KEY_BLOCK, KEY_BLOCK, axis)
+
+
+def _add(x: jax.Array, number: jax.Array, part: jax.Array) -> jax.Array:
+    """x `[B, H, keys, D]` with a block of keys' part added."""
+    return jax.lax.dynamic_update_slice_in_dim(x, _part(x, number, 2) + part, number * KEY_BLOCK, 2)

@@ -1,0 +1,280 @@
+"""The U-Net patch coder: the way down makes patch vectors, the way up gives the prediction (paper, section 3.1).
+
+Residual blocks of two 3×3 convolutions with layer norms (paper, footnote 7: no AdaLayerNorm); the timestep's
+embedding is added between the two. log₂ k times the image is halved, so that the trunk sees h/k × w/k vectors; each
+stage's result is kept and joined on the way up (arXiv 2102.09672). On the last level, the trunk's grid, blocks
+attend over the whole image, both ways.
+
+The paper gives no widths. Ours have the share of its table 7 at 7B (3.8 %) with k = 2, and about as many parameters
+with every other k; they are multiples of 256, so that up to 256 devices of `fsdp` hold equal parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transfusion_jax.config import REMAT_POLICIES, ModelConfig
+from transfusion_jax.model.coders.linear import TIMESTEP_FEATURES, sinusoids
+from transfusion_jax.model.layers import LayerNorm, param
+from transfusion_jax.model.layers import dot as product
+from transfusion_jax.parallel.sharding import split
+
+HEAD = 64  # channels of an attention head, where they divide the level's
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step on the way down or up."""
+
+    kind: str  # "block", "shrink" (to half the size) or "grow" (to twice the size)
+    place: int  # among those of its level
+    level: int  # of its result; 0 has the latents' size, each further one half of it
+    inputs: int  # channels
+    outputs: int
+
+    @property
+    def name(self) -> str:
+        """Of its parameters."""
+        return f"{self.kind}_{self.level}_{self.place}"
+
+
+def stages(config: ModelConfig) -> tuple[list[Stage], list[Stage]]:
+    """The way down and the way up. A block on the way up takes, besides, the last skip that is not yet taken."""
+    widths, down, up = config.coder_channels, [], []
+    last = widths[0]
+    skips = [last]
+    for level, width in enumerate(widths):
+        if level:
+            down.append(Stage("shrink", 0, level, last, last))
+            skips.append(last)
+        for place in range(config.unet_blocks):
+            down.append(Stage("block", place, level, last, width))
+            skips.append(width)
+            last = width
+    for level, width in reversed(list(enumerate(widths))):
+        for place in range(config.unet_blocks + 1):
+            up.append(Stage("block", place, level, last + skips.pop(), width))
+            last = width
+        if level:
+            up.append(Stage("grow", 0, level - 1, last, last))
+    return down, up
+
+
+class PatchCoder(nnx.Module):
+    """See the module's text."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        below, above = stages(config)
+        first, second, third = jax.random.split(key, 3)
+        self.config = config
+        self.down = Side(config, below, key=first)
+        self.up = Side(config, above, key=second)
+        widths, latent, width = config.coder_channels, config.latent_shape[2], config.width
+        into, to_trunk, from_trunk = scaled(
+            third, (3, 3, latent, widths[0]), (widths[-1], width), (width, widths[-1])
+        )
+        self.latents_in = param(into, "window", "window", "patch", "width")
+        self.latents_in_bias = param(jnp.zeros(widths[0]), "norm")
+        self.trunk_norm = LayerNorm(widths[-1], config.norm_epsilon)
+        self.to_trunk = param(to_trunk, "inputs", "width")
+        self.to_trunk_bias = param(jnp.zeros(config.width), "norm")
+        self.from_trunk = param(from_trunk, "width", "inputs")
+        self.from_trunk_bias = param(jnp.zeros(widths[-1]), "norm")
+        self.latents_norm = LayerNorm(widths[0], config.norm_epsilon)
+        self.latents_out = param(jnp.zeros((3, 3, widths[0], latent)), "window", "window", "width", "patch")
+        self.latents_out_bias = param(jnp.zeros(latent), "patch")
+
+    def encode(self, latents: jax.Array, timesteps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Patch vectors, and each stage's result for the way up.
+
+        Args:
+            latents: `[…, h, w, c]`, noised.
+            timesteps: `[…]`.
+
+        Returns:
+            `[…, patches, width]` in row-major order, and skips, each `[images, h_i, w_i, C_i]`.
+        """
+        lead = latents.shape[:-3]
+        x = split_images(latents.reshape(-1, *latents.shape[-3:]), lead)
+        embedding = split_images(self.down.embed(timesteps.reshape(-1), x.dtype), lead)
+        x = convolve(x, self.latents_in) + self.latents_in_bias[...]
+        skips = [x]
+        for stage in self.down.stages:
+            x = split_images(self.down.apply(stage, x, embedding), lead)
+            skips.append(x)
+        patches = dot(self.trunk_norm(x), self.to_trunk) + self.to_trunk_bias[...]
+        return split_images(patches, lead).reshape(*lead, self.config.patches, -1), tuple(skips)
+
+    def decode(self, hidden: jax.Array, timesteps: jax.Array, skips: tuple[jax.Array, ...]) -> jax.Array:
+        """The model's prediction `[…, h, w, c]` from hidden states `[…, patches, width]`."""
+        config, lead = self.config, hidden.shape[:-2]
+        x = split_images(hidden.reshape(-1, *config.patch_grid, hidden.shape[-1]), lead)
+        embedding = split_images(self.up.embed(timesteps.reshape(-1), x.dtype), lead)
+        x = dot(x, self.from_trunk) + self.from_trunk_bias[...]
+        left = list(skips)
+        for stage in self.up.stages:
+            x = jnp.concatenate([x, left.pop()], -1) if stage.kind == "block" else x
+            x = split_images(self.up.apply(stage, x, embedding), lead)
+        x = convolve(jax.nn.silu(self.latents_norm(x)), self.latents_out) + self.latents_out_bias[...]
+        return split_images(x, lead).reshape(*lead, *config.latent_shape)
+
+    @staticmethod
+    def flops(config: ModelConfig) -> float:
+        """Operations of one image, down and up, forward; those of a convolution on its padding are counted."""
+        widths, (height, width, latent) = config.coder_channels, config.latent_shape
+        embedding = widths[-1]
+
+        def of(stage: Stage) -> float:
+            i, o, places = stage.inputs, stage.outputs, height * width / 4**stage.level
+            if stage.kind != "block":
+                return 2.0 * 9 * i * o * places
+            total = 2.0 * 9 * (i + o) * o * places + 2.0 * embedding * o + 2.0 * i * o * places * (i != o)
+            attends = stage.level == len(widths) - 1
+            return total + attends * (2.0 * 4 * o * o * places + 4.0 * o * places**2)
+
+        ends = (
+            2.0 * 2 * 9 * latent * widths[0] * height * width + 2.0 * 2 * widths[-1] * config.width * config.patches
+        )
+        timesteps = 2.0 * 2 * (TIMESTEP_FEATURES + embedding) * embedding
+        return ends + timesteps + sum(of(stage) for side in stages(config) for stage in side)
+
+
+class Side(nnx.Module):
+    """The way down, or the way up: its stages, and its embedding of the timestep."""
+
+    def __init__(self, config: ModelConfig, each: list[Stage], *, key: jax.Array):
+        width, last = config.coder_channels[-1], len(config.coder_channels) - 1
+        first, *keys = jax.random.split(key, len(each) + 1)
+        into, out = scaled(first, (TIMESTEP_FEATURES, width), (width, width))
+        self.config = config
+        self.stages = tuple(each)
+        self.timestep_in = param(into, "features", "width")
+        self.timestep_in_bias = param(jnp.zeros(width), "norm")
+        self.timestep_out = param(out, "features", "width")
+        self.timestep_out_bias = param(jnp.zeros(width), "norm")
+        self.parts = nnx.Dict(
+            {stage.name: make(config, stage, last, k) for stage, k in zip(each, keys, strict=True)}
+        )
+
+    def embed(self, timesteps: jax.Array, dtype: Any) -> jax.Array:
+        """`[images, E]` of timesteps `[images]`."""
+        features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(dtype)
+        hidden = jax.nn.silu(dot(features, self.timestep_in) + self.timestep_in_bias[...])
+        return jax.nn.silu(dot(hidden, self.timestep_out) + self.timestep_out_bias[...])
+
+    def apply(self, stage: Stage, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        """One stage's result; what the backward pass computes again is the trunk's choice."""
+        part = self.parts[stage.name]
+        policy = REMAT_POLICIES[self.config.remat]()
+        run: Callable = part if policy is None else jax.checkpoint(part, policy=policy)
+        return run(x, embedding)
+
+
+def make(config: ModelConfig, stage: Stage, last: int, key: jax.Array) -> nnx.Module:
+    """A stage's module; `last` is the level whose blocks attend."""
+    if stage.kind == "block":
+        return Block(config, stage, stage.level == last, key=key)
+    return Resize(stage, key=key)
+
+
+class Block(nnx.Module):
+    """A residual block, with attention after it on the last level. At first it passes its input on."""
+
+    def __init__(self, config: ModelConfig, stage: Stage, attends: bool, *, key: jax.Array):
+        first, attention = jax.random.split(key)
+        i, o, embedding = stage.inputs, stage.outputs, config.coder_channels[-1]
+        conv, timestep, *shortcut = scaled(first, (3, 3, i, o), (embedding, o), *([(i, o)] if i != o else []))
+        self.norm_in = LayerNorm(i, config.norm_epsilon)
+        self.conv_in = param(conv, "window", "window", "inputs", "width")
+        self.conv_in_bias = param(jnp.zeros(o), "norm")
+        self.timestep = param(timestep, "features", "width")
+        self.norm_out = LayerNorm(o, config.norm_epsilon)
+        self.conv_out = param(jnp.zeros((3, 3, o, o)), "window", "window", "inputs", "width")
+        self.conv_out_bias = param(jnp.zeros(o), "norm")
+        self.shortcut = param(shortcut[0], "inputs", "width") if shortcut else None
+        self.attention = ImageAttention(o, config.norm_epsilon, key=attention) if attends else None
+
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        """`[images, h, w, inputs]` to `[images, h, w, outputs]`, given `[images, E]`."""
+        y = convolve(jax.nn.silu(self.norm_in(x)), self.conv_in) + self.conv_in_bias[...]
+        y = y + dot(embedding, self.timestep)[:, None, None]
+        y = convolve(jax.nn.silu(self.norm_out(y)), self.conv_out) + self.conv_out_bias[...]
+        y = y + (x if self.shortcut is None else dot(x, self.shortcut))
+        return y if self.attention is None else self.attention(y)
+
+
+class ImageAttention(nnx.Module):
+    """Self-attention of an image's places, every one to every one; at first it passes its input on."""
+
+    def __init__(self, width: int, epsilon: float, *, key: jax.Array):
+        q, k, v = scaled(key, *[(width, width)] * 3)
+        self.norm = LayerNorm(width, epsilon)
+        self.query = param(q, "width", "heads")
+        self.key = param(k, "width", "heads")
+        self.value = param(v, "width", "heads")
+        self.output = param(jnp.zeros((width, width)), "heads", "width")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[images, h, w, C]` to the same."""
+        images, height, width, size = x.shape
+        places = self.norm(x).reshape(images, height * width, size)
+        head = HEAD if size % HEAD == 0 else size
+        q, k, v = (
+            dot(places, w).reshape(images, -1, size // head, head) for w in (self.query, self.key, self.value)
+        )
+        mixed = jax.nn.dot_product_attention(q, k, v, implementation="xla")
+        return x + dot(mixed.reshape(x.shape), self.output)
+
+
+class Resize(nnx.Module):
+    """To half the size by a convolution of stride 2, or to twice the size by repetition and a convolution."""
+
+    def __init__(self, stage: Stage, *, key: jax.Array):
+        self.kind = stage.kind
+        (resize,) = scaled(key, (3, 3, stage.inputs, stage.outputs))
+        self.resize = param(resize, "window", "window", "inputs", "width")
+        self.resize_bias = param(jnp.zeros(stage.outputs), "norm")
+
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        """`[images, h, w, C]` to `[images, h', w', C]`."""
+        del embedding
+        if self.kind == "grow":
+            x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return convolve(x, self.resize, stride=2 if self.kind == "shrink" else 1) + self.resize_bias[...]
+
+
+def dot(x: jax.Array, weight: nnx.Param) -> jax.Array:
+    """`x @ weight`, of the whole weight: images are split over devices, and their channels are not."""
+    return product(x, split(weight[...]))
+
+
+def convolve(x: jax.Array, kernel: nnx.Param, stride: int = 1) -> jax.Array:
+    """`[images, h, w, in]` by a kernel `[3, 3, in, out]`, one place of padding on each side."""
+    return jax.lax.conv_general_dilated(
+        x, split(kernel[...]), (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def scaled(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Normal weights, each 1/√inputs, so that the output's scale is the input's.
+
+    They are drawn together: XLA compiles each draw for itself, which on CPU took longer than all the rest.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    drawn = jnp.split(jax.random.normal(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
+    return [
+        part.reshape(shape) / math.sqrt(math.prod(shape[:-1])) for part, shape in zip(drawn, shapes, strict=True)
+    ]
+
+
+def split_images(x: jax.Array, lead: tuple[int, ...]) -> jax.Array:
+    """`[images, …]`, rows and slots `lead` flattened: rows are split as a batch is, slots over what is left."""
+    return split(x.reshape(*lead, *x.shape[1:]), *("batch", "slots")[: len(lead)]).reshape(x.shape)
