@@ -7,8 +7,8 @@ from unittest.mock import patch
 
 import jax
 
-from transfusion_jax.parallel import devices
 from transfusion_jax.config.base import LoopConfig
+from transfusion_jax.parallel import devices
 from transfusion_jax.training import run, start_run
 from transfusion_jax.training.step import step
 from transfusion_jax.training.step.state import RunContext, create_state
