@@ -21,6 +21,7 @@ from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.manager import Checkpoints
+from transfusion_jax.training.checkpoint.reader import CheckpointReader
 from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.step.state import RunContext, create_state
@@ -177,7 +178,7 @@ def test_a_command_takes_the_newest_checkpoint_that_its_run_keeps(workdir, capsy
             shutil.rmtree(workdir / "checkpoints/4", ignore_errors=True)
         return real(checkpoints, step)
 
-    monkeypatch.setattr(Checkpoints, "manifest", manifest)
+    monkeypatch.setattr(CheckpointReader, "manifest", manifest)
     kept = shutil.copytree(workdir / "checkpoints/4", workdir / "kept")
     assert main([*COMMANDS[command], "--workdir", str(workdir)]) == 0
     assert "step 2 of" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from transfusion_jax.storage.atomic import DamagedFile
 from transfusion_jax.storage.jsonl import read_lines
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.checkpoint.reader import digest_of, to_devices
+from transfusion_jax.training.checkpoint.reader import CheckpointReader, digest_of, to_devices
 from transfusion_jax.training.facts import row_plan_of
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.monitoring import status
@@ -159,7 +159,7 @@ def test_init_finds_a_checkpoint_by_run_by_step_and_by_path(parent, tmp_path):
 
 
 def test_a_run_is_made_of_the_newest_checkpoint_that_its_parent_keeps(parent, tmp_path, monkeypatch):
-    source, real = shutil.copytree(parent, tmp_path / "parent"), Checkpoints.manifest
+    source, real = shutil.copytree(parent, tmp_path / "parent"), CheckpointReader.manifest
 
     def manifest(checkpoints, step):
         found = real(checkpoints, step)
@@ -167,7 +167,7 @@ def test_a_run_is_made_of_the_newest_checkpoint_that_its_parent_keeps(parent, tm
             shutil.rmtree(checkpoints.path(8))  # as its retention does, while this reads
         return found
 
-    monkeypatch.setattr(Checkpoints, "manifest", manifest)
+    monkeypatch.setattr(CheckpointReader, "manifest", manifest)
     tiny_run(tmp_path / "fork", config(), Start(fork_from=str(source)))
     assert (history(tmp_path / "fork")[0]["step"], sorted(metrics(tmp_path / "fork"))) == (6, list(range(1, 9)))
     shutil.copytree(parent / "checkpoints/8", source / "checkpoints/8")

@@ -43,7 +43,7 @@ class TokenTask(TransformerTask):
         return model.text_losses(hidden, batch.targets, batch.token_weight, self.config.data.text_capacity)
 
     def held_out(self, params: Params, batch: Batch, key: jax.Array) -> Parts:
-        """The losses of `evaluation.loss`, each `[B, T]`."""
+        """The losses of `evaluation.suites.loss`, each `[B, T]`."""
         del key
         tokens = self.element_losses(params, batch)
         return {"loss": (tokens.loss, tokens.weight)} | {

@@ -142,7 +142,7 @@ class TransfusionTask(TransformerTask):
         return tokens, image_loss, timesteps
 
     def held_out(self, params: Params, batch: Batch, key: jax.Array) -> Parts:
-        """The losses of `evaluation.loss` with their weights, by name; those of images by noise, too."""
+        """The losses of `evaluation.suites.loss` with their weights, by name; those of images by noise, too."""
         tokens, image_loss, t = self.element_losses(params, batch, key)
         parts = {"loss_text": (tokens.loss, tokens.weight), "loss_image": (image_loss, batch.image_weight)}
         for name, here in self._noise(t).items():

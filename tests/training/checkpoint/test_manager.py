@@ -13,10 +13,10 @@ from transfusion_jax.config import GuardConfig, MeshConfig
 from transfusion_jax.errors import CheckpointError, StorageError
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.storage.gcs import BucketPath
-from transfusion_jax.training.checkpoint import commit, manager
+from transfusion_jax.training.checkpoint import commit, manager, reader
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint, DeletedCheckpoint
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.checkpoint.reader import to_devices
+from transfusion_jax.training.checkpoint.reader import CheckpointReader, to_devices
 from transfusion_jax.training.step.bad_step_guard import new_guard
 from transfusion_jax.training.step.state import State
 
@@ -263,7 +263,7 @@ def test_what_its_run_deletes_while_it_is_read_is_not_called_damaged(
             DELETIONS[how](self.path(step))
         return found
 
-    monkeypatch.setattr(Checkpoints, "manifest", manifest)
+    monkeypatch.setattr(CheckpointReader, "manifest", manifest)
     read, reads_on = READERS[reader], reader not in ("manifest", "hash") or when == "before the manifest"
     found = checkpoints.read("latest", lambda step: read(checkpoints, step))
     np.testing.assert_array_equal(found["w"], np.full((2, 3), 3 if reads_on else 4))
@@ -302,7 +302,8 @@ def test_a_checkpoint_of_a_bucket_that_is_deleted_while_it_is_read_is_not_called
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(manager, "FORMAT", 99)
+        for module in (manager, reader):
+            patch.setattr(module, "FORMAT", 99)
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(state(3), 24, None)
     with pytest.raises(CheckpointError, match="has format 99; this version reads 1"):
