@@ -53,3 +53,9 @@ first_state_of = kept(lambda context: jax.device_get(create_state(context)))
 def state_of(context):
     """Arrays of the run's own: its first step gives their memory away."""
     return jax.device_put(first_state_of(context), context.shardings, may_alias=False)
+
+
+def begun(context):
+    """The state before the first step, and the step."""
+    with shared():
+        return state_of(context), step.make_step(context)
