@@ -20,23 +20,23 @@ def shared():
     replaced = [
         (run, "create_state", state_of),
         (start_run, "create_state", state_of),
-        (RunContext, "abstract_state", property(abstract_state_of)),
         (step, "step_program", step_program_of),
+        (RunContext, "abstract_state", property(abstract_state_of)),
         (devices, "measured_peak", peak),
     ]
     with ExitStack() as stack:
-        for place, name, found in replaced:
-            stack.enter_context(patch.object(place, name, found))
+        for owner, name, value in replaced:
+            stack.enter_context(patch.object(owner, name, value))
         yield
 
 
 def kept(make):
-    """What a function of a run's context returns, made once for each config."""
+    """What a function of a run's context returns, made once for each config and mesh."""
     made = {}
 
     def find(context):
-        recipe = repr(dataclasses.replace(context.config, loop=LoopConfig()))
-        key = type(context.task).gradients, recipe, context.mesh  # a test may replace the gradients
+        config = repr(dataclasses.replace(context.config, loop=LoopConfig()))
+        key = type(context.task).gradients, config, context.mesh  # a test may replace the gradients
         if key not in made:
             made[key] = make(context)
         return made[key]
@@ -45,7 +45,7 @@ def kept(make):
 
 
 peak = functools.cache(devices.measured_peak)
-abstract_state_of = kept(RunContext.abstract_state.func)
+abstract_state_of = kept(RunContext.__dict__["abstract_state"].func)
 step_program_of = kept(step.step_program)
 first_state_of = kept(lambda context: jax.device_get(create_state(context)))
 
@@ -53,3 +53,9 @@ first_state_of = kept(lambda context: jax.device_get(create_state(context)))
 def state_of(context):
     """Arrays of the run's own: its first step gives their memory away."""
     return jax.device_put(first_state_of(context), context.shardings, may_alias=False)
+
+
+def begun(context):
+    """The state before the first step, and the step."""
+    with shared():
+        return state_of(context), step.make_step(context)
