@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import programs
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder.kinds.grey import Grey
 from transfusion_jax.autoencoder.kinds.identity import Identity
@@ -217,13 +218,15 @@ def tiny_run(
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     said: list[str] = []
     try:
-        context = RunContext(task, config, mesh, facts_of(make_task(config), config, data), said.append)
-        begin(start or Start(), context, data, workdir)
+        context = RunContext(task, config, mesh, facts_of(task, config, data), said.append)
+        with programs.shared():
+            begin(start or Start(), context, data, workdir)
         rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
         rows = replace(rows, skipped=workdir.skip_rows)
         interruption = Interruption(said.append)
         hooks = (*hooks, plan.hook(context, data, workdir))
-        return train_run(context, workdir, rows, interruption, hooks, watching, beat)
+        with programs.shared():
+            return train_run(context, workdir, rows, interruption, hooks, watching, beat)
     finally:
         path.mkdir(parents=True, exist_ok=True)
         (path / "said").write_text("\n".join(said))

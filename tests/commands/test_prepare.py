@@ -10,6 +10,8 @@ from transfusion_jax.cli import main
 from transfusion_jax.data.prepare import place_among_hosts
 from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 
+pytestmark = pytest.mark.usefixtures("ready_workers")
+
 
 def test_a_folder_of_photographs_is_prepared_and_said_to_be(tmp_path, capsys):
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "16", "--held-out", "0.2"]) == 0
@@ -118,7 +120,8 @@ def output(tmp_path):
     return ["--output", str(tmp_path / "out")]
 
 
-def test_tars_in_a_bucket_are_prepared(tmp_path):
+def test_tars_in_a_bucket_are_prepared(tmp_path, monkeypatch):
+    monkeypatch.undo()  # new workers: ready ones do not see the bucket's address
     (tmp_path / "tars").mkdir()
     write_tar(tmp_path / "tars")
     with bucket("data") as url:

@@ -40,7 +40,7 @@ def test_perturbing_an_element_moves_exactly_the_outputs_that_the_mask_allows():
         hidden, _ = model.bind(params).trunk(x + offset, batch.spans, batch.positions)
         return hidden[0]
 
-    jacobian = jax.jacobian(lambda offset: outputs(offset).sum(-1))(jnp.zeros((1, length, 16)))
+    jacobian = jax.jit(jax.jacobian(lambda offset: outputs(offset).sum(-1)))(jnp.zeros((1, length, 16)))
     moved = np.abs(np.asarray(jacobian)).max(axis=(1, 3)) > 1e-9  # [output, input]
     np.testing.assert_array_equal(moved, allowed)
 
@@ -57,7 +57,7 @@ def test_an_image_reaches_only_itself_and_what_follows_in_its_document():
         patches = gather_patches(hidden, batch.image_slot, 4, config.model.patches)
         return bound.text_logits(hidden)[0, :, 0], bound.denoise(patches, times(batch), skips)[0]
 
-    logits, images = jax.jacobian(outputs)(jnp.asarray(batch.latents))
+    logits, images = jax.jit(jax.jacobian(outputs))(jnp.asarray(batch.latents))
     text_moved = np.abs(logits).max(axis=(1, 3, 4, 5)) > 1e-9  # [element, image]
     image_moved = np.abs(images).max(axis=(1, 2, 3, 4, 6, 7, 8)) > 1e-9  # [image, image]
     slot, start = batch.image_slot[0], batch.span_start[0]
@@ -77,7 +77,7 @@ def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
     # Cut only where no image is cut: an image's patches see each other.
     for begin, end in [(0, 5), (5, 11), (11, 17), (17, length)]:
         spans = Spans(*(s[:, begin:end] for s in batch.spans))
-        hidden, present = model.bind(params).trunk(x[:, begin:end], spans, batch.positions[:, begin:end], cache)
+        hidden, present = trunk_of(model)(params, x[:, begin:end], spans, batch.positions[:, begin:end], cache)
         parts.append(hidden)
         cache = cache.append(present, end - begin, hidden)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
@@ -90,17 +90,17 @@ def test_rows_of_a_cache_go_on_from_lengths_of_their_own():
     first, count = np.array([11, 5]), 6  # elements that each row has, of 11 that both are given
     spans = Spans(*(jnp.concatenate([s[:, :11]] * 2) for s in batch.spans))
     places = jnp.broadcast_to(jnp.arange(11), (2, 11))
-    hidden, present = model.bind(params).trunk(both[:, :11], spans, places, Cache.empty(config.model, 2, 0))
+    trunk = trunk_of(model)
+    hidden, present = trunk(params, both[:, :11], spans, places, Cache.empty(config.model, 2, 0))
     cache = Cache.empty(config.model, 2, 20).append(present, first, hidden)
     place = first[:, None] + np.arange(count)
     rest = jnp.take_along_axis(both, place[..., None], 1)
     spans = Spans(*(np.asarray(s)[0][place] for s in batch.spans))
-    hidden, present = model.bind(params).trunk(rest, spans, np.asarray(batch.positions)[0][place], cache)
+    hidden, present = trunk(params, rest, spans, np.asarray(batch.positions)[0][place], cache)
     np.testing.assert_allclose(hidden, whole[0][place], rtol=1e-4, atol=1e-5)
     chosen = cache.append(present, count, hidden).rows(jnp.array([1]), 11)
-    again, _ = model.bind(params).trunk(
-        x[:, 11:17], Spans(*(s[:, 11:17] for s in batch.spans)), batch.positions[:, 11:17], chosen
-    )
+    spans = Spans(*(s[:, 11:17] for s in batch.spans))
+    again, _ = trunk(params, x[:, 11:17], spans, batch.positions[:, 11:17], chosen)
     np.testing.assert_allclose(again, whole[:, 11:17], rtol=1e-4, atol=1e-5)
 
 
@@ -239,8 +239,13 @@ def whole_row():
     model = Model(config.model)
     params = model.init(jax.random.key(1))
     x, _ = embedded(model, params, batch)
-    whole, _ = model.bind(params).trunk(x, batch.spans, batch.positions)
+    whole, _ = trunk_of(model)(params, x, batch.spans, batch.positions)
     return config, batch, model, params, x, whole
+
+
+def trunk_of(model):
+    """The trunk as one program."""
+    return jax.jit(lambda params, *arguments: model.bind(params).trunk(*arguments))
 
 
 def embedded(model, params, batch, latents=None):

@@ -73,7 +73,7 @@ def together(script, processes=3, devices=8):
         )
         for number in range(processes)
     ]
-    outputs = [process.communicate(timeout=240)[0] for process in running]
+    outputs = [process.communicate(timeout=600)[0] for process in running]
     return [process.returncode for process in running], outputs
 
 

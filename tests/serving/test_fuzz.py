@@ -1,19 +1,14 @@
 """The API on a real port against its own schema, with whatever Schemathesis thinks of."""
 
-import hypothesis
 import pytest
-import schemathesis
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from served import server
-
-EXAMPLES = hypothesis.settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
-)
 
 
 @pytest.fixture(scope="module")
 def schema():
+    import schemathesis  # not above: the default selection collects this file, too
+
     with server() as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
@@ -33,15 +28,20 @@ def test_what_the_schema_allows_is_served_or_refused_with_a_reason(schema, path)
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/generate", "/v1/caption"])
 def test_what_the_schema_forbids_is_refused(schema, path):
-    check(schema[path]["POST"].as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE), {422})
+    from schemathesis import GenerationMode
+
+    check(schema[path]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE), {422})
 
 
 def check(cases, expected):
     """Every answer is one that the schema knows, and these are among them."""
-    found = set()
+    import hypothesis
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    found, every = set(), list(hypothesis.HealthCheck)
 
     @hypothesis.given(case=cases)
-    @EXAMPLES
+    @hypothesis.settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=every)
     def call(case):
         # A model may be unable to do what the schema of all models allows.
         found.add(case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code)

@@ -31,7 +31,7 @@ def run(body, after=""):
     """Exit code, output and errors of a program that does the body while signals are watched."""
     code = SETUP + textwrap.indent(textwrap.dedent(body), "    ") + f"\n{after}\n"
     result = subprocess.run(
-        [sys.executable, "-u", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-u", "-c", code], capture_output=True, text=True, timeout=600, check=False
     )
     return result.returncode, result.stdout, result.stderr
 

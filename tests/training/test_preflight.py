@@ -1,5 +1,4 @@
 import os
-import time
 
 import pytest
 
@@ -51,7 +50,5 @@ def test_what_hangs_is_given_up(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     os.mkfifo(tmp_path / "data/data.json")
     monkeypatch.setattr(type(tmp_path), "is_file", lambda path: True)
-    begun = time.monotonic()
     with pytest.raises(StorageError, match=r"data cannot be reached: no answer within 1 s"):
         check_storage(tmp_path, digits_config(tmp_path / "data"))
-    assert time.monotonic() - begun < 20

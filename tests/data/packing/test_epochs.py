@@ -77,7 +77,7 @@ def test_at_any_row_all_documents_of_a_source_have_been_seen_equally_often(name,
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 12))])
 def test_so_they_have_in_random_mixtures(seed, tmp_path):
     check_times(rows_of(tmp_path, *random_mixture(seed)), 400)
 

@@ -213,7 +213,7 @@ def test_processes_that_plan_at_the_same_time_share_one_plan(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) for _ in range(3)]
-    said = {process.communicate(timeout=300)[0].strip() for process in processes}
+    said = {process.communicate(timeout=600)[0].strip() for process in processes}
     plan = planned(tmp_path)
     assert said == {f"{plan.rows} {plan.folder.name}"}
     assert_same(plan, planned(None))

@@ -19,6 +19,8 @@ from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 from transfusion_jax.storage.atomic import read_json, write_json
 
+pytestmark = pytest.mark.usefixtures("ready_workers")
+
 SHAPES = ["shapes:150", "--image-size", "32", "--shard-size", "90", "--held-out", "0.2"]
 
 

@@ -21,6 +21,8 @@ from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.readers.pictures import decode
 from transfusion_jax.data.store.dataset import PART, Prepared, PreparedDocuments
 
+pytestmark = pytest.mark.usefixtures("ready_workers")
+
 
 @pytest.mark.parametrize("format", WRITERS)
 def test_every_format_gives_the_same_documents(format, tmp_path):

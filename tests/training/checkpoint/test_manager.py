@@ -236,13 +236,23 @@ DELETIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A folder with checkpoints of the steps 2, 3 and 4."""
+    folder = tmp_path_factory.mktemp("three")
+    with Checkpoints(folder) as checkpoints:
+        for step in (2, 3, 4):
+            checkpoints.save(state(step), 8 * step)
+    return folder
+
+
 @pytest.mark.parametrize("when", ["before the manifest", "after it"])
 @pytest.mark.parametrize("how", DELETIONS)
 @pytest.mark.parametrize("reader", READERS)
-def test_what_its_run_deletes_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch, reader, how, when):
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (2, 3, 4):
-            checkpoints.save(state(step), 8 * step)
+def test_what_its_run_deletes_while_it_is_read_is_not_called_damaged(
+    three, tmp_path, monkeypatch, reader, how, when
+):
+    checkpoints = Checkpoints(shutil.copytree(three, tmp_path / "checkpoints"))
     real, leaving = Checkpoints.manifest, [4, 3]
 
     def manifest(self, step):

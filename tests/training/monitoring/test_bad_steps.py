@@ -1,19 +1,19 @@
 import jax
 import numpy as np
 
+import programs
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.monitoring import bad_steps
-from transfusion_jax.training.step.state import RunContext, create_state
-from transfusion_jax.training.step.step import make_step
+from transfusion_jax.training.step.state import RunContext
 
 
 def bad_step(config, spoil, warm=0):
     """The diagnosis of a step on a spoilt batch, after some good ones."""
     mesh, task = make_mesh(config.mesh, jax.devices()[:1]), TransfusionTask(config)
-    state, step = create_state(RunContext(task, config, mesh)), make_step(RunContext(task, config, mesh))
+    state, step = programs.begun(RunContext(task, config, mesh))
     for number in range(warm):
         state, _ = step(state, tiny_batch(config, first_row=4 * number))
     batch = tiny_batch(config, first_row=100)

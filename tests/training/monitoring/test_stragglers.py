@@ -30,14 +30,14 @@ with Watch(Workdir(Path(sys.argv[1])), 0, 11, timer, Watching(), Beat(), said.ap
     for step in range(1, 12):
         with watch.waiting():
             if index() == 1 and step > 1:
-                time.sleep(0.1)
+                time.sleep(0.5)
             batch = jax.make_array_from_process_local_data(split, np.ones(1, np.float32))
         with watch.step(step):
             report = SimpleNamespace(verdict=add_up(batch))
         watch.stepped(report)
         report.verdict.block_until_ready()
         watch.free()
-    timer.seconds_per_step = 0.12
+    timer.seconds_per_step = 0.6
     values = watch.read(11)
 if index() == 0:
     print(json.dumps({"values": values, "said": said}))
@@ -79,13 +79,13 @@ def test_of_two_processes_the_one_without_batches_is_named(tmp_path):
         )
         for number in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     result = json.loads(outputs[0].splitlines()[-1])
     values = result["values"]
     assert values["host/slowest"] == 1
-    assert values["host/slowest_idle_per_step"] > 0.08
-    assert values["data_wait_per_step"] > 0.08
+    assert values["host/slowest_idle_per_step"] > 0.4
+    assert values["data_wait_per_step"] > 0.4
     assert values["host/slowest_ratio"] > 1.5
     assert values["goodput/data_wait"] > 0.3  # the first process waited for the other one's data
     assert any(line.startswith(f"process 1 ({socket.gethostname()})") for line in result["said"])

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import programs
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import axis_names
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.step.optimizer import is_matrix, learning_rate, make_optimizer
-from transfusion_jax.training.step.state import RunContext, create_state
-from transfusion_jax.training.step.step import make_step
+from transfusion_jax.training.step.state import RunContext
 
 
 def test_training_lowers_the_loss_and_counts_steps():
@@ -58,7 +58,7 @@ def test_a_frozen_part_does_not_move():
     optimizer = make_optimizer(
         config.optimizer, lambda path: "frozen" if path[0].key == "trunk" else "adamw", params, task.axes()
     )
-    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates["trunk"]))
     assert np.all(updates["embedding"] != 0)
 
@@ -161,7 +161,7 @@ def test_first_moments_in_bfloat16_take_half_the_bytes_and_train():
 def fresh(config, devices=1):
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     task = TransfusionTask(config)
-    return create_state(RunContext(task, config, mesh)), make_step(RunContext(task, config, mesh))
+    return programs.begun(RunContext(task, config, mesh))
 
 
 def run(state, step, batches):
