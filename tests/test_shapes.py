@@ -16,7 +16,7 @@ import shapes
 from helpers import tiny_batch, tiny_config
 from transfusion_jax.data.batch import bytes_of_batch
 from transfusion_jax.diffusion.objective import image_keys
-from transfusion_jax.generation.guidance import combine
+from transfusion_jax.generation.guidance import combine_branches
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.model.layers import find_patches, rotate
 from transfusion_jax.model.spans import Spans, check_spans
@@ -32,7 +32,7 @@ WRONG = {
     "kernels": (lambda: cross_entropy(heads(5)[0], jnp.zeros((6, 7)), np.zeros((3, 4), int), 7), "head"),
     "diffusion": (lambda: image_keys(jax.random.key(0), np.zeros((2, 3), int), 1), "rows"),
     "tasks": (lambda: images_seen(of_a_batch(span_start=np.zeros((4, 5), np.int32))), "batch"),
-    "generation": (lambda: combine(heads(5), jnp.zeros((1, 2)), 0.0), "weights"),
+    "generation": (lambda: combine_branches(heads(5), jnp.zeros((1, 2)), 0.0), "weights"),
     "data": (lambda: bytes_of_batch(of_a_batch(tokens=np.zeros((4, 48)))), "batch"),
     "a field of a named tuple": (lambda: check_spans(Spans(np.zeros((2, 3), int), np.zeros((2, 4), int))), "spans"),
     "a dtype": (lambda: find_patches(np.zeros((2, 3)), 1, 1), "image_slot"),

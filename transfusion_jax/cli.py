@@ -40,7 +40,7 @@ CLOSED = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; `errors` lists them."""
     try:
-        arguments, overrides = parse(list(sys.argv[1:] if argv is None else argv))
+        arguments, overrides = parse_command(list(sys.argv[1:] if argv is None else argv))
         module, _, function = arguments.run.partition(":")
         code: int = getattr(import_module(f"transfusion_jax.commands.{module}"), function)(arguments, overrides)
     except UserError as error:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_command(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """What the command line asks for, and the fields of a config that it sets, as `a.b=value`.
 
     `arguments.run` names what runs it, "MODULE:FUNCTION" in `commands`, and `arguments.command` the words after --.

@@ -41,7 +41,7 @@ class Weights(NamedTuple):
     std: Float[Any, "*E"]
 
 
-class Steps(NamedTuple):
+class SamplerSteps(NamedTuple):
     """A sampler's way to the clean image: one entry for each evaluation of the model."""
 
     timesteps: Int[Any, " E"]  # where x stands
@@ -49,7 +49,7 @@ class Steps(NamedTuple):
     weights: Weights  # what comes of its answer
 
 
-def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str = "auto") -> Steps:
+def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str = "auto") -> SamplerSteps:
     """The way of a sampler from noise alone, at T, to the clean image at 0.
 
     In float64 on the host, for in float32 `1 − ᾱ` cancels at small t.
@@ -73,7 +73,7 @@ def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str 
     from_x, from_prediction = clean_weights(objective, path.signals[asked], path.noises[asked])
     moves = known[next(iter(known)) if sampler == "auto" else sampler]
     onward = moves(path.signals[visited], path.noises[visited])
-    return Steps(visited[:-1], asked, Weights(from_x, from_prediction, *onward))
+    return SamplerSteps(visited[:-1], asked, Weights(from_x, from_prediction, *onward))
 
 
 def clean_weights(
@@ -136,7 +136,7 @@ def sample(
     predict: Callable[[jax.Array, jax.Array], jax.Array],
     keys: Key[Array, " S"],
     shape: tuple[int, ...],
-    steps: Steps,
+    steps: SamplerSteps,
     bounds: Bounds | None = None,
 ) -> Float[Array, "S ..."]:
     """Images drawn from noise.
@@ -154,22 +154,24 @@ def sample(
 
     def step(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
         (x, previous), (index, (_, t, weights)) = carry, scanned
-        return take_step(x, previous, predict(x, t), normal(keys, index + 1, shape), weights, bounds), None
+        return take_step(x, previous, predict(x, t), normal_noise(keys, index + 1, shape), weights, bounds), None
 
-    x = normal(keys, jnp.int32(0), shape)
+    x = normal_noise(keys, jnp.int32(0), shape)
     scanned = jnp.arange(len(steps.timesteps)), on_device(steps)
     return jax.lax.scan(step, (x, jnp.zeros_like(x)), scanned)[0][0]
 
 
-def normal(keys: Key[Array, " S"], index: Int[Any, ""] | int, shape: tuple[int, ...]) -> Float[Array, "S ..."]:
+def normal_noise(
+    keys: Key[Array, " S"], index: Int[Any, ""] | int, shape: tuple[int, ...]
+) -> Float[Array, "S ..."]:
     """Standard normal noise, the index-th of each key: 0 to begin with, then one for each step."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
-def on_device(steps: Steps) -> Steps:
+def on_device(steps: SamplerSteps) -> SamplerSteps:
     """Timesteps as int32, weights as float32."""
     weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), steps.weights)
-    return Steps(jnp.asarray(steps.timesteps, jnp.int32), jnp.asarray(steps.asked, jnp.int32), weights)
+    return SamplerSteps(jnp.asarray(steps.timesteps, jnp.int32), jnp.asarray(steps.asked, jnp.int32), weights)
 
 
 Onward = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # the last four of `Weights`

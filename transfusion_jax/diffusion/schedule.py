@@ -67,7 +67,7 @@ class Schedule(Path):
 
 
 @dataclass(frozen=True)
-class Line(Path):
+class StraightLine(Path):
     """Rectified flow's straight line from image to noise (arXiv 2209.03003)."""
 
     signals: Float[np.ndarray, " points"]

@@ -71,7 +71,7 @@ def branch_weights(
     return np.where(acts[:, None], guided, plain).astype(np.float32)
 
 
-def combine(
+def combine_branches(
     predictions: Float[Array, "_ ..."], weights: Float[Any, " branches"], rescale: Shaped[Any, ""] | float
 ) -> Float[Array, "S ..."]:
     """One prediction of the branches', the first branch's first.

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from transfusion_jax.data.batch import TEXT, Batch
 from transfusion_jax.data.tokenizer import SpecialTokens
-from transfusion_jax.diffusion.sampler import Bounds, Steps, normal, take_step
-from transfusion_jax.generation.guidance import combine
-from transfusion_jax.generation.token_sampling import Chances, choose
+from transfusion_jax.diffusion.sampler import Bounds, SamplerSteps, normal_noise, take_step
+from transfusion_jax.generation.guidance import combine_branches
+from transfusion_jax.generation.token_sampling import Chances, choose_tokens
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
@@ -31,7 +31,7 @@ from transfusion_jax.tasks.transfusion import TransfusionTask
 NOTHING = -1  # a token that was not written
 
 
-class State(NamedTuple):
+class DecodingState(NamedTuple):
     """Rows under way."""
 
     cache: Cache
@@ -47,7 +47,7 @@ class Canvas(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def prefill(task: ModelTask, size: int, params: Params, rows: Batch, lengths: Int[Array, " B"]) -> State:
+def prefill(task: ModelTask, size: int, params: Params, rows: Batch, lengths: Int[Array, " B"]) -> DecodingState:
     """Rows that hold their prompts.
 
     Args:
@@ -63,7 +63,7 @@ def prefill(task: ModelTask, size: int, params: Params, rows: Batch, lengths: In
     hidden, present = model.trunk(x, rows.spans, rows.positions, Cache.empty(config, len(x), 0), places)
     cache = Cache.empty(config, len(x), max(size, x.shape[1])).append(present, lengths, hidden)
     last = hidden[jnp.arange(len(x)), lengths - 1]
-    return State(cache, last, jnp.zeros(len(x), jnp.int32))
+    return DecodingState(cache, last, jnp.zeros(len(x), jnp.int32))
 
 
 class Limits(NamedTuple):
@@ -75,19 +75,19 @@ class Limits(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), static_argnames="ends", donate_argnums=5)
-def write(
+def write_tokens(
     task: ModelTask,
     special: SpecialTokens,
     count: int,
     filters: bool,
     params: Params,
-    state: State,
+    state: DecodingState,
     active: Bool[Array, " B"],
     limits: Limits,
     keys: Key[Array, " B"],
     chances: Chances,
     ends: tuple[int, ...] = (),
-) -> tuple[State, Int[Array, "B {count}"]]:
+) -> tuple[DecodingState, Int[Array, "B {count}"]]:
     """Up to `count` tokens for each active row, and which they are.
 
     A row stops by itself after EOS, which it does not keep, after BOI, which it does, and where it may not go on.
@@ -121,7 +121,7 @@ def write(
         draws = (limits.images > 0) & (length + room <= limits.elements)
         allowed = text | (draws[:, None] & (entry == special.boi))
         logits = jnp.where(allowed, model.text_logits(state.hidden), -jnp.inf)
-        token = choose(logits, jax.vmap(jax.random.fold_in)(keys, state.written), chances, filters)
+        token = choose_tokens(logits, jax.vmap(jax.random.fold_in)(keys, state.written), chances, filters)
         token = jnp.where(active, token, NOTHING)
         kept = active & ~jnp.isin(token, jnp.array((special.eos, *ends)))
         state = _add_tokens(model, state, jnp.maximum(token, 0), kept)
@@ -135,10 +135,10 @@ def write(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def gather(size: int, states: Sequence[State], rows: tuple[Int[Array, " S"], ...]) -> State:
+def gather_rows(size: int, states: Sequence[DecodingState], rows: tuple[Int[Array, " S"], ...]) -> DecodingState:
     """Some rows of each state with the first `size` of their elements, one state behind the other."""
     parts = [
-        State(s.cache.rows(index, size), s.hidden[index], s.written[index])
+        DecodingState(s.cache.rows(index, size), s.hidden[index], s.written[index])
         for s, index in zip(states, rows, strict=True)
     ]
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -147,7 +147,7 @@ def gather(size: int, states: Sequence[State], rows: tuple[Int[Array, " S"], ...
 @functools.partial(jax.jit, static_argnums=0)
 def blank(shape: tuple[int, ...], keys: Key[Array, " S"]) -> Canvas:
     """Pure noise, one key for each image."""
-    x = normal(keys, jnp.int32(0), shape)
+    x = normal_noise(keys, jnp.int32(0), shape)
     return Canvas(x, jnp.zeros_like(x))
 
 
@@ -158,7 +158,7 @@ def denoise(
     cache: Cache,
     canvas: Canvas,
     keys: Key[Array, " S"],
-    steps: Steps,
+    steps: SamplerSteps,
     weights: Float[Array, "E branches"],
     rescale: Shaped[Any, ""] | float,
     bounds: Bounds | None,
@@ -185,8 +185,8 @@ def denoise(
     def evaluate(index: Int[Array, ""], canvas: Canvas) -> Canvas:
         t, step = steps.asked[index], jax.tree.map(lambda w: w[index], steps.weights)
         tiled = jnp.concatenate([canvas.x] * weights.shape[1])
-        predicted = combine(_predict(model, cache, tiled, t), weights[index], rescale)
-        return Canvas(*take_step(*canvas, predicted, normal(keys, index + 1, shape), step, bounds))
+        predicted = combine_branches(_predict(model, cache, tiled, t), weights[index], rescale)
+        return Canvas(*take_step(*canvas, predicted, normal_noise(keys, index + 1, shape), step, bounds))
 
     return jax.lax.fori_loop(begin, end, evaluate, canvas)
 
@@ -208,10 +208,10 @@ def add_images(
     task: ModelTask,
     special: SpecialTokens,
     params: Params,
-    state: State,
+    state: DecodingState,
     images: Shaped[Array, "B ..."],
     drawn: Bool[Array, " B"],
-) -> State:
+) -> DecodingState:
     """Rows with a clean image, or its codes, and EOI added where one was drawn."""
     model, config, rows = task.model.bind(params), task.config.model, len(images)
     slot, patch = _image(rows, config.patches, 1)
@@ -223,14 +223,14 @@ def add_images(
     x, _ = model.embed(tokens, slot, patch, latents, jnp.zeros(latents.shape[:2], jnp.int32))
     hidden, present = _behind(model, x, state.cache, config.patches)
     cache = state.cache.append(present, drawn * x.shape[1], hidden)
-    return State(cache, jnp.where(drawn[:, None], hidden[:, -1], state.hidden), state.written)
+    return DecodingState(cache, jnp.where(drawn[:, None], hidden[:, -1], state.hidden), state.written)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def draw_codes(
     task: TokenTask,
     params: Params,
-    state: State,
+    state: DecodingState,
     keys: Key[Array, " S"],
     weights: Float[Array, " branches"],
     temperature: Shaped[Any, ""] | float,
@@ -247,11 +247,13 @@ def draw_codes(
     model, config, branches = task.model.bind(params), task.config.model, len(weights)
     chances = Chances(temperature, 0, 1.0, 0.0)
 
-    def one(carry: tuple[State, jax.Array], number: Int[Array, ""]) -> tuple[tuple[State, jax.Array], None]:
+    def one(
+        carry: tuple[DecodingState, jax.Array], number: Int[Array, ""]
+    ) -> tuple[tuple[DecodingState, jax.Array], None]:
         state, codes = carry
         logits = model.text_logits(state.hidden)[:, config.first_code : config.entries]
         each = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-        code = choose(combine(logits, weights, 0.0), each, chances, filters=False)
+        code = choose_tokens(combine_branches(logits, weights, 0.0), each, chances, filters=False)
         tokens = config.first_code + jnp.tile(code, branches)
         state = _add_tokens(model, state, tokens, jnp.full(len(tokens), True))
         return (state, codes.at[:, number].set(code)), None
@@ -260,7 +262,9 @@ def draw_codes(
     return jax.lax.scan(one, (state, codes), jnp.arange(config.patches))[0][1]
 
 
-def _add_tokens(model: Transfusion, state: State, tokens: Int[Array, " B"], kept: Bool[Array, " B"]) -> State:
+def _add_tokens(
+    model: Transfusion, state: DecodingState, tokens: Int[Array, " B"], kept: Bool[Array, " B"]
+) -> DecodingState:
     """One token more, in the rows that keep theirs."""
     rows = len(tokens)
     text = jnp.full((rows, 1), TEXT)

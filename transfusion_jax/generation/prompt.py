@@ -10,7 +10,7 @@ from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.readers import pictures
-from transfusion_jax.data.row import Piece, empty_row, lay_out, place
+from transfusion_jax.data.row import Piece, empty_row, lay_out, place_piece
 
 ROUND_TO = 32  # row lengths are rounded up, so that few shapes are compiled
 
@@ -65,7 +65,7 @@ def rows_of(
     for number, (document, length, without) in enumerate(zip(documents, lengths, bare, strict=True)):
         row = empty_row(number, size, max(d.images for d in documents), config, codec.special)
         layout = lay_out(document, config.model, codec.special)
-        place(row, 0, 0, layout, Piece(document, int(without), int(length), 0), document, config)
+        place_piece(row, 0, 0, layout, Piece(document, int(without), int(length), 0), document, config)
         row.span_start[:] = 0  # text that comes after it belongs to the same document
         row.positions[:] = np.arange(size)
         row.image_weight[:] = 0

@@ -17,7 +17,7 @@ from transfusion_jax.data.batch import Batch
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.diffusion import sampler
-from transfusion_jax.diffusion.sampler import Bounds, Steps, make_steps
+from transfusion_jax.diffusion.sampler import Bounds, SamplerSteps, make_steps
 from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.model.layers import find_patches, gather_patches
 from transfusion_jax.model.transfusion import Params
@@ -55,7 +55,7 @@ def _denoise(
     rows: Batch,
     slots: Int[Array, " B"],
     keys: Key[Array, " S"],
-    steps: Steps,
+    steps: SamplerSteps,
     guidance: float,
     bounds: Bounds | None,
 ) -> Float[Array, "S h w c"]:

@@ -35,7 +35,7 @@ class Score:
     greedy: bool  # whether each of its tokens is the likeliest
 
 
-def score(
+def score_continuations(
     task: ModelTask,
     params: Params,
     codec: Codec,
@@ -58,7 +58,7 @@ def score(
     whole = [Document((*(d.segments or nothing), Text(c))) for d, c in zip(documents, continuations, strict=True)]
     longest = max((document.length(task.config.model.patches) for document in whole), default=1)
     found: list[Score] = []
-    for begin in range(0, len(whole), size := rows_at_a_time(task.config, longest)):
+    for begin in range(0, len(whole), size := scored_at_a_time(task.config, longest)):
         rows, ends = rows_of(whole[begin : begin + size], task.config, codec)
         counts = np.array([len(tokens) for tokens in continuations[begin : begin + size]])
         for chance, count, likeliest in zip(
@@ -95,7 +95,7 @@ def score_tokens(
     limit, begin = task.config.data.context_length, 0
     while begin < len(order):
         longest = len(whole[order[begin]]) - 1
-        part = order[begin : begin + rows_at_a_time(task.config, longest)]
+        part = order[begin : begin + scored_at_a_time(task.config, longest)]
         begin += len(part)
         require(longest <= limit, f"{longest} tokens do not fit the model's context of {limit}")
         shape = 1 << (len(part) - 1).bit_length(), min(max(SHORTEST, 1 << (longest - 1).bit_length()), limit)
@@ -109,7 +109,7 @@ def score_tokens(
             yield number, Score(float(chances[row]), int(counts[row]), bool(greedy[row]))
 
 
-def rows_at_a_time(config: Config, length: int) -> int:
+def scored_at_a_time(config: Config, length: int) -> int:
     """Rows of a length to score at a time, a power of two: no more elements than training computes at a time."""
     fitting = max(1, config.part_rows * config.data.context_length // max(length, SHORTEST))
     return min(ROWS, 1 << (fitting.bit_length() - 1))

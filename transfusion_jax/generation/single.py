@@ -15,7 +15,7 @@ from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
 
 
-def write(
+def write_texts(
     task: ModelTask,
     params: Params,
     codec: Codec,
@@ -40,7 +40,7 @@ def write(
     return [sample.text for sample in generate(task, params, codec, requests, writing=writing)]
 
 
-def caption(
+def caption_images(
     task: ModelTask,
     params: Params,
     codec: Codec,
@@ -51,10 +51,10 @@ def caption(
     """The model's words for images in [−1, 1]; by default the likeliest ones, up to 40."""
     require(task.config.model.images != "none", "this is a model of text alone: it sees no images")
     documents = [Document((Image(latent),)) for latent in codec.latents(images)]
-    return write(task, params, codec, documents, writing or Writing(max_tokens=40), seed)
+    return write_texts(task, params, codec, documents, writing or Writing(max_tokens=40), seed)
 
 
-def draw(
+def draw_images(
     task: ModelTask,
     params: Params,
     codec: Codec,

@@ -56,7 +56,7 @@ class Chances(NamedTuple):
     min_p: Shaped[Any, ""] | float
 
 
-def choose(
+def choose_tokens(
     logits: Float[Array, "B V"], keys: Key[Array, " B"], chances: Chances, filters: bool
 ) -> Int[Array, " B"]:
     """A token of each row from softmax(logits / temperature), or the likeliest where that is 0.

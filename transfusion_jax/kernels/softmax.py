@@ -22,7 +22,7 @@ def dense_mask(start: Int[Any, "B T"], end: Int[Any, "B T"], keys: int) -> Bool[
     return (jnp.asarray(start)[..., None] <= key) & (key < jnp.asarray(end)[..., None])
 
 
-def dot(a: Float[Array, "_ _"], b: Float[Array, "_ _"], over_a: int, over_b: int) -> Float[Array, "_ _"]:
+def float32_dot(a: Float[Array, "_ _"], b: Float[Array, "_ _"], over_a: int, over_b: int) -> Float[Array, "_ _"]:
     """The product over one axis of each, accumulated in float32; float32 is not rounded on the way."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dimensions = (((over_a,), (over_b,)), ((), ()))

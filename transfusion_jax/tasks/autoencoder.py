@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.autoencoder import discriminator, perceptual
-from transfusion_jax.autoencoder.network import Network, nearest
+from transfusion_jax.autoencoder.network import Network, nearest_entries
 from transfusion_jax.config import AutoencoderRun
 from transfusion_jax.data.image_stream import ImageBatch
 from transfusion_jax.diffusion.objective import image_keys
@@ -92,7 +92,7 @@ class AutoencoderTask:
         error = drawn - image
         squared = jnp.mean(jnp.square(error), axis=(1, 2, 3))
         terms |= {"l1": jnp.mean(jnp.abs(error), axis=(1, 2, 3)), "l2": squared}
-        for name, distance in (("lpips", perceptual.lpips), ("identity", perceptual.identity)):
+        for name, distance in (("lpips", perceptual.lpips), ("identity", perceptual.identity_distance)):
             if getattr(weights, name):
                 terms[name] = distance(jax.lax.stop_gradient(params["perceptual"][name]), drawn, image)
         row_loss = sum(getattr(weights, name) * term for name, term in terms.items())
@@ -140,8 +140,10 @@ class AutoencoderTask:
     ) -> dict[str, Float[Array, " B"]]:
         """What the discriminator says to the autoencoder, and what it learns itself."""
         still = jax.lax.stop_gradient
-        says = discriminator.judge(still(params), drawn)
-        learns = discriminator.hinge(discriminator.judge(params, image), discriminator.judge(params, still(drawn)))
+        says = discriminator.judge_patches(still(params), drawn)
+        learns = discriminator.hinge(
+            discriminator.judge_patches(params, image), discriminator.judge_patches(params, still(drawn))
+        )
         return {"gan": -jnp.mean(says, axis=(1, 2)), "discriminator": learns}
 
     @cached_property
@@ -183,5 +185,5 @@ def coverage(vectors: Float[Array, "B h w c"], entries: Float[Array, "n c"]) -> 
     one term that depends on which images are computed together: the config allows it no accumulation.
     """
     flat = vectors.reshape(-1, vectors.shape[-1])
-    distance = jnp.mean(jnp.square(entries - flat[nearest(jax.lax.stop_gradient(entries), flat)]))
+    distance = jnp.mean(jnp.square(entries - flat[nearest_entries(jax.lax.stop_gradient(entries), flat)]))
     return jnp.broadcast_to(distance, len(vectors))

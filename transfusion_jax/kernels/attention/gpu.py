@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from transfusion_jax.kernels.attention.schedule import Ranges, inner_ranges, key_ranges, query_ranges
 from transfusion_jax.kernels.platform import compute_capability, platform
-from transfusion_jax.kernels.softmax import LOG2_E, MASKED, dot, named, output_products, whole_spans
+from transfusion_jax.kernels.softmax import LOG2_E, MASKED, float32_dot, named, output_products, whole_spans
 
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_CHANNELS = 128
@@ -68,10 +68,10 @@ def attention(
     """See `transfusion_jax.model.attention`; raises ValueError where the kernels do not run, too."""
     if elsewhere := why_not_here():
         raise ValueError(f"attention 'gpu' runs on {elsewhere}; model.attention='blocked' runs anywhere")
-    return span_attention(q, k, v, start, end)
+    return gpu_span_attention(q, k, v, start, end)
 
 
-def span_attention(
+def gpu_span_attention(
     q: Float[Any, "B T H D"],
     k: Float[Any, "B S H D"],
     v: Float[Any, "B S H D"],
@@ -171,12 +171,12 @@ def _forward_kernel(limits, spans, q, k, v, out, log_total, *, scale, size):  # 
     def visit(block: Any, carry: tuple, masked: bool) -> tuple:
         top, total, mixed = carry
         keys = pl.ds(block * size, size)
-        scores = scale * dot(queries, k[keys, :], 1, 1)
+        scores = scale * float32_dot(queries, k[keys, :], 1, 1)
         if masked:
             scores = _masked(scores, block * size, start[:, None], end[:, None], 1)
         new_top = jnp.maximum(top, scores.max(1))
         weights, shrink = jnp.exp2(scores - new_top[:, None]), jnp.exp2(top - new_top)
-        mixed = shrink[:, None] * mixed + dot(weights.astype(v.dtype), v[keys, :], 1, 0)
+        mixed = shrink[:, None] * mixed + float32_dot(weights.astype(v.dtype), v[keys, :], 1, 0)
         return new_top, shrink * total + weights.sum(1), mixed
 
     zeros = jnp.zeros(q.shape[0], jnp.float32)
@@ -228,12 +228,12 @@ def _query_kernel(  # type: ignore[no-untyped-def]
 
     def visit(block: Any, sum_q: Float[Array, "_ _"], masked: bool) -> Float[Array, "_ _"]:
         keys = pl.ds(block * size, size)
-        scores = scale * LOG2_E * dot(queries, k[keys, :], 1, 1)
+        scores = scale * LOG2_E * float32_dot(queries, k[keys, :], 1, 1)
         if masked:
             scores = _masked(scores, block * size, start[:, None], end[:, None], 1)
         weights = jnp.exp2(scores - log_totals)
-        d_scores = weights * (dot(d_outs, v[keys, :], 1, 1) - deltas)
-        return sum_q + dot(d_scores.astype(k.dtype), k[keys, :], 1, 0)
+        d_scores = weights * (float32_dot(d_outs, v[keys, :], 1, 1) - deltas)
+        return sum_q + float32_dot(d_scores.astype(k.dtype), k[keys, :], 1, 0)
 
     sum_q = _visit(limits, visit, jnp.zeros(q.shape, jnp.float32))
     d_q[...] = (scale * sum_q).astype(d_q.dtype)
@@ -249,13 +249,13 @@ def _key_kernel(  # type: ignore[no-untyped-def]
         sum_k, sum_v = carry
         own = pl.ds(block * size, size)
         queries, d_outs = q[own, :], d_out[own, :]
-        scores = scale * LOG2_E * dot(keys, queries, 1, 1)
+        scores = scale * LOG2_E * float32_dot(keys, queries, 1, 1)
         if masked:
             scores = _masked(scores, first, spans[0, own][None], spans[1, own][None], 0)
         weights = jnp.exp2(scores - log_total[own][None])
-        sum_v += dot(weights.astype(d_outs.dtype), d_outs, 1, 0)
-        d_scores = weights * (dot(values, d_outs, 1, 1) - delta[own][None])
-        return sum_k + dot(d_scores.astype(queries.dtype), queries, 1, 0), sum_v
+        sum_v += float32_dot(weights.astype(d_outs.dtype), d_outs, 1, 0)
+        d_scores = weights * (float32_dot(values, d_outs, 1, 1) - delta[own][None])
+        return sum_k + float32_dot(d_scores.astype(queries.dtype), queries, 1, 0), sum_v
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     sum_k, sum_v = _visit(limits, visit, (zeros, zeros))

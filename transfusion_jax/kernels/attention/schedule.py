@@ -89,7 +89,7 @@ def count_blocks(
 
 def plan_steps(
     spans: Int[Array, "B 2 T"], query_block: int, key_block: int, keys: int, outer: str
-) -> tuple[Steps, Int[Array, ""]]:
+) -> tuple[BlockSteps, Int[Array, ""]]:
     """The steps of all rows, row after row, and how many there are.
 
     Args:
@@ -111,10 +111,10 @@ def plan_steps(
     count = jnp.maximum(flat[1] - flat[0], 1)
     past = jnp.cumsum(count)
     tile = jnp.repeat(jnp.arange(len(count), dtype=jnp.int32), count, total_repeat_length=most)
-    return Steps(tile, past - count, *flat), past[-1]
+    return BlockSteps(tile, past - count, *flat), past[-1]
 
 
-class Steps(NamedTuple):
+class BlockSteps(NamedTuple):
     """The list, as flat int32 arrays (or references to them). A tile is one outer block of one row."""
 
     tile: Int[Any, " steps"]  # of each step

@@ -112,7 +112,7 @@ class PatchCoder(nnx.Module):
         for stage in self.down.stages:
             x = split_images(self.down.apply(stage, x, embedding), lead)
             skips.append(x)
-        patches = dot(self.trunk_norm(x), self.to_trunk) + self.to_trunk_bias[...]
+        patches = whole_dot(self.trunk_norm(x), self.to_trunk) + self.to_trunk_bias[...]
         return split_images(patches, lead).reshape(*lead, self.config.patches, -1), tuple(skips)
 
     def decode(
@@ -125,7 +125,7 @@ class PatchCoder(nnx.Module):
         config, lead = self.config, hidden.shape[:-2]
         x = split_images(hidden.reshape(-1, *config.patch_grid, hidden.shape[-1]), lead)
         embedding = split_images(self.up.embed(timesteps.reshape(-1), x.dtype), lead)
-        x = dot(x, self.from_trunk) + self.from_trunk_bias[...]
+        x = whole_dot(x, self.from_trunk) + self.from_trunk_bias[...]
         left = list(skips)
         for stage in self.up.stages:
             x = jnp.concatenate([x, left.pop()], -1) if stage.kind == "block" else x
@@ -174,8 +174,8 @@ class Side(nnx.Module):
     def embed(self, timesteps: Int[Any, " images"], dtype: Any) -> Float[Array, "images E"]:
         """Of each image's timestep."""
         features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(dtype)
-        hidden = jax.nn.silu(dot(features, self.timestep_in) + self.timestep_in_bias[...])
-        return jax.nn.silu(dot(hidden, self.timestep_out) + self.timestep_out_bias[...])
+        hidden = jax.nn.silu(whole_dot(features, self.timestep_in) + self.timestep_in_bias[...])
+        return jax.nn.silu(whole_dot(hidden, self.timestep_out) + self.timestep_out_bias[...])
 
     def apply(
         self, stage: Stage, x: Float[Array, "images _ _ _"], embedding: Float[Array, "images E"]
@@ -190,11 +190,11 @@ class Side(nnx.Module):
 def make(config: ModelConfig, stage: Stage, last: int, key: Key[Array, ""]) -> nnx.Module:
     """A stage's module; `last` is the level whose blocks attend."""
     if stage.kind == "block":
-        return Block(config, stage, stage.level == last, key=key)
+        return UNetBlock(config, stage, stage.level == last, key=key)
     return Resize(stage, key=key)
 
 
-class Block(nnx.Module):
+class UNetBlock(nnx.Module):
     """A residual block, with attention after it on the last level. At first it passes its input on."""
 
     def __init__(self, config: ModelConfig, stage: Stage, attends: bool, *, key: Key[Array, ""]):
@@ -216,9 +216,9 @@ class Block(nnx.Module):
     ) -> Float[Array, "images h w _"]:
         """The stage's result, given the timesteps' embedding."""
         y = convolve(jax.nn.silu(self.norm_in(x)), self.conv_in) + self.conv_in_bias[...]
-        y = y + dot(embedding, self.timestep)[:, None, None]
+        y = y + whole_dot(embedding, self.timestep)[:, None, None]
         y = convolve(jax.nn.silu(self.norm_out(y)), self.conv_out) + self.conv_out_bias[...]
-        y = y + (x if self.shortcut is None else dot(x, self.shortcut))
+        y = y + (x if self.shortcut is None else whole_dot(x, self.shortcut))
         return y if self.attention is None else self.attention(y)
 
 
@@ -239,10 +239,10 @@ class ImageAttention(nnx.Module):
         places = self.norm(x).reshape(images, height * width, size)
         head = HEAD if size % HEAD == 0 else size
         q, k, v = (
-            dot(places, w).reshape(images, -1, size // head, head) for w in (self.query, self.key, self.value)
+            whole_dot(places, w).reshape(images, -1, size // head, head) for w in (self.query, self.key, self.value)
         )
         mixed = jax.nn.dot_product_attention(q, k, v, implementation="xla")
-        return x + dot(mixed.reshape(x.shape), self.output)
+        return x + whole_dot(mixed.reshape(x.shape), self.output)
 
 
 class Resize(nnx.Module):
@@ -264,7 +264,7 @@ class Resize(nnx.Module):
         return convolve(x, self.resize, stride=2 if self.kind == "shrink" else 1) + self.resize_bias[...]
 
 
-def dot(x: Float[Array, "... n"], weight: nnx.Param) -> Float[Array, "... m"]:
+def whole_dot(x: Float[Array, "... n"], weight: nnx.Param) -> Float[Array, "... m"]:
     """`x @ weight`, of the whole weight: images are split over devices, and their channels are not."""
     return product(x, split(weight[...]))
 
