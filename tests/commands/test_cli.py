@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import xla
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.errors import INTERRUPTED
@@ -352,7 +353,7 @@ def transfusion(*arguments):
 
 
 def start(*arguments, stderr=subprocess.STDOUT):
-    environment = os.environ | {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}  # one device
+    environment = os.environ | xla.ONE_DEVICE
     command = [sys.executable, "-u", "-m", "transfusion_jax.cli", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
 

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import xla
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.jsonl import read_lines
 
@@ -29,7 +30,6 @@ EVERYTHING = {  # packing, mixing and caption dropout are in the config; the res
 TIMINGS = ("elements_per_second", "tflops_per_second", "mfu", "seconds_per_step", "data_wait_per_step")
 TIMINGS += ("goodput", "host/", "memory/", "lost_steps", "restarts")
 PATIENCE = 300  # seconds for anything to happen
-XLA = "--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count="  # compiles in half the time
 
 
 class Training:
@@ -40,7 +40,7 @@ class Training:
     ):
         fields = EVERYTHING | {name.replace("__", "."): value for name, value in changes.items()}
         overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-        environment = os.environ | {"XLA_FLAGS": f"{XLA}{devices}"} | dict(environment)
+        environment = os.environ | {"XLA_FLAGS": xla.flags(devices)} | dict(environment)
         command = ["train", "--config", "configs/debug.py", "--workdir", str(workdir), *overrides, *flags]
         self.workdir = Path(workdir)
         self.begun = time.monotonic()
@@ -130,7 +130,7 @@ class Many:
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": str(processes),
             # Many processes keep no programs: each start compiles, which takes half the time without LLVM's passes.
-            "XLA_FLAGS": f"{XLA}{devices} --xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"{xla.flags(devices)} --xla_backend_optimization_level=0",
         }
         self.all = [
             Training(
