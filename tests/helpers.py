@@ -218,7 +218,7 @@ def tiny_run(
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     said: list[str] = []
     try:
-        context = RunContext(task, config, mesh, facts_of(make_task(config), config, data), said.append)
+        context = RunContext(task, config, mesh, facts_of(task, config, data), said.append)
         with programs.shared():
             begin(start or Start(), context, data, workdir)
         rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)

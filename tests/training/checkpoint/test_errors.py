@@ -26,6 +26,7 @@ from transfusion_jax.training.monitoring.goodput import Attempt
 from transfusion_jax.training.monitoring.metrics import open_writer
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.start_run import Start, begin
+from transfusion_jax.training.step.state import RunContext
 
 CONFIG = tiny_config(steps=2, loop={"log_every": 1, "save_every": 2})
 UNREAD = r"lock|tensorboard/.*|samples/.*"  # of checkpoints: tests/training/checkpoint/test_manager.py
@@ -124,7 +125,7 @@ def test_a_run_whose_config_is_gone_is_not_begun_anew(trained, tmp_path):
     (path / "config.json").unlink()
     before = contents(path)
     with pytest.raises(DamagedFile, match=r"config\.json is missing, although a run trained here: .* --fork-from"):
-        begin(Start(), None, CONFIG, tiny_data(), None, Workdir(path), print)
+        begin(Start(), RunContext(None, CONFIG, None), tiny_data(), Workdir(path))
     assert contents(path) == before
 
 
