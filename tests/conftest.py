@@ -15,18 +15,11 @@ from types import SimpleNamespace
 import pytest
 
 import shapes
+import xla
 
 MAPS = 20_000  # of a process, from which it forgets programs; one file of tests adds at most as many again
 
-# The tests compile far more than they compute: what makes programs fast takes most of their time to compile.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(8)}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would report, from threads that outlive their test

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import xla
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.errors import INTERRUPTED
@@ -64,7 +65,7 @@ def test_a_finished_run_says_that_it_is_done(trained):
 
 
 def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, tmp_path):
-    command = [*DEBUG, "--workdir", str(tmp_path), "--config.data.workers=1"]
+    command = [*DEBUG, "--workdir", str(tmp_path), "--config.data.workers=1", "--config.loop.sample_every=0"]
     process = start(*command)
     for line in process.stdout:
         if line.startswith("step  7/"):
@@ -85,7 +86,8 @@ def test_a_signal_saves_and_the_same_command_goes_on_with_equal_losses(trained, 
 
 
 def test_a_run_goes_on_where_nobody_listens_any_more(tmp_path):
-    process = start(*DEBUG, "--workdir", str(tmp_path), "--config.loop.evaluate_every=0", stderr=subprocess.PIPE)
+    alone = ["--config.loop.evaluate_every=0", "--config.loop.sample_every=0"]
+    process = start(*DEBUG, "--workdir", str(tmp_path), *alone, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=600) == 0, process.stderr.read()
@@ -352,7 +354,7 @@ def transfusion(*arguments):
 
 
 def start(*arguments, stderr=subprocess.STDOUT):
-    environment = os.environ | {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}  # one device
+    environment = os.environ | xla.ONE_DEVICE
     command = [sys.executable, "-u", "-m", "transfusion_jax.cli", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
 

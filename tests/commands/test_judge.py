@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+import xla
 from helpers import begin_run, digits_config
 from inceptions import random_network
 from transfusion_jax.cli import main
@@ -121,7 +122,7 @@ def test_two_processes_judge_as_one(run, tmp_path):
     prompts.write_text('{"tag": "single_object", "prompt": "a bench"}\n')
     words = ["judge", "geneval", str(prompts), "--workdir", str(run[0]), "--output", str(output)]
     command = [sys.executable, "-m", "transfusion_jax.cli", "launch", "local", "--processes", "2", "--", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | xla.ONE_DEVICE)
     assert done.returncode == 0, done.stderr
     assert len(list(output.glob("00000/samples/*.png"))) == 4
     assert done.stdout.count("written to") == 1

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import xla
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/extending.md").read_text()
 FILES = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL)
@@ -40,7 +42,7 @@ def folder(tmp_path_factory):
 def run(path, commands):
     """What a process prints that runs some commands."""
     lines = [[*shlex.split(c)[1:], *(QUICK if "--config " in c else ())] for c in commands]
-    one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    one_device = os.environ | xla.ONE_DEVICE
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(lines)], cwd=path, env=one_device, capture_output=True, text=True
     )

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import xla
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.jsonl import read_lines
 
@@ -39,8 +40,7 @@ class Training:
     ):
         fields = EVERYTHING | {name.replace("__", "."): value for name, value in changes.items()}
         overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-        xla_flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"XLA_FLAGS": xla_flags} | dict(environment)
+        environment = os.environ | {"XLA_FLAGS": xla.flags(devices)} | dict(environment)
         command = ["train", "--config", "configs/debug.py", "--workdir", str(workdir), *overrides, *flags]
         self.workdir = Path(workdir)
         self.begun = time.monotonic()
@@ -130,7 +130,7 @@ class Many:
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": str(processes),
             # Many processes keep no programs: each start compiles, which takes half the time without LLVM's passes.
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"{xla.flags(devices)} --xla_backend_optimization_level=0",
         }
         self.all = [
             Training(

@@ -16,7 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drills.process import ROOT, SAVE_EVERY, STEPS, Training, finish, largest_file, newest_checkpoint, records
+from drills.process import (
+    PATIENCE,
+    ROOT,
+    SAVE_EVERY,
+    STEPS,
+    Training,
+    finish,
+    largest_file,
+    newest_checkpoint,
+    records,
+)
 from transfusion_jax.cli import main
 from transfusion_jax.errors import INTERRUPTED, StorageError, TrainingHalted
 from transfusion_jax.storage.paths import place
@@ -128,7 +138,7 @@ def test_kills_at_many_moments(tmp_path, undisturbed, drill):
         assert len(children) >= 2  # the loader, and Python's tracker of shared memory
         done = training.kill()
         deaths += 1
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while any(Path(f"/proc/{child}").exists() for child in children):
             assert time.monotonic() < end, "loader processes outlive a kill"
             time.sleep(0.1)
@@ -141,32 +151,30 @@ def test_kills_at_many_moments(tmp_path, undisturbed, drill):
 
 def test_signals(tmp_path, undisturbed, drill):
     def stopped(training, number=signal.SIGTERM, whole_group=False):
-        begin = time.monotonic()
         training.signal(number, whole_group)
         assert training.end() == INTERRUPTED, training.text
         assert "run the same command to go on" in training.text
-        return f"saved, exit {INTERRUPTED}", time.monotonic() - begin
+        return f"saved, exit {INTERRUPTED}"
 
     training = Training(tmp_path)
     training.wait_for("mesh {")
-    happened, _ = stopped(training)
+    happened = stopped(training)
     drill("SIGTERM while the step compiles", happened, 0, "yes")
 
     training = Training(tmp_path)
     training.wait_for("step  1/")  # on a busy machine it makes more steps before the signal comes; not seven
-    happened, _ = stopped(training)
+    happened = stopped(training)
     training, lost = restart(tmp_path, newest_step_said(training), until="step  8/")
     drill("SIGTERM in a step", happened, lost, "yes")
 
-    happened, seconds = stopped(training)
-    assert seconds < 20
+    happened = stopped(training)
     assert "held_out" not in training.text  # it did not wait for the evaluation
     training, lost = restart(tmp_path, 8, data__workers=1)
     assert newest_checkpoint(tmp_path) == 8
     drill("SIGTERM in an evaluation", f"{happened}; evaluated on resuming", lost, "yes")
 
     training.wait_for("step 11/")
-    happened, _ = stopped(training, signal.SIGINT, whole_group=True)
+    happened = stopped(training, signal.SIGINT, whole_group=True)
     later = newest_step_said(training) + 3
     training, lost = restart(tmp_path, newest_step_said(training), until=f"step {later:2}/")
     drill("Ctrl-C, which loader processes get too", happened, lost, "yes")

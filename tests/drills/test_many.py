@@ -2,7 +2,6 @@
 
 import re
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -77,10 +76,8 @@ def test_signals_to_many(tmp_path, undisturbed, drill):
 def test_a_signal_while_many_evaluate(tmp_path, undisturbed, drill):
     many = Many(tmp_path, 2, **TWO)
     many[0].wait_for("step  8/")
-    begin = time.monotonic()
     many.signal(signal.SIGTERM)
     assert many.end() == [INTERRUPTED, INTERRUPTED], many.text
-    assert time.monotonic() - begin < 30
     assert newest_checkpoint(tmp_path) == 8
     assert "held_out" not in many.text
     many, lost = resume(tmp_path, 8)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import xla
 from transfusion_jax.cli import main
 
 REQUESTS = 24
@@ -21,7 +22,7 @@ def test_a_loaded_server_loses_nothing_and_ends_when_all_is_done(tmp_path):
     workdir = str(tmp_path / "run")
     debug = ["--config", "configs/debug.py", "--config.loop.evaluate_every=0", "--config.loop.sample_every=0"]
     program = [sys.executable, "-m", "transfusion_jax.cli"]
-    one_device = os.environ | {"XLA_FLAGS": ""}
+    one_device = os.environ | xla.ONE_DEVICE
     train = [*program, "train", *debug, "--config.steps=2", "--workdir", workdir]
     subprocess.run(train, check=True, stdout=subprocess.DEVNULL, env=one_device)
     serve = [*program, "serve", "--workdir", workdir, "--port", "0"]

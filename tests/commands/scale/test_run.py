@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import xla
 from ladder_files import make_ladder
 from transfusion_jax.cli import main
 from transfusion_jax.errors import INTERRUPTED
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 def scale(*words, **options):
     command = [sys.executable, "-m", "transfusion_jax.cli", "scale", "run", *map(str, words)]
-    environment = os.environ | {"XLA_FLAGS": ""}  # one device
+    environment = os.environ | xla.ONE_DEVICE
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes, **options)
 

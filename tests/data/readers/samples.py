@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset
 from PIL import Image
 
 from transfusion_jax.config import READERS
@@ -118,6 +117,8 @@ def tar(members, mode="w"):
 
 
 def write_tar(folder):
+    import webdataset  # not above: it imports PyTorch where that is installed
+
     with webdataset.TarWriter(str(folder / "photographs.tar")) as writer:
         for name, image in photographs().items():
             writer.write({"__key__": name[:4], "png": image, "txt": captions()[name], "json": {"url": "x"}})
