@@ -121,7 +121,7 @@ def _parser(called: set[str]) -> argparse.ArgumentParser:
 def _end(code: int, error: Exception | str) -> int:
     print(f"transfusion: {error}", file=sys.stderr)
     processes = sys.modules.get("transfusion_jax.parallel.processes")  # not imported: there is one process
-    if processes and processes.count() > 1:  # the others must not wait for this one
+    if processes and processes.process_count() > 1:  # the others must not wait for this one
         processes.leave(code, str(error))
     return code
 

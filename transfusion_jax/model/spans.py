@@ -21,8 +21,8 @@ from jaxtyping import Int
 class Spans(NamedTuple):
     """Keys that each query may attend to, as `[start, end)`, in key positions."""
 
-    start: Int[Any, "B T"]
-    end: Int[Any, "B T"]
+    start: Int[Any, "*B T"]
+    end: Int[Any, "*B T"]
 
 
 def check_spans(spans: Spans) -> None:
