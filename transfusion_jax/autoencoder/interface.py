@@ -1,4 +1,4 @@
-"""What every image autoencoder offers; `transfusion_jax.autoencoder.load` finds one by name."""
+"""What every image autoencoder offers; `load_autoencoder` finds one by name."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_parts(tree: Tree, model: ModelConfig) -> Iterator[Part]:
-    """The parts of Hugging Face's tensors, as `shards.write` takes them: the vocabulary without its padding."""
+    """The parts of Hugging Face's tensors, as `write_tensors` takes them: the vocabulary without its padding."""
     used = model.vocabulary + SPECIAL_TOKENS
     for name, theirs in ENDS.items():
         for box, value in tree[name].pieces():

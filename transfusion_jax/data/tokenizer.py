@@ -209,7 +209,7 @@ def hash_of(tokenizer: Tokenizer) -> str:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Place) -> None:
-    """Writes the tokenizer's file, if it has one, and its marks, where they are not whole; see `load_saved`."""
+    """Writes the tokenizer's file, if it has one, and its marks, where they are not whole; see `load_saved_tokenizer`."""
     marks = tokenizer.marks.to_json().encode() if tokenizer.marks else b""
     for path, content in ((folder / tokenizer.name, tokenizer.content), (folder / KEPT, marks)):
         if content and not (path.is_file() and path.read_bytes() == content):
@@ -219,7 +219,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Place) -> None:
 def load_saved_tokenizer(
     folder: Place, name: str, expected: str | None = None, remedy: str = "copy it back from a backup"
 ) -> Tokenizer:
-    """The tokenizer that `save` left in a folder.
+    """The tokenizer that `save_tokenizer` left in a folder.
 
     Args:
         folder: the folder.

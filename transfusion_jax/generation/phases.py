@@ -175,7 +175,7 @@ def denoise(
         keys: one of each image.
         steps: the sampler's, on the device.
         weights: see `guidance`.
-        rescale: see `guidance.combine`.
+        rescale: see `combine_branches`.
         bounds: see `take_step`.
         begin: the first evaluation.
         end: the one after the last.

@@ -43,7 +43,7 @@ class Writing:
         return (self.top_k, self.top_p, self.min_p) != (0, 1, 0)
 
     def chances(self) -> Chances:
-        """What `choose` reads."""
+        """What `choose_tokens` reads."""
         return Chances(self.temperature, self.top_k, self.top_p, self.min_p)
 
 

@@ -97,7 +97,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As `parse` takes it, and as libtpu does where there is one slice."""
+        """As `parse_topology` takes it, and as libtpu does where there is one slice."""
         prefix = f"{self.slices}x" if self.slices > 1 else ""
         return f"{prefix}{self.chip.name}:{'x'.join(map(str, self.shape))}"
 

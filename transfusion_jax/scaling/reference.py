@@ -114,7 +114,7 @@ def packaged_references() -> str:
 
 
 def store_reference(reference: Reference, path: Path) -> None:
-    """Writes it as `load` reads it."""
+    """Writes it as `load_reference` reads it."""
     write_whole(path, json.dumps(asdict(reference), indent=1) + "\n")
 
 

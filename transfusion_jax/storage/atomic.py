@@ -1,7 +1,7 @@
 """Files that are written atomically, and verified when they are read.
 
 All output of commands is written by these functions: a kill or a full disk leaves the file that was there before,
-or none. Leftovers of killed processes end in `UNFINISHED`, and `sweep` removes them.
+or none. Leftovers of killed processes end in `UNFINISHED`, and `sweep_unfinished` removes them.
 """
 
 from __future__ import annotations

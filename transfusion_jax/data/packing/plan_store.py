@@ -211,7 +211,7 @@ def write_sealed(path: Place, name: str, values: Mapping[str, Any]) -> None:
 
 
 def open_sealed(path: Place, name: str) -> dict[str, Any] | None:
-    """What `seal` wrote under this name; None if it is missing or damaged."""
+    """What `write_sealed` wrote under this name; None if it is missing or damaged."""
     try:
         values = read_json(path, "it is made again")
     except (OSError, DamagedFile):

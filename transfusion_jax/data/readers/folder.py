@@ -124,7 +124,7 @@ def _csv_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any] | Fault]]:
 
 
 def same(captions: Any) -> Any:
-    """Captions that are there already, as `Entry` asks for them."""
+    """Captions that are there already, as `FolderEntry` asks for them."""
     return captions
 
 

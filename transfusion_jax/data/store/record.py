@@ -51,7 +51,7 @@ def sealed_record(data: bytes, belongs: str, number: int) -> bytes:
 
 
 def unseal(data: bytes, belongs: str, number: int) -> bytes:
-    """The inverse of `seal`.
+    """The inverse of `sealed_record`.
 
     Raises:
         DamagedRecord: other bytes were sealed, or under another name.

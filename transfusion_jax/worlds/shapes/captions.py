@@ -77,7 +77,7 @@ def claims(scene: Scene, rng: np.random.Generator) -> tuple[Claim, ...]:
 
 
 def describe_claims(claims: Sequence[Claim], rng: np.random.Generator) -> str:
-    """A caption for claims that `claims` or `parse` made."""
+    """A caption for claims that `claims` or `parse_caption` made."""
     counts = [claim for claim in claims if isinstance(claim, Count) and claim.kind.shape]
     relation = next((claim.relation for claim in claims if isinstance(claim, Relation)), None)
     ground = next(claim.colour for claim in claims if isinstance(claim, Background))
@@ -86,7 +86,7 @@ def describe_claims(claims: Sequence[Claim], rng: np.random.Generator) -> str:
 
 
 def parse_caption(caption: str) -> tuple[Claim, ...] | None:
-    """The claims of a caption, or None for other texts than `describe` can write."""
+    """The claims of a caption, or None for other texts than `describe_claims` can write."""
     phrases, patterns = _vocabulary()
     found = _PHRASE.findall(caption)
     pattern = patterns.get(_PHRASE.sub("{}", caption))
