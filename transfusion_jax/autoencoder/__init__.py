@@ -28,7 +28,7 @@ def without_weights(name: str) -> Autoencoder | None:
 
 
 def save(autoencoder: Autoencoder, folder: Place) -> None:
-    """Writes the autoencoder into prepared data or a workdir, if it has weights; `load_saved_autoencoder` reads it back."""
+    """Writes the autoencoder into prepared data or a workdir, if it has weights; see `load_saved_autoencoder`."""
     autoencoder.save(_kept(folder, autoencoder.name))
 
 

@@ -209,7 +209,7 @@ def hash_of(tokenizer: Tokenizer) -> str:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Place) -> None:
-    """Writes the tokenizer's file, if it has one, and its marks, where they are not whole; see `load_saved_tokenizer`."""
+    """Writes the tokenizer's file, if it has one, and its marks, where they are not whole."""
     marks = tokenizer.marks.to_json().encode() if tokenizer.marks else b""
     for path, content in ((folder / tokenizer.name, tokenizer.content), (folder / KEPT, marks)):
         if content and not (path.is_file() and path.read_bytes() == content):

@@ -77,8 +77,8 @@ def score_tokens(
 ) -> Iterator[tuple[int, Score]]:
     """The log-likelihood of tokens after tokens where only text can follow, by number, the longest first.
 
-    Other than in `score_continuations`, entries that no text holds (marks and codes of images) have no share in the likelihood:
-    it is that of writing text alone, and of a language model with these weights. BOS is not added.
+    Other than in `score_continuations`, entries that no text holds (marks and codes of images) have no share in the
+    likelihood: it is that of writing text alone, and of a language model with these weights. BOS is not added.
 
     Args:
         task: the trained model's task.
