@@ -14,7 +14,7 @@ from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.model.layers import gather_patches
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
-from transfusion_jax.tasks.transfusion import Totals, TransfusionTask, images_seen
+from transfusion_jax.tasks.transfusion import Totals, TransfusionTask, patches_seen
 
 KEY = jax.random.key(3)
 
@@ -97,7 +97,7 @@ def test_directions_follow_what_stands_before_in_the_document():
         Document((random_text(random, 3, 4), random_image(random), random_text(random, 2, 3))),
         Document((random_text(random, 4, 5),)),
     ]
-    before, total = images_seen(pack([documents], config))
+    before, total = patches_seen(pack([documents], config))
     first, second = documents[0].length(4), documents[1].length(4)
     np.testing.assert_array_equal(total[0, :first], 4)
     np.testing.assert_array_equal(total[0, first:], 0)

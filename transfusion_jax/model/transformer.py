@@ -51,7 +51,7 @@ class Trunk(nnx.Module):
     ) -> tuple[Float[Array, "B T W"], tuple[Past, ...]]:
         """Hidden states after the final norm, and, where there is a cache, each layer's keys and values of x.
 
-        Stacked layers are scanned where nothing is held. Else layers follow one another in the program: a scan
+        Without a cache, stacked layers are scanned. With one, layers follow one another in the program: a scan
         copies each one's weights and cache before it reads them, which takes a token a third of its time.
 
         Args:
@@ -163,7 +163,7 @@ class Layer(Block):
         """Elements one layer on, and the keys and values that a cache of this layer would add."""
 
         def each(function: Callable[[Block, jax.Array], Any], x: Float[Array, "B T W"]) -> Any:
-            """Of every element, by its own weights; those of text run on all."""
+            """The function of every element: with the text's weights, then again for patches with their own."""
             result = function(self, x)
             if patch_places is None:
                 return result

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.model.transfusion import Params, TokenLosses
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
-from transfusion_jax.tasks.transfusion import Parts, TransformerTask, images_seen
+from transfusion_jax.tasks.transfusion import Parts, TransformerTask, patches_seen
 
 
 class TokenTask(TransformerTask):
@@ -63,7 +63,7 @@ class TokenTask(TransformerTask):
         news, counts in the whole alone.
         """
         is_code = batch.targets >= self.config.model.first_code
-        before, total = images_seen(batch)
+        before, total = patches_seen(batch)
         slot = jnp.maximum(jnp.roll(batch.image_slot, -1, axis=1), 0)  # of the target
         image_first = jnp.take_along_axis(batch.image_first, slot, axis=1)
         kinds = {

@@ -174,7 +174,7 @@ class TransfusionTask(TransformerTask):
             return jnp.sum(image_loss * weight), jnp.sum(weight)
 
         anywhere = jnp.array(True)
-        before, total = images_seen(batch)
+        before, total = patches_seen(batch)
         sums = {
             "loss_text": text(anywhere),
             "loss_text/caption_first": text((total > 0) & (before == 0)),
@@ -190,7 +190,7 @@ class TransfusionTask(TransformerTask):
         return sums
 
 
-def images_seen(batch: Batch) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+def patches_seen(batch: Batch) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
     """Patches that stand before each element in its document, and patches in its whole document."""
     running = jnp.cumsum(batch.image_slot >= 0, axis=1)
     before_row = jnp.pad(running, ((0, 0), (1, 0)))

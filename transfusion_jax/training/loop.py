@@ -84,7 +84,7 @@ class Monitor(Protocol):
         ...
 
     def flush(self) -> None:
-        """Returns once all that was logged can be read: before a checkpoint, whose steps are not made again."""
+        """Returns once all that was logged can be read; called before a checkpoint, behind which no run goes back."""
         ...
 
     def leave(self) -> None:
@@ -128,6 +128,7 @@ class Position:
     state: State
     next_row: int  # to be read
     concluded: bool  # whether the hooks that were due at its step have been called
+    totals: dict[str, float] | None  # of `Monitor.totals` up to its step; None where they are not known
 
 
 @dataclass(frozen=True)

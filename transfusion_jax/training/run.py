@@ -33,7 +33,7 @@ from transfusion_jax.training.step.state import RunContext, State, create_state
 def begun(
     start: Start, context: RunContext, data: Any, workdir: Workdir, interruption: Interruption, beat: Beat
 ) -> Iterator[None]:
-    """The workdir where training goes on; while this lasts, no other run trains there."""
+    """Locks the workdir, and brings it to where training goes on; while this lasts, no other run trains there."""
     with ExitStack() as held:
         with interruption.may_leave():
             if processes.first():
@@ -86,8 +86,7 @@ def train_run(
                 )
                 log(f"{workdir.path} is done: {first} of {config.steps} steps. To train on: {more}")
                 return Outcome(first)
-            totals = checkpoints.manifest(first).get("totals") or None if first else {}
-            timer = Timer(first, peak, mesh.size, context.task.flops, totals)
+            timer = Timer(first, peak, mesh.size, context.task.flops, position.totals)
             monitoring = monitored(context, workdir, timer, first, watching, beat, hooks)
             monitor = opened.enter_context(monitoring)
         outcome = train(context, position, rows, checkpoints, monitor, interruption, hooks)
@@ -125,7 +124,8 @@ def resume(context: RunContext, workdir: Workdir, checkpoints: Checkpoints) -> P
                 f"step {newest} was saved after {bad} bad steps in a row, and guard.max_in_a_row is {most}: "
                 "raise it, or go back with --rewind-to"
             )
-        return Position(state, int(manifest["next_row"]), bool(manifest["concluded"]))
+        totals = manifest.get("totals") or None  # former versions kept none
+        return Position(state, int(manifest["next_row"]), bool(manifest["concluded"]), totals)
     if not workdir.began_from_nothing():
         raise CheckpointError(f"no checkpoint is left in {workdir.path} to go on from: begin a new --workdir")
     if workdir.lost_checkpoints():
@@ -133,7 +133,7 @@ def resume(context: RunContext, workdir: Workdir, checkpoints: Checkpoints) -> P
             f"no checkpoint is left in {workdir.path}, all are damaged and in {workdir.aside}: "
             "--rewind-to 0 begins again from the first step"
         )
-    return Position(create_state(context), 0, True)
+    return Position(create_state(context), 0, True, {})
 
 
 def log_placement(context: RunContext, state: State) -> None:

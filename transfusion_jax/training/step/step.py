@@ -28,7 +28,7 @@ class Report:
     """What a step says of itself; every process holds all of it."""
 
     values: dict[str, jax.Array]  # the numbers to log
-    verdict: jax.Array  # an entry of `guard.VERDICTS`
+    verdict: jax.Array  # the index of an entry of `bad_step_guard.VERDICTS`
     in_a_row: jax.Array  # bad steps since the last accepted one
     leaf_squares: jax.Array  # each gradient's sum of squares, in the order of the parameters' leaves
     row: jax.Array  # the rows' numbers, [B]
@@ -97,8 +97,8 @@ def _every_device(mesh: Mesh) -> NamedSharding:
 def train_step(task: Task, config: Run, state: State, batch: Any) -> tuple[State, Report]:
     """The step as a pure function.
 
-    A bad step (see `guard`) changes nothing but the step's number. Once the guard has halted the run, not even
-    that changes: steps that were sent off before the host knew are as if they had not been.
+    A bad step (see `bad_step_guard`) changes nothing but the step's number and the guard's counts. Once the guard
+    has halted the run, not even those change: steps that were sent off before the host knew leave no trace.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 made the parameters
     gradients, metrics = task.gradients(state.params, batch, key, state.step)
@@ -112,11 +112,10 @@ def train_step(task: Task, config: Run, state: State, batch: Any) -> tuple[State
 
     stopped = halted(config.guard, state.guard)
     taken = (verdict == FINE) & ~stopped
-    new = State(state.step, params, moments, ema, guard)
-    kept = State(state.step, state.params, state.optimizer, state.ema, guard)
-    after = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, kept)
+    new, kept = (params, moments, ema), (state.params, state.optimizer, state.ema)
+    params, moments, ema = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, kept)
     counted = jax.tree.map(lambda a, b: jnp.where(stopped, a, b), state.guard, guard)
-    after = State(state.step + ~stopped, after.params, after.optimizer, after.ema, counted)
+    after = State(state.step + ~stopped, params, moments, ema, counted)
 
     means = {name: total / count for name, (total, count) in metrics.sums.items()}  # NaN where there was none
     bearing = sum(count for _, count in metrics.sums.values())
