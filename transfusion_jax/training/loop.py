@@ -84,7 +84,7 @@ class Monitor(Protocol):
         ...
 
     def flush(self) -> None:
-        """Returns once all that was logged can be read; called before a checkpoint, behind which no run goes back."""
+        """Returns once all that was logged can be read: a checkpoint must not be newer than what was logged."""
         ...
 
     def leave(self) -> None:

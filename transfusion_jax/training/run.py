@@ -124,7 +124,7 @@ def resume(context: RunContext, workdir: Workdir, checkpoints: Checkpoints) -> P
                 f"step {newest} was saved after {bad} bad steps in a row, and guard.max_in_a_row is {most}: "
                 "raise it, or go back with --rewind-to"
             )
-        totals = manifest.get("totals") or None  # former versions kept none
+        totals = manifest.get("totals") or None if newest else {}  # former versions kept none
         return Position(state, int(manifest["next_row"]), bool(manifest["concluded"]), totals)
     if not workdir.began_from_nothing():
         raise CheckpointError(f"no checkpoint is left in {workdir.path} to go on from: begin a new --workdir")
