@@ -18,7 +18,7 @@ import numpy as np
 import harness
 from transfusion_jax.config import Config
 from transfusion_jax.config import load as load_config
-from transfusion_jax.data.datasets import load
+from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.kernels.attention.schedule import count_blocks
 from transfusion_jax.model.spans import Spans
@@ -76,7 +76,7 @@ def of_length(config: Config, length: int) -> Config:
 
 def row_spans(config: Config, rows: int) -> Spans:
     """The spans of the stream's first rows, `[rows, T]`."""
-    data = load(config)
+    data = load_data(config)
     with tempfile.TemporaryDirectory() as folder:
         stream = make_rows(data.train, config, data.codec.special, log=lambda line: None, cache=Path(folder))
         spans = [stream[row].spans for row in range(rows)]

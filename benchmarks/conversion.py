@@ -83,7 +83,7 @@ def peaks(
         config = config_json(width, layers, mlp_width, vocabulary)
         shapes, rng = llama.tensor_shapes(config), np.random.default_rng(0)
         parts = ((name, (), 0.02 * rng.standard_normal(shape, np.float32)) for name, shape in shapes.items())
-        shards.write(root / "llama", shapes, parts, "bfloat16", shards.parse_size(SHARD))
+        shards.write_tensors(root / "llama", shapes, parts, "bfloat16", shards.parse_size(SHARD))
         (root / "llama/config.json").write_text(json.dumps(config))
         return {name: peak(COMMANDS[name], root) for name in commands}
 

@@ -33,11 +33,11 @@ from harness import compare
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.datasets import load
+from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import DocumentRows, make_rows
 from transfusion_jax.data.documents import Image as Picture
 from transfusion_jax.data.documents import Text
-from transfusion_jax.data.prepare import Job, begin
+from transfusion_jax.data.prepare import PrepareJob, begin_job
 from transfusion_jax.data.prepare.shard import prepare_shard
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
@@ -131,7 +131,7 @@ def write_pairs(folder: Path, tar: Path, patches: int) -> tuple[Path, int]:
 
 def open_rows(config: Config) -> DocumentRows:
     """The stream of one epoch after the other, planned."""
-    data = load(config)
+    data = load_data(config)
     return make_rows(data.train, config, data.codec.special, log=lambda line: None)
 
 
@@ -175,12 +175,12 @@ def resize(tar: Path) -> None:
 def preparing(path: str, folder: Path) -> Callable[[], None]:
     """Prepares a tar into a folder that is made anew each time."""
     options = ReadOptions(image_size=SIZE)
-    tokenizer = tokenizers.load(str(TOKENIZER))
-    job = Job(tuple(input_shards([path], None, options)), options, tokenizer.name)
+    tokenizer = tokenizers.load_tokenizer(str(TOKENIZER))
+    job = PrepareJob(tuple(input_shards([path], None, options)), options, tokenizer.name)
 
     def run() -> None:
         output = folder / "prepared"
-        begin(job, tokenizer, output)
+        begin_job(job, tokenizer, output)
         assert not prepare_shard(output, job, 0)["faults"]
         shutil.rmtree(output)
 

@@ -24,7 +24,7 @@ from transfusion_jax.config import SUITES
 from transfusion_jax.data.readers import digits
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.generation.png import grid, write_png
-from transfusion_jax.generation.single import draw
+from transfusion_jax.generation.single import draw_images
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.running import Training, run_trainings
@@ -177,7 +177,7 @@ def draw_all(root: Path) -> np.ndarray:
     for point in reversed(finals(root)):
         task, params, workdir = read(root / point.name)
         prompts = [prompt for prompt in PROMPTS for _ in range(PER_FAMILY)]
-        images = draw(task, params, codec_of(workdir), prompts, seed=0)
+        images = draw_images(task, params, codec_of(workdir), prompts, seed=0)
         columns.append(images.reshape(len(PROMPTS), PER_FAMILY, *images.shape[1:]))
     sheet = np.concatenate(columns, axis=1)
     return grid(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1], list(PROMPTS))

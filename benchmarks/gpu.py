@@ -31,7 +31,7 @@ from harness import Peak, Report
 from training import make_batch, make_config, our_step
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.config import load as load_config
-from transfusion_jax.kernels.attention.gpu import span_attention
+from transfusion_jax.kernels.attention.gpu import gpu_span_attention
 from transfusion_jax.kernels.attention.reference import attention as dense_attention
 from transfusion_jax.kernels.softmax import dense_mask
 from transfusion_jax.parallel.devices import describe_devices, peak_flops
@@ -235,7 +235,7 @@ def make_arrays(rows: int, elements: int, heads: int, channels: int) -> tuple[Sp
 
 def ours(setting: Setting, spans: Span) -> Callable[..., jax.Array]:
     """The kernel, interpreted where there is no GPU."""
-    return lambda q, k, v: span_attention(q, k, v, *spans, interpret=setting.device == "cpu")
+    return lambda q, k, v: gpu_span_attention(q, k, v, *spans, interpret=setting.device == "cpu")
 
 
 def dense(setting: Setting, spans: Span) -> Callable[..., jax.Array]:

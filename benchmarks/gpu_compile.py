@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 import gpu as benchmark
 import harness
 from training import make_batch, make_config
-from transfusion_jax.kernels.attention.gpu import span_attention
+from transfusion_jax.kernels.attention.gpu import gpu_span_attention
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.tasks.transfusion import TransfusionTask
@@ -136,7 +136,7 @@ def compile_one(gpu: Gpu, channels: int, dtype: str, dump: Path) -> Iterator[Ker
     span = jax.ShapeDtypeStruct(SHAPE[:2], jnp.int32, sharding=whole)
 
     def both(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, d_out: jax.Array) -> tuple:
-        out, gradient = jax.vjp(lambda q, k, v: span_attention(q, k, v, start, end), q, k, v)
+        out, gradient = jax.vjp(lambda q, k, v: gpu_span_attention(q, k, v, start, end), q, k, v)
         return out, *gradient(d_out)
 
     for file in dump.iterdir():

@@ -19,7 +19,11 @@ import numpy as np
 
 PLACES: dict[str, tuple[str, ...]] = {  # where each function is, newest place first: after a move, add the new one
     "parse_run": ("transfusion_jax.config.parse_run",),
-    "load": ("transfusion_jax.data.datasets.load", "transfusion_jax.data.load.load"),
+    "load": (
+        "transfusion_jax.data.datasets.load_data",
+        "transfusion_jax.data.datasets.load",
+        "transfusion_jax.data.load.load",
+    ),
     "make_rows": ("transfusion_jax.data.document_rows.make_rows", "transfusion_jax.data.stream.make_rows"),
     "stack": ("transfusion_jax.data.batch.stack",),
     "load_images": ("transfusion_jax.data.image_stream.load_images", "transfusion_jax.data.images.load_images"),

@@ -24,9 +24,9 @@ from transfusion_jax.commands.flags.shared import add_weights
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.readers import digits
 from transfusion_jax.diffusion import sampler as samplers
-from transfusion_jax.evaluation.suites.digits import features, fit_judge, pictures, prompts
+from transfusion_jax.evaluation.suites.digits import captioned_digits, digit_captions, digit_features, fit_judge
 from transfusion_jax.evaluation.suites.frechet import Statistics, distance
-from transfusion_jax.generation.single import draw
+from transfusion_jax.generation.single import draw_images
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.facts import data_of
 
@@ -55,17 +55,17 @@ def main() -> None:
     if not isinstance(task, TransfusionTask):
         raise SystemExit("samplers are of latents: this run is of another family")
     data = data_of(workdir, task.config)
-    seen, unseen = (pictures(corpus, data.codec) for corpus in (data.train, data.held_out))
+    seen, unseen = (captioned_digits(corpus, data.codec) for corpus in (data.train, data.held_out))
     judge, real = fit_judge(seen), statistics(seen.images)
-    asked, texts = np.arange(IMAGES) % len(digits.NAMES), prompts(IMAGES)
+    asked, texts = np.arange(IMAGES) % len(digits.NAMES), digit_captions(IMAGES)
 
     def measured(codec: Codec, **how: Any) -> str:
         sampling = task.config.sampling_with(**how)
-        draw(task, params, codec, texts[:100], 0, sampling)  # compiles
+        draw_images(task, params, codec, texts[:100], 0, sampling)  # compiles
         begin = time.perf_counter()
-        drawn = draw(task, params, codec, texts, 1, sampling).clip(-1, 1)
+        drawn = draw_images(task, params, codec, texts, 1, sampling).clip(-1, 1)
         seconds = time.perf_counter() - begin
-        right = np.mean(judge.predict(features(drawn)) == asked)
+        right = np.mean(judge.predict(digit_features(drawn)) == asked)
         return f"{right:.1%}, {distance(statistics(drawn), real):.2f}, {seconds / IMAGES * 1e3:.0f} ms"
 
     def line(first: str, cells: list[str]) -> None:
@@ -82,7 +82,7 @@ def main() -> None:
     else:
         for sampler in samplers.samplers_of(task.schedule):
             line(f"`{sampler}`", [measured(data.codec, sampler=sampler, steps=n) for n in counts])
-    right = judge.score(features(unseen.images[:IMAGES]), unseen.labels[:IMAGES])
+    right = judge.score(digit_features(unseen.images[:IMAGES]), unseen.labels[:IMAGES])
     print(f"real digits: {right:.1%}, {distance(statistics(unseen.images[:IMAGES]), real):.2f}")
 
 

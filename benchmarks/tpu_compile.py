@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import harness
-from transfusion_jax.kernels.attention.tpu import Blocks, span_attention
+from transfusion_jax.kernels.attention.tpu import Blocks, tpu_span_attention
 from transfusion_jax.parallel import flags
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
@@ -90,7 +90,7 @@ def compile_one(topology: str, mesh: Mesh, shape: tuple[int, int, int, int], blo
     span = jax.ShapeDtypeStruct(shape[:2], jnp.int32, sharding=whole)
 
     def both(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, d_out: jax.Array) -> tuple:
-        out, gradient = jax.vjp(lambda q, k, v: span_attention(q, k, v, start, end, blocks), q, k, v)
+        out, gradient = jax.vjp(lambda q, k, v: tpu_span_attention(q, k, v, start, end, blocks), q, k, v)
         return out, *gradient(d_out)
 
     for file in dump.iterdir():

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import shapes
 import xla
 
 MAPS = 20_000  # of a process, from which it forgets programs; one file of tests adds at most as many again
@@ -34,6 +35,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 plans = tempfile.mkdtemp(prefix="plans-")
 atexit.register(shutil.rmtree, plans, ignore_errors=True)
 os.environ["TRANSFUSION_CACHE"] = plans
+
+shapes.install()
 
 pytest_plugins = ["drills.table"]
 

@@ -20,12 +20,12 @@ from transfusion_jax.config.choices import Entry
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.batch import Batch, stack
-from transfusion_jax.data.datasets import Codec, Data, load
+from transfusion_jax.data.datasets import Codec, Data, load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
-from transfusion_jax.data.prepare import Job
-from transfusion_jax.data.prepare import begin as begin_preparing
-from transfusion_jax.data.prepare.finish import finish
+from transfusion_jax.data.prepare import PrepareJob
+from transfusion_jax.data.prepare import begin_job as begin_preparing
+from transfusion_jax.data.prepare.finish import finish_folder
 from transfusion_jax.data.prepare.shard import prepare_shard
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store.dataset import Prepared
@@ -43,7 +43,7 @@ from transfusion_jax.training.monitoring.watchdog import Beat
 from transfusion_jax.training.preemption import Interruption
 from transfusion_jax.training.run import train_run
 from transfusion_jax.training.run_dir import Workdir
-from transfusion_jax.training.start_run import Start, begin, kept_plan
+from transfusion_jax.training.start_run import Start, begin_or_resume, kept_plan
 from transfusion_jax.training.step.state import RunContext
 
 LATENT = (4, 4, 2)
@@ -220,7 +220,7 @@ def tiny_run(
     try:
         context = RunContext(task, config, mesh, facts_of(task, config, data), said.append)
         with programs.shared():
-            begin(start or Start(), context, data, workdir)
+            begin_or_resume(start or Start(), context, data, workdir)
         rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
         rows = replace(rows, skipped=workdir.skip_rows)
         interruption = Interruption(said.append)
@@ -243,7 +243,7 @@ def begin_run(path: Path, config: Config) -> None:
     params = make_task(config).model.init(jax.random.key(0))
     leaves = zip(leaf_names(params), jax.tree.leaves(params), strict=True)
     made = {name: Leaf.of(np.asarray(leaf)) for name, leaf in leaves}
-    write_run(path, config, load(config).codec, made, "random")
+    write_run(path, config, load_data(config).codec, made, "random")
 
 
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[int]:
@@ -269,13 +269,13 @@ def digits_config(folder: Path, **changes: Any) -> Config:
 
 def prepare(folder: Path, inputs: list[str], held_out: float = 0.0, **options: Any) -> Prepared:
     """`transfusion prepare` in this process, with bytes as tokenizer unless another is named."""
-    tokenizer = tokenizers.load(options.pop("tokenizer", "bytes"))
+    tokenizer = tokenizers.load_tokenizer(options.pop("tokenizer", "bytes"))
     form, channels = options.pop("format", None), options.pop("channels", 3)
     reading = ReadOptions(**(dict(image_size=8) | options))
     shards = tuple(input_shards(inputs, form, reading))
-    job = Job(shards, reading, tokenizer.name, channels, held_out=held_out)
+    job = PrepareJob(shards, reading, tokenizer.name, channels, held_out=held_out)
     begin_preparing(job, tokenizer, folder)
     for number in range(len(shards)):
         prepare_shard(folder, job, number)
-    finish(folder, job)
+    finish_folder(folder, job)
     return Prepared.open(folder)

@@ -11,7 +11,7 @@ import pytest
 
 from transfusion_jax import config as configs
 from transfusion_jax.data.batch import stack
-from transfusion_jax.data.datasets import load
+from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.step.state import new_state
@@ -60,7 +60,7 @@ def test_every_row_of_the_tables_has_its_command():
 
 @pytest.mark.parametrize("config", SMALL.values(), ids=lambda c: f"{c.model.images}-{c.model.patch_coder}")
 def test_every_row_takes_a_step(config):
-    task, data = make_task(config), load(config)
+    task, data = make_task(config), load_data(config)
     rows = make_rows(data.train, config, data.codec.special)
     state = new_state(task, config)
     after, report = jax.jit(lambda s, b: train_step(task, config, s, b))(state, stack([rows[0], rows[1]]))

@@ -17,10 +17,10 @@ from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.commands import convert as converting
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.conversion.runs import write_run
-from transfusion_jax.data.prepare import Encoders, Job, begin, run, shard
+from transfusion_jax.data.prepare import Encoders, PrepareJob, begin_job, run_job, shard
 from transfusion_jax.data.prepare.run import RUNNERS
 from transfusion_jax.data.readers import ReadOptions, input_shards
-from transfusion_jax.data.tokenizer_files import train_pairs
+from transfusion_jax.data.tokenizer_files import train_byte_pairs
 from transfusion_jax.evaluation import results
 from transfusion_jax.generation.export import write_page
 from transfusion_jax.storage import atomic
@@ -44,13 +44,13 @@ def here(folder, job, todo, workers):
 
 
 def prepare(folder):
-    tokenizer = train_pairs(["a red circle", "two blue squares"], 300)
+    tokenizer = train_byte_pairs(["a red circle", "two blue squares"], 300)
     reading = ReadOptions(image_size=8, shard_size=3)
-    job = Job(tuple(input_shards(["shapes:6"], None, reading)), reading, tokenizer.name, held_out=0.3)
-    begin(job, tokenizer, folder)
-    coder = autoencoders.load("dct-f4c12")
+    job = PrepareJob(tuple(input_shards(["shapes:6"], None, reading)), reading, tokenizer.name, held_out=0.3)
+    begin_job(job, tokenizer, folder)
+    coder = autoencoders.load_autoencoder("dct-f4c12")
     with Encoders(folder, job, coder, log_variances=False) as encoders:
-        run(folder, job, range(len(job.shards)), "here", 1, lambda progress: None, encoders)
+        run_job(folder, job, range(len(job.shards)), "here", 1, lambda progress: None, encoders)
 
 
 def keep_autoencoder(folder):
@@ -66,7 +66,7 @@ def begin_a_run(folder):
 
 
 def evaluate(folder):
-    results.write(Workdir(folder), {"step": 4, "metrics": {"loss": 1.0}})
+    results.write_entry(Workdir(folder), {"step": 4, "metrics": {"loss": 1.0}})
 
 
 def convert(folder):
@@ -74,13 +74,13 @@ def convert(folder):
     asked = Namespace(output=folder, dtype="float32", max_shard_size="1KB")
     leaves = {"a": np.arange(200.0), "b": np.ones(200)}
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
-    converting.write(asked, shapes, ((name, (slice(None),), leaf) for name, leaf in leaves.items()))
-    converting.finish(folder, "transfusion_jax", "# A model", "run", "step 1", "All.", tiny_config())
+    converting.begin_conversion(asked, shapes, ((name, (slice(None),), leaf) for name, leaf in leaves.items()))
+    converting.finish_conversion(folder, "transfusion_jax", "# A model", "run", "step 1", "All.", tiny_config())
 
 
 def autoencoder_out(folder):
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), Network(SMALL).abstract_params())
-    importing.write(Trained("small", SMALL, params), folder)
+    importing.write_diffusers(Trained("small", SMALL, params), folder)
 
 
 def draw(folder):

@@ -9,6 +9,10 @@ import imports
 import transfusion_jax
 
 PACKAGE = Path(transfusion_jax.__file__).parent
+ASKED_OF_ALL = (  # by a table of choices, of commands, or of places to launch on
+    *("run", "declare", "launch", "hook", "attention", "PatchCoder", "from_name", "read", "shards", "check"),
+    *("cosine", "none"),  # names in a config
+)
 LAYERS = (
     "errors",
     "config",
@@ -74,3 +78,14 @@ def test_the_loop_is_the_loop_alone():
 
 def test_the_way_from_the_command_to_the_step_is_short():
     assert len(imports.between(imports.graph(), *imports.WAY)) <= 25
+
+
+def test_no_two_classes_or_public_functions_share_a_name():
+    """But for what a table asks of each of its files, such as a command's `run` or a reader's `read`."""
+    places = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    shared = {name: files for name, files in places.items() if len(files) > 1 and name not in ASKED_OF_ALL}
+    assert shared == {}

@@ -15,7 +15,7 @@ from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.diffusion.noise_schedules import cosine, linear
-from transfusion_jax.generation.single import draw
+from transfusion_jax.generation.single import draw_images
 from transfusion_jax.model.spans import Spans, check_spans
 from transfusion_jax.tasks.transfusion import Totals, TransfusionTask
 
@@ -204,7 +204,7 @@ def drawn(task, params):
     """Images of moved parameters: fresh ones can predict nothing, whatever they see."""
     random = np.random.default_rng(0)
     moved = jax.tree.map(lambda p: p + 0.05 * random.standard_normal(p.shape, np.float32), params)
-    return draw(task, moved, tiny_codec(), ["abc"], 0, task.config.sampling_with(guidance=1.0))
+    return draw_images(task, moved, tiny_codec(), ["abc"], 0, task.config.sampling_with(guidance=1.0))
 
 
 def captioned(config):

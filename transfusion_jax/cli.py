@@ -40,7 +40,7 @@ CLOSED = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; `errors` lists them."""
     try:
-        arguments, overrides = parse(list(sys.argv[1:] if argv is None else argv))
+        arguments, overrides = parse_command(list(sys.argv[1:] if argv is None else argv))
         module, _, function = arguments.run.partition(":")
         code: int = getattr(import_module(f"transfusion_jax.commands.{module}"), function)(arguments, overrides)
     except UserError as error:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_command(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """What the command line asks for, and the fields of a config that it sets, as `a.b=value`.
 
     `arguments.run` names what runs it, "MODULE:FUNCTION" in `commands`, and `arguments.command` the words after --.
@@ -121,7 +121,7 @@ def _parser(called: set[str]) -> argparse.ArgumentParser:
 def _end(code: int, error: Exception | str) -> int:
     print(f"transfusion: {error}", file=sys.stderr)
     processes = sys.modules.get("transfusion_jax.parallel.processes")  # not imported: there is one process
-    if processes and processes.count() > 1:  # the others must not wait for this one
+    if processes and processes.process_count() > 1:  # the others must not wait for this one
         processes.leave(code, str(error))
     return code
 

@@ -30,7 +30,7 @@ def test_colours_are_those_of_pillow():
 @pytest.mark.parametrize(("name", "error"), [("dct-f2c6", 0.05), ("dct-f4c12", 0.09), ("dct-f8c8", 0.16)])
 def test_a_photograph_comes_back_less_its_high_frequencies(name, error):
     image = np.asarray(Image.fromarray(astronaut()).resize((256, 256)), np.float32)[None] / 127.5 - 1
-    coder = autoencoder.load(name)
+    coder = autoencoder.load_autoencoder(name)
     latents = coder.encode(image).mean
     assert coder.image_shape(latents.shape[1:]) == image.shape[1:]
     assert np.sqrt(np.mean((np.asarray(coder.decode(latents)) - image) ** 2)) < error
@@ -41,7 +41,7 @@ def test_a_photograph_comes_back_less_its_high_frequencies(name, error):
 @pytest.mark.parametrize("name", ["dct", "dct-f3c8", "dct-f8c2", "dct-f2c40", "kl-f8c8"])
 def test_names_that_mean_nothing_are_refused(name):
     with pytest.raises(ConfigError, match="give a folder"):
-        autoencoder.load(name)
+        autoencoder.load_autoencoder(name)
 
 
 def largest(expected, latents):

@@ -59,7 +59,7 @@ def test_images_are_decoded_alike_whatever_is_decoded_beside_them():
 def test_a_folder_keeps_an_autoencoder(tmp_path):
     ours = made(KL)
     ours.save(tmp_path)
-    again = autoencoders.load(str(tmp_path))
+    again = autoencoders.load_autoencoder(str(tmp_path))
     assert (again.name, again.architecture, again.hash()) == ("small", KL, ours.hash())
     jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
     ours.save(tmp_path)  # the same one: nothing to do
@@ -71,10 +71,10 @@ def test_a_folder_keeps_an_autoencoder(tmp_path):
 def test_what_is_kept_with_data_is_found_by_name(tmp_path):
     ours = made(VQ)
     autoencoders.save(ours, tmp_path)
-    assert autoencoders.load_saved(tmp_path, "small").hash() == ours.hash()
-    autoencoders.save(autoencoders.load("dct-f8c8"), tmp_path)  # has no weights
+    assert autoencoders.load_saved_autoencoder(tmp_path, "small").hash() == ours.hash()
+    autoencoders.save(autoencoders.load_autoencoder("dct-f8c8"), tmp_path)  # has no weights
     assert [p.name for p in tmp_path.iterdir()] == ["autoencoder-small"]
-    assert autoencoders.load_saved(tmp_path, "dct-f8c8").name == "dct-f8c8"
+    assert autoencoders.load_saved_autoencoder(tmp_path, "dct-f8c8").name == "dct-f8c8"
 
 
 def test_damage_is_named(tmp_path):
@@ -83,12 +83,12 @@ def test_damage_is_named(tmp_path):
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     with pytest.raises(DamagedFile, match="its hash is not the one"):
-        autoencoders.load(str(tmp_path))
+        autoencoders.load_autoencoder(str(tmp_path))
     weights.write_bytes(whole[:-4])
     with pytest.raises(DamagedFile, match="is damaged"):
-        autoencoders.load(str(tmp_path))
+        autoencoders.load_autoencoder(str(tmp_path))
     with pytest.raises(ConfigError, match="give a folder"):
-        autoencoders.load(str(tmp_path / "nothing"))
+        autoencoders.load_autoencoder(str(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_what_stands_beside_tensors_is_passed_over_and_never_called(beside, tmp_
 def test_names_are_not_looked_up(tmp_path):
     held = {"callbacks": Named("this", "s"), "weight": tensor()}
     sys.modules.pop("this", None)
-    assert [name for name, _ in pickles.read(archive(tmp_path / "model.ckpt", held))] == ["weight"]
+    assert [name for name, _ in pickles.read_pickle(archive(tmp_path / "model.ckpt", held))] == ["weight"]
     assert "this" not in sys.modules
 
 
@@ -132,7 +132,7 @@ def test_names_are_not_looked_up(tmp_path):
 def test_a_tensor_that_reaches_beyond_its_storage_is_refused(claim, tmp_path):
     path = archive(tmp_path / "model.ckpt", {"weight": tensor(**claim)})
     with pytest.raises(ConfigError, match="cannot be read"):
-        dict(pickles.read(path))
+        dict(pickles.read_pickle(path))
 
 
 def test_every_cut_of_a_file_is_refused(tmp_path):
@@ -141,7 +141,7 @@ def test_every_cut_of_a_file_is_refused(tmp_path):
     for end in range(0, len(whole), 7):
         path.write_bytes(whole[:end])
         with pytest.raises(ConfigError, match="cannot be read"):
-            dict(pickles.read(path))
+            dict(pickles.read_pickle(path))
 
 
 def test_damaged_pickles_give_tensors_or_an_error(tmp_path):
@@ -151,7 +151,7 @@ def test_damaged_pickles_give_tensors_or_an_error(tmp_path):
         harmed[random.integers(len(whole))] = random.integers(256)
         path = archive(tmp_path / "model.ckpt", bytes(harmed))
         try:
-            assert all(value.size <= 6 for _, value in pickles.read(path))
+            assert all(value.size <= 6 for _, value in pickles.read_pickle(path))
         except ConfigError:
             continue
 
@@ -159,4 +159,4 @@ def test_damaged_pickles_give_tensors_or_an_error(tmp_path):
 @pytest.mark.parametrize("held", [[1, 2], None, {"state_dict": [1]}, Named("torch.nn", "Module")])
 def test_a_file_without_named_tensors_is_refused(held, tmp_path):
     with pytest.raises(ConfigError, match="has no named tensors"):
-        dict(pickles.read(archive(tmp_path / "model.ckpt", held)))
+        dict(pickles.read_pickle(archive(tmp_path / "model.ckpt", held)))

@@ -42,7 +42,7 @@ def test_a_run_becomes_a_folder_and_a_sheet(digits_folder, tmp_path, capsys):
     assert "psnr" in capsys.readouterr().out
     assert Image.open(drawn).size[0] > 8 * 8
     assert cli.main(["autoencoder", "export", "--workdir", workdir, "--name", "vq-tiny", "--output", folder]) == 0
-    found = autoencoders.load(folder)
+    found = autoencoders.load_autoencoder(folder)
     assert found.name == "vq-tiny"
     codes = np.asarray(found.encode(np.zeros((1, 8, 8, 1), np.float32)).codes)
     assert codes.shape == (1, 8, 8)

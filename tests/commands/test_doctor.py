@@ -7,7 +7,7 @@ from PIL import Image
 from helpers import digits_config, prepare
 from transfusion_jax.cli import main
 from transfusion_jax.config import to_dict
-from transfusion_jax.data.datasets import load
+from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.data.store.inspect import histogram
@@ -62,7 +62,7 @@ def test_damaged_files_are_found(tmp_path, capsys):
 def test_damaged_plans_of_rows_are_found(digits_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path))
     config = digits_config(digits_folder)
-    data = load(config)
+    data = load_data(config)
     rows = make_rows(data.train, config, data.codec.special)
     assert not examined(digits_folder, capsys, verify=True)
     path = rows.planner.find(0).plan.folder / "piece_document.npy"
@@ -74,7 +74,7 @@ def test_damaged_plans_of_rows_are_found(digits_folder, tmp_path, capsys, monkey
 
 def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
     config = digits_config(digits_folder, data__image_first=0.0, data__caption_dropout=0.0)
-    data = load(config)
+    data = load_data(config)
     Workdir(tmp_path).begin(config, facts_of(make_task(config), config, data), data, "start")
     assert json.loads((tmp_path / "config.json").read_text()) == to_dict(config)
     picture = tmp_path / "row.png"

@@ -16,7 +16,7 @@ from helpers import begin_run, digits_config, edit_run, prepare, stand_in
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
 from transfusion_jax.config import SUITES, load
-from transfusion_jax.data.datasets import load as load_data
+from transfusion_jax.data.datasets import load_data as load_data
 from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.base import make_task

@@ -18,7 +18,7 @@ from transfusion_jax.cli import main
 from transfusion_jax.config import SUITES
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.evaluation import fid, geneval, inception
-from transfusion_jax.evaluation.pictures import draw, drawn_for_held_out, pictures
+from transfusion_jax.evaluation.pictures import captioned_pictures, draw_captions, drawn_for_held_out
 from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
 from transfusion_jax.evaluation.suites import frechet
 from transfusion_jax.storage.paths import sha256
@@ -66,14 +66,16 @@ def test_fid_is_the_distance_of_the_captions_own_images_and_drawn_ones(run, weig
     assert "clean-fid" in report["fid_variant"]
     assert sha256(weights) in report["inception"]
 
-    data, task = data_loading.load(config), make_task(config)
+    data, task = data_loading.load_data(config), make_task(config)
     params = task.model.init(jax.random.key(0))
     shown = [
         next_one
-        for next_one, _ in zip(pictures(data.held_out, config, data.codec, config.seed), range(6), strict=False)
+        for next_one, _ in zip(
+            captioned_pictures(data.held_out, config, data.codec, config.seed), range(6), strict=False
+        )
     ]
-    drawn = draw(task, params, data.codec, [picture.caption for picture in shown], config.seed)
-    arrays = inception.load(weights)
+    drawn = draw_captions(task, params, data.codec, [picture.caption for picture in shown], config.seed)
+    arrays = inception.load_tensors(weights)
     theirs, ours = (fid.features_of(arrays, x) for x in (np.stack([p.image for p in shown]), drawn))
     expected = frechet.distance(frechet.Statistics.of(ours), frechet.Statistics.of(theirs))
     assert report["metrics"]["fid"] == pytest.approx(expected, rel=1e-3)
@@ -109,7 +111,7 @@ def test_pictures_of_another_folder_are_judged(run, digits_folder, weights, quic
     assert judge(run, *words) == 0
     assert judge(run, *words, "--pictures", digits_folder) == 0
     held_out, pictured = asked
-    assert held_out == data_loading.load(run[1]).held_out.hash != pictured
+    assert held_out == data_loading.load_data(run[1]).held_out.hash != pictured
     assert judge(run, *words, "--pictures", "none") == 2
     assert "none" in capsys.readouterr().err
 
@@ -141,8 +143,8 @@ def test_images_for_genevals_prompts_lie_as_its_scorer_reads_them(run, tmp_path,
         devices.extend(jax.tree.leaves(params)[0].sharding.device_set)
         return write(task, params, *others)
 
-    write = geneval.write
-    monkeypatch.setattr(geneval, "write", spy)
+    write = geneval.write_images
+    monkeypatch.setattr(geneval, "write_images", spy)
     assert judge(run, "geneval", prompts, "--output", output, "-n", 2) == 0
     assert len(devices) > 1  # the weights are where the devices are
     assert sorted(x.name for x in output.iterdir()) == ["00000", "00001", "00002"]
@@ -162,7 +164,7 @@ def test_images_for_genevals_prompts_lie_as_its_scorer_reads_them(run, tmp_path,
 
 def test_the_suite_of_small_pixels_has_its_floor(run):
     _, config = run
-    task, data = make_task(config), data_loading.load(config)
+    task, data = make_task(config), data_loading.load_data(config)
     metrics = SUITES["frechet"].run(task, task.model.init(jax.random.key(0)), data, jax.random.key(0))
     assert set(metrics) == {"frechet_pixels", "frechet_pixels_real"}
     assert 0 < metrics["frechet_pixels_real"] < metrics["frechet_pixels"]

@@ -19,9 +19,9 @@ def test_the_identity_keeps_images_and_limits_what_it_decodes():
 
 
 def test_an_autoencoder_that_is_not_there_is_refused():
-    assert autoencoder.load("identity").hash() == "identity"
+    assert autoencoder.load_autoencoder("identity").hash() == "identity"
     with pytest.raises(ConfigError, match="'kl-f8c8': give a folder"):
-        autoencoder.load("kl-f8c8")
+        autoencoder.load_autoencoder("kl-f8c8")
 
 
 def test_images_go_to_normalised_latents_and_back():

@@ -14,12 +14,12 @@ from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config.architecture import Architecture
-from transfusion_jax.data.prepare import Encoders, Job, begin, encode, run, shard
+from transfusion_jax.data.prepare import Encoders, PrepareJob, begin_job, encode, run_job, shard
 from transfusion_jax.data.prepare.run import RUNNERS
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store import inspect
 from transfusion_jax.data.store.dataset import SPLITS, DamagedData, Prepared, PreparedDocuments
-from transfusion_jax.data.tokenizer_files import train_pairs
+from transfusion_jax.data.tokenizer_files import train_byte_pairs
 from transfusion_jax.errors import UserError
 
 SMALL = Architecture("kl", channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3)
@@ -42,15 +42,15 @@ def coder():
 def prepare(coder, monkeypatch):
     """Prepares a folder of two shards with captions, pixels, latents and a tokenizer, or goes on there."""
     monkeypatch.setitem(RUNNERS, "here", here)
-    tokenizer = train_pairs(["a red circle", "two blue squares"], 300)
+    tokenizer = train_byte_pairs(["a red circle", "two blue squares"], 300)
 
     def prepare(folder, inputs="shapes:12"):
         reading = ReadOptions(image_size=8, shard_size=6)
-        job = Job(tuple(input_shards([inputs], None, reading)), reading, tokenizer.name, held_out=0.3)
-        begin(job, tokenizer, folder)
+        job = PrepareJob(tuple(input_shards([inputs], None, reading)), reading, tokenizer.name, held_out=0.3)
+        begin_job(job, tokenizer, folder)
         autoencoders.save(coder, folder)
         with Encoders(folder, job, coder, log_variances=False) as encoders:
-            assert run(folder, job, range(len(job.shards)), "here", 1, lambda progress: None, encoders)
+            assert run_job(folder, job, range(len(job.shards)), "here", 1, lambda progress: None, encoders)
 
     return prepare
 
@@ -59,7 +59,10 @@ def read(folder):
     """All that a run reads of it."""
     prepared = Prepared.open(folder)
     about = prepared.encoding("small")
-    found = [prepared.tokenizer.content, autoencoders.load_saved(folder, "small", about["autoencoder_hash"]).hash()]
+    found = [
+        prepared.tokenizer.content,
+        autoencoders.load_saved_autoencoder(folder, "small", about["autoencoder_hash"]).hash(),
+    ]
     for split in SPLITS:
         for encoding in ("pixels", "small"):
             statistics = prepared.moments(encoding).statistics()
@@ -99,7 +102,7 @@ def test_each_file_is_read_as_it_was_or_refused_and_mended(harm, prepare, tmp_pa
             wrong.append(f"{name} is not refused")
         found = []
         with suppress(UserError):
-            found = inspect.damaged(Prepared.open(damaged))
+            found = inspect.damaged_shards(Prepared.open(damaged))
             if not found and not re.fullmatch(UNVERIFIED.get(harm, ""), name):
                 wrong.append(f"{name} is not found by doctor --verify")
         for line in found:
@@ -163,7 +166,7 @@ def test_a_document_that_is_not_there_is_named(prepare, tmp_path):
 @pytest.fixture
 def former(prepare, tmp_path, monkeypatch):
     """Data that a former version prepared: without hashes but those of large files."""
-    monkeypatch.setattr(shard, "seal", lambda data, belongs, number: data)
+    monkeypatch.setattr(shard, "sealed_record", lambda data, belongs, number: data)
     monkeypatch.setattr(encode, "unseal", lambda data, belongs, number: data)
     prepare(tmp_path / "former")
     monkeypatch.undo()
@@ -180,7 +183,7 @@ def former(prepare, tmp_path, monkeypatch):
 
 def test_what_a_former_version_prepared_is_read_and_checked_as_far_as_can_be(former, prepare, tmp_path):
     expected = read(former)
-    assert inspect.damaged(Prepared.open(former)) == []
+    assert inspect.damaged_shards(Prepared.open(former)) == []
     for column in ("record", "text_lengths", "images"):
         path = former / f"index/train/{column}.npy"
         whole = path.read_bytes()

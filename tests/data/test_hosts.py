@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import digits_config, prepare
-from transfusion_jax.data.datasets import load
+from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.stream import batches
 
@@ -26,7 +26,7 @@ def rows(digits_folder, tmp_path_factory):
         data__max_images=8,
         data__context_length=96,
     )
-    data = load(config)
+    data = load_data(config)
     return make_rows(data.train, config, data.codec.special)
 
 

@@ -6,7 +6,7 @@ import pytest
 from helpers import digits_config, prepare, tiny_config
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.datasets import Codec, load
+from transfusion_jax.data.datasets import Codec, load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.readers import digits
 from transfusion_jax.data.store.latent_stats import LatentStatistics
@@ -14,7 +14,7 @@ from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 
 
 def test_training_latents_have_zero_mean_and_unit_variance_per_channel(digits_folder):
-    source = load(digits_config(digits_folder)).train.sources[0]
+    source = load_data(digits_config(digits_folder)).train.sources[0]
     latents = np.stack([document.segments[1].latent for document in source])
     np.testing.assert_allclose(latents.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(latents.std((0, 1, 2)), 1, atol=1e-5)
@@ -22,7 +22,7 @@ def test_training_latents_have_zero_mean_and_unit_variance_per_channel(digits_fo
 
 
 def test_held_out_documents_are_kept_apart_and_normalised_alike(digits_folder):
-    data = load(digits_config(digits_folder))
+    data = load_data(digits_config(digits_folder))
     seen, unseen = ({d.segments[1].latent.tobytes() for d in corpus.sources[0]} for corpus in splits(data))
     assert seen.isdisjoint(unseen)
     assert len(seen | unseen) == 1797
@@ -31,7 +31,7 @@ def test_held_out_documents_are_kept_apart_and_normalised_alike(digits_folder):
 
 
 def test_documents_carry_their_captions(digits_folder):
-    data = load(digits_config(digits_folder))
+    data = load_data(digits_config(digits_folder))
     captions = [data.codec.tokenizer.decode(d.segments[0].tokens) for d in data.train.sources[0]]
     assert set(captions) == {caption for digit in range(10) for caption in digits.captions(digit)}
 
@@ -39,7 +39,7 @@ def test_documents_carry_their_captions(digits_folder):
 def test_another_folder_can_be_held_out_whole(digits_folder, tmp_path):
     prepare(tmp_path / "out", ["digits"], channels=1)
     source = {"path": str(digits_folder), "held_out": str(tmp_path / "out")}
-    data = load(digits_config(digits_folder, data__sources={"digits": source}))
+    data = load_data(digits_config(digits_folder, data__sources={"digits": source}))
     assert len(data.held_out) == 4 * 1797 > len(data.train)
 
 
@@ -49,7 +49,7 @@ def test_a_source_that_a_later_phase_brings_changes_no_earlier_row(digits_folder
     more = sources | {"bright": {"path": str(tmp_path / "bright"), "weight": 0}}
     one = digits_config(digits_folder)
     two = digits_config(digits_folder, data__sources=more, data__phases={"20": {"bright": 1, "digits": 1}})
-    before, after = (make_rows(load(c).train, c, SpecialTokens.after(256)) for c in (one, two))
+    before, after = (make_rows(load_data(c).train, c, SpecialTokens.after(256)) for c in (one, two))
     for row in range(20):
         for name, value in vars(before[row]).items():
             np.testing.assert_array_equal(value, getattr(after[row], name))
@@ -58,7 +58,7 @@ def test_a_source_that_a_later_phase_brings_changes_no_earlier_row(digits_folder
 
 def test_synthetic_sources_need_no_files_and_fit_their_rows():
     config = tiny_config(data__sources="synthetic")
-    data = load(config)
+    data = load_data(config)
     rows = make_rows(data.train, config, data.codec.special)
     batches = [rows[row] for row in range(50)]
     assert {0, 1} <= {source for batch in batches for source in batch.source.tolist()}
@@ -66,7 +66,7 @@ def test_synthetic_sources_need_no_files_and_fit_their_rows():
     assert {s.documents.hash for s in data.train.sources}.isdisjoint(
         s.documents.hash for s in data.held_out.sources
     )
-    again = make_rows(load(config).train, config, data.codec.special)
+    again = make_rows(load_data(config).train, config, data.codec.special)
     np.testing.assert_array_equal(again[7].latents, rows[7].latents)
 
 
@@ -83,7 +83,7 @@ def test_synthetic_sources_need_no_files_and_fit_their_rows():
 )
 def test_data_that_does_not_fit_the_model_is_named(changes, message, digits_folder):
     with pytest.raises(ConfigError, match=message):
-        load(digits_config(digits_folder, **changes))
+        load_data(digits_config(digits_folder, **changes))
 
 
 def splits(data):

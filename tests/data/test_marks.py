@@ -65,7 +65,7 @@ FILES = {  # what the files say; BOS, EOS and the other ends
 def test_marks_are_those_of_the_files_beside_the_tokenizer(case, tmp_path):
     files, expected = FILES[case]
     said = []
-    found = tokenizer.load(folder_of(tmp_path / "theirs", files), said.append)
+    found = tokenizer.load_tokenizer(folder_of(tmp_path / "theirs", files), said.append)
     assert (found.bos, found.eos, found.stops) == expected
     own = SpecialTokens.after(SIZE)
     special = SpecialTokens.of(found)
@@ -74,15 +74,15 @@ def test_marks_are_those_of_the_files_beside_the_tokenizer(case, tmp_path):
     assert f"begins with {'an entry of its own' if found.bos is None else f'{found.bos} ('}" in said[-1]
     assert sum(": using" in line for line in said) == (2 if case == "both" else 0)
 
-    tokenizer.save(found, tmp_path)
+    tokenizer.save_tokenizer(found, tmp_path)
     for again in (
-        tokenizer.load_saved(tmp_path, found.name),
-        tokenizer.load(tmp_path / found.name),
+        tokenizer.load_saved_tokenizer(tmp_path, found.name),
+        tokenizer.load_tokenizer(tmp_path / found.name),
         pickle.loads(pickle.dumps(found)),
     ):
         assert (again.bos, again.eos, again.stops, again.size) == (*expected, SIZE)
         assert tokenizer.hash_of(again) == tokenizer.hash_of(found)
-    plain = tokenizer.load(folder_of(tmp_path / "plain", {}))
+    plain = tokenizer.load_tokenizer(folder_of(tmp_path / "plain", {}))
     assert (tokenizer.hash_of(plain) == tokenizer.hash_of(found)) == (expected == (0, 1, ()))
     assert (tmp_path / KEPT).exists() == (expected != (0, 1, ()))
 
@@ -92,7 +92,7 @@ def test_marks_are_those_of_the_files_beside_the_tokenizer(case, tmp_path):
 def test_ids_that_are_no_entries_are_named(name, value, tmp_path):
     path = folder_of(tmp_path / "theirs", {CONFIG: {name: value}})
     with pytest.raises(ConfigError, match=f"{name} is .*, and ids are 0 to {SIZE - 1}"):
-        tokenizer.load(path)
+        tokenizer.load_tokenizer(path)
 
 
 @pytest.mark.parametrize("name", [CONFIG, NAMES, MAP, WRITING, KEPT])
@@ -101,28 +101,30 @@ def test_a_damaged_file_is_named(name, text, tmp_path):
     path = folder_of(tmp_path / "theirs", {})
     (path.parent / name).write_text(text)
     with pytest.raises(ConfigError, match=name):
-        tokenizer.load(path)
+        tokenizer.load_tokenizer(path)
 
 
 @pytest.mark.parametrize("values", [{"bos": 1}, {"bos": -1, "eos": 1, "stops": [], "size": 0}, {"stops": 3}])
 def test_marks_that_are_none_are_named(values, tmp_path):
     path = folder_of(tmp_path / "theirs", {KEPT: values})
     with pytest.raises(ConfigError, match=f"{KEPT} is damaged"):
-        tokenizer.load(path)
+        tokenizer.load_tokenizer(path)
 
 
 def test_a_model_may_have_more_entries_than_its_tokenizer(tmp_path):
-    found = tokenizer.load(folder_of(tmp_path / "theirs", {CONFIG: {"vocab_size": SIZE + 2, "eos_token_id": SIZE}}))
+    found = tokenizer.load_tokenizer(
+        folder_of(tmp_path / "theirs", {CONFIG: {"vocab_size": SIZE + 2, "eos_token_id": SIZE}})
+    )
     assert (found.size, found.eos, SpecialTokens.of(found).boi) == (SIZE + 2, SIZE, SIZE + 4)
     assert found.decode(np.array([5, SIZE, SIZE + 1, 4])) == "cat\ufffd\ufffda"
-    fewer = tokenizer.load(folder_of(tmp_path / "theirs", {CONFIG: {"vocab_size": SIZE - 2}}))
+    fewer = tokenizer.load_tokenizer(folder_of(tmp_path / "theirs", {CONFIG: {"vocab_size": SIZE - 2}}))
     assert fewer.size == SIZE
 
 
 def test_numbers_keep_the_marks_of_their_model(tmp_path):
     numbers = Numbers(20, marks=Marks(3, 4, (5,)))
-    tokenizer.save(numbers, tmp_path)
-    assert tokenizer.load_saved(tmp_path, numbers.name) == numbers
+    tokenizer.save_tokenizer(numbers, tmp_path)
+    assert tokenizer.load_saved_tokenizer(tmp_path, numbers.name) == numbers
     assert SpecialTokens.of(numbers).bos == 3
 
 

@@ -70,7 +70,7 @@ def test_special_tokens_follow_the_tokenizers_own(vocabulary):
 def llama_like(tmp_path_factory):
     """A real SentencePiece model with 32,000 entries, and the path of the file."""
     path = Path(mistral_common.__file__).parent / "data/tokenizer.model.v1"
-    return tokenizer.load(path), path
+    return tokenizer.load_tokenizer(path), path
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def hugging_face(tmp_path_factory):
     model.train_from_iterator([inspect.getsource(inspect)], trainer)
     path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
     model.save(str(path))
-    return tokenizer.load(path), path
+    return tokenizer.load_tokenizer(path), path
 
 
 def test_sentencepiece_encodes_as_the_models_own_library_does(llama_like):
@@ -171,8 +171,8 @@ def test_wherever_a_text_is_cut_its_tokens_add_up_to_its_bytes(kind, llama_like,
 
 def test_a_saved_tokenizer_is_the_same_elsewhere(llama_like, hugging_face, tmp_path):
     for model in (llama_like[0], hugging_face[0], ByteTokenizer()):
-        tokenizer.save(model, tmp_path)
-        again = tokenizer.load_saved(tmp_path, model.name)
+        tokenizer.save_tokenizer(model, tmp_path)
+        again = tokenizer.load_saved_tokenizer(tmp_path, model.name)
         assert tokenizer.hash_of(again) == tokenizer.hash_of(model)
         copied = pickle.loads(pickle.dumps(model))
         assert (
@@ -188,12 +188,12 @@ def test_a_saved_tokenizer_is_the_same_elsewhere(llama_like, hugging_face, tmp_p
 def test_files_that_are_no_tokenizers_are_named(name, tmp_path):
     (tmp_path / name).write_text("{}")
     with pytest.raises(ConfigError, match=f"{name} cannot be read"):
-        tokenizer.load(tmp_path / name)
+        tokenizer.load_tokenizer(tmp_path / name)
     with pytest.raises(ConfigError, match="there is no such file"):
-        tokenizer.load(tmp_path / f"missing-{name}")
+        tokenizer.load_tokenizer(tmp_path / f"missing-{name}")
 
 
 def test_the_config_names_the_tokenizer():
-    assert tokenizer.load("bytes") == ByteTokenizer()
+    assert tokenizer.load_tokenizer("bytes") == ByteTokenizer()
     with pytest.raises(ConfigError, match=r"tokenizer llama2: give 'bytes', a SentencePiece \.model"):
-        tokenizer.load("llama2")
+        tokenizer.load_tokenizer("llama2")

@@ -22,9 +22,9 @@ IMAGES[0, :50] = 255
 
 def test_features_are_torch_fidelitys(tmp_path):
     save_file(random_network() | {"fc.weight": np.zeros((1008, 2048))}, tmp_path / "inception.safetensors")
-    arrays = inception.load(tmp_path / "inception.safetensors")
+    arrays = inception.load_tensors(tmp_path / "inception.safetensors")
     assert len(arrays) == 94 * 5
-    found = np.asarray(jax.jit(inception.features)(arrays, IMAGES))
+    found = np.asarray(jax.jit(inception.inception_features)(arrays, IMAGES))
     expected = np.array(json.loads(GOLDEN.read_text())["features"])
     assert found.shape == (1, inception.FEATURES)
     assert expected.std() > 0.1 * np.abs(expected).max()
@@ -36,7 +36,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path):
     del network["Mixed_7c.branch_pool.bn.bias"]
     save_file(network, tmp_path / "inception.safetensors")
     with pytest.raises(ConfigError, match=r"lacks 1 tensors .* Mixed_7c.branch_pool.bn.bias"):
-        inception.load(tmp_path / "inception.safetensors")
+        inception.load_tensors(tmp_path / "inception.safetensors")
 
 
 def write_golden(empty):

@@ -8,10 +8,10 @@ import pytest
 from helpers import code_codec, corpus_of, digits_config, tiny_codec, tiny_config, tiny_corpus, token_config
 from transfusion_jax.cli import main
 from transfusion_jax.config import SUITES, ConfigError
-from transfusion_jax.data.datasets import Data, load
+from transfusion_jax.data.datasets import Data, load_data
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.evaluation.suites import edits as suite
-from transfusion_jax.evaluation.suites.digits import features, fit_judge, new_judge, pictures
+from transfusion_jax.evaluation.suites.digits import captioned_digits, digit_features, fit_judge, new_judge
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.worlds.shapes import edits
@@ -20,13 +20,13 @@ TEXTS = dict(data__sources={"texts": {"path": "synthetic:text"}})
 
 
 def test_the_judge_is_right_on_real_digits_that_it_has_not_seen(digits_folder):
-    data = load(digits_config(digits_folder))
-    seen, unseen = pictures(data.train, data.codec), pictures(data.held_out, data.codec)
+    data = load_data(digits_config(digits_folder))
+    seen, unseen = captioned_digits(data.train, data.codec), captioned_digits(data.held_out, data.codec)
     assert len(seen.images) + len(unseen.images) == 1797
     assert set(seen.labels) == set(unseen.labels) == set(range(10))
     judge = fit_judge(seen)
-    assert judge.score(features(unseen.images), unseen.labels) >= 0.97
-    assert judge.score(features(unseen.images), (unseen.labels + 1) % 10) < 0.05
+    assert judge.score(digit_features(unseen.images), unseen.labels) >= 0.97
+    assert judge.score(digit_features(unseen.images), (unseen.labels + 1) % 10) < 0.05
 
 
 def test_the_judge_of_digits_needs_scikit_learn(monkeypatch):
@@ -37,7 +37,7 @@ def test_the_judge_of_digits_needs_scikit_learn(monkeypatch):
 
 def test_the_suite_needs_digits():
     with pytest.raises(ConfigError, match="needs captioned digits"):
-        pictures(tiny_corpus(), tiny_codec())
+        captioned_digits(tiny_corpus(), tiny_codec())
 
 
 def test_a_model_that_knows_nothing_needs_log_vocabulary_nats_per_token():
@@ -60,7 +60,7 @@ def test_a_model_that_knows_nothing_needs_log_vocabulary_nats_per_token():
 def test_what_draws_in_colour_refuses_a_grey_model(name, digits_folder):
     config = digits_config(digits_folder)
     with pytest.raises(ConfigError, match="draws in colour, and this model's images are grey"):
-        SUITES[name].run(TransfusionTask(config), {}, load(config), jax.random.key(0))
+        SUITES[name].run(TransfusionTask(config), {}, load_data(config), jax.random.key(0))
 
 
 def test_an_edit_is_done_where_its_own_drawing_comes_nearest():
@@ -69,7 +69,7 @@ def test_an_edit_is_done_where_its_own_drawing_comes_nearest():
         assert text
         assert suite.is_done(scene, edit, suite.picture(edit.after, 32))
         assert not suite.is_done(scene, edit, suite.picture(scene, 32))
-        for other in edits.edits(scene):
+        for other in edits.possible_edits(scene):
             assert suite.is_done(scene, edit, suite.picture(other.after, 32)) == (other.after == edit.after)
 
 

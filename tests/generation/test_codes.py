@@ -10,7 +10,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.generation.single import caption, draw, write
+from transfusion_jax.generation.single import caption_images, draw_images, write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.tasks.base import make_task
 
@@ -50,28 +50,28 @@ def test_codes_are_drawn_as_often_as_they_are_likely():
 
 
 def test_images_are_drawn_and_captioned():
-    images = draw(TASK, PARAMS, CODEC, PROMPTS, seed=0)
+    images = draw_images(TASK, PARAMS, CODEC, PROMPTS, seed=0)
     assert images.shape == (3, 4, 4, 1)
     np.testing.assert_array_equal(CODEC.images(CODEC.latents(images)), images)
-    assert len(caption(TASK, PARAMS, CODEC, images, Writing(max_tokens=3))) == 3
+    assert len(caption_images(TASK, PARAMS, CODEC, images, Writing(max_tokens=3))) == 3
 
 
 def test_what_a_model_cannot_do_is_refused():
     with pytest.raises(ConfigError, match=r"sampling.steps goes with model.images='latents', not 'codes'"):
         CONFIG.sampling_with(steps=5)
     with pytest.raises(ConfigError, match="shorten the prompt"):
-        draw(TASK, PARAMS, CODEC, ["a" * 40], 0)
+        draw_images(TASK, PARAMS, CODEC, ["a" * 40], 0)
     text = make_task(token_config("none"))
     params = text.init(jax.random.key(0))
     with pytest.raises(ConfigError, match="draws no images"):
-        draw(text, params, CODEC, ["a"], 0)
+        draw_images(text, params, CODEC, ["a"], 0)
     with pytest.raises(ConfigError, match="sees no images"):
-        caption(text, params, CODEC, np.zeros((1, 4, 4, 1)))
-    assert len(write(text, params, CODEC, [Document((Text(CODEC.tokenizer.encode("ab")),))], Writing(3))) == 1
+        caption_images(text, params, CODEC, np.zeros((1, 4, 4, 1)))
+    assert len(write_texts(text, params, CODEC, [Document((Text(CODEC.tokenizer.encode("ab")),))], Writing(3))) == 1
 
 
 def codes_of(prompts, seed, **how):
-    return CODEC.latents(draw(TASK, PARAMS, CODEC, prompts, seed, CONFIG.sampling_with(**how)))
+    return CODEC.latents(draw_images(TASK, PARAMS, CODEC, prompts, seed, CONFIG.sampling_with(**how)))
 
 
 def code_logits(prompts, codes):
@@ -82,7 +82,8 @@ def code_logits(prompts, codes):
         rows.append(assemble(number, [Piece(document, 0, document.length(16), 0)], CONFIG, special()))
         first.append(len(prompt) + 1)
     batch = stack(rows)
-    x, _ = TASK.model.bind(PARAMS).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, 0)
+    times = np.zeros(batch.latents.shape[:2], np.int32)
+    x, _ = TASK.model.bind(PARAMS).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
     hidden, _ = TASK.model.bind(PARAMS).trunk(x, batch.spans, batch.positions)
     place = np.array(first)[:, None] + np.arange(16)
     chosen = jnp.take_along_axis(hidden, place[..., None], axis=1)

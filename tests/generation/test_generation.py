@@ -6,7 +6,7 @@ import pytest
 
 from helpers import LATENT, special, tiny_codec, tiny_config
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.generation.single import draw, write
+from transfusion_jax.generation.single import draw_images, write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.tasks.transfusion import TransfusionTask
@@ -22,24 +22,24 @@ def params():
 
 
 def test_an_image_depends_on_seed_place_and_prompt_alone(params):
-    one = draw(TASK, params, tiny_codec(), ["abc"], seed=1)
-    among = draw(TASK, params, tiny_codec(), ["abc", "dddddd", "abc"], seed=1)
+    one = draw_images(TASK, params, tiny_codec(), ["abc"], seed=1)
+    among = draw_images(TASK, params, tiny_codec(), ["abc", "dddddd", "abc"], seed=1)
     np.testing.assert_allclose(among[0], one[0], atol=1e-4)
     assert np.abs(among[2] - one[0]).max() > 0.01  # the same prompt at another place
-    assert np.abs(draw(TASK, params, tiny_codec(), ["abc"], seed=2)[0] - one[0]).max() > 0.01
-    assert np.abs(draw(TASK, params, tiny_codec(), ["xyz"], seed=1)[0] - one[0]).max() > 1e-4
+    assert np.abs(draw_images(TASK, params, tiny_codec(), ["abc"], seed=2)[0] - one[0]).max() > 0.01
+    assert np.abs(draw_images(TASK, params, tiny_codec(), ["xyz"], seed=1)[0] - one[0]).max() > 1e-4
 
 
 def test_guidance_moves_the_image_and_one_is_none(params):
-    drawn = {g: draw(TASK, params, tiny_codec(), ["abc"], 1, guided(g)) for g in (0.0, 1.0, 1.001, 3.0)}
-    empty = draw(TASK, params, tiny_codec(), [""], seed=1, sampling=guided(1.0))
+    drawn = {g: draw_images(TASK, params, tiny_codec(), ["abc"], 1, guided(g)) for g in (0.0, 1.0, 1.001, 3.0)}
+    empty = draw_images(TASK, params, tiny_codec(), [""], seed=1, sampling=guided(1.0))
     np.testing.assert_allclose(drawn[0.0], empty, atol=1e-4)  # a scale of 0 is the other branch
     np.testing.assert_allclose(drawn[1.0], drawn[1.001], atol=0.01)
     assert np.abs(drawn[3.0] - drawn[1.0]).max() > 1e-3
 
 
 def test_images_lie_within_the_bounds_of_pixels(params):
-    images = draw(TASK, params, tiny_codec(), ["abc"] * 3, seed=1, sampling=CONFIG.sampling_with(steps=2))
+    images = draw_images(TASK, params, tiny_codec(), ["abc"] * 3, seed=1, sampling=CONFIG.sampling_with(steps=2))
     assert images.shape == (3, *LATENT)
     assert np.abs(images).max() <= 1
 
@@ -51,7 +51,7 @@ def test_each_token_is_the_likeliest_after_all_before_it(params):
         Document((Text(np.array([1, 2, 3])), image, Text(np.array([4])))),
         Document((Text(np.array([5])),)),
     ]
-    texts = write(TASK, params, tiny_codec(), documents, Writing(max_tokens=5))
+    texts = write_texts(TASK, params, tiny_codec(), documents, Writing(max_tokens=5))
     for document, text in zip(documents, texts, strict=True):
         assert text == by_hand(params, document, 5)
 

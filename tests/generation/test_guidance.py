@@ -6,7 +6,7 @@ import pytest
 
 from helpers import tiny_config, token_config
 from transfusion_jax.config import SamplingConfig
-from transfusion_jax.generation.guidance import branch_weights, branches_of, combine, untrained_branch
+from transfusion_jax.generation.guidance import branch_weights, branches_of, combine_branches, untrained_branch
 
 BOTH = np.random.default_rng(0).normal(size=(3, 2, 4, 4, 1)).astype(np.float32)  # of two images in three branches
 PROMPT, IMAGES, NOTHING = BOTH
@@ -71,4 +71,4 @@ def test_rescaling_brings_back_the_deviation_of_the_first_branch():
 
 def guided(sampling, branches, rescale=0.0):
     weights = branch_weights(sampling, branches, np.array([0.5]))[0]
-    return np.asarray(combine(jnp.asarray(BOTH[:branches].reshape(-1, *BOTH.shape[2:])), weights, rescale))
+    return np.asarray(combine_branches(jnp.asarray(BOTH[:branches].reshape(-1, *BOTH.shape[2:])), weights, rescale))

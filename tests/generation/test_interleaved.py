@@ -10,7 +10,7 @@ from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.generation import reference
 from transfusion_jax.generation.interleaved import Draws, Drew, Ended, Request, Wrote, generate, stream
 from transfusion_jax.generation.prompt import prompt_of, rows_of
-from transfusion_jax.generation.single import draw
+from transfusion_jax.generation.single import draw_images
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.tasks.base import make_task
 
@@ -59,7 +59,7 @@ def test_images_are_those_of_the_whole_row(latents):
     codec = tiny_codec()
     documents, keys = [prompt_of(text, codec) for text in PROMPTS], image_keys(3, len(PROMPTS), 1)
     expected = codec.images(reference.draw_latents(task, params, codec, documents, keys, task.config.sampling))
-    drawn = draw(task, params, codec, PROMPTS, 3)
+    drawn = draw_images(task, params, codec, PROMPTS, 3)
     np.testing.assert_allclose(drawn, expected, atol=1e-4)
     assert np.std(drawn) > 0.1
 

@@ -20,7 +20,7 @@ def test_tokens_are_added_to_the_cache_where_it_lies():
     state = phases.prefill(task, 64, params, rows, jnp.asarray(lengths))
     limits = phases.Limits(*jnp.array([[8, 8], [60, 60], [0, 0]]))
     keys = jax.random.split(jax.random.key(0), 2)
-    program = phases.write.lower(
+    program = phases.write_tokens.lower(
         task, codec.special, 4, False, params, state, jnp.array([True, True]), limits, keys, Writing().chances()
     )
     text, held = program.compile().as_text(), ",".join(map(str, state.cache.past[0].keys.shape))

@@ -7,8 +7,8 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.generation.scoring import score, score_tokens
-from transfusion_jax.generation.single import write
+from transfusion_jax.generation.scoring import score_continuations, score_tokens
+from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.tasks.base import make_task
@@ -24,7 +24,9 @@ def test_a_score_is_the_loss_of_training(task):
     codec, params = codec_of(task), params_of(task)
     documents = [Document((Text(np.array([1, 2])), image(task))), Document(()), Document((image(task),))]
     texts = [np.array([3, 4, 5]), np.array([6]), np.array([7, 8])]
-    for found, document, tokens in zip(score(task, params, codec, documents, texts), documents, texts, strict=True):
+    for found, document, tokens in zip(
+        score_continuations(task, params, codec, documents, texts), documents, texts, strict=True
+    ):
         whole = Document((*document.segments, Text(tokens)))
         piece = Piece(whole, 0, whole.length(task.config.model.patches), 0)
         row = stack([assemble(0, [piece], task.config, codec.special)])
@@ -40,11 +42,11 @@ def test_a_score_is_the_loss_of_training(task):
 def test_what_would_be_written_is_greedy_and_nothing_else_is():
     params, codec = params_of(LATENTS), tiny_codec()
     document = Document((image(LATENTS), Text(np.array([5]))))
-    text = write(LATENTS, params, codec, [document], Writing(max_tokens=4))[0]
+    text = write_texts(LATENTS, params, codec, [document], Writing(max_tokens=4))[0]
     tokens = codec.tokenizer.encode(text)
     other = tokens.copy()
     other[1] = (other[1] + 1) % 20
-    written, changed = score(LATENTS, params, codec, [document] * 2, [tokens, other])
+    written, changed = score_continuations(LATENTS, params, codec, [document] * 2, [tokens, other])
     assert written.greedy
     assert not changed.greedy
 
@@ -61,7 +63,9 @@ def test_tokens_alone_are_scored_among_texts(task):
         # BOS and the text, by the whole softmax without marks and codes
         row = np.array([[codec.special.bos, *before, *after]])
         place = np.full_like(row, -1)
-        x, _ = task.model.bind(params).embed(row, place, place, np.zeros((1, 0, 0, 0, 0)), np.zeros((1, 0)))
+        x, _ = task.model.bind(params).embed(
+            row, place, place, np.zeros((1, 0, 0, 0, 0)), np.zeros((1, 0), np.int32)
+        )
         index = np.arange(row.shape[1])[None]
         hidden, _ = task.model.bind(params).trunk(x, Spans(0 * index, index + 1), index)
         logits = np.asarray(task.model.bind(params).text_logits(hidden))[0, -len(after) - 1 : -1]
@@ -74,7 +78,7 @@ def test_tokens_alone_are_scored_among_texts(task):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="take 49 elements, and the model's context is 48"):
-        score(LATENTS, params_of(LATENTS), tiny_codec(), [Document(())], [np.ones(48, np.int32)])
+        score_continuations(LATENTS, params_of(LATENTS), tiny_codec(), [Document(())], [np.ones(48, np.int32)])
     with pytest.raises(ConfigError, match="49 tokens do not fit the model's context of 48"):
         list(score_tokens(LATENTS, params_of(LATENTS), tiny_codec(), [[1] * 48], [[1, 1]]))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.generation.token_sampling import Writing, choose, likelier
+from transfusion_jax.generation.token_sampling import Writing, choose_tokens, likelier
 
 LOGITS = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.05, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2]]))
 
@@ -64,4 +64,4 @@ def test_what_is_out_of_range_is_refused(how, message):
 def chosen(writing, count):
     """Draws `[count, 2]`."""
     keys = jax.random.split(jax.random.key(0), (count, 2))
-    return np.asarray(jax.vmap(lambda k: choose(LOGITS, k, writing.chances(), writing.filters))(keys))
+    return np.asarray(jax.vmap(lambda k: choose_tokens(LOGITS, k, writing.chances(), writing.filters))(keys))

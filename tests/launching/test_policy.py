@@ -2,7 +2,7 @@
 
 import pytest
 
-from transfusion_jax.launching.policy import combine, restarts
+from transfusion_jax.launching.policy import combine_codes, restarts
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from transfusion_jax.launching.policy import combine, restarts
     ],
 )
 def test_the_code_of_a_job_is_that_which_says_most(codes, job):
-    assert combine(codes) == job
+    assert combine_codes(codes) == job
 
 
 def test_only_codes_that_another_start_can_mend_restart():

@@ -7,7 +7,7 @@ import pytest
 
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
 from transfusion_jax.kernels.attention import blocked as blocked_kernel
-from transfusion_jax.model.attention import attention
+from transfusion_jax.model.attention import attention, check_shapes
 from transfusion_jax.model.spans import Spans, check_spans
 
 FAST = ["blocked"]  # tests/kernels tests those of an accelerator
@@ -87,9 +87,9 @@ def test_wrong_shapes_and_names_are_refused():
     spans = layout_spans(["pure text"])
     q, k, v = random_arrays(3, (1, LENGTH, 2, 8))
     with pytest.raises(ValueError, match="do not agree"):
-        attention(q, k[:, :, :1], v, spans)
+        check_shapes(q, k[:, :, :1], v, spans)
     with pytest.raises(ValueError, match="are not of the queries"):
-        attention(q, k, v, Spans(*(s[:, :40] for s in spans)))
+        check_shapes(q, k, v, Spans(*(s[:, :40] for s in spans)))
     with pytest.raises(ValueError, match="attention is 'flush'; valid: auto, blocked"):
         attention(q, k, v, spans, implementation="flush")
 

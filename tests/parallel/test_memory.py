@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from transfusion_jax.parallel.memory import GIB, describe, memory
+from transfusion_jax.parallel.memory import GIB, describe_memory, memory
 
 
 class Chip:
@@ -17,14 +17,14 @@ class Chip:
 def test_the_fullest_device_counts():
     found = memory([Chip(3, 9), Chip(4, 8)])
     assert (found["in_use_gib"], found["peak_gib"], found["limit_gib"]) == (4, 9, 16)
-    assert describe(found) == "memory: 4.00 of 16.00 GiB per device, 9.00 at most"
+    assert describe_memory(found) == "memory: 4.00 of 16.00 GiB per device, 9.00 at most"
 
 
 def test_a_cpu_tells_of_the_process_alone():
     found = memory(jax.local_devices())
     assert set(found) == {"host_gib", "host_peak_gib"}
     assert 0.05 < found["host_gib"] <= found["host_peak_gib"] + 0.01
-    assert describe(found).startswith("memory: the process holds ")
+    assert describe_memory(found).startswith("memory: the process holds ")
     block = bytearray(GIB // 4)
     block[::4096] = bytes([1]) * len(block[::4096])  # pages that are not touched are not held
     assert memory(jax.local_devices())["host_gib"] - found["host_gib"] == pytest.approx(0.25, abs=0.05)

@@ -16,11 +16,11 @@ def test_a_state_is_where_its_rules_say_and_a_replica_is_found():
     config = tiny_config(mesh=dict(data=1, fsdp=4, tensor=2))
     task, mesh = TransfusionTask(config), make_mesh(config.mesh)
     state, abstract = create_state(RunContext(task, config, mesh)), RunContext(task, config, mesh).abstract_state
-    placement.check(state, abstract)
+    placement.check_placement(state, abstract)
     whole = jax.device_put(state.params["text_head"], NamedSharding(mesh, P()))
     moved = state.params | {"text_head": whole}
     with pytest.raises(ConfigError, match="params/text_head is"):
-        placement.check({"params": moved}, {"params": abstract.params})
+        placement.check_placement({"params": moved}, {"params": abstract.params})
 
 
 def test_bytes_per_device_are_counted_by_part():
@@ -28,7 +28,7 @@ def test_bytes_per_device_are_counted_by_part():
     split = jax.device_put(jnp.zeros((1024, 1024)), NamedSharding(mesh, P("fsdp")))
     copies = jax.device_put(jnp.zeros((512, 1024)), NamedSharding(mesh, P()))
     assert placement.bytes_per_device(split) == 2**20
-    lines = placement.describe({"parameters": [split, copies], "average": None})
+    lines = placement.describe_placement({"parameters": [split, copies], "average": None})
     assert lines[1].split() == ["parameters", "3.0", "MiB", "6.0", "MiB"]
     assert len(lines) == 2
     assert placement.unsplit({"a": split, "b": copies}) == {"b": 2**21}

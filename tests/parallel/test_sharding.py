@@ -14,7 +14,7 @@ from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import Rules, batch_sharding, is_split, local_rows, state_shardings
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.tasks.base import make_task
-from transfusion_jax.training.step.state import abstract_state
+from transfusion_jax.training.step.state import RunContext
 
 
 def test_every_parameter_has_named_axes_and_the_large_ones_are_split():
@@ -31,7 +31,7 @@ def test_every_parameter_has_named_axes_and_the_large_ones_are_split():
 def test_moments_and_average_are_split_as_their_parameter_is():
     config = tiny_config(model__modality_weights="untied", optimizer__frozen="text", optimizer__ema_decay=0.9)
     task, mesh = make_task(config), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    state = abstract_state(task, config, mesh)
+    state = RunContext(task, config, mesh).abstract_state
     params = {name: leaf.sharding.spec for name, leaf in named(state.params)}
     for name, leaf in named([state.optimizer, state.ema]):
         if leaf.ndim:

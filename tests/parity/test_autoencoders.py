@@ -90,10 +90,10 @@ def check_equal(model, ours):
 def test_diffusers_models_come_in_and_go_out(layout, tmp_path):
     model = theirs(layout)
     model.save_pretrained(tmp_path / "theirs")
-    ours = importing.read(tmp_path / "theirs", "kept")
+    ours = importing.read_autoencoder(tmp_path / "theirs", "kept")
     check_equal(model, ours)
     ours.save(tmp_path / "ours")
-    importing.write(trained.open_folder(tmp_path / "ours"), tmp_path / "again")
+    importing.write_diffusers(trained.open_folder(tmp_path / "ours"), tmp_path / "again")
     again = type(model).from_pretrained(tmp_path / "again")
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(again.state_dict()[name], value, err_msg=name)
@@ -112,7 +112,7 @@ def test_compvis_checkpoints_come_in(layout, suffix, tmp_path):
         from safetensors.torch import save_file
 
         save_file({k: v.contiguous() for k, v in state.items()}, path)
-    ours = importing.read(path, "kept")
+    ours = importing.read_autoencoder(path, "kept")
     check_equal(model, ours)
 
 
@@ -171,7 +171,7 @@ def test_pickles_hold_what_pytorch_wrote(zipped, lightning, tmp_path):
     state |= {"learnt": torch.nn.Parameter(whole), "buffer": torch.nn.Parameter(whole, requires_grad=False)}
     torch.save({"state_dict": state, **BESIDE}, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
     lightning.undo()
-    found = dict(pickles.read(tmp_path / "model.ckpt"))
+    found = dict(pickles.read_pickle(tmp_path / "model.ckpt"))
     assert found.keys() == state.keys()
     for name, value in state.items():
         assert str(found[name].dtype) == str(value.dtype).removeprefix("torch.")
@@ -196,19 +196,19 @@ def test_what_is_missing_or_too_much_is_named(tmp_path):
     whole = load_file(path)
     save_file({k: v for k, v in whole.items() if k != "decoder.conv_norm_out.bias"}, path)
     with pytest.raises(ConfigError, match="lacks decoder/conv_norm_out/bias"):
-        importing.read(tmp_path, "kept")
+        importing.read_autoencoder(tmp_path, "kept")
     save_file(whole | {"decoder.more.weight": np.zeros(3, np.float32)}, path)
     with pytest.raises(ConfigError, match="has, and we do not, decoder/more/scale"):
-        importing.read(tmp_path, "kept")
+        importing.read_autoencoder(tmp_path, "kept")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ConfigError, match="is damaged"):
-        importing.read(tmp_path, "kept")
+        importing.read_autoencoder(tmp_path, "kept")
     with pytest.raises(ConfigError, match="is not there"):
-        importing.read(tmp_path / "nowhere", "kept")
+        importing.read_autoencoder(tmp_path / "nowhere", "kept")
 
 
 def test_what_diffusers_cannot_hold_is_refused(tmp_path):
     a = Architecture("kl", channels=8, multipliers=(1,), groups=4, blocks=1, encoder_channels=16)
     ours = trained.Trained("kept", a, jax.jit(Network(a).init)(jax.random.key(0)))
     with pytest.raises(ConfigError, match="no projection to fewer channels"):
-        importing.write(ours, tmp_path)
+        importing.write_diffusers(ours, tmp_path)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transfusion_jax.cli import main
 from transfusion_jax.evaluation.harness import HarnessModel
 from transfusion_jax.generation.prompt import prompt_of
-from transfusion_jax.generation.single import write
+from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.reader import to_devices
@@ -160,7 +160,9 @@ def test_texts_begin_and_end_as_under_transformers(name, tmp_path, capsys):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
     prompts = ["the cat", "a dog", "bird"]
-    ours = write(task, params, codec, [prompt_of(text, codec) for text in prompts], Writing(max_tokens=WRITTEN))
+    ours = write_texts(
+        task, params, codec, [prompt_of(text, codec) for text in prompts], Writing(max_tokens=WRITTEN)
+    )
     for prompt, text in zip(prompts, ours, strict=True):
         ids = torch.tensor([tokenizer(prompt).input_ids])
         written = model.generate(ids, max_new_tokens=WRITTEN, do_sample=False)[0, ids.shape[1] :].tolist()

@@ -167,16 +167,16 @@ def test_captions_are_written_behind_each_image_once(monkeypatch):
         asked.extend(documents)
         return ["abc", "dd"]
 
-    monkeypatch.setattr(judge, "write", write)
+    monkeypatch.setattr(judge, "write_texts", write)
     task = make_task(tiny_config())
-    metrics, about = judge.run(task, {}, codec, corpus, prompt="aa")
+    metrics, about = judge.run_cider(task, {}, codec, corpus, prompt="aa")
     assert (about["images"], about["references"], about["image_timestep"], about["prompt"]) == (2, 3, 0, "aa")
     assert [type(s) for s in asked[0].segments] == [Image, Text]
     assert asked[1].segments[0].latent is other.latent
     assert metrics["cider"] == pytest.approx(100 * judge.cider([["abc", "bcd"], ["dd"]], ["abc", "dd"]))
     json.dumps(about)
     with pytest.raises(ConfigError, match="needs captioned images"):
-        judge.run(task, {}, codec, Corpus(tiny_corpus().sources[1:]))
+        judge.run_cider(task, {}, codec, Corpus(tiny_corpus().sources[1:]))
 
 
 def test_karpathys_test_images_are_captioned_by_the_command(tmp_path, capsys):

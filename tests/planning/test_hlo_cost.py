@@ -12,8 +12,8 @@ from transfusion_jax.config import MeshConfig
 from transfusion_jax.data.batch import abstract_batch
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.planning.hlo import group, parse
-from transfusion_jax.planning.hlo_cost import count
+from transfusion_jax.planning.hlo import group, parse_hlo
+from transfusion_jax.planning.hlo_cost import count_program
 
 ROWS, WIDTH = 64, 32
 ONE = {"data": 1}
@@ -34,12 +34,12 @@ def compiled(function, shapes, mesh=None, specs=None):
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=h) for shape, h in zip(shapes, shardings, strict=True)
     ]
     options = {"out_shardings": shardings[0]} if mesh else {}
-    return parse(jax.jit(function, **options).lower(*arguments).compile().as_text())
+    return parse_hlo(jax.jit(function, **options).lower(*arguments).compile().as_text())
 
 
 @pytest.mark.parametrize("layers", [2, 8])
 def test_a_scan_counts_as_many_layers_as_it_has(layers):
-    counts = count(compiled(*scanned(layers)), ONE)
+    counts = count_program(compiled(*scanned(layers)), ONE)
     product = 2 * ROWS * WIDTH * WIDTH
     assert counts.flops == layers * 3 * product  # forward, and the gradients of weights and inputs
     assert not counts.open_loops
@@ -58,7 +58,9 @@ def test_the_trunks_layers_by_hand(remat, recomputed):
 
         x = jax.ShapeDtypeStruct((*batch.tokens.shape, config.model.width), jnp.float32)
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-        return count(parse(gradient.lower(model.abstract_params(), x, batch).compile().as_text()), ONE).flops
+        return count_program(
+            parse_hlo(gradient.lower(model.abstract_params(), x, batch).compile().as_text()), ONE
+        ).flops
 
     model, rows, length = tiny_config().model, tiny_config().batch_rows, tiny_config().data.context_length
     matrices = 4 * model.width**2 + 3 * model.width * model.mlp_width
@@ -71,7 +73,7 @@ def test_the_trunks_layers_by_hand(remat, recomputed):
 def test_collectives_count_in_bytes_sent_along_their_axes_in_every_turn_of_a_loop():
     layers, mesh = 5, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     specs = [P(None, "fsdp", "tensor"), P(("data", "fsdp"), None)]
-    counts = count(compiled(*scanned(layers), mesh, specs), dict(mesh.shape))
+    counts = count_program(compiled(*scanned(layers), mesh, specs), dict(mesh.shape))
     sent = {}
     for c in counts.collectives:
         assert c.dtype == "f32"
@@ -154,7 +156,7 @@ ENTRY %main (x: f32[4,8,6], y: f32[8,5,6], z: bf16[1,16]) -> f32[4,8,6] {
 
 def test_what_a_tpus_compiler_writes_is_read():
     """Trips from the condition, a gather moved on, a sum over slices, products in padding, memory on the core."""
-    counts = count(parse(TPU), {"data": 2, "fsdp": 4})
+    counts = count_program(parse_hlo(TPU), {"data": 2, "fsdp": 4})
     gather, across = counts.collectives
     assert (across.kind, across.axes, across.group, across.times) == ("all-reduce", ("data",), 2, 1)
     assert across.bytes == 4 * 4 * 8 * 6  # twice the half
@@ -173,14 +175,14 @@ def test_a_loop_that_only_the_run_ends_is_named_and_counted_once():
     def halve(x, w):
         return jax.lax.while_loop(lambda x: jnp.max(x) > 1, lambda x: jnp.tanh(x @ w), x)
 
-    counts = count(compiled(halve, [(ROWS, WIDTH), (WIDTH, WIDTH)]), ONE)
+    counts = count_program(compiled(halve, [(ROWS, WIDTH), (WIDTH, WIDTH)]), ONE)
     assert counts.flops == 2 * ROWS * WIDTH * WIDTH
     assert len(counts.open_loops) == 1
 
 
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
-        parse("ModuleOp {}\n")
+        parse_hlo("ModuleOp {}\n")
 
 
 def test_a_fused_slice_reads_its_part():
@@ -188,5 +190,5 @@ def test_a_fused_slice_reads_its_part():
         return jnp.tanh(jax.lax.dynamic_slice_in_dim(x, place, 4))
 
     arguments = jax.ShapeDtypeStruct((1000, 64), np.float32), jax.ShapeDtypeStruct((), np.int32)
-    program = parse(jax.jit(some).lower(*arguments).compile().as_text())
-    assert count(program, ONE).bytes < 5 * 4 * 64 * 4
+    program = parse_hlo(jax.jit(some).lower(*arguments).compile().as_text())
+    assert count_program(program, ONE).bytes < 5 * 4 * 64 * 4

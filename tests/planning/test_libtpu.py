@@ -9,7 +9,7 @@ from helpers import tiny_config
 from transfusion_jax.data.batch import abstract_batch, bytes_of_batch
 from transfusion_jax.planning import compile, libtpu
 from transfusion_jax.planning.compile import compile_for, compile_step
-from transfusion_jax.planning.topology import parse
+from transfusion_jax.planning.topology import parse_topology
 
 
 def test_the_version_is_that_of_the_lock():
@@ -53,7 +53,7 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
         batch_rows=8,
         mesh=dict(data=1, fsdp=4),
     )
-    compiled = compile_for(config, parse("v5e:2x2"))
+    compiled = compile_for(config, parse_topology("v5e:2x2"))
     assert not compiled.too_large
     assert 0 < compiled.temporary < compiled.bytes
     rows = abstract_batch(config)
@@ -68,14 +68,14 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
     )  # operations of one pass over the layers on one chip
     assert 3.5 < compiled.counts.flops / matrices < 5
     assert not compiled.counts.open_loops
-    assert compile_for(config, parse("v5e:2x2")) == compiled
+    assert compile_for(config, parse_topology("v5e:2x2")) == compiled
 
 
 @pytest.mark.parametrize("every", [1, 0])
 def test_a_plan_compiles_the_evaluation_too(every, monkeypatch, tmp_path):
     """On a CPU, whose programs are compiled the same way."""
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path))
-    monkeypatch.setattr(compile, "count", lambda text, mesh: text)
+    monkeypatch.setattr(compile, "count_program", lambda text, mesh: text)
     compiled = compile_step(tiny_config(model__layers=1, loop__evaluate_every=every), jax.devices()[:1])
     assert (compiled.evaluation > 0) == bool(every)
     assert compiled.bytes == compiled.arguments + max(compiled.temporary, compiled.evaluation) + compiled.code
@@ -93,12 +93,15 @@ class Device:
 
 def test_what_was_compiled_is_not_taken_for_another_chip_machine_program_or_flags(monkeypatch):
     v5e = [Device("TPU v5 lite")]
-    first = compile.place("program", v5e)
-    assert compile.place("program", v5e) == first
-    others = [compile.place("program", [Device("TPU v6 lite")]), compile.place("program", [*v5e, Device("", 1)])]
-    others.append(compile.place("another", v5e))
+    first = compile.program_place("program", v5e)
+    assert compile.program_place("program", v5e) == first
+    others = [
+        compile.program_place("program", [Device("TPU v6 lite")]),
+        compile.program_place("program", [*v5e, Device("", 1)]),
+    ]
+    others.append(compile.program_place("another", v5e))
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--more")
-    others.append(compile.place("program", v5e))
+    others.append(compile.program_place("program", v5e))
     assert len({first, *others}) == 5
 
 

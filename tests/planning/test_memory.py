@@ -10,7 +10,7 @@ from transfusion_jax.config import MeshConfig
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning import topology as topologies
-from transfusion_jax.planning.memory import abstract_mesh, leaves, sizes, state_shapes
+from transfusion_jax.planning.memory import abstract_mesh, leaves, state_shapes, state_sizes
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.loop import to_global
 from transfusion_jax.training.step.state import RunContext, create_state
@@ -29,7 +29,7 @@ MESHES = {  # every axis stands in one of them
 @pytest.mark.parametrize("size", SIZES)
 def test_every_leaf_lies_where_it_did(size, topology):
     mesh = abstract_mesh(MESHES[topology])
-    assert mesh.size == topologies.parse(topology).chips
+    assert mesh.size == topologies.parse_topology(topology).chips
     config = configs.load(f"{CONFIGS}/paper.py:{size}")
     task = TransfusionTask(config)
     shapes = state_shapes(task, config)
@@ -48,7 +48,7 @@ def test_every_leaf_lies_where_it_did(size, topology):
 def test_the_bytes_are_those_of_real_arrays():
     config = tiny_config(batch_rows=8, mesh=dict(data=2, fsdp=2, tensor=2))
     mesh, task = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), TransfusionTask(config)
-    counted = sizes(task, state_shapes(task, config), config, abstract_mesh(dict(mesh.shape))).by_kind
+    counted = state_sizes(task, state_shapes(task, config), config, abstract_mesh(dict(mesh.shape))).by_kind
     state = create_state(RunContext(task, config, mesh))
     batch = to_global(tiny_batch(config), batch_sharding(mesh))
     real = {"parameters": state.params, "optimizer moments": state.optimizer, "average": state.ema, "batch": batch}

@@ -14,7 +14,7 @@ from transfusion_jax.planning.flops_breakdown import by_formula, kernel_flops
 from transfusion_jax.planning.plan import TEMPORARY, make_plan, on_mesh
 from transfusion_jax.planning.search import choose_mesh, meshes, search
 
-V5E = topologies.parse("v5e:4x4")
+V5E = topologies.parse_topology("v5e:4x4")
 CONTENTS = Contents(elements=40.0, text_losses=20.0, images=2.0, span_area=500.0, visited_area=900.0)
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
 
@@ -96,7 +96,7 @@ def test_a_mesh_is_spelled_out_or_refused():
     with pytest.raises(ConfigError, match=r"does not cover the 16 chips of v5e:4x4"):
         on_mesh(wide_config(mesh=dict(data=1, fsdp=4)), V5E)
     with pytest.raises(ConfigError, match="a multiple of the 2 slices"):
-        on_mesh(wide_config(mesh=dict(data=1, fsdp=32)), topologies.parse("2xv5e:4x4"))
+        on_mesh(wide_config(mesh=dict(data=1, fsdp=32)), topologies.parse_topology("2xv5e:4x4"))
     with pytest.raises(ConfigError, match="cannot be split over data × fsdp"):
         on_mesh(wide_config(batch_rows=8), V5E)
 
@@ -112,7 +112,7 @@ def test_a_plan_says_all_of_it_in_json_and_in_lines():
         told["checkpoint"]["bytes"] / 4 / 0.5e9
     )  # four hosts
     assert 0 < told["mfu"] < 1
-    text = report.table(plan)
+    text = report.plan_table(plan)
     for words in ("memory of a chip", "fsdp: all-gather", "MFU, at most", "--config.mesh.fsdp=16", "formulas"):
         assert words in text
 
@@ -123,10 +123,10 @@ def test_a_plan_counts_what_an_evaluation_takes():
     whole, parts = (make_plan(replace(config, accumulation=n), V5E, CONTENTS, analytic=True) for n in (1, 4))
     assert 0 < parts.evaluation < whole.evaluation < whole.memory[TEMPORARY]
     assert whole.to_dict()["evaluation_bytes_per_chip"] == whole.evaluation
-    assert "  in an evaluation" in report.table(whole)
+    assert "  in an evaluation" in report.plan_table(whole)
     never = make_plan(replace(config, loop=replace(config.loop, evaluate_every=0)), V5E, CONTENTS, analytic=True)
     assert never.evaluation == 0
-    assert "in an evaluation" not in report.table(never)
+    assert "in an evaluation" not in report.plan_table(never)
 
 
 def test_an_evaluation_that_takes_more_than_a_step_decides(monkeypatch):
@@ -142,11 +142,11 @@ def test_what_does_not_fit_is_said_with_the_numbers():
     plan = make_plan(wide_config(model__layers=200, mesh=dict(data=16)), V5E, CONTENTS, analytic=True)
     assert not plan.fits
     assert "GiB are needed, and a chip has 15.75" in plan.too_large
-    assert "DOES NOT FIT" in report.table(plan)
+    assert "DOES NOT FIT" in report.plan_table(plan)
 
 
 def test_a_gpu_is_planned_by_formulas():
-    plan = make_plan(wide_config(mesh=dict(data=1, fsdp=16)), topologies.parse("h100:8x2"), CONTENTS)
+    plan = make_plan(wide_config(mesh=dict(data=1, fsdp=16)), topologies.parse_topology("h100:8x2"), CONTENTS)
     assert plan.method == "formulas"
     assert plan.terms.network > 0  # 16 GPUs, 8 of each node
     assert plan.terms.overlapped == 0
@@ -170,10 +170,10 @@ def test_the_search_ranks_what_fits_and_says_why_the_rest_does_not():
 
 
 def test_meshes_keep_to_slices_and_nodes():
-    two = list(meshes(topologies.parse("2xv5e:2x2")))
+    two = list(meshes(topologies.parse_topology("2xv5e:2x2")))
     assert all(mesh["data"] % 2 == 0 for mesh in two)
     assert {"data": 2, "fsdp": 4, "context": 1, "tensor": 1} in two
-    assert all(mesh["tensor"] <= 4 for mesh in meshes(topologies.parse("h100:4x2")))
+    assert all(mesh["tensor"] <= 4 for mesh in meshes(topologies.parse_topology("h100:4x2")))
 
 
 def test_the_mesh_is_chosen_where_the_config_leaves_it_open():

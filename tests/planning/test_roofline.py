@@ -1,9 +1,9 @@
 import pytest
 
 from transfusion_jax.planning.roofline import Collective, Work, terms
-from transfusion_jax.planning.topology import parse
+from transfusion_jax.planning.topology import parse_topology
 
-V5E = parse("v5e:16x16")
+V5E = parse_topology("v5e:16x16")
 MESH = {"data": 2, "fsdp": 32, "context": 1, "tensor": 4}
 
 
@@ -23,11 +23,11 @@ def test_each_instruction_takes_the_longer_of_its_two_and_what_overlaps_is_not_a
 
 
 def test_data_goes_across_slices_and_outer_axes_across_nodes():
-    two = parse("2xv5e:16x16")
+    two = parse_topology("2xv5e:16x16")
     rows = ("data", "fsdp")
     across = terms([], [exchange(rows, 128, True, 128 // 2 * two.chip.network)], two, MESH)
     assert (across.network, across.overlapped) == pytest.approx((1, 0))
-    gpus, mesh = parse("h100:8x4"), {"data": 1, "fsdp": 8, "context": 1, "tensor": 4}
+    gpus, mesh = parse_topology("h100:8x4"), {"data": 1, "fsdp": 8, "context": 1, "tensor": 4}
     spread = terms([], [exchange(("fsdp",), 8, True, 2 * gpus.chip.network)], gpus, mesh)  # two of each node
     assert (spread.network, spread.overlapped) == pytest.approx((1, 0))
     near = terms([], [exchange(("tensor",), 4, True, gpus.chip.link)], gpus, mesh)

@@ -1,7 +1,7 @@
 import pytest
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.planning.topology import CHIPS, SHAPES, parse
+from transfusion_jax.planning.topology import CHIPS, SHAPES, parse_topology
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from transfusion_jax.planning.topology import CHIPS, SHAPES, parse
     ],
 )
 def test_names_of_libtpu_of_bookings_and_of_gpus(text, name, chips, hosts):
-    topology = parse(text)
+    topology = parse_topology(text)
     assert (topology.name, topology.chips, topology.hosts) == (name, chips, hosts)
-    assert parse(topology.name) == parse(topology.name)
+    assert parse_topology(topology.name) == parse_topology(topology.name)
     assert f"{chips} chips" in topology.describe()
 
 
 def test_a_booking_that_counts_cores_says_so():
-    assert parse("v5p-128").describe() == (
+    assert parse_topology("v5p-128").describe() == (
         "v5p-128 is v5p:4x4x4: 64 chips on 16 hosts, 128 TensorCores as bookings count"
     )
 
@@ -50,7 +50,7 @@ def test_a_booking_that_counts_cores_says_so():
 )
 def test_what_is_no_machine_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse(text)
+        parse_topology(text)
 
 
 def test_booked_shapes_hold_the_chips_they_are_booked_for():
@@ -65,20 +65,20 @@ def test_booked_shapes_hold_the_chips_they_are_booked_for():
 def test_a_group_sends_through_the_links_that_it_has():
     """In links: a whole closed axis has two, an open one or a part of one has one."""
     link = CHIPS["v5e"].link
-    v5e = parse("v5e:16x16")
+    v5e = parse_topology("v5e:16x16")
     assert [v5e.rate(n)[0] / link for n in (256, 16, 4, 32, 2)] == [4, 2, 1, 3, 1]
-    assert parse("v5e:8x8").rate(64)[0] / link == 2  # smaller than a pod: the torus does not close
-    cube = parse("v5p:4x4x4")
+    assert parse_topology("v5e:8x8").rate(64)[0] / link == 2  # smaller than a pod: the torus does not close
+    cube = parse_topology("v5p:4x4x4")
     assert [cube.rate(n)[0] / CHIPS["v5p"].link for n in (64, 16, 4, 2)] == [6, 4, 2, 1]
     assert not v5e.rate(256)[1]
 
 
 def test_slices_and_nodes_share_a_slower_network():
-    two = parse("2xv5e:16x16")
+    two = parse_topology("2xv5e:16x16")
     assert two.rate(512, spans_slices=True) == (256 * CHIPS["v5e"].network, True)  # each chip sends its part
     assert two.rate(2, spans_slices=True) == (CHIPS["v5e"].network, True)
     h100 = CHIPS["h100"]
-    nodes = parse("h100:8x4")
+    nodes = parse_topology("h100:8x4")
     assert nodes.rate(8) == (h100.link, False)
     assert nodes.rate(32) == (8 * h100.network, True)  # eight ports for eight members
     assert nodes.rate(4, stride=8) == (h100.network, True)  # one of each node

@@ -6,19 +6,19 @@ import shutil
 import pytest
 
 from helpers import tiny_config, tiny_run
-from transfusion_jax.scaling.ladder import LadderRun, record
+from transfusion_jax.scaling.ladder import LadderRun, record_of_run
 from transfusion_jax.storage.jsonl import read_lines
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.loop import Hook
-from transfusion_jax.training.monitoring.metrics import Writer
+from transfusion_jax.training.monitoring.metrics import MetricsWriter
 from transfusion_jax.training.run_dir import Workdir
 
 STEPS = 2
 CONFIG = tiny_config(steps=STEPS, loop__save_every=1, loop__log_every=1, loop__evaluate_every=STEPS)
 RUN = LadderRun("tiny", "s", 0, 1e3, "run", "tiny.py", CONFIG, ())
 STAGES = [
-    (Writer, "record"),
-    (Writer, "flush"),
+    (MetricsWriter, "record"),
+    (MetricsWriter, "flush"),
     (Checkpoints, "save"),
     (Checkpoints, "wait"),
     (Checkpoints, "conclude"),
@@ -80,7 +80,7 @@ def test_no_stage_counts_as_done_before_scores_and_weights_are_there(stages):
         if found:
             assert SCORES.items() <= found.items()
             assert Checkpoints(Workdir(copy / "run").checkpoints).steps[-1] == STEPS
-            assert record(RUN, copy)["loss"] == SCORES["held_out/loss"]
+            assert record_of_run(RUN, copy)["loss"] == SCORES["held_out/loss"]
     assert done.count(True) >= 2  # the last of them is the whole run
     assert done.count(False) >= 5
     assert any(

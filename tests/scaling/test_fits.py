@@ -8,7 +8,7 @@ from ladders import rungs, seeded
 from transfusion_jax.scaling import metrics
 from transfusion_jax.scaling.fits import SCATTER, SEEDS, fit_curve, fit_line, hold_out, seed_noise, why_no_line
 
-LOSS, SCORE = (metrics.known([name])[0] for name in ("loss_text", "geneval"))
+LOSS, SCORE = (metrics.known_metrics([name])[0] for name in ("loss_text", "geneval"))
 
 
 @pytest.fixture(params=[3, 5, 9])

@@ -105,17 +105,17 @@ def test_what_a_ladder_cannot_be_is_said(tmp_path, values, message):
         f"from ml_collections import ConfigDict\n\ndef get_ladder():\n    return ConfigDict({whole!r})\n"
     )
     with pytest.raises(ConfigError, match=message):
-        ladder.runs(ladder.load(file), {})
+        ladder.runs(ladder.load_ladder(file), {})
 
 
 def test_a_ladder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no ladder .*none.py: pass one such as configs/ladders/cpu.py"):
-        ladder.load(tmp_path / "none.py")
+        ladder.load_ladder(tmp_path / "none.py")
 
 
 @pytest.mark.parametrize("name", ["paper", "academic", "gpu", "cpu", "ablations"])
 def test_the_ladders_of_the_project_hold_runs(name):
-    found = ladder.load(Path(f"configs/ladders/{name}.py"))
+    found = ladder.load_ladder(Path(f"configs/ladders/{name}.py"))
     points = [*ladder.sweep_runs(found), *ladder.runs(found, {})]
     assert len({point.name for point in points}) == len(points)
     compute = [point.flops_6nd for point in ladder.runs(found, {})]
@@ -138,7 +138,7 @@ def test_the_cost_of_a_run_is_counted():
     nine = replace(flow.sampling, steps=9)
     euler, heun = (replace(flow, sampling=replace(nine, sampler=name)) for name in ("euler", "heun"))
     assert costs.drawing_flops(heun) / costs.drawing_flops(euler) == pytest.approx(17 / 9)
-    assert costs.table([found, found]).splitlines()[-1].startswith("2 runs")
+    assert costs.cost_table([found, found]).splitlines()[-1].startswith("2 runs")
 
 
 @pytest.mark.parametrize("line", [{"loss_text": 2.0}, {"loss_text": 2.0, "total_flops": 1e9}, {}])

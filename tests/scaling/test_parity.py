@@ -10,9 +10,9 @@ from transfusion_jax.scaling import metrics
 from transfusion_jax.scaling.fits import SCATTER, SEEDS, Noise, fit_curve, fit_line, seed_noise
 from transfusion_jax.scaling.options import ALL, PAPER, Options
 from transfusion_jax.scaling.parity import find_parity
-from transfusion_jax.scaling.points import read
-from transfusion_jax.scaling.study import study, to_dict
-from transfusion_jax.scaling.tables import text
+from transfusion_jax.scaling.points import read_points
+from transfusion_jax.scaling.study import study, study_to_dict
+from transfusion_jax.scaling.tables import study_text
 
 LAW = {"loss_text": lambda c: 40 * c**-0.1, "geneval": lambda c: 1e-4 * c**0.25}
 CHEAPER = {  # reaches the same scores with 0.4 of the compute
@@ -21,7 +21,7 @@ CHEAPER = {  # reaches the same scores with 0.4 of the compute
 }
 
 
-[LOSS] = metrics.known(["loss_text"])
+[LOSS] = metrics.known_metrics(["loss_text"])
 
 
 def parity(found, reference, reference_noise=None, count=2000, seed=0, noise=None):
@@ -30,7 +30,7 @@ def parity(found, reference, reference_noise=None, count=2000, seed=0, noise=Non
 
 def test_the_papers_table_gives_the_papers_ratios():
     """Its table 3 prints 0.489, 0.526, 0.600 and 0.218: from scores with more digits, and perhaps more points."""
-    found = study(read(PAPER), Options(bootstrap=0), PAPER)
+    found = study(read_points(PAPER), Options(bootstrap=0), PAPER)
     ratios = {panel.metric.name: p.ratio for panel in found.panels for p in panel.parities}
     expected = {"c4_perplexity": 0.491, "wikipedia_perplexity": 0.506, "llama_accuracy": 0.598, "cider": 0.234}
     assert ratios == pytest.approx(expected, abs=0.001)
@@ -188,7 +188,7 @@ def test_a_line_that_may_as_well_be_level_has_an_open_interval():
     assert one.interval[1] == np.inf
     found = study([point(size=s, loss_text=y) for s, y in zip(("0.2M", "0.4M", "0.8M"), (3, 2.7, 2.9), strict=True)]
                   + [point("chameleon", loss_text=2.5)], Options(fit_on=ALL), "here")  # fmt: skip
-    assert to_dict(found)["metrics"][0]["parity"][0]["interval"][1] is None
+    assert study_to_dict(found)["metrics"][0]["parity"][0]["interval"][1] is None
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_does_not():
@@ -223,7 +223,7 @@ def test_without_a_baseline_there_is_no_ratio():
     found = study(ladder({"a": LAW, "b": LAW}), Options(), "here")
     assert found.reference is None
     assert not any(panel.parities or panel.why_no_parity for panel in found.panels)
-    assert "--reference FAMILY names the one" in text(found)
+    assert "--reference FAMILY names the one" in study_text(found)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from ladders import ladder
 from transfusion_jax.scaling.options import Options
-from transfusion_jax.scaling.plots import describe, draw
+from transfusion_jax.scaling.plots import describe_panel, draw_study
 from transfusion_jax.scaling.points import in_fit
 from transfusion_jax.scaling.study import study
 
@@ -24,7 +24,7 @@ def found():
 
 @pytest.fixture(scope="module")
 def figure(found):
-    return draw(found, found.panels)
+    return draw_study(found, found.panels)
 
 
 def test_axes_are_logarithmic_and_labelled(figure, found):
@@ -37,18 +37,18 @@ def test_axes_are_logarithmic_and_labelled(figure, found):
 @pytest.mark.parametrize(("flops", "label"), [("6nd", "6ND"), ("exact", "exact"), (None, "exact")])
 def test_the_axis_says_which_flops_they_are(flops, label):
     found = study(ladder(LAWS), Options(bootstrap=0, flops=flops), "here")
-    assert draw(found, found.panels).axes[0].get_xlabel() == f"training compute, FLOPs ({label})"
+    assert draw_study(found, found.panels).axes[0].get_xlabel() == f"training compute, FLOPs ({label})"
 
 
 def test_the_legend_says_what_a_band_counts_as_noise():
     alone = study(ladder(LAWS, noise=0.01), Options(bootstrap=0), "here")
-    texts = [text.get_text() for text in draw(alone, alone.panels).legends[0].get_texts()]
+    texts = [text.get_text() for text in draw_study(alone, alone.panels).legends[0].get_texts()]
     assert "least squares, 95 % band by scatter about it" in texts
 
 
 def test_ticks_of_a_short_ladder_do_not_touch():
     found = study(ladder(LAWS)[:4], Options(fit_on="all"), "here")
-    figure = draw(found, found.panels)
+    figure = draw_study(found, found.panels)
     figure.draw_without_rendering()
     for axes in figure.axes:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels(which="both") if label.get_text()]
@@ -101,13 +101,13 @@ def test_the_legend_names_families_and_marks(figure, found):
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts[:2] == ["ours", "chameleon"]
     assert {"least squares, 95 % band by seeds alone", "left out", "floor", "FLOPs at parity"} <= set(texts)
-    alone = draw(found, found.panels[:1], keys=False)
+    alone = draw_study(found, found.panels[:1], keys=False)
     assert [text.get_text() for text in alone.legends[0].get_texts()] == ["ours", "chameleon"]
 
 
 def test_what_lies_beyond_the_rungs_is_dashed():
     found = study(ladder(LAWS), Options(bootstrap=0, reference="ours"), "here")
-    figure = draw(found, found.panels)
+    figure = draw_study(found, found.panels)
     [parity] = found.panels[1].parities
     assert parity.outside == "above"
     ends = [line.get_xdata()[-1] for line in figure.axes[1].lines if line.get_linestyle() == "--"]
@@ -124,6 +124,6 @@ def test_no_text_leaves_the_picture(figure):
 
 
 def test_the_description_says_what_is_seen(found):
-    text = describe(found, found.panels[0])
+    text = describe_panel(found, found.panels[0])
     assert text.startswith("FID over training FLOPs (exact): ours from ")
     assert "ours at parity with chameleon at " in text

@@ -12,9 +12,9 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.flops import six_nd
 from transfusion_jax.scaling import metrics
 from transfusion_jax.scaling.options import ALL, FRONTIER, PAPER
-from transfusion_jax.scaling.points import BEATEN, FLOORED, comparable, read, rungs
+from transfusion_jax.scaling.points import BEATEN, FLOORED, comparable, read_points, rungs
 
-LOSS = metrics.known(["loss_text"])[0]
+LOSS = metrics.known_metrics(["loss_text"])[0]
 
 
 def test_json_lines_and_csv_hold_the_same_points(tmp_path):
@@ -26,13 +26,13 @@ def test_json_lines_and_csv_hold_the_same_points(tmp_path):
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
-    assert read(lines) == read(tmp_path / "points.csv") == points
+    assert read_points(lines) == read_points(tmp_path / "points.csv") == points
 
 
 def test_what_is_empty_is_absent_and_what_is_about_the_run_is_no_metric(tmp_path):
     about = {"wall_seconds": 3.0, "config": {"steps": 4}, "device": "cpu"}
     path = write(tmp_path / "points.jsonl", [point(loss_text=2.0, about={**about, "fid": None})])
-    assert read(path) == [point(loss_text=2.0, about=about)]
+    assert read_points(path) == [point(loss_text=2.0, about=about)]
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,16 @@ def test_what_is_empty_is_absent_and_what_is_about_the_run_is_no_metric(tmp_path
 def test_what_is_no_point_is_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=message):
-        read(tmp_path / name)
+        read_points(tmp_path / name)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no .*points\.jsonl"):
-        read(tmp_path / "points.jsonl")
+        read_points(tmp_path / "points.jsonl")
 
 
 def test_the_papers_points_have_the_papers_counts():
-    points = read(PAPER)
+    points = read_points(PAPER)
     assert [p.size for p in points] == ["0.16B", "0.37B", "0.76B", "1.4B", "7B", "7B"]
     for p in points:
         config = configs.load(f"configs/paper.py:{p.size.lower()}")
@@ -101,7 +101,7 @@ def test_the_frontier_leaves_out_what_is_beaten_with_no_more_flops():
     [("fid", 100.0, 100.1), ("clip", 17.0, 16.9), ("cider", 4.0, 3.9), ("cider", 4.0, 0.0)],
 )
 def test_the_papers_floors(name, worst, over):
-    [metric] = metrics.known([name])
+    [metric] = metrics.known_metrics([name])
     sizes = ("0.2M", worst), ("0.4M", over)
     points = [point(size=size, **{name: score}) for size, score in sizes]
     assert [r.left_out for r in rungs(points, metric, "6nd", ALL)] == ["", FLOORED]
@@ -110,7 +110,7 @@ def test_the_papers_floors(name, worst, over):
 
 
 def test_a_floored_rung_beats_nothing():
-    [metric] = metrics.known(["cider"])
+    [metric] = metrics.known_metrics(["cider"])
     points = [point(cider=30.0), point(seed=1, cider=3.0), point(size="0.4M", cider=10.0)]
     assert [r.left_out for r in rungs(points, metric, "6nd", FRONTIER)] == [FLOORED, ""]
 
@@ -133,7 +133,7 @@ def test_exact_flops_are_used_where_they_are_asked_for():
 def test_points_compare_by_exact_flops_and_by_6nd_where_none_has_them():
     with_them, without = point(loss_text=2.0), replace(point(seed=1, loss_text=2.0), flops_exact=None)
     assert comparable([with_them]) == "exact"
-    assert comparable([without]) == comparable(read(PAPER)) == "6nd"
+    assert comparable([without]) == comparable(read_points(PAPER)) == "6nd"
     with pytest.raises(
         ConfigError, match=r"seed 1 has no flops_exact, but other points have: .* --flops 6nd, which"
     ):
@@ -142,11 +142,11 @@ def test_points_compare_by_exact_flops_and_by_6nd_where_none_has_them():
 
 def test_metrics_are_named_with_direction_and_floor():
     names = "fid", "held_out/loss_text", "speed", "loss_image"
-    assert [m.name for m in metrics.known(names)] == ["fid", "held_out/loss_text", "loss_image"]
-    assert not metrics.known(["loss_image"])[0].shared
-    assert metrics.parse("fid", names).floor == 100
-    assert metrics.parse("fid:lower:80", names).floor == 80
-    assert metrics.parse("speed:higher", names) == metrics.Metric("speed", "speed", "higher")
+    assert [m.name for m in metrics.known_metrics(names)] == ["fid", "held_out/loss_text", "loss_image"]
+    assert not metrics.known_metrics(["loss_image"])[0].shared
+    assert metrics.parse_metric("fid", names).floor == 100
+    assert metrics.parse_metric("fid:lower:80", names).floor == 80
+    assert metrics.parse_metric("speed:higher", names) == metrics.Metric("speed", "speed", "higher")
 
 
 @pytest.mark.parametrize(
@@ -162,4 +162,4 @@ def test_metrics_are_named_with_direction_and_floor():
 )
 def test_metrics_that_cannot_be_honoured_are_refused(spec, message):
     with pytest.raises(ConfigError, match=message):
-        metrics.parse(spec, ["fid", "speed"])
+        metrics.parse_metric(spec, ["fid", "speed"])

@@ -13,7 +13,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.scaling import reference
-from transfusion_jax.scaling.reference import OWN, SEEDS, Curve, Reference
+from transfusion_jax.scaling.reference import OWN, SEEDS, LossCurve, Reference
 
 ROOT = Path(__file__).parents[2]
 WRONG = Path(__file__).parent / "wrong.py"
@@ -45,8 +45,8 @@ def known():
     windows = reference.windows_of(STEPS)
     falling = np.linspace(3, 2, len(windows))
     scales = [1 + 0.01 * (seed - 2) for seed in range(5)]
-    curves = [Curve(seed, "", "documents", {"loss_text": tuple(falling * s)}) for seed, s in enumerate(scales)]
-    ways = [Curve(0, "accumulation=2", "documents", {"loss_text": tuple(falling * 0.98 * 1.001)})]
+    curves = [LossCurve(seed, "", "documents", {"loss_text": tuple(falling * s)}) for seed, s in enumerate(scales)]
+    ways = [LossCurve(0, "accumulation=2", "documents", {"loss_text": tuple(falling * 0.98 * 1.001)})]
     return Reference("known", "transfusion train", reference.recipe_of(config), windows, (*curves, *ways))
 
 
@@ -56,49 +56,49 @@ def straight(factor):
 
 
 def test_another_seed_within_the_seeds_passes(run, known):
-    verdict = reference.compare(run(7, straight(1.01)), known)
+    verdict = reference.hold_to_bands(run(7, straight(1.01)), known)
     assert verdict.passes
     assert (verdict.held_to, verdict.step, verdict.losses) == ((SEEDS,), STEPS, ("loss_text",))
 
 
 def test_a_known_seed_is_held_to_its_own_curve(run, known):
-    assert reference.compare(run(0, straight(0.98 * 1.002)), known).held_to == (SEEDS, OWN)
-    verdict = reference.compare(run(0, straight(0.98 * 1.006)), known)
+    assert reference.hold_to_bands(run(0, straight(0.98 * 1.002)), known).held_to == (SEEDS, OWN)
+    verdict = reference.hold_to_bands(run(0, straight(0.98 * 1.006)), known)
     assert [(d.band, d.step) for d in verdict.departures] == [(OWN, 10)]
 
 
 def test_with_other_documents_no_seed_has_a_curve_of_its_own(run, known, tmp_path, capsys):
     workdir, file = run(0, straight(0.98 * 1.006), data="others"), tmp_path / "known.json"
-    reference.store(known, file)
+    reference.store_reference(known, file)
     assert main(["scale", "compare", "--run", str(workdir), "--reference", str(file)]) == 0
     assert "its documents are not those of known, so only the seeds' band applies" in capsys.readouterr().out
 
 
 def test_with_rows_of_another_plan_no_seed_has_a_curve_of_its_own(run, known, tmp_path, capsys):
     workdir, file = run(0, straight(0.98 * 1.006), row_plan=3), tmp_path / "known.json"
-    reference.store(known, file)
+    reference.store_reference(known, file)
     assert main(["scale", "compare", "--run", str(workdir), "--reference", str(file)]) == 0
     assert (
         "rows come from another version of the row plan than those of known, so only the seeds' band"
         in capsys.readouterr().out
     )
     again = replace(known, curves=tuple(replace(curve, row_plan=3) for curve in known.curves))
-    assert reference.compare(workdir, again).held_to == (SEEDS, OWN)
+    assert reference.hold_to_bands(workdir, again).held_to == (SEEDS, OWN)
 
 
 def test_the_first_step_outside_is_named(run, known):
     def jumps(step):
         return straight(1.0)(step) * (1.5 if step > 40 else 1.0)
 
-    (departure,) = reference.compare(run(7, jumps), known).departures
+    (departure,) = reference.hold_to_bands(run(7, jumps), known).departures
     assert (departure.step, departure.band, departure.loss) == (50, SEEDS, "loss_text")
     assert departure.low < departure.high < departure.value
 
 
 def test_a_run_under_way_is_compared_as_far_as_it_is(run, known):
-    assert reference.compare(run(7, straight(1.0), steps=34), known).step == 30
+    assert reference.hold_to_bands(run(7, straight(1.0), steps=34), known).step == 30
     with pytest.raises(ConfigError, match="from step 10 on"):
-        reference.compare(run(7, straight(1.0), steps=9), known)
+        reference.hold_to_bands(run(7, straight(1.0), steps=9), known)
 
 
 def test_a_run_that_records_too_seldom_is_refused(run, known):
@@ -106,7 +106,7 @@ def test_a_run_that_records_too_seldom_is_refused(run, known):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     (workdir / "metrics.jsonl").write_text(lines[-1] + "\n")
     with pytest.raises(ConfigError, match="has no loss for each 10 steps"):
-        reference.compare(workdir, known)
+        reference.hold_to_bands(workdir, known)
 
 
 def test_where_a_reference_goes_is_known_before_it_is_made(tmp_path, capsys):
@@ -120,14 +120,14 @@ def test_where_a_reference_goes_is_known_before_it_is_made(tmp_path, capsys):
 
 def test_another_recipe_is_refused(run, known):
     with pytest.raises(ConfigError, match="another recipe than known, which is: transfusion train"):
-        reference.compare(run(0, straight(1.0)), replace(known, recipe="other"))
+        reference.hold_to_bands(run(0, straight(1.0)), replace(known, recipe="other"))
 
 
 def test_what_is_stored_is_loaded(tmp_path, known):
-    reference.store(known, tmp_path / "known.json")
-    assert reference.load(str(tmp_path / "known.json")) == known
+    reference.store_reference(known, tmp_path / "known.json")
+    assert reference.load_reference(str(tmp_path / "known.json")) == known
     with pytest.raises(ConfigError, match="no reference unknown: one of debug"):
-        reference.load("unknown")
+        reference.load_reference("unknown")
 
 
 def test_right_runs_seldom_leave_the_band_of_the_seeds(known):
@@ -136,15 +136,15 @@ def test_right_runs_seldom_leave_the_band_of_the_seeds(known):
     left = 0
     for _ in range(2000):
         values = 1 + 0.01 * rng.standard_normal((6, len(known.windows)))
-        curves = tuple(Curve(seed, "", "documents", {"loss_text": tuple(v)}) for seed, v in enumerate(values))
+        curves = tuple(LossCurve(seed, "", "documents", {"loss_text": tuple(v)}) for seed, v in enumerate(values))
         low, high = reference.seeds_band(replace(known, curves=curves[:5]))
         left += not np.all((low["loss_text"] <= values[5]) & (values[5] <= high["loss_text"]))
     assert left <= 8
 
 
-@pytest.mark.parametrize("name", reference.known().split(", "))
+@pytest.mark.parametrize("name", reference.packaged_references().split(", "))
 def test_packaged_references_are_of_their_config_as_it_is(name):
-    packaged = reference.load(name)
+    packaged = reference.load_reference(name)
     _, _, _, config, *overrides = shlex.split(packaged.command)
     assert packaged.recipe == reference.recipe_of(configs.load(config, [o[len("--config.") :] for o in overrides]))
     assert sum(curve.way == "" for curve in packaged.curves) >= 5
@@ -153,7 +153,13 @@ def test_packaged_references_are_of_their_config_as_it_is(name):
 def train(tmp_path, *before, name="debug", more=()):
     """A run of a packaged reference's recipe, in a folder with `configs/` and perhaps `data/`."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    words = ["train", *reference.load(name).command.split()[2:], "--workdir", str(tmp_path / "run"), *more]
+    words = [
+        "train",
+        *reference.load_reference(name).command.split()[2:],
+        "--workdir",
+        str(tmp_path / "run"),
+        *more,
+    ]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}  # one device
     command = [sys.executable, *before, *words]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -173,7 +179,7 @@ def test_digits_begin_as_their_reference_says(tmp_path, capsys):
     digits = ["--image-size", "8", "--channels", "1", "--held-out", "0.15"]
     assert main(["prepare", "digits", "--output", str(tmp_path / "data/digits"), *digits]) == 0
     assert main(["prepare", "prose", "--output", str(tmp_path / "data/prose"), "--held-out", "0.05"]) == 0
-    first = reference.load("digits").windows[0]
+    first = reference.load_reference("digits").windows[0]
     workdir = train(tmp_path, "-m", "transfusion_jax.cli", name="digits", more=[f"--config.loop.stop_at={first}"])
     assert main(["scale", "compare", "--run", str(workdir), "--reference", "digits"]) == 0
     assert f"up to step {first}" in capsys.readouterr().out
@@ -198,7 +204,7 @@ def test_a_reference_of_a_runs_beginning(tmp_path, capsys, monkeypatch):
     assert main([*command, "--until", "81"]) == 2
     assert "--until 81 must lie between 8, so" in capsys.readouterr().err
     assert main([*command, "--until", "8", "--jobs", "2"]) == 0
-    found = reference.load(str(made))
+    found = reference.load_reference(str(made))
     assert found.windows == tuple(range(1, 9))
     assert [curve.way for curve in found.curves] == ["", "", "", "model.compute_dtype=bfloat16", "accumulation=2"]
     assert found.command == shlex.join(["transfusion", "train", *recipe])

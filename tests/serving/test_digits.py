@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from transfusion_jax.data.readers import digits
-from transfusion_jax.evaluation.suites.digits import features, fit_judge, pictures
+from transfusion_jax.evaluation.suites.digits import captioned_digits, digit_features, fit_judge
 from transfusion_jax.training.facts import data_of
 from transfusion_jax.training.run_dir import Workdir
 
@@ -53,14 +53,14 @@ def test_a_prompt_is_answered_with_the_right_digit(page, workdir):
     run = Workdir(Path(workdir))
     config = run.config()
     data = data_of(run, config)
-    judge = fit_judge(pictures(data.train, data.codec))
+    judge = fit_judge(captioned_digits(data.train, data.codec))
     drawn = []
     for word in WORDS:
         page.get_by_label("Prompt").fill(f"a handwritten {word}")
         page.keyboard.press("Enter")
         expect(page.get_by_role("img", name="a drawn image")).to_have_count(len(drawn) + 1)
         drawn.append(pixels(page.get_by_role("img", name="a drawn image").last.get_attribute("src")))
-    found = judge.predict(features(np.stack(drawn)))
+    found = judge.predict(digit_features(np.stack(drawn)))
     assert found[3] == 3
     assert np.sum(found == np.arange(10)) >= 9
 

@@ -20,7 +20,7 @@ from transfusion_jax.storage.atomic import (
     claimed,
     parse_json,
     read_json,
-    sweep,
+    sweep_unfinished,
     whole,
     write_json,
     write_whole,
@@ -129,9 +129,9 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
     stay = ["x", f"x.{host}-{os.getpid()}-1.tmp", f"x.elsewhere-{nobody}-1.tmp", "y.tmp"]
     for name in [*stay, f"x.json.{host}-{nobody}-77.tmp"]:
         (tmp_path / name).write_text("")
-    sweep(tmp_path)
+    sweep_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
-    sweep(tmp_path / "none")
+    sweep_unfinished(tmp_path / "none")
 
 
 VALUES = {"b": [1, 2.5, None, {"ü": "x"}], "a": {"2": 1, "10": True}}

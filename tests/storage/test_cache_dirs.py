@@ -114,7 +114,7 @@ def test_accelerators_programs_are_kept_unless_the_user_says_where(backend, name
 
 def test_many_processes_on_cpu_keep_no_programs(monkeypatch):
     kept = []
-    monkeypatch.setattr(cache_dirs, "count", lambda: 2)
+    monkeypatch.setattr(cache_dirs, "process_count", lambda: 2)
     monkeypatch.setattr(jax.config, "update", lambda name, value: kept.append((name, value)))
     cache_dirs.keep_programs()
     assert kept == [("jax_enable_compilation_cache", False)]

@@ -5,7 +5,7 @@ import pytest
 
 from transfusion_jax.errors import UserError
 from transfusion_jax.storage.gcs import BucketPath
-from transfusion_jax.storage.paths import on_disk, place, put, read_all, remove, sha256, sizes, within
+from transfusion_jax.storage.paths import file_sizes, on_disk, place, put, read_all, remove, sha256, within
 
 
 def test_a_name_is_a_local_path_or_one_in_a_bucket():
@@ -29,7 +29,7 @@ def test_both_kinds_are_treated_alike(remote, tmp_path):
             (folder / "in").mkdir(parents=True, exist_ok=True)
             put(made, folder / f"in/{number}")
             assert not made.exists()
-        assert sizes(folder) == {f"in/{number}": 1 for number in range(3)}
+        assert file_sizes(folder) == {f"in/{number}": 1 for number in range(3)}
         assert list(read_all([folder / f"in/{number}" for number in (2, 0)])) == [b"2", b"0"]
         assert sha256(folder / "in/1") == hashlib.sha256(b"1").hexdigest()
         with on_disk(folder / "in/2") as file:

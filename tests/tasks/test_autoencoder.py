@@ -22,7 +22,7 @@ from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.preemption import Interruption
 from transfusion_jax.training.run import train_run
 from transfusion_jax.training.run_dir import Workdir
-from transfusion_jax.training.start_run import Start, begin
+from transfusion_jax.training.start_run import Start, begin_or_resume
 from transfusion_jax.training.step.state import RunContext, create_state
 from transfusion_jax.training.step.step import make_step
 
@@ -81,7 +81,7 @@ def run(path, config, start=None):
     workdir, data, task = Workdir(path), load_images(config), AutoencoderTask(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     context = RunContext(task, config, mesh, facts_of(task, config, data), lambda line: None)
-    begin(start or Start(), context, data, workdir)
+    begin_or_resume(start or Start(), context, data, workdir)
     rows = ImageRows(data.train, config.seed, config.data.flip)
     return train_run(context, workdir, rows, Interruption(context.log))
 
@@ -163,7 +163,7 @@ def test_the_two_learn_apart():
 
     def hinge(rival):
         drawn, _ = task.reconstruct(params["network"], images, jax.random.key(1))
-        return discriminator.hinge(*(discriminator.judge(rival, x) for x in (images.image, drawn))).mean()
+        return discriminator.hinge(*(discriminator.judge_patches(rival, x) for x in (images.image, drawn))).mean()
 
     same(jax.jit(jax.grad(hinge))(params["discriminator"]), both["discriminator"])
 
@@ -172,7 +172,7 @@ def test_a_discriminator_needs_images_that_it_can_judge():
     with pytest.raises(ConfigError, match=r"losses.gan needs images of 24 pixels or more, and image_size is 8"):
         config(losses=dict(gan=0.5))
     params = discriminator.init(1, jax.random.key(0))
-    assert discriminator.judge(params, batch(size=SIDE).image).shape == (4, 1, 1)
+    assert discriminator.judge_patches(params, batch(size=SIDE).image).shape == (4, 1, 1)
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "kl", "codebook"])

@@ -82,7 +82,8 @@ def test_loss_and_z_loss_are_those_of_all_logits():
     params = task.init(KEY)
     params["text_head"] = 30 * params["text_head"]  # away from the uniform
     value, metrics = jax.jit(lambda p: task.loss(p, batch, jnp.maximum(batch.token_weight.sum(), 1)))(params)
-    x, _ = task.model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, 0)
+    times = np.zeros(batch.latents.shape[:2], np.int32)
+    x, _ = task.model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
     hidden, _ = task.model.bind(params).trunk(x, batch.spans, batch.positions)
     logits = task.model.bind(params).text_logits(hidden)
     log_total = jax.nn.logsumexp(logits, -1)

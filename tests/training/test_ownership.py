@@ -12,7 +12,7 @@ import pytest
 from harms import contents
 from helpers import begin_tiny, tiny_config, tiny_run
 from transfusion_jax.config import GuardConfig
-from transfusion_jax.data.prepare.job import Job, begin, owned
+from transfusion_jax.data.prepare.job import PrepareJob, begin_job, owned_by_job
 from transfusion_jax.data.readers import InputShard, ReadOptions
 from transfusion_jax.data.tokenizer import ByteTokenizer
 from transfusion_jax.evaluation import results
@@ -109,7 +109,7 @@ def writes(workdir, writer, checkpoints):
         "samples": lambda: write_png(workdir.samples / "2.png", np.zeros((4, 4, 3), np.uint8)),
         "manifest.json": lambda: workdir.remember("event"),
         "manifest.json and config.json": lambda: begin_tiny(workdir, "resume"),
-        "evaluation.json": lambda: results.write(workdir, {"step": 1, "metrics": {}}),
+        "evaluation.json": lambda: results.write_entry(workdir, {"step": 1, "metrics": {}}),
         "a checkpoint": lambda: checkpoints.save(state(2), 8),
         "concluded.json": lambda: checkpoints.conclude(1, {"loss": 1.0}),
         "aside": lambda: checkpoints.set_aside(1, workdir.aside),
@@ -244,10 +244,10 @@ def test_a_bucket_that_is_anothers_is_not_written_to(remote, tmp_path):
 @pytest.mark.parametrize("harm", [moved, replaced, deleted, emptied])
 def test_data_is_not_prepared_into_a_folder_that_is_anothers(harm, tmp_path):
     path, other = tmp_path / "run", tmp_path / "other"
-    jobs = [Job((InputShard(name, format="jsonl"),), ReadOptions()) for name in "ab"]
+    jobs = [PrepareJob((InputShard(name, format="jsonl"),), ReadOptions()) for name in "ab"]
     for folder, job in zip((path, other), jobs, strict=True):
-        begin(job, ByteTokenizer(), folder)
-    with owned(path, jobs[0]):
+        begin_job(job, ByteTokenizer(), folder)
+    with owned_by_job(path, jobs[0]):
         write_whole(path / "shards/00000.json", "")
         harm(path, other)
         before = contents(tmp_path)

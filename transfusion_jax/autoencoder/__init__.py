@@ -9,7 +9,7 @@ __all__ = ["Autoencoder", "Encoding", "load", "load_saved", "save", "without_wei
 WITH_WEIGHTS = "trained"  # the kind whose names are folders
 
 
-def load(name: str) -> Autoencoder:
+def load_autoencoder(name: str) -> Autoencoder:
     """The autoencoder `identity`, `dct-fBcC` such as `dct-f8c8`, `grey-fBkK`, or that of a folder with weights.
 
     Raises:
@@ -32,7 +32,7 @@ def save(autoencoder: Autoencoder, folder: Place) -> None:
     autoencoder.save(_kept(folder, autoencoder.name))
 
 
-def load_saved(folder: Place, name: str, expected: str | None = None) -> Autoencoder:
+def load_saved_autoencoder(folder: Place, name: str, expected: str | None = None) -> Autoencoder:
     """The autoencoder that `save` left in a folder.
 
     Args:

@@ -33,7 +33,7 @@ def axes(channels: int) -> AxisNames:
     return declared_axes(_structure(channels)[1])
 
 
-def judge(params: Params, images: jax.Array) -> jax.Array:
+def judge_patches(params: Params, images: jax.Array) -> jax.Array:
     """Numbers `[B, y, x]` for the patches of images `[B, H, W, C]`."""
     structure, abstract = _structure(images.shape[-1])
     state = jax.tree.map(lambda leaf: leaf, abstract)

@@ -30,7 +30,7 @@ GROUPS = 32  # of a norm in every layout but where a config.json says otherwise
 Tensors = Mapping[str, np.ndarray]
 
 
-def read(path: Path, name: str) -> Trained:
+def read_autoencoder(path: Path, name: str) -> Trained:
     """The autoencoder of a diffusers folder, or of a CompVis checkpoint (`.safetensors` or `.ckpt`).
 
     Raises:
@@ -53,7 +53,7 @@ def read(path: Path, name: str) -> Trained:
     return Trained(name, architecture, nested(params), origin=path.name)
 
 
-def write(autoencoder: Trained, folder: Path) -> None:
+def write_diffusers(autoencoder: Trained, folder: Path) -> None:
     """A folder that diffusers' `AutoencoderKL.from_pretrained` or `VQModel.from_pretrained` reads.
 
     Raises:
@@ -150,7 +150,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if path.suffix == ".safetensors":
         yield from _safetensors(path)
         return
-    for key, value in pickles.read(path):
+    for key, value in pickles.read_pickle(path):
         yield key, value.astype(np.float32)
 
 

@@ -64,7 +64,7 @@ class Network:
         if self.architecture.kind == "kl":
             mean, log_variance = jnp.split(encoded, 2, axis=-1)
             return Encoding(mean=mean, log_variance=jnp.clip(log_variance, *LOG_VARIANCE))
-        return Encoding(mean=encoded, codes=nearest(encoded, params["quantize"]["entries"]))
+        return Encoding(mean=encoded, codes=nearest_entries(encoded, params["quantize"]["entries"]))
 
     def decode(self, params: Params, latents: jax.Array) -> jax.Array:
         """Images `[B, H, W, C]`, not limited to [−1, 1], of latents (or a codebook's entries) `[B, h, w, c]`."""
@@ -84,7 +84,7 @@ class Network:
         return nnx.merge(structure, state)
 
 
-def nearest(vectors: jax.Array, entries: jax.Array) -> jax.Array:
+def nearest_entries(vectors: jax.Array, entries: jax.Array) -> jax.Array:
     """The place `[…]`, int32, of the entry `[n, c]` that is nearest to each vector `[…, c]`."""
     flat = vectors.reshape(-1, vectors.shape[-1])
     distance = jnp.sum(jnp.square(entries), -1) - 2 * jnp.dot(flat, entries.T, precision="highest")
@@ -138,7 +138,7 @@ class Encoder(nnx.Module):
         for level, width in enumerate(a.widths):
             last = level == len(a.widths) - 1
             resize = None if last else "downsamplers_0"
-            stage = Stage(a, before, width, a.blocks, level in a.attention, resize)
+            stage = Resolution(a, before, width, a.blocks, level in a.attention, resize)
             setattr(self, f"down_blocks_{level}", stage)
             before = width
         self.levels = len(a.widths)
@@ -165,7 +165,7 @@ class Decoder(nnx.Module):
         for place, width in enumerate(reversed(a.widths)):
             level = self.levels - 1 - place
             resize = "upsamplers_0" if level else None
-            stage = Stage(a, before, width, a.blocks + 1, level in a.attention, resize)
+            stage = Resolution(a, before, width, a.blocks + 1, level in a.attention, resize)
             setattr(self, f"up_blocks_{place}", stage)
             before = width
         self.conv_norm_out = GroupNorm(a.groups, before)
@@ -179,7 +179,7 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
-class Stage(nnx.Module):
+class Resolution(nnx.Module):
     """The residual blocks of one resolution, and the way to the next one: `resize` names it as diffusers does."""
 
     def __init__(self, a: Architecture, inputs: int, width: int, blocks: int, attends: bool, resize: str | None):
@@ -187,10 +187,10 @@ class Stage(nnx.Module):
         for place in range(blocks):
             setattr(self, f"resnets_{place}", Residual(a, inputs, width))
             if attends:
-                setattr(self, f"attentions_{place}", ImageAttention(a, width))
+                setattr(self, f"attentions_{place}", SpatialAttention(a, width))
             inputs = width
         if resize:
-            setattr(self, resize, Resize(width, resize))
+            setattr(self, resize, Resample(width, resize))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, y, x, inputs]` to `[B, y', x', width]`."""
@@ -208,7 +208,7 @@ class Middle(nnx.Module):
         self.resnets_0 = Residual(a, width, width)
         self.resnets_1 = Residual(a, width, width)
         if self.attends:
-            self.attentions_0 = ImageAttention(a, width)
+            self.attentions_0 = SpatialAttention(a, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, y, x, width]` to the same."""
@@ -231,7 +231,7 @@ class Residual(nnx.Module):
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class ImageAttention(nnx.Module):
+class SpatialAttention(nnx.Module):
     """Self-attention of every place to every place, with one head."""
 
     def __init__(self, a: Architecture, width: int):
@@ -246,7 +246,7 @@ class ImageAttention(nnx.Module):
         return x + self.to_out_0(mixed.reshape(x.shape))
 
 
-class Resize(nnx.Module):
+class Resample(nnx.Module):
     """To half the size by a convolution of stride 2, or to twice the size by repetition and a convolution."""
 
     def __init__(self, width: int, name: str):

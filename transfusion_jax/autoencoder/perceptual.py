@@ -35,7 +35,7 @@ def lpips(arrays: Arrays, first: jax.Array, second: jax.Array) -> jax.Array:
     return total
 
 
-def identity(arrays: Arrays, first: jax.Array, second: jax.Array) -> jax.Array:
+def identity_distance(arrays: Arrays, first: jax.Array, second: jax.Array) -> jax.Array:
     """Mean squared distance of the stages' features of ResNet-50 between images in [−1, 1], averaged, `[B]`.
 
     The paper takes MoCo v2's weights and does not say which features; these are all four stages', each with unit

@@ -58,7 +58,7 @@ BROKEN = (  # what unpickling raises where a file is cut, altered or none of the
 Open = Callable[[str, int], np.ndarray]  # a storage's bytes, by its key and their number
 
 
-def read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def read_pickle(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a checkpoint's `state_dict`, or of the checkpoint itself, as they are stored.
 
     Raises:

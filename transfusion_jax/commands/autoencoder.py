@@ -13,7 +13,7 @@ from transfusion_jax.commands.common.launch_args import context_of, log, make_re
 from transfusion_jax.config import AutoencoderRun, ConfigError, Run, require
 from transfusion_jax.data.image_stream import ImageData, ImageRows, load_images
 from transfusion_jax.errors import INTERRUPTED
-from transfusion_jax.evaluation.reconstruction import measure, reconstruct, sheet, spread
+from transfusion_jax.evaluation.reconstruction import measure_reconstruction, reconstruct, sheet, spread
 from transfusion_jax.generation.png import write_png
 from transfusion_jax.parallel import processes
 from transfusion_jax.tasks.autoencoder import AutoencoderTask
@@ -90,7 +90,10 @@ def _hooks(task: AutoencoderTask, config: AutoencoderRun, data: ImageData, workd
 
     def evaluate(step: int, params: Any, monitor: Monitor) -> dict[str, float]:
         del step, monitor
-        return {f"held_out/{name}": value for name, value in measure(task.network, *shown(params)).items()}
+        return {
+            f"held_out/{name}": value
+            for name, value in measure_reconstruction(task.network, *shown(params)).items()
+        }
 
     def sample(step: int, params: Any, monitor: Monitor) -> dict[str, float]:
         images, drawn, _ = shown(params)
@@ -130,7 +133,7 @@ def reconstruct_images(arguments: argparse.Namespace, overrides: list[str]) -> i
     require(len(held_out) > 0, "this run's data holds out no images")
     images = spread(held_out, config.held_out_images)
     drawn, codes = reconstruct(network, params, images, config.part_rows)
-    for name, value in measure(network, images, drawn, codes).items():
+    for name, value in measure_reconstruction(network, images, drawn, codes).items():
         print(f"  {name:<12}  {value:8.4f}")
     write_png(arguments.output, sheet(images, drawn))
     print(f"{min(len(images), 16)} of {len(images)} images above their reconstructions in {arguments.output}")

@@ -23,7 +23,7 @@ from transfusion_jax.conversion import llama, shards
 from transfusion_jax.conversion.hugging_face import write_tokenizer
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.conversion.shards import give_back
-from transfusion_jax.conversion.trees import Tree, describe, differences, open_tree, saved_tree
+from transfusion_jax.conversion.trees import Tree, describe_leaves, differences, open_tree, saved_tree
 from transfusion_jax.data import marks as marking
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import Codec, read_codec
@@ -68,7 +68,7 @@ def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     tokenizer, bos_first = _tokenizer(arguments.path, source.config["vocab_size"])
     config = _config(arguments.config, overrides, source.model | {"vocabulary": tokenizer.size}, source.longest)
     llama.require_llama(config.model)
-    known = set(llama.leaf_names())
+    known = set(llama.llama_leaf_names())
     fresh = Model(config.model)
 
     abstract = fresh.abstract_params()
@@ -104,7 +104,7 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     codec = codec_of(workdir)
     longest = max(config.data.context_length, workdir.longest_context() or 0)
     about = llama.config_json(config.model, longest, codec, arguments.dtype)
-    write(arguments, llama.tensor_shapes(about), llama.tensor_parts(tree, config.model))
+    begin_conversion(arguments, llama.tensor_shapes(about), llama.tensor_parts(tree, config.model))
     special = {name: about[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(arguments.output / "config.json", about)
     _write_json(arguments.output / "generation_config.json", special)
@@ -112,7 +112,7 @@ def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     left_out = (
         "Text alone: the patch coder and what draws images are left out. BOI, EOI and PAD are the last entries."
     )
-    finish(arguments.output, "transformers", "# A Llama", str(workdir.path), which, left_out, config)
+    end_folder(arguments.output, "transformers", "# A Llama", str(workdir.path), which, left_out, config)
     print(f"written to {arguments.output}; transformers.LlamaForCausalLM.from_pretrained reads it")
     return 0
 
@@ -121,14 +121,14 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     workdir, config, tree, which = _weights(arguments)
     shapes = {name: leaf.shape for name, leaf in tree.items()}
-    write(arguments, shapes, ((name, *piece) for name, leaf in tree.items() for piece in leaf.pieces()))
+    begin_conversion(arguments, shapes, ((name, *piece) for name, leaf in tree.items() for piece in leaf.pieces()))
     _write_json(arguments.output / "config.json", configs.to_dict(config))
     codec = codec_of(workdir)
-    tokenizers.save(codec.tokenizer, arguments.output)
+    tokenizers.save_tokenizer(codec.tokenizer, arguments.output)
     autoencoders.save(codec.autoencoder, arguments.output)
     _write_json(arguments.output / CODEC, workdir.manifest()["codec"])
     title = "# A Transfusion model"
-    finish(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
+    end_folder(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
     print(f"written to {arguments.output}; transfusion convert from-safetensors reads it back")
     return 0
 
@@ -137,9 +137,9 @@ def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> in
     del overrides
     path: Path = arguments.path
     require((path / CODEC).is_file(), f"{path} was not written by to-safetensors: it has no {CODEC}")
-    config = configs.parse(shards.read_json(path / "config.json"))
+    config = configs.parse(shards.read_fields(path / "config.json"))
     config = configs.override(config, ["optimizer.ema_decay=0.0"])  # the run holds one set of weights
-    codec = read_codec(path, shards.read_json(path / CODEC))
+    codec = read_codec(path, shards.read_fields(path / CODEC))
     source = shards.Shards.of(path)
     abstract = Model(config.model).abstract_params()
     wanted = dict(zip(leaf_names(abstract), (leaf.shape for leaf in jax.tree.leaves(abstract)), strict=True))
@@ -157,7 +157,7 @@ def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> in
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    rows = describe(open_tree(arguments.path, arguments.weights))
+    rows = describe_leaves(open_tree(arguments.path, arguments.weights))
     total = sum(row["values"] for row in rows)
     if arguments.json:
         print(json.dumps({"path": arguments.path, "parameters": total, "leaves": rows}))
@@ -187,7 +187,7 @@ def _diff(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _autoencoder_in(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    found = importing.read(arguments.path, arguments.name)
+    found = importing.read_autoencoder(arguments.path, arguments.name)
     found.save(arguments.output)
     a = found.architecture
     millions = sum(math.prod(leaf.shape) for leaf in trained_autoencoders.flat(found.params).values()) / 1e6
@@ -203,7 +203,7 @@ def _autoencoder_in(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _autoencoder_out(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    importing.write(trained_autoencoders.open_folder(arguments.path), arguments.output)
+    importing.write_diffusers(trained_autoencoders.open_folder(arguments.path), arguments.output)
     print(f"written to {arguments.output}")
     return 0
 
@@ -259,13 +259,13 @@ def _tokenizer(folder: Path, vocabulary: int) -> tuple[Tokenizer, bool]:
         print(f"{folder} holds no {' and no '.join(TOKENIZERS)}: tokens stay numbers")
         print(tokenizers.describe_marks(numbers))
         return numbers, True
-    tokenizer = tokenizers.load(path, print)
+    tokenizer = tokenizers.load_tokenizer(path, print)
     require(
         tokenizer.size <= vocabulary,
         f"the checkpoint has {vocabulary} entries, and {path} has {tokenizer.size}: remove those beyond, "
         "or add rows to the checkpoint",
     )
-    fast = tokenizers.load(folder / TOKENIZERS[1]) if (folder / TOKENIZERS[1]).is_file() else None
+    fast = tokenizers.load_tokenizer(folder / TOKENIZERS[1]) if (folder / TOKENIZERS[1]).is_file() else None
     if not isinstance(fast, HuggingFace):
         return tokenizer, marking.adds_bos(folder) is not False
     first, bos = fast.first, SpecialTokens.of(tokenizer).bos
@@ -283,7 +283,7 @@ def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]
     return workdir, config, tree, f"step {step}, {weights} weights"
 
 
-def write(
+def begin_conversion(
     arguments: argparse.Namespace, shapes: Mapping[str, tuple[int, ...]], parts: Iterator[shards.Part]
 ) -> None:
     """Begins a folder, with its tensors; what an interrupted conversion left there goes first.
@@ -300,14 +300,14 @@ def write(
     for path in sorted(there, key=lambda path: path in begun):  # the mark goes last
         remove(path) if path.is_dir() else path.unlink()
     write_whole(output / BEGUN, "A conversion has not ended here: the same command begins it again.\n")
-    shards.write(output, shapes, parts, arguments.dtype, shards.parse_size(arguments.max_shard_size))
+    shards.write_tensors(output, shapes, parts, arguments.dtype, shards.parse_size(arguments.max_shard_size))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
-def finish(folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config) -> None:
+def end_folder(folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config) -> None:
     """Ends a folder, with its card."""
     text = json.dumps(configs.to_dict(config), indent=2)
     card = CARD.format(library=library, title=title, run=run, which=which, left_out=left_out, config=text)

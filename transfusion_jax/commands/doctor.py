@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
     if of_run:
-        wrong = verification.damaged(Workdir(folder)) if arguments.verify else []
+        wrong = verification.damaged_files(Workdir(folder)) if arguments.verify else []
         report = {"wrong": wrong} if wrong else status.examine(Workdir(folder))
     elif folder:
         report = _examine(folder, arguments.verify, output or place("doctor.png"))
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.json:
         print(json.dumps(report))
     elif of_run:
-        print("\n".join(f"WRONG: {line}" for line in wrong) or "\n".join(status.lines(report)))
+        print("\n".join(f"WRONG: {line}" for line in wrong) or "\n".join(status.report_lines(report)))
     else:
         (_print_data if folder else _print_row)(report)
     return int(bool(report.get("wrong")))
@@ -61,11 +61,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     prepared = Prepared.open(folder)
     manifest = prepared.manifest
-    wrong = inspect.damaged(prepared) if verify else []
+    wrong = inspect.damaged_shards(prepared) if verify else []
     shown = list(manifest["encodings"]) if manifest["splits"]["train"]["images"] and not wrong else []
-    measured = {name: inspect.measure(prepared, name) for name in shown if manifest["encodings"][name]["moments"]}
+    measured = {
+        name: inspect.measure_images(prepared, name) for name in shown if manifest["encodings"][name]["moments"]
+    }
     wrong += inspect.findings(prepared, measured)
-    wrong += plan_store.damaged(plan_store.default_cache()) if verify else []
+    wrong += plan_store.damaged_plans(plan_store.default_cache()) if verify else []
     statistics = measured["pixels"].statistics if measured else data_loading.plain_statistics(1)
     documents = PreparedDocuments(prepared, "train", "pixels", statistics)
     pictured = np.asarray(documents.images) > 0

@@ -120,7 +120,7 @@ class _Job:
                 with jax.set_mesh(self.mesh):
                     metrics = suite.run(self.task, params, self.data, jax.random.key(config.seed))
                 entry = {**key, METRICS: metrics}
-                results.write(self.workdir, entry)
+                results.write_entry(self.workdir, entry)
             if not entry[METRICS]:
                 self.log("  nothing: no held-out row has any")
             width = max(map(len, entry[METRICS]), default=0)

@@ -20,7 +20,7 @@ from transfusion_jax.data.datasets import Data
 from transfusion_jax.evaluation import geneval
 from transfusion_jax.evaluation.fid import Fid
 from transfusion_jax.evaluation.inception import FEATURES
-from transfusion_jax.evaluation.pictures import drawn_for_held_out, pictures
+from transfusion_jax.evaluation.pictures import captioned_pictures, drawn_for_held_out
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import sampling_of
 from transfusion_jax.evaluation.suites.frechet import Statistics
@@ -121,7 +121,9 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
             task = make_task(PROTOCOLS[protocol].applied(task.config))
         _warn(task)
         data, drawn = _data(task, workdir, arguments.pictures), 0
-        there = sum(1 for _ in itertools.islice(pictures(data.held_out, task.config, data.codec, 0), count))
+        there = sum(
+            1 for _ in itertools.islice(captioned_pictures(data.held_out, task.config, data.codec, 0), count)
+        )
         require(there >= 2, "this judge needs captioned images among the held-out data")
         require(
             there == count or not protocol,
@@ -159,13 +161,13 @@ def _prepare_cider(arguments: argparse.Namespace) -> Ask:
 
 def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
     require(arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
-    lines, output = geneval.read(arguments.prompts), arguments.output
+    lines, output = geneval.read_metadata(arguments.prompts), arguments.output
     used = processes.on_first(lambda: output.exists() and any(output.iterdir()))
     require(not used, f"{output} is not empty: choose another --output")
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
         _warn(task)
-        for done in geneval.write(task, params, codec_of(workdir), lines, output, arguments.n):
+        for done in geneval.write_images(task, params, codec_of(workdir), lines, output, arguments.n):
             _progress(f"{done} of {len(lines)} prompts")
         return {}, {"prompts": len(lines), "images": len(lines) * arguments.n, "sampling": sampling_of(task.config)}
 

@@ -23,7 +23,7 @@ from transfusion_jax.planning.search import choose_mesh, search
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans, prints, and returns the exit code: 2 where nothing fits."""
     jax.config.update("jax_platforms", "cpu")  # no accelerator is to be taken for this
-    topology = topologies.parse(arguments.topology)
+    topology = topologies.parse_topology(arguments.topology)
     require(arguments.host_rate > 0, "--host-rate must be above 0")
     require(arguments.best > 0, "--best must be above 0")
     config = configs.load(arguments.config, overrides)
@@ -35,5 +35,5 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if config.mesh == MeshConfig():
         config = choose_mesh(config, topology, contents)
     plan = make_plan(config, topology, contents, arguments.analytic, rate)
-    print(json.dumps(plan.to_dict(), indent=2) if arguments.json else report.table(plan))
+    print(json.dumps(plan.to_dict(), indent=2) if arguments.json else report.plan_table(plan))
     return 0 if plan.fits else ConfigError.exit_code

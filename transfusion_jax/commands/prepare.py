@@ -15,10 +15,10 @@ from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax.config import READERS, ConfigError, extend, require
 from transfusion_jax.data import prepare
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.prepare import Encoders, Job, Progress
+from transfusion_jax.data.prepare import Encoders, PrepareJob, Progress
 from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, input_shards
 from transfusion_jax.data.tokenizer import Tokenizer
-from transfusion_jax.data.tokenizer_files import train_pairs
+from transfusion_jax.data.tokenizer_files import train_byte_pairs
 from transfusion_jax.errors import StorageError
 from transfusion_jax.storage.gcs import storage_errors
 from transfusion_jax.storage.paths import Place
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     shards = tuple(input_shards(arguments.inputs, arguments.format, options))
     log = _say_aside if arguments.json else _say
     tokenizer = _tokenizer(arguments.tokenizer, shards, options, log)
-    job = Job(
+    job = PrepareJob(
         shards=shards,
         reading=options,
         tokenizer=tokenizer.name,
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     require(bool(arguments.encode) or not arguments.log_variances, "--log-variances goes with --encode")
     encode = arguments.encode or []
     require(len(encode) < 2, "--encode takes one autoencoder at a time: give the command again for another")
-    coder = autoencoders.load(encode[0]) if encode else None
+    coder = autoencoders.load_autoencoder(encode[0]) if encode else None
     if coder:
         side, _, channels = coder.image_shape((1, 1, job.channels))
         require(
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         _show(job, arguments.json)
         return 0
     own = range(place, len(job.shards), hosts)
-    prepare.begin(job, tokenizer, output)
+    prepare.begin_job(job, tokenizer, output)
     if coder:
         autoencoders.save(coder, output)
     log(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     try:
         with ExitStack() as stack:
             encoders = stack.enter_context(Encoders(output, job, coder, arguments.log_variances)) if coder else None
-            manifest = prepare.run(output, job, own, arguments.runner, workers, progress, encoders)
+            manifest = prepare.run_job(output, job, own, arguments.runner, workers, progress, encoders)
     except storage_errors() as error:
         if isinstance(error, OSError) and (error.filename is None or str(output) in str(error.filename)):
             raise
@@ -122,12 +122,12 @@ def _tokenizer(
 ) -> Tokenizer:
     kind, _, size = name.partition(":")
     if kind != "bpe":
-        return tokenizers.load(name, log)
+        return tokenizers.load_tokenizer(name, log)
     require(size.isdigit(), f"--tokenizer {name}: say how many entries, such as bpe:4096")
     records = (record for shard in shards for record in READERS[shard.format].read(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
     texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
-    return train_pairs(texts, int(size))
+    return train_byte_pairs(texts, int(size))
 
 
 def _place(text: str | None) -> tuple[int, int]:
@@ -139,7 +139,7 @@ def _place(text: str | None) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _show(job: Job, as_json: bool) -> None:
+def _show(job: PrepareJob, as_json: bool) -> None:
     """The inputs, and the first records as they are read."""
     readings = (READERS[shard.format].read(shard, job.reading) for shard in job.shards)
     found = list(islice(chain.from_iterable(readings), SHOWN))

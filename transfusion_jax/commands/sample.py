@@ -21,11 +21,11 @@ from transfusion_jax.commands.flags.sample import DEFAULTS
 from transfusion_jax.config import Config, SamplingConfig, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.generation.export import Made, write_album, write_lines, write_page, write_sheet
+from transfusion_jax.generation.export import Sampled, write_album, write_page, write_samples, write_sheet
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.interleaved import Drew, Ended, Event, generate
-from transfusion_jax.generation.scoring import score
-from transfusion_jax.generation.single import write
+from transfusion_jax.generation.scoring import score_continuations
+from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         *(task, params, codec, requests, sampling, writing, arguments.max_images), watch=_Report(len(requests))
     )
     labels = [prompt.label for prompt in prompts for _ in range(prompt.count)]
-    made = [Made(*each) for each in zip(labels, requests, samples, strict=True)]
+    made = [Sampled(*each) for each in zip(labels, requests, samples, strict=True)]
     if arguments.output is None:
         for one in made:
             print(f"{one.prompt}: {one.sample.text}")
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-WRITERS = {".png": write_sheet, ".html": write_page, ".jsonl": write_lines, "": write_album}
+WRITERS = {".png": write_sheet, ".html": write_page, ".jsonl": write_samples, "": write_album}
 
 
 def _check(arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
@@ -184,7 +184,7 @@ def _score(
 ) -> int:
     documents = [document_of(prompt.segments, task.config, codec) for prompt in prompts]
     texts = [codec.tokenizer.encode(text) for text in arguments.score]
-    scores = score(task, params, codec, [d for d in documents for _ in texts], texts * len(documents))
+    scores = score_continuations(task, params, codec, [d for d in documents for _ in texts], texts * len(documents))
     for index, prompt in enumerate(prompts):
         of_prompt = scores[index * len(texts) : (index + 1) * len(texts)]
         print(f"{prompt.label}:")
@@ -205,7 +205,7 @@ def _caption_held_out(arguments: argparse.Namespace) -> int:
     latents = np.stack([s.latent for d in shown for s in d.segments if isinstance(s, Image)])
     true = [data.codec.tokenizer.decode(s.tokens) for d in shown for s in d.segments if isinstance(s, Text)]
     documents = [Document((Image(latent),)) for latent in latents]
-    written = write(task, params, data.codec, documents, writing, arguments.seed)
+    written = write_texts(task, params, data.codec, documents, writing, arguments.seed)
     true, written = ([" ".join(text.split()) for text in texts] for texts in (true, written))  # one line each
     width = max(map(len, true))
     print(f"{'held-out image':<{width}}    the model's caption")

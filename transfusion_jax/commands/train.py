@@ -42,7 +42,7 @@ def _train(
 ) -> Outcome:
     with interruption.may_leave():
         mesh, workdir = make_ready(arguments, config)
-        data = data_loading.load(config, kept_statistics(start, workdir, config), kept_plan(start, workdir))
+        data = data_loading.load_data(config, kept_statistics(start, workdir, config), kept_plan(start, workdir))
         rows = make_rows(data.train, config, data.codec.special, log, version=data.row_plan, run=workdir.path)
         context = context_of(make_task(config), config, data, mesh)
         hooks = tuple(make(context, data, workdir) for make in HOOKS.values())

@@ -26,7 +26,7 @@ GUIDE = "docs/extending.md"
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """The file that is being executed."""
 
     file: str = ""  # "": none that is a config or an extension
@@ -39,7 +39,7 @@ class Entry:
 
     help: str  # one line
     find: Callable[[], Any]  # imports it
-    source: Source = Source()  # of one that was added
+    source: Origin = Origin()  # of one that was added
 
 
 class Choices(Mapping[str, Any]):
@@ -169,7 +169,7 @@ def _first_line(text: str) -> str:
     return text.removeprefix('"""').partition("\n")[0].removesuffix('"""')
 
 
-_executing = Source()
+_executing = Origin()
 _additions: list[str] = []  # names in the order in which they were added
 _extensions: dict[str, ModuleType] = {}  # files that added something, by a hash of their text
 
@@ -186,7 +186,7 @@ def execute(file: str, text: str, kept: bool = False) -> tuple[ModuleType, bool]
     module, before = ModuleType(f"extension_{digest}"), (_executing, len(_additions))
     module.__file__ = file
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    _executing = Source(file, kept)
+    _executing = Origin(file, kept)
     try:
         exec(compile(text, file, "exec"), module.__dict__)
     finally:

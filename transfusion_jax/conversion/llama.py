@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax.config import SPECIAL_TOKENS, ModelConfig, require
-from transfusion_jax.conversion.shards import Part, Shards, read_json
+from transfusion_jax.conversion.shards import Part, Shards, read_fields
 from transfusion_jax.conversion.trees import Tree
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.training.checkpoint.checksums import Box
@@ -107,7 +107,7 @@ class Llama:
             ConfigError: there is none, or it cannot be represented exactly.
         """
         path = folder / "config.json"
-        config = read_json(path, *SIZES)
+        config = read_fields(path, *SIZES)
         for name in (*SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
             found = config.get(name)
             wanted = (found is None and name not in SIZES) or (type(found) is int and found > 0)
@@ -243,7 +243,7 @@ class Llama:
         return part
 
 
-def leaf_names() -> list[str]:
+def llama_leaf_names() -> list[str]:
     """Our leaves that a Llama has."""
     return [*ENDS, *(f"{LAYERS}{name}" for name in LAYER)]
 

@@ -50,7 +50,7 @@ class Shards:
         if path.is_file():
             return cls(_names(path))
         if (path / INDEX).is_file():
-            index = read_json(path / INDEX, "weight_map")["weight_map"]
+            index = read_fields(path / INDEX, "weight_map")["weight_map"]
             there = {
                 name: file for part in sorted(set(index.values())) for name, file in _names(path / part).items()
             }
@@ -83,7 +83,7 @@ class Shards:
         return self._open[path].get_slice(name)
 
 
-def write(
+def write_tensors(
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]],
     parts: Iterable[Part],
@@ -123,7 +123,7 @@ def write(
         write_whole(folder / INDEX, json.dumps(about, indent=2) + "\n")
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
+def read_fields(path: Path, *keys: str) -> dict[str, Any]:
     """An object of a JSON file that has these keys.
 
     Raises:

@@ -51,7 +51,7 @@ def saved_tree(checkpoints: CheckpointReader, step: int, weights: str) -> Tree:
     }
 
 
-def describe(tree: Tree) -> list[dict[str, Any]]:
+def describe_leaves(tree: Tree) -> list[dict[str, Any]]:
     """Of each leaf its name, dtype, shape, number of values, and root mean square."""
     rows = []
     for name, leaf in tree.items():

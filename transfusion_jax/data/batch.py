@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from transfusion_jax.config import Config, ModelConfig
 from transfusion_jax.model.spans import Spans
@@ -21,21 +22,21 @@ TEXT = -1  # image_slot of an element that is no patch
 class Batch:
     """B rows of T elements with room for N images each; arrays are NumPy on the host, JAX on devices."""
 
-    tokens: Any  # [B, T] int32; PAD where there is a patch of a latent or nothing
-    targets: Any  # [B, T] int32, the next element's token
-    token_weight: Any  # [B, T] float32, 1 where the next token is to be predicted
-    positions: Any  # [B, T] int32, place in the document
-    span_start: Any  # [B, T] int32
-    span_end: Any  # [B, T] int32
-    image_slot: Any  # [B, T] int32, which of the row's images; TEXT (−1) for the rest
-    patch_index: Any  # [B, T] int32, which patch of that image
-    source: Any  # [B, T] int32, index of the source; −1 for padding
-    latents: Any  # [B, N, h, w, c] float32, normalised; [B, N, 0, 0, 0] where images are codes, or there are none
-    image_weight: Any  # [B, N] float32, 1 where the image bears a loss
-    timestep_limit: Any  # [B, N] int32, highest timestep to train; 0 keeps the image clean
-    image_first: Any  # [B, N] bool, whether the image precedes its caption
-    image_source: Any  # [B, N] int32; −1 for an empty slot
-    row: Any  # [B] int32, the row's number in the stream
+    tokens: Int32[Any, "B T"]  # PAD where there is a patch of a latent or nothing
+    targets: Int32[Any, "B T"]  # the next element's token
+    token_weight: Float32[Any, "B T"]  # 1 where the next token is to be predicted
+    positions: Int32[Any, "B T"]  # place in the document
+    span_start: Int32[Any, "B T"]
+    span_end: Int32[Any, "B T"]
+    image_slot: Int32[Any, "B T"]  # which of the row's images; TEXT (−1) for the rest
+    patch_index: Int32[Any, "B T"]  # which patch of that image
+    source: Int32[Any, "B T"]  # index of the source; −1 for padding
+    latents: Float32[Any, "B N h w c"]  # normalised; h w c are 0 where images are codes, or there are none
+    image_weight: Float32[Any, "B N"]  # 1 where the image bears a loss
+    timestep_limit: Int32[Any, "B N"]  # highest timestep to train; 0 keeps the image clean
+    image_first: Bool[Any, "B N"]  # whether the image precedes its caption
+    image_source: Int32[Any, "B N"]  # −1 for an empty slot
+    row: Int32[Any, " B"]  # the row's number in the stream
 
     @property
     def spans(self) -> Spans:

@@ -66,7 +66,7 @@ class Data:
 
     def keep(self, folder: Place) -> None:
         """Puts what reads a run's texts and images back into its directory."""
-        tokenizers.save(self.codec.tokenizer, folder)
+        tokenizers.save_tokenizer(self.codec.tokenizer, folder)
         autoencoders.save(self.codec.autoencoder, folder)
 
     def facts(self, config: Config) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def require_sources(config: Config) -> None:
     )
 
 
-def load(config: Config, statistics: LatentStatistics | None = None, row_plan: int = VERSION) -> Data:
+def load_data(config: Config, statistics: LatentStatistics | None = None, row_plan: int = VERSION) -> Data:
     """Opens every source that the config names; their documents are read when they are asked for.
 
     Args:
@@ -178,7 +178,9 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     channels = config.model.latent_shape[2]
     codes = config.model.images == "codes"
     # of synthetic images, or none
-    autoencoder: Autoencoder = autoencoders.load(f"grey-f8k{config.model.codebook}" if codes else "identity")
+    autoencoder: Autoencoder = autoencoders.load_autoencoder(
+        f"grey-f8k{config.model.codebook}" if codes else "identity"
+    )
     latent = {} if codes else pictured
     phases = [
         sum((latent[name].moments(encoding) for name in phase.weights if name in latent), Moments.none(channels))
@@ -188,7 +190,7 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     statistics = None if codes else statistics or (own[0] if own else plain_statistics(channels))
     if pictured:
         first = next(iter(pictured.values()))
-        autoencoder = autoencoders.load_saved(first.folder, first.encoding(encoding)["autoencoder"])
+        autoencoder = autoencoders.load_saved_autoencoder(first.folder, first.encoding(encoding)["autoencoder"])
         hashes = {name: one.encoding(encoding)["autoencoder_hash"] for name, one in pictured.items()}
         require(
             set(hashes.values()) == {autoencoder.hash()},
@@ -214,11 +216,11 @@ def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
         UserError: one of them is missing or damaged.
     """
     remedy = "run the command that trains again, which restores it, or copy it back from a backup"
-    tokens = tokenizers.load_saved(folder, values["tokenizer"], values.get("tokenizer_hash"), remedy)
+    tokens = tokenizers.load_saved_tokenizer(folder, values["tokenizer"], values.get("tokenizer_hash"), remedy)
     return Codec(
         tokens,
         SpecialTokens.of(tokens),
-        autoencoders.load_saved(folder, values["autoencoder"], values.get("autoencoder_hash")),
+        autoencoders.load_saved_autoencoder(folder, values["autoencoder"], values.get("autoencoder_hash")),
         LatentStatistics.from_dict(values["latents"]) if values["latents"] else None,
         values.get("bos_first", True),
     )

@@ -35,7 +35,7 @@ class Marks:
         return json.dumps(asdict(self)) + "\n"
 
 
-def kept(folder: Place) -> Marks | None:
+def kept_marks(folder: Place) -> Marks | None:
     """The marks that a prepared folder or a run keeps; None where its tokenizer's own hold.
 
     Raises:

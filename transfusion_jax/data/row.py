@@ -58,7 +58,7 @@ def assemble(row: int, pieces: Iterable[Piece], config: Config, special: Special
         if dropped:
             in_image = (layout.image != TEXT) | (layout.tokens == special.boi)
             layout = replace(layout, weight=layout.weight * in_image)
-        place(result, at, slot, layout, piece, clean(document, config, of_context), config)
+        place_piece(result, at, slot, layout, piece, show_clean(document, config, of_context), config)
         at += piece.length
         slot += document.images
     return result
@@ -103,7 +103,7 @@ def arrange(document: Document, config: Config, random: np.random.Generator) -> 
     return Document((image,) if dropped else (text, image)), bool(dropped)
 
 
-def clean(document: Document, config: Config, random: np.random.Generator) -> Document:
+def show_clean(document: Document, config: Config, random: np.random.Generator) -> Document:
     """The document with some of the images that text follows shown clean (t = 0): those bear no image loss.
 
     In training the text after an image sees it noised, in use it sees it clean; this closes the gap for the text at
@@ -172,7 +172,9 @@ def _between(first: int, value: int | np.ndarray, count: int, last: int) -> np.n
     return result
 
 
-def place(row: Batch, at: int, slot: int, layout: Layout, piece: Piece, document: Document, config: Config) -> None:
+def place_piece(
+    row: Batch, at: int, slot: int, layout: Layout, piece: Piece, document: Document, config: Config
+) -> None:
     """Writes a piece into a row from element `at` and image `slot` on.
 
     A dropped caption leaves its elements as padding behind the piece: rows are planned with it.

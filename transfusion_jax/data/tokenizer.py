@@ -12,7 +12,7 @@ import numpy as np
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data import marks as marking
 from transfusion_jax.data.marks import KEPT, Marks
-from transfusion_jax.data.tokenizer_files import REPLACEMENT, FileTokenizer, HuggingFace, open_file
+from transfusion_jax.data.tokenizer_files import REPLACEMENT, FileTokenizer, HuggingFace, open_tokenizer
 from transfusion_jax.storage.atomic import DamagedFile, write_whole
 from transfusion_jax.storage.paths import Place, place
 
@@ -164,7 +164,7 @@ class SpecialTokens:
         return cls(*range(vocabulary, vocabulary + 5))
 
 
-def load(path: str | Place, log: Callable[[str], None] = lambda line: None) -> Tokenizer:
+def load_tokenizer(path: str | Place, log: Callable[[str], None] = lambda line: None) -> Tokenizer:
     """The tokenizer `bytes`, or that of a SentencePiece `.model` or a `tokenizer.json`, with its marks.
 
     They are those that the files beside it state; see `marks`. Without such files they are its own: those that a
@@ -180,8 +180,8 @@ def load(path: str | Place, log: Callable[[str], None] = lambda line: None) -> T
     if str(path) == "bytes":
         return ByteTokenizer()
     path = place(path)
-    own = open_file(path)
-    marks = marking.kept(path.parent) or marking.stated(path.parent, own.size, own.find, log)
+    own = open_tokenizer(path)
+    marks = marking.kept_marks(path.parent) or marking.stated(path.parent, own.size, own.find, log)
     by = "the files beside it" if marks else "its usual names" if isinstance(own, HuggingFace) else "itself"
     found = own if marks in (None, Marks(own.bos, own.eos)) else replace(own, marks=marks)
     log(f"tokenizer {path}: {describe_marks(found)}, by {by}")
@@ -208,7 +208,7 @@ def hash_of(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.name.encode() + tokenizer.content + marks).hexdigest()[:16]
 
 
-def save(tokenizer: Tokenizer, folder: Place) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Place) -> None:
     """Writes the tokenizer's file, if it has one, and its marks, where they are not whole; see `load_saved`."""
     marks = tokenizer.marks.to_json().encode() if tokenizer.marks else b""
     for path, content in ((folder / tokenizer.name, tokenizer.content), (folder / KEPT, marks)):
@@ -216,7 +216,7 @@ def save(tokenizer: Tokenizer, folder: Place) -> None:
             write_whole(path, content)
 
 
-def load_saved(
+def load_saved_tokenizer(
     folder: Place, name: str, expected: str | None = None, remedy: str = "copy it back from a backup"
 ) -> Tokenizer:
     """The tokenizer that `save` left in a folder.
@@ -232,12 +232,12 @@ def load_saved(
     """
     kind, _, size = name.partition("-")
     if kind == "numbers" and size.isdigit():
-        found: Tokenizer = Numbers(int(size), marks=marking.kept(folder))
+        found: Tokenizer = Numbers(int(size), marks=marking.kept_marks(folder))
     elif name == ByteTokenizer.name:
         found = ByteTokenizer()
     else:
         try:
-            found = replace(open_file(folder / name), marks=marking.kept(folder))
+            found = replace(open_tokenizer(folder / name), marks=marking.kept_marks(folder))
         except ConfigError as error:
             raise DamagedFile(f"{error}: {remedy}") from error
     if expected not in (None, hash_of(found)):

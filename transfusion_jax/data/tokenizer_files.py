@@ -167,7 +167,7 @@ FileTokenizer = SentencePiece | HuggingFace
 KINDS: dict[str, type[FileTokenizer]] = {".model": SentencePiece, ".json": HuggingFace}  # .model.v3 too
 
 
-def open_file(path: Place) -> FileTokenizer:
+def open_tokenizer(path: Place) -> FileTokenizer:
     """A file's tokenizer with its own marks."""
     kind = next((KINDS[suffix] for suffix in path.suffixes if suffix in KINDS), None)
     if kind is None:
@@ -184,7 +184,7 @@ def open_file(path: Place) -> FileTokenizer:
     return tokenizer
 
 
-def train_pairs(texts: Iterable[str], size: int) -> HuggingFace:
+def train_byte_pairs(texts: Iterable[str], size: int) -> HuggingFace:
     """Byte-level pairs, as GPT-2's: at most `size` entries, the 256 bytes among them, learnt from these texts.
 
     The same texts give the same tokenizer.

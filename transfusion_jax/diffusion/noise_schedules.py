@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from transfusion_jax.diffusion.schedule import Line, Schedule
+from transfusion_jax.diffusion.schedule import Schedule, StraightLine
 
 LARGEST_BETA = 0.999
 FIRST_BETA, LAST_BETA, BETAS = 1e-4, 0.02, 1000  # of DDPM, and for how many timesteps
@@ -35,7 +35,7 @@ def linear(timesteps: int) -> Schedule:
     return Schedule(np.cumprod(np.concatenate([[1.0], 1 - betas])))
 
 
-def straight(timesteps: int) -> Line:
+def straight(timesteps: int) -> StraightLine:
     """The straight line of rectified flow (arXiv 2209.03003): `(1 − t/T) x_0 + (t/T) ε`."""
     noises = np.arange(timesteps + 1) / timesteps
-    return Line(1 - noises, noises)
+    return StraightLine(1 - noises, noises)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import OBJECTIVES
 from transfusion_jax.diffusion.schedule import Path, Schedule, evenly
@@ -32,23 +33,23 @@ LEAST_SIGNAL = 0.03  # signal over noise below which ε is not evaluated; measur
 class Weights(NamedTuple):
     """The weights of one step's terms; arrays of several steps alike."""
 
-    clean_from_x: Any
-    clean_from_prediction: Any
-    onward_from_clean: Any
-    onward_from_previous: Any  # the clean image of the evaluation before
-    onward_from_x: Any
-    std: Any
+    clean_from_x: Float[Any, "*E"]
+    clean_from_prediction: Float[Any, "*E"]
+    onward_from_clean: Float[Any, "*E"]
+    onward_from_previous: Float[Any, "*E"]  # the clean image of the evaluation before
+    onward_from_x: Float[Any, "*E"]
+    std: Float[Any, "*E"]
 
 
-class Steps(NamedTuple):
+class SamplerSteps(NamedTuple):
     """A sampler's way to the clean image: one entry for each evaluation of the model."""
 
-    timesteps: Any  # where x stands
-    asked: Any  # the timestep that the model is given, see `noisiest_asked`
+    timesteps: Int[Any, " E"]  # where x stands
+    asked: Int[Any, " E"]  # the timestep that the model is given, see `noisiest_asked`
     weights: Weights  # what comes of its answer
 
 
-def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str = "auto") -> Steps:
+def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str = "auto") -> SamplerSteps:
     """The way of a sampler from noise alone, at T, to the clean image at 0.
 
     In float64 on the host, for in float32 `1 − ᾱ` cancels at small t.
@@ -72,10 +73,12 @@ def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str 
     from_x, from_prediction = clean_weights(objective, path.signals[asked], path.noises[asked])
     moves = known[next(iter(known)) if sampler == "auto" else sampler]
     onward = moves(path.signals[visited], path.noises[visited])
-    return Steps(visited[:-1], asked, Weights(from_x, from_prediction, *onward))
+    return SamplerSteps(visited[:-1], asked, Weights(from_x, from_prediction, *onward))
 
 
-def clean_weights(objective: str, signal: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def clean_weights(
+    objective: str, signal: Float[Any, "*E"], noise: Float[Any, "*E"]
+) -> tuple[Float[Any, "*E"], Float[Any, "*E"]]:
     """The weights of x_t and of the prediction in x_0, at timesteps with these weights of image and noise.
 
     The prediction is `a x_0 + b ε`, and x_t is `signal x_0 + noise ε`: two equations for x_0.
@@ -105,17 +108,17 @@ def samplers_of(path: Path) -> dict[str, Moves]:
 
 
 def take_step(
-    x: jax.Array,
-    previous: jax.Array,
-    prediction: jax.Array,
-    fresh_noise: jax.Array,
+    x: Float[Any, "*x"],
+    previous: Float[Any, "*x"],
+    prediction: Float[Any, "*x"],
+    fresh_noise: Float[Any, "*x"],
     weights: Weights,
     bounds: Bounds | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Any, "*x"], Float[Any, "*x"]]:
     """The less noisy image that a step leads to, and the clean one that it pointed to.
 
     Args:
-        x: `[…]`, at timestep t.
+        x: at timestep t.
         previous: the clean image of the step before; it has no weight in the first.
         prediction: the model's for x, of the objective that the weights are for.
         fresh_noise: standard normal, of x's shape; only an ancestral step but the last gives it weight.
@@ -131,49 +134,51 @@ def take_step(
 
 def sample(
     predict: Callable[[jax.Array, jax.Array], jax.Array],
-    keys: jax.Array,
+    keys: Key[Array, " S"],
     shape: tuple[int, ...],
-    steps: Steps,
+    steps: SamplerSteps,
     bounds: Bounds | None = None,
-) -> jax.Array:
+) -> Float[Array, "S ..."]:
     """Images drawn from noise.
 
     Args:
         predict: `(x [S, …], t scalar) → prediction [S, …]`.
-        keys: `[S]` random keys, one per sample: a sample does not depend on its neighbours.
+        keys: random keys, one per sample: a sample does not depend on its neighbours.
         shape: of one sample.
         steps: from `make_steps`.
         bounds: see `take_step`.
 
     Returns:
-        `[S, *shape]`, float32.
+        Samples in float32.
     """
 
     def step(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
         (x, previous), (index, (_, t, weights)) = carry, scanned
-        return take_step(x, previous, predict(x, t), normal(keys, index + 1, shape), weights, bounds), None
+        return take_step(x, previous, predict(x, t), normal_noise(keys, index + 1, shape), weights, bounds), None
 
-    x = normal(keys, jnp.int32(0), shape)
+    x = normal_noise(keys, jnp.int32(0), shape)
     scanned = jnp.arange(len(steps.timesteps)), on_device(steps)
     return jax.lax.scan(step, (x, jnp.zeros_like(x)), scanned)[0][0]
 
 
-def normal(keys: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise `[S, *shape]`, the index-th of each key: 0 to begin with, then one for each step."""
+def normal_noise(
+    keys: Key[Array, " S"], index: Int[Any, ""] | int, shape: tuple[int, ...]
+) -> Float[Array, "S ..."]:
+    """Standard normal noise, the index-th of each key: 0 to begin with, then one for each step."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
-def on_device(steps: Steps) -> Steps:
+def on_device(steps: SamplerSteps) -> SamplerSteps:
     """Timesteps as int32, weights as float32."""
     weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), steps.weights)
-    return Steps(jnp.asarray(steps.timesteps, jnp.int32), jnp.asarray(steps.asked, jnp.int32), weights)
+    return SamplerSteps(jnp.asarray(steps.timesteps, jnp.int32), jnp.asarray(steps.asked, jnp.int32), weights)
 
 
 Onward = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # the last four of `Weights`
 Moves = Callable[[np.ndarray, np.ndarray], Onward]  # of the visited timesteps' signals and noises
 
 
-def ancestral(signal: np.ndarray, noise: np.ndarray) -> Onward:
+def ancestral(signal: Float[np.ndarray, " visited"], noise: Float[np.ndarray, " visited"]) -> Onward:
     """Equations 6 and 7 of arXiv 2006.11239, with the posterior variance ("fixed small")."""
     alpha_bar, following = np.square(signal[:-1]), np.square(signal[1:])
     alpha = alpha_bar / following
@@ -183,13 +188,13 @@ def ancestral(signal: np.ndarray, noise: np.ndarray) -> Onward:
     return from_clean, 0 * std, from_x, std
 
 
-def direct(signal: np.ndarray, noise: np.ndarray) -> Onward:
+def direct(signal: Float[np.ndarray, " visited"], noise: Float[np.ndarray, " visited"]) -> Onward:
     """To the next timestep with the noise that x is now said to hold: DDIM, and Euler's on a straight line."""
     from_x = noise[1:] / noise[:-1]
     return signal[1:] - signal[:-1] * from_x, 0 * from_x, from_x, 0 * from_x
 
 
-def multistep(signal: np.ndarray, noise: np.ndarray) -> Onward:
+def multistep(signal: Float[np.ndarray, " visited"], noise: Float[np.ndarray, " visited"]) -> Onward:
     """The same towards where the last two clean images point, in log SNR; the first and last step are `direct`."""
     from_clean, _, from_x, none = direct(signal, noise)
     with np.errstate(divide="ignore"):
@@ -199,7 +204,7 @@ def multistep(signal: np.ndarray, noise: np.ndarray) -> Onward:
     return from_clean * (1 + ahead), -from_clean * ahead, from_x, none
 
 
-def heun(signal: np.ndarray, noise: np.ndarray) -> Onward:
+def heun(signal: Float[np.ndarray, " visited"], noise: Float[np.ndarray, " visited"]) -> Onward:
     """Euler's step, and from where it led, a correction: half of it is taken with the slope found there.
 
     A slope is `(x − clean) / noise`, and both clean images lie on lines through the x that Euler's step led to.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from transfusion_jax.config import NOISE_SCHEDULES, DiffusionConfig
 
@@ -20,28 +21,30 @@ from transfusion_jax.config import NOISE_SCHEDULES, DiffusionConfig
 class Path:
     """How much of the image and how much noise there is at each timestep."""
 
-    signals: np.ndarray  # [T + 1] float64
-    noises: np.ndarray  # [T + 1] float64
+    signals: Float[np.ndarray, " points"]  # float64, of 0 to T
+    noises: Float[np.ndarray, " points"]  # float64, of 0 to T
 
     @property
     def timesteps(self) -> int:
         """T, the noisiest timestep."""
         return len(self.signals) - 1
 
-    def signal(self, t: jax.Array) -> jax.Array:
+    def signal(self, t: Int[Any, "*t"]) -> Float[Array, "*t"]:
         """The image's weight, float32, for any shape of t."""
         return jnp.asarray(self.signals, jnp.float32)[t]
 
-    def noise(self, t: jax.Array) -> jax.Array:
+    def noise(self, t: Int[Any, "*t"]) -> Float[Array, "*t"]:
         """The noise's weight, float32, for any shape of t."""
         return jnp.asarray(self.noises, jnp.float32)[t]
 
-    def weights(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The image's and the noise's weight `[…, 1, 1, 1]` for timesteps `[…]`."""
+    def weights(self, t: Int[Any, "*t"]) -> tuple[Float[Array, "*t 1 1 1"], Float[Array, "*t 1 1 1"]]:
+        """The image's and the noise's weight at each timestep, to multiply images by."""
         return self.signal(t)[..., None, None, None], self.noise(t)[..., None, None, None]
 
-    def add_noise(self, clean: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-        """`x_t` for images `[…, h, w, c]` and timesteps `[…]`."""
+    def add_noise(
+        self, clean: Float[Any, "*t h w c"], noise: Float[Any, "*t h w c"], t: Int[Any, "*t"]
+    ) -> Float[Array, "*t h w c"]:
+        """`x_t` of each image."""
         signal, sigma = self.weights(t)
         return signal * clean + sigma * noise
 
@@ -50,25 +53,25 @@ class Path:
 class Schedule(Path):
     """A diffusion's schedule: `alpha_bar[t]` for t in 0 … T, float64."""
 
-    alpha_bar: np.ndarray
+    alpha_bar: Float[np.ndarray, " points"]
 
     @cached_property
-    def signals(self) -> np.ndarray:  # type: ignore[override]
+    def signals(self) -> Float[np.ndarray, " points"]:  # type: ignore[override]
         """√ᾱ."""
         return np.sqrt(self.alpha_bar)
 
     @cached_property
-    def noises(self) -> np.ndarray:  # type: ignore[override]
+    def noises(self) -> Float[np.ndarray, " points"]:  # type: ignore[override]
         """√(1 − ᾱ)."""
         return np.sqrt(1 - self.alpha_bar)
 
 
 @dataclass(frozen=True)
-class Line(Path):
+class StraightLine(Path):
     """Rectified flow's straight line from image to noise (arXiv 2209.03003)."""
 
-    signals: np.ndarray
-    noises: np.ndarray
+    signals: Float[np.ndarray, " points"]
+    noises: Float[np.ndarray, " points"]
 
 
 def make_schedule(config: DiffusionConfig) -> Path:
@@ -77,7 +80,7 @@ def make_schedule(config: DiffusionConfig) -> Path:
     return path
 
 
-def evenly(timesteps: int, steps: int) -> np.ndarray:
+def evenly(timesteps: int, steps: int) -> Int[np.ndarray, " _"]:
     """`steps + 1` timesteps from T to 0, as even as whole numbers are: diffusers' "trailing" spacing.
 
     So it begins at noise alone, as the image that is drawn does, whatever the number of steps (arXiv 2305.08891).

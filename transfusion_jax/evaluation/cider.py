@@ -15,7 +15,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from transfusion_jax.config import require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Corpus, Document, Image, Text
-from transfusion_jax.generation.single import write
+from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
@@ -23,7 +23,7 @@ from transfusion_jax.tasks.families import ModelTask
 WRITING = Writing(max_tokens=40)
 
 
-def run(
+def run_cider(
     task: ModelTask, params: Params, codec: Codec, corpus: Corpus, prompt: str = "", count: int | None = None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """`cider`, as papers print it: pycocoevalcap's times 100; and how the captions were written.
@@ -44,7 +44,7 @@ def run(
     require(bool(found), "CIDEr needs captioned images among the held-out data")
     asked = (Text(codec.tokenizer.encode(prompt)),) if prompt else ()
     documents = [Document((image, *asked)) for image, _ in found]
-    candidates = write(task, params, codec, documents, WRITING)
+    candidates = write_texts(task, params, codec, documents, WRITING)
     captions = [captions for _, captions in found]
     about = {
         "images": len(found),

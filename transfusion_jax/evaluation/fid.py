@@ -29,7 +29,7 @@ class Fid:
     _real: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._arrays = inception.load(self.weights)
+        self._arrays = inception.load_tensors(self.weights)
 
     def see(self, part: Drawn) -> None:
         """More images."""
@@ -58,4 +58,4 @@ def features_of(arrays: inception.Arrays, images: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-_features = jax.jit(inception.features)
+_features = jax.jit(inception.inception_features)

@@ -14,7 +14,7 @@ from typing import Any
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Text
-from transfusion_jax.evaluation.pictures import draw
+from transfusion_jax.evaluation.pictures import draw_captions
 from transfusion_jax.generation.interleaved import rows_at_a_time
 from transfusion_jax.generation.png import write_png
 from transfusion_jax.model.transfusion import Params
@@ -25,7 +25,7 @@ from transfusion_jax.tasks.families import ModelTask
 IMAGES = 4  # of each prompt, as in the paper (arXiv 2310.11513)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_metadata(path: Path) -> list[dict[str, Any]]:
     """The lines of an `evaluation_metadata.jsonl`.
 
     Raises:
@@ -45,7 +45,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def write(
+def write_images(
     task: ModelTask,
     params: Params,
     codec: Codec,
@@ -62,7 +62,7 @@ def write(
     for begin in range(0, len(lines), together):
         part = lines[begin : begin + together]
         texts = [Text(codec.tokenizer.encode(line["prompt"])) for line in part for _ in range(count)]
-        images = draw(task, params, codec, texts, task.config.seed, begin * count)
+        images = draw_captions(task, params, codec, texts, task.config.seed, begin * count)
         for number, line in enumerate(part if first() else ()):
             folder = output / f"{begin + number:05}"
             write_whole(folder / "metadata.jsonl", json.dumps(line) + "\n")

@@ -22,7 +22,7 @@ from transfusion_jax.config import nearest, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.generation.scoring import score_tokens
-from transfusion_jax.generation.single import write
+from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.processes import first
@@ -93,7 +93,7 @@ class HarnessModel(TemplateLM):
         progress = tqdm(total=len(requests), disable=disable_tqdm or not first(), desc="writing")
         for writing, numbers in alike.items():
             documents = [self._document(requests[number].args[0], writing) for number in numbers]
-            texts = write(self._task, self._params, self._codec, documents, writing)
+            texts = write_texts(self._task, self._params, self._codec, documents, writing)
             for number, text in zip(numbers, texts, strict=True):
                 written[number] = text
             progress.update(len(numbers))
@@ -121,7 +121,7 @@ class HarnessModel(TemplateLM):
         return results
 
 
-def run(
+def run_harness(
     model: HarnessModel,
     tasks: Sequence[str],
     num_fewshot: int | None = None,

@@ -68,7 +68,7 @@ POOLS = (AVERAGE, LARGEST, HALVE)
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def features(arrays: Arrays, images: jax.Array) -> jax.Array:
+def inception_features(arrays: Arrays, images: jax.Array) -> jax.Array:
     """Features `[B, 2048]` of images `[B, 299, 299, 3]`, 0 … 255."""
     x = (images - 128) / 128
     for name in STEM:
@@ -78,7 +78,7 @@ def features(arrays: Arrays, images: jax.Array) -> jax.Array:
     return jnp.mean(x, (1, 2))
 
 
-def load(path: Path) -> dict[str, np.ndarray]:
+def load_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file, `.pth` or `.safetensors`.
 
     Raises:

@@ -41,16 +41,16 @@ class Drawn:
 def drawn_for_held_out(task: ModelTask, params: Params, data: Data, count: int) -> Iterator[Drawn]:
     """Images for the captions of `count` held-out ones at most, part by part, as the config samples."""
     seed, done = task.config.seed, 0
-    shown = itertools.islice(pictures(data.held_out, task.config, data.codec, seed), count)
+    shown = itertools.islice(captioned_pictures(data.held_out, task.config, data.codec, seed), count)
     while part := list(itertools.islice(shown, rows_at_a_time(task.config))):
         captions = [picture.caption for picture in part]
         words = [data.codec.tokenizer.decode(caption.tokens) for caption in captions]
-        drawn = draw(task, params, data.codec, captions, seed, done)
+        drawn = draw_captions(task, params, data.codec, captions, seed, done)
         yield Drawn(words, np.stack([picture.image for picture in part]), drawn)
         done += len(part)
 
 
-def pictures(corpus: Corpus, config: Config, codec: Codec, seed: int) -> Iterator[Picture]:
+def captioned_pictures(corpus: Corpus, config: Config, codec: Codec, seed: int) -> Iterator[Picture]:
     """Every captioned image of a corpus once, with one of its captions, in an order drawn from the seed.
 
     Those that do not fit the context are left out, as in training.
@@ -75,7 +75,7 @@ def pictures(corpus: Corpus, config: Config, codec: Codec, seed: int) -> Iterato
             yield Picture(to_pixels(pixels[None])[0], text)
 
 
-def draw(
+def draw_captions(
     task: ModelTask, params: Params, codec: Codec, captions: Sequence[Text], seed: int, first: int = 0
 ) -> np.ndarray:
     """An image for each caption, `[n, H, W, 3]` uint8, as the config samples; `first` counts those drawn before."""

@@ -38,7 +38,9 @@ def reconstruct(
     return np.concatenate(drawn), None if codes[0] is None else np.concatenate(codes)
 
 
-def measure(network: Network, images: np.ndarray, drawn: np.ndarray, codes: np.ndarray | None) -> dict[str, float]:
+def measure_reconstruction(
+    network: Network, images: np.ndarray, drawn: np.ndarray, codes: np.ndarray | None
+) -> dict[str, float]:
     """`loss` (L1), `psnr` in dB, and of codes the share of entries that occur, and their perplexity."""
     error = drawn - images
     squared = np.maximum(np.mean(np.square(error), axis=(1, 2, 3)), 1e-10)

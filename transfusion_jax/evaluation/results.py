@@ -51,7 +51,7 @@ def sampling_of(config: Config) -> dict[str, Any]:
     return read_back
 
 
-def read(workdir: Workdir) -> list[Entry]:
+def read_entries(workdir: Workdir) -> list[Entry]:
     """Every entry of a run; none where nothing was evaluated."""
     if not workdir.evaluation.exists():
         return []
@@ -62,15 +62,15 @@ def read(workdir: Workdir) -> list[Entry]:
 
 def find(workdir: Workdir, key: Entry) -> Entry | None:
     """The entry of a key, on every process."""
-    return on_first(lambda: next((entry for entry in read(workdir) if _key(entry) == key), None))
+    return on_first(lambda: next((entry for entry in read_entries(workdir) if _key(entry) == key), None))
 
 
-def write(workdir: Workdir, new: Entry) -> None:
+def write_entry(workdir: Workdir, new: Entry) -> None:
     """Adds an entry, in the place of the one with the same key; those of other processes of the machine stay."""
 
     def put() -> None:
         with locked(workdir.path):
-            others = [entry for entry in read(workdir) if _key(entry) != _key(new)]
+            others = [entry for entry in read_entries(workdir) if _key(entry) != _key(new)]
             entries = sorted([*others, new], key=lambda entry: entry["step"])
             write_json(workdir.evaluation, {EVALUATIONS: entries}, indent=2)
 

@@ -14,7 +14,7 @@ from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
 
 
-class Run(Protocol):
+class RunSuite(Protocol):
     """What a suite does; the same weights, data and key give the same numbers."""
 
     def __call__(self, task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
@@ -35,7 +35,7 @@ def anything(config: Config, data: Data) -> None:
 class Suite:
     """An evaluation; its name is that of the table `SUITES`."""
 
-    run: Run
+    run: RunSuite
     size: str = "rows"  # the field of `evaluation` that says on how much: "rows" or "images"
     draws: bool = False
     prompts: Callable[[EvaluationConfig], list[str]] | None = None  # of a suite whose prompts are not the data's

@@ -28,7 +28,7 @@ img { image-rendering: pixelated; min-width: 4rem; border-radius: 4px; }
 
 
 @dataclass(frozen=True)
-class Made:
+class Sampled:
     """A sample, and what it was made from."""
 
     prompt: str  # in one line
@@ -36,13 +36,13 @@ class Made:
     sample: Sample
 
 
-def write_album(folder: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
+def write_album(folder: Place, made: Sequence[Sampled], how: dict[str, Any]) -> None:
     """`samples.jsonl`, `samples.html` and the images, `NNNN-K.png`, in a folder."""
-    write_lines(folder / "samples.jsonl", made, how)
+    write_samples(folder / "samples.jsonl", made, how)
     write_page(folder / "samples.html", made, how)
 
 
-def write_sheet(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
+def write_sheet(path: Place, made: Sequence[Sampled], how: dict[str, Any]) -> None:
     """The first image of each sample on one sheet, a row for each prompt."""
     del how
     rows = [list(of_prompt) for _, of_prompt in itertools.groupby(made, key=lambda one: one.prompt)]
@@ -53,7 +53,7 @@ def write_sheet(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
     write_png(path, grid(np.stack([image for row in images for image in row]), columns, labels))
 
 
-def write_lines(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
+def write_samples(path: Place, made: Sequence[Sampled], how: dict[str, Any]) -> None:
     """One JSON object per sample, its images as PNG files beside it."""
     del how
     lines = []
@@ -71,7 +71,7 @@ def write_lines(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
     write_whole(path, "\n".join(lines) + "\n")
 
 
-def write_page(path: Place, made: Sequence[Made], how: dict[str, Any]) -> None:
+def write_page(path: Place, made: Sequence[Sampled], how: dict[str, Any]) -> None:
     """A page with every prompt and what followed it."""
     articles = []
     for begin, one in enumerate(made):

@@ -11,9 +11,11 @@ The branches go through the model in one pass, each with a cache of its own.
 
 from __future__ import annotations
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from transfusion_jax.config import Config, SamplingConfig
 
@@ -51,13 +53,15 @@ def untrained_branch(config: Config, sampling: SamplingConfig | None = None) -> 
     ]
 
 
-def branch_weights(sampling: SamplingConfig, branches: int, noisiness: np.ndarray) -> np.ndarray:
-    """The weights of the branches `[E, branches]` at each evaluation of the model.
+def branch_weights(
+    sampling: SamplingConfig, branches: int, noisiness: Float[np.ndarray, " E"]
+) -> Float[np.ndarray, "E {branches}"]:
+    """The weights of the branches at each evaluation of the model.
 
     Args:
         sampling: the scales, and the interval that they act in.
         branches: how many there are.
-        noisiness: t / T of each evaluation `[E]`.
+        noisiness: t / T of each evaluation.
     """
     text, image = sampling.guidance, sampling.image_guidance
     guided = {1: (1.0,), 2: (text, 1 - text), 3: (text, image - text, 1 - image)}[branches]
@@ -67,12 +71,13 @@ def branch_weights(sampling: SamplingConfig, branches: int, noisiness: np.ndarra
     return np.where(acts[:, None], guided, plain).astype(np.float32)
 
 
-def combine(predictions: jax.Array, weights: jax.Array, rescale: jax.Array | float) -> jax.Array:
-    """One prediction `[S, …]` of the branches' `[branches · S, …]`, the first branch's first.
+def combine_branches(
+    predictions: Float[Array, "_ ..."], weights: Float[Any, " branches"], rescale: Shaped[Any, ""] | float
+) -> Float[Array, "S ..."]:
+    """One prediction of the branches', the first branch's first.
 
     Args:
         predictions: what the model predicts.
-        weights: `[branches]`.
         rescale: 0 to 1, how far each is brought back to the first branch's deviation (arXiv 2305.08891).
     """
     by_branch = predictions.reshape(len(weights), -1, *predictions.shape[1:])

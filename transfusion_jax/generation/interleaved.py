@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transfusion_jax.config import FOLLOWS, Config, SamplingConfig, one_of, require
 from transfusion_jax.data.datasets import Codec
@@ -21,7 +22,7 @@ from transfusion_jax.data.documents import Document
 from transfusion_jax.diffusion.sampler import make_steps, on_device
 from transfusion_jax.generation import phases
 from transfusion_jax.generation.guidance import branch_weights, branches_of
-from transfusion_jax.generation.phases import NOTHING, Limits, State
+from transfusion_jax.generation.phases import NOTHING, DecodingState, Limits
 from transfusion_jax.generation.prompt import before_image, images_of, rows_of
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.kernels.platform import compute_dtype
@@ -62,7 +63,7 @@ class Draws:
     """An image under way: what it points to after some of the evaluations."""
 
     sample: int
-    image: np.ndarray  # [H, W, channels] in [−1, 1]
+    image: Float[np.ndarray, "H W C"]  # [H, W, channels] in [−1, 1]
     done: int
     total: int
 
@@ -72,7 +73,7 @@ class Drew:
     """An image."""
 
     sample: int
-    image: np.ndarray  # [H, W, channels] in [−1, 1]
+    image: Float[np.ndarray, "H W C"]  # [H, W, channels] in [−1, 1]
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def stream(
         ConfigError: a request does not fit the context, or the model does nothing of the kind.
     """
     sampling, writing = sampling or task.config.sampling, writing or Writing()
-    check(task.config, requests, sampling)
+    check_requests(task.config, requests, sampling)
     params = task.model.by_layer(params)
     rows = [_Row(number, request, codec, writing) for number, request in enumerate(requests)]
     others = _fill(len(rows)) - len(rows)
@@ -188,7 +189,7 @@ def stream(
             active = jnp.array([row.writes for row in rows])
             limits = _limits(task.config, rows, writing, max_images)
             how = chunk, writing.filters, params, state, active, limits, texts, writing.chances()
-            state, tokens = phases.write(task, codec.special, *how, ends=codec.ends)
+            state, tokens = phases.write_tokens(task, codec.special, *how, ends=codec.ends)
             for row, found in zip(rows, to_host(tokens), strict=True):
                 yield from row.take(found)
         if drawing := [row for row in rows if row.draws]:
@@ -202,12 +203,12 @@ def stream(
                 state = phases.add_images(task, codec.special, params, state, placed, jnp.asarray(drawn))
 
 
-def edits(requests: Sequence[Request]) -> bool:
+def edit_images(requests: Sequence[Request]) -> bool:
     """Whether every request is one image after others: then images and texts can guide apart."""
     return all(request.follow == "image" and request.document.images for request in requests)
 
 
-def check(config: Config, requests: Sequence[Request], sampling: SamplingConfig) -> None:
+def check_requests(config: Config, requests: Sequence[Request], sampling: SamplingConfig) -> None:
     """Raises ConfigError where the model cannot do what is asked."""
     images, patches, context = config.model.images, config.model.patches, config.data.context_length
     for request in requests:
@@ -222,7 +223,7 @@ def check(config: Config, requests: Sequence[Request], sampling: SamplingConfig)
             "shorten the prompt",
         )
     require(
-        sampling.image_guidance in (0, sampling.guidance) or edits(requests),
+        sampling.image_guidance in (0, sampling.guidance) or edit_images(requests),
         "image guidance is apart from that of the texts where one image follows others: this is no such prompt",
     )
 
@@ -254,7 +255,7 @@ class _Row:
         document, drawn = self.request.document, self.request.follow == "image"
         return before_image(document, self.codec) if drawn else document
 
-    def take(self, found: np.ndarray) -> Iterator[Event]:
+    def take(self, found: Int[np.ndarray, " _"]) -> Iterator[Event]:
         """Goes on with the tokens that a text phase gave it."""
         if not self.writes:
             return
@@ -303,10 +304,10 @@ class _Drawer:
     ):
         self.task, self.params, self.codec = task, params, codec
         self.sampling, self.previews, self.rows = sampling, previews, rows
-        self.branches = branches_of(sampling, edits([row.request for row in rows]))
+        self.branches = branches_of(sampling, edit_images([row.request for row in rows]))
 
     @functools.cached_property
-    def others(self) -> tuple[State, ...]:
+    def others(self) -> tuple[DecodingState, ...]:
         """The rows of the other branches: one each, or one for all."""
         documents: list[list[Document]] = [[Document(())]] if self.branches > 1 else []
         if self.branches == 3:
@@ -316,7 +317,7 @@ class _Drawer:
             for part in documents
         )
 
-    def draw(self, state: State, rows: list[_Row]) -> Generator[Event, None, np.ndarray]:
+    def draw(self, state: DecodingState, rows: list[_Row]) -> Generator[Event, None, np.ndarray]:
         """Latents `[n, h, w, c]` or codes `[n, P]`, and an event for each image."""
         index = np.array([row.number for row in rows])
         index = np.pad(index, (0, _fill(len(rows)) - len(rows)), mode="edge")  # few shapes are compiled
@@ -324,7 +325,7 @@ class _Drawer:
         of_each = [index if len(other.hidden) == len(self.rows) else 0 * index for other in self.others]
         longest = int(to_host(state.cache.length)[index].max())
         ahead = self.task.config.model.patches if isinstance(self.task, TokenTask) else 0
-        before = phases.gather(_room(longest + ahead), (state, *self.others), (index, *of_each))
+        before = phases.gather_rows(_room(longest + ahead), (state, *self.others), (index, *of_each))
         if isinstance(self.task, TokenTask):
             made = self._codes(self.task, before, keys)
         else:
@@ -337,12 +338,12 @@ class _Drawer:
             yield Drew(row.number, image)
         return made
 
-    def _codes(self, task: TokenTask, before: State, keys: jax.Array) -> np.ndarray:
+    def _codes(self, task: TokenTask, before: DecodingState, keys: Key[Array, " S"]) -> Int[np.ndarray, "S P"]:
         weights = branch_weights(self.sampling, self.branches, np.zeros(1))[0]
         return to_host(phases.draw_codes(task, self.params, before, keys, weights, self.sampling.temperature))
 
     def _latents(
-        self, task: TransfusionTask, before: Cache, keys: jax.Array, rows: list[_Row]
+        self, task: TransfusionTask, before: Cache, keys: Key[Array, " S"], rows: list[_Row]
     ) -> Generator[Event, None, np.ndarray]:
         sampling, schedule = self.sampling, task.schedule
         steps = make_steps(schedule, sampling.steps, task.config.diffusion.objective, sampling.sampler)
@@ -360,7 +361,7 @@ class _Drawer:
         return to_host(canvas.x)
 
 
-def _prefill(task: ModelTask, params: Params, codec: Codec, documents: list[Document], size: int) -> State:
+def _prefill(task: ModelTask, params: Params, codec: Codec, documents: list[Document], size: int) -> DecodingState:
     rows, lengths = rows_of(documents, task.config, codec)
     return phases.prefill(task, size, params, rows, jnp.asarray(lengths, jnp.int32))
 
@@ -382,7 +383,7 @@ def _limits(config: Config, rows: list[_Row], writing: Writing, max_images: int)
     )
 
 
-def _keys(rows: list[_Row], first: int) -> jax.Array:
+def _keys(rows: list[_Row], first: int) -> Key[Array, " S"]:
     """A key of each row: 0 for its texts, 1 for its first image, 2 for its second."""
     numbers = [(r.request.seed, r.request.number, first and first + r.images) for r in rows]
     return _folded(*(jnp.array(column, jnp.uint32) for column in zip(*numbers, strict=True)))
@@ -390,7 +391,7 @@ def _keys(rows: list[_Row], first: int) -> jax.Array:
 
 @jax.jit
 @jax.vmap
-def _folded(seed: jax.Array, number: jax.Array, which: jax.Array) -> jax.Array:
+def _folded(seed: Shaped[Array, ""], number: Shaped[Array, ""], which: Shaped[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), which)
 
 
@@ -399,7 +400,7 @@ def _fill(count: int) -> int:
     return min(1 << (count - 1).bit_length(), max(count, ROWS))
 
 
-def _padded(x: np.ndarray) -> np.ndarray:
+def _padded(x: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "_ ..."]:
     """With zeros up to `_room`, so that not every number of steps is compiled."""
     return np.pad(x, [(0, _room(len(x)) - len(x)), *[(0, 0)] * (x.ndim - 1)])
 

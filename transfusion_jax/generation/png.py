@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from transfusion_jax.storage.atomic import write_whole
@@ -15,13 +16,15 @@ GAP = 6
 FONT = ImageFont.load_default(14)
 
 
-def to_pixels(images: np.ndarray) -> np.ndarray:
+def to_pixels(images: Float[np.ndarray, "S H W _"]) -> UInt8[np.ndarray, "S H W 3"]:
     """`[S, H, W, 1 or 3]` in [−1, 1] as `[S, H, W, 3]` uint8."""
     pixels = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
 
 
-def grid(images: np.ndarray, columns: int, labels: list[str] | None = None) -> np.ndarray:
+def grid(
+    images: Float[np.ndarray, "S H W _"], columns: int, labels: list[str] | None = None
+) -> UInt8[np.ndarray, "_ _ 3"]:
     """Images row by row on a sheet `[H, W, 3]` uint8, with a label in front of each row."""
     pixels = to_pixels(images)
     scale = max(1, SMALLEST // pixels.shape[1])
@@ -39,12 +42,12 @@ def grid(images: np.ndarray, columns: int, labels: list[str] | None = None) -> n
     return np.asarray(sheet)
 
 
-def write_png(path: Place, image: np.ndarray) -> None:
+def write_png(path: Place, image: UInt8[np.ndarray, "H W 3"]) -> None:
     """Writes `[H, W, 3]` uint8, making the folder."""
     write_whole(path, png(image))
 
 
-def png(image: np.ndarray) -> bytes:
+def png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """`[H, W, 3]` uint8 as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")

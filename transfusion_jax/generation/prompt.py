@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.readers import pictures
-from transfusion_jax.data.row import Piece, empty_row, lay_out, place
+from transfusion_jax.data.row import Piece, empty_row, lay_out, place_piece
 
 ROUND_TO = 32  # row lengths are rounded up, so that few shapes are compiled
 
@@ -20,7 +21,7 @@ def prompt_of(text: str, codec: Codec) -> Document:
     return Document((Text(tokens),) if len(tokens) else ())
 
 
-def pixels_of(file: bytes, config: Config, codec: Codec) -> np.ndarray:
+def pixels_of(file: bytes, config: Config, codec: Codec) -> Float[np.ndarray, "H W C"]:
     """An image's file as the autoencoder wants it, `[H, W, channels]` in [−1, 1]; cut and resized as data are.
 
     Raises:
@@ -40,8 +41,10 @@ def images_of(document: Document) -> Document:
     return Document(tuple(s for s in document.segments if isinstance(s, Image)))
 
 
-def rows_of(documents: list[Document], config: Config, codec: Codec, room: int = 0) -> tuple[Batch, np.ndarray]:
-    """Rows that begin with documents and leave room for more elements, and each document's length `[S]`.
+def rows_of(
+    documents: list[Document], config: Config, codec: Codec, room: int = 0
+) -> tuple[Batch, Int[np.ndarray, " B"]]:
+    """Rows that begin with documents and leave room for more elements, and each document's length.
 
     A document's first element is BOS, but for a text whose codec puts none there.
 
@@ -62,7 +65,7 @@ def rows_of(documents: list[Document], config: Config, codec: Codec, room: int =
     for number, (document, length, without) in enumerate(zip(documents, lengths, bare, strict=True)):
         row = empty_row(number, size, max(d.images for d in documents), config, codec.special)
         layout = lay_out(document, config.model, codec.special)
-        place(row, 0, 0, layout, Piece(document, int(without), int(length), 0), document, config)
+        place_piece(row, 0, 0, layout, Piece(document, int(without), int(length), 0), document, config)
         row.span_start[:] = 0  # text that comes after it belongs to the same document
         row.positions[:] = np.arange(size)
         row.image_weight[:] = 0

@@ -10,13 +10,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import SamplingConfig
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.diffusion import sampler
-from transfusion_jax.diffusion.sampler import Bounds, Steps, make_steps
+from transfusion_jax.diffusion.sampler import Bounds, SamplerSteps, make_steps
 from transfusion_jax.generation.prompt import rows_of
 from transfusion_jax.model.layers import find_patches, gather_patches
 from transfusion_jax.model.transfusion import Params
@@ -30,12 +31,12 @@ def draw_latents(
     params: Params,
     codec: Codec,
     documents: list[Document],
-    keys: jax.Array,
+    keys: Key[Array, " S"],
     sampling: SamplingConfig,
-) -> np.ndarray:
-    """Latents `[S, h, w, c]` of one image behind each document, with guidance against `BOS BOI` and nothing finer.
+) -> Float[np.ndarray, "S h w c"]:
+    """Latents of one image behind each document, with guidance against `BOS BOI` and nothing finer.
 
-    Each has a key `[S]`. Images in the documents are clean.
+    Each has a key. Images in the documents are clean.
     """
     config, guided = task.config, sampling.guidance != 1
     blank = Image(np.zeros(config.model.latent_shape, np.float32))
@@ -52,16 +53,16 @@ def _denoise(
     guided: bool,
     params: Params,
     rows: Batch,
-    slots: jax.Array,
-    keys: jax.Array,
-    steps: Steps,
+    slots: Int[Array, " B"],
+    keys: Key[Array, " S"],
+    steps: SamplerSteps,
     guidance: float,
     bounds: Bounds | None,
-) -> jax.Array:
-    """Latents `[S, h, w, c]`; with guidance, the second half of the rows is its other branch."""
+) -> Float[Array, "S h w c"]:
+    """Latents; with guidance, the second half of the rows is its other branch."""
     row, clean = jnp.arange(len(slots)), jnp.asarray(rows.latents)
 
-    def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+    def predict(x: Float[Array, "S h w c"], t: Int[Array, ""]) -> Float[Array, "S h w c"]:
         latents = clean.at[row, slots].set(jnp.concatenate([x, x]) if guided else x)
         times = jnp.zeros(latents.shape[:2], jnp.int32).at[row, slots].set(t)
         predicted = predict_images(task, params, rows, latents, times)[row, slots]
@@ -74,9 +75,13 @@ def _denoise(
 
 
 def predict_images(
-    task: TransfusionTask, params: Params, rows: Batch, latents: jax.Array, timesteps: jax.Array
-) -> jax.Array:
-    """The model's prediction `[B, N, h, w, c]` for noised latents in their rows."""
+    task: TransfusionTask,
+    params: Params,
+    rows: Batch,
+    latents: Float[Array, "B N h w c"],
+    timesteps: Int[Array, "B N"],
+) -> Float[Array, "B N h w c"]:
+    """The model's prediction for noised latents in their rows."""
     model = task.model.bind(params)
     x, skips = model.embed(rows.tokens, rows.image_slot, rows.patch_index, latents, timesteps)
     places = find_patches(rows.image_slot, latents.shape[1], task.config.model.patches)
@@ -100,15 +105,15 @@ def write_greedily(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _write(
-    task: ModelTask, max_tokens: int, ends: tuple[int, ...], params: Params, rows: Batch, lengths: jax.Array
-) -> jax.Array:
-    """Tokens `[S, max_tokens]`; what follows an end is EOS."""
+    task: ModelTask, max_tokens: int, ends: tuple[int, ...], params: Params, rows: Batch, lengths: Int[Array, " B"]
+) -> Int[Array, "B {max_tokens}"]:
+    """Tokens; what follows an end is EOS."""
     model, sample = task.model.bind(params), jnp.arange(len(lengths))
     clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
     entry = jnp.arange(task.config.model.padded_vocabulary)
     allowed = (entry < task.config.model.vocabulary) | (entry == ends[0])
 
-    def one(carry: tuple, index: jax.Array) -> tuple[tuple, jax.Array]:
+    def one(carry: tuple, index: Int[Array, ""]) -> tuple[tuple, Int[Array, " B"]]:
         tokens, ended = carry
         x, _ = model.embed(tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
         places = find_patches(rows.image_slot, rows.latents.shape[1], task.config.model.patches)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from transfusion_jax.config import Config, require
 from transfusion_jax.data.batch import TEXT, Batch
@@ -34,7 +35,7 @@ class Score:
     greedy: bool  # whether each of its tokens is the likeliest
 
 
-def score(
+def score_continuations(
     task: ModelTask,
     params: Params,
     codec: Codec,
@@ -57,7 +58,7 @@ def score(
     whole = [Document((*(d.segments or nothing), Text(c))) for d, c in zip(documents, continuations, strict=True)]
     longest = max((document.length(task.config.model.patches) for document in whole), default=1)
     found: list[Score] = []
-    for begin in range(0, len(whole), size := rows_at_a_time(task.config, longest)):
+    for begin in range(0, len(whole), size := scored_at_a_time(task.config, longest)):
         rows, ends = rows_of(whole[begin : begin + size], task.config, codec)
         counts = np.array([len(tokens) for tokens in continuations[begin : begin + size]])
         for chance, count, likeliest in zip(
@@ -94,7 +95,7 @@ def score_tokens(
     limit, begin = task.config.data.context_length, 0
     while begin < len(order):
         longest = len(whole[order[begin]]) - 1
-        part = order[begin : begin + rows_at_a_time(task.config, longest)]
+        part = order[begin : begin + scored_at_a_time(task.config, longest)]
         begin += len(part)
         require(longest <= limit, f"{longest} tokens do not fit the model's context of {limit}")
         shape = 1 << (len(part) - 1).bit_length(), min(max(SHORTEST, 1 << (longest - 1).bit_length()), limit)
@@ -108,7 +109,7 @@ def score_tokens(
             yield number, Score(float(chances[row]), int(counts[row]), bool(greedy[row]))
 
 
-def rows_at_a_time(config: Config, length: int) -> int:
+def scored_at_a_time(config: Config, length: int) -> int:
     """Rows of a length to score at a time, a power of two: no more elements than training computes at a time."""
     fitting = max(1, config.part_rows * config.data.context_length // max(length, SHORTEST))
     return min(ROWS, 1 << (fitting.bit_length() - 1))
@@ -116,9 +117,9 @@ def rows_at_a_time(config: Config, length: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    task: ModelTask, eos: int, params: Params, rows: Batch, begins: jax.Array, ends: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-likelihood, number and greediness `[B]` of the tokens from begin to end."""
+    task: ModelTask, eos: int, params: Params, rows: Batch, begins: Int[Array, " B"], ends: Int[Array, " B"]
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
+    """Log-likelihood, number and greediness of the tokens from begin to end."""
     model, config = task.model.bind(params), task.config.model
     rows = jax.tree.map(lambda x: split(x, "batch"), rows)
     clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
@@ -133,13 +134,18 @@ def _score(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score_tokens(
-    task: ModelTask, eos: int, params: Params, tokens: jax.Array, follows: jax.Array, asked: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same of the tokens `[B, T]` that follow these where they are asked for."""
+    task: ModelTask,
+    eos: int,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    follows: Int[Array, "B T"],
+    asked: Bool[Array, "B T"],
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
+    """The same of the tokens that follow these where they are asked for."""
     model = task.model.bind(params)
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     nowhere = jnp.full_like(tokens, TEXT)
-    no_latents, no_times = jnp.zeros((len(tokens), 0, 0, 0, 0)), jnp.zeros((len(tokens), 0))
+    no_latents, no_times = jnp.zeros((len(tokens), 0, 0, 0, 0)), jnp.zeros((len(tokens), 0), jnp.int32)
     x, _ = model.embed(tokens, nowhere, nowhere, no_latents, no_times)
     causal = Spans(jnp.zeros_like(index), index + 1)
     hidden, _ = model.trunk(x, causal, index, patch_places=index[:, :0])
@@ -149,11 +155,11 @@ def _score_tokens(
 def _likelihoods(
     model: Transfusion,
     eos: int,
-    hidden: jax.Array,
-    follows: jax.Array,
-    asked: jax.Array,
+    hidden: Float[Array, "B T W"],
+    follows: Int[Array, "B T"],
+    asked: Bool[Array, "B T"],
     among_texts: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
     config = model.config
     entry = jnp.arange(config.padded_vocabulary)
     text = (entry < config.vocabulary) | (entry == eos)

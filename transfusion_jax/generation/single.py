@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from transfusion_jax.config import SamplingConfig, require
 from transfusion_jax.data.datasets import Codec
@@ -14,7 +15,7 @@ from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
 
 
-def write(
+def write_texts(
     task: ModelTask,
     params: Params,
     codec: Codec,
@@ -39,23 +40,28 @@ def write(
     return [sample.text for sample in generate(task, params, codec, requests, writing=writing)]
 
 
-def caption(
-    task: ModelTask, params: Params, codec: Codec, images: np.ndarray, writing: Writing | None = None, seed: int = 0
+def caption_images(
+    task: ModelTask,
+    params: Params,
+    codec: Codec,
+    images: Float[np.ndarray, "S H W C"],
+    writing: Writing | None = None,
+    seed: int = 0,
 ) -> list[str]:
-    """The model's words for images `[S, H, W, channels]` in [−1, 1]; by default the likeliest ones, up to 40."""
+    """The model's words for images in [−1, 1]; by default the likeliest ones, up to 40."""
     require(task.config.model.images != "none", "this is a model of text alone: it sees no images")
     documents = [Document((Image(latent),)) for latent in codec.latents(images)]
-    return write(task, params, codec, documents, writing or Writing(max_tokens=40), seed)
+    return write_texts(task, params, codec, documents, writing or Writing(max_tokens=40), seed)
 
 
-def draw(
+def draw_images(
     task: ModelTask,
     params: Params,
     codec: Codec,
     prompts: list[str],
     seed: int,
     sampling: SamplingConfig | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, "S H W C"]:
     """One image for each prompt.
 
     Args:
@@ -67,7 +73,7 @@ def draw(
         sampling: how; by default the config's.
 
     Returns:
-        `[len(prompts), H, W, channels]` in [−1, 1].
+        Images in [−1, 1], in the prompts' order.
 
     Raises:
         ConfigError: a prompt does not fit the context, or the model draws no images.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transfusion_jax.config import require
 
@@ -49,23 +50,24 @@ class Writing:
 class Chances(NamedTuple):
     """The numbers of a `Writing`: scalars, so that none of them is compiled for."""
 
-    temperature: jax.Array | float
-    top_k: jax.Array | int
-    top_p: jax.Array | float
-    min_p: jax.Array | float
+    temperature: Shaped[Any, ""] | float
+    top_k: Int[Any, ""] | int
+    top_p: Shaped[Any, ""] | float
+    min_p: Shaped[Any, ""] | float
 
 
-def choose(logits: jax.Array, keys: jax.Array, chances: Chances, filters: bool) -> jax.Array:
-    """A token of each row `[B]` from softmax(logits / temperature), or the likeliest where that is 0.
+def choose_tokens(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], chances: Chances, filters: bool
+) -> Int[Array, " B"]:
+    """A token of each row from softmax(logits / temperature), or the likeliest where that is 0.
 
     Args:
-        logits: `[B, V]` float32.
-        keys: `[B]` random keys, one for each draw.
+        keys: random keys, one for each draw.
         chances: how.
         filters: whether tokens are left out: without, nothing is sorted.
     """
 
-    def drawn() -> jax.Array:
+    def drawn() -> Int[Array, " B"]:
         scaled = logits / chances.temperature
         kept = likelier(scaled, chances) if filters else scaled
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
@@ -74,8 +76,8 @@ def choose(logits: jax.Array, keys: jax.Array, chances: Chances, filters: bool) 
     return jax.lax.cond(jnp.asarray(chances.temperature) > 0, drawn, lambda: jnp.argmax(logits, -1))
 
 
-def likelier(scaled: jax.Array, chances: Chances) -> jax.Array:
-    """Logits `[B, V]` with −∞ for those left out: by top-k, then of what is left by top-p, then by min-p."""
+def likelier(scaled: Float[Array, "B V"], chances: Chances) -> Float[Array, "B V"]:
+    """Logits with −∞ for those left out: by top-k, then of what is left by top-p, then by min-p."""
     falling = -jnp.sort(-scaled, axis=-1)
     count = jnp.where(chances.top_k > 0, chances.top_k, scaled.shape[-1])
     lowest = jnp.take_along_axis(falling, jnp.full((len(scaled), 1), jnp.minimum(count, scaled.shape[-1]) - 1), -1)

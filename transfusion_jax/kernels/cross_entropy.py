@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Shaped
 
 CHUNK = 256  # elements of each row whose logits are held at a time
 
 
 def cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, entries: int
-) -> tuple[jax.Array, jax.Array]:
+    hidden: Float[Array, "B T W"], head: Float[Array, "W V"], targets: Int[Any, "B T"], entries: int
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """−log softmax(hidden · head) at the targets, and the log of the softmax's denominator.
 
     Logits are float32, and computed again in the backward pass.
@@ -22,13 +23,10 @@ def cross_entropy(
     On a mesh each device takes some of the elements, and all of the head: its gradient is summed once.
 
     Args:
-        hidden: `[B, T, width]`.
-        head: `[width, padded vocabulary]`.
-        targets: `[B, T]` int.
         entries: the vocabulary; what stands behind it in `head` is padding and never likely.
 
     Returns:
-        Both `[B, T]` float32.
+        Both in float32.
     """
     function = functools.partial(_losses, entries)
     mesh = jax.sharding.get_abstract_mesh()
@@ -46,12 +44,14 @@ def cross_entropy(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _losses(entries: int, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _losses(
+    entries: int, hidden: Float[Array, "B T W"], head: Float[Array, "W V"], targets: Int[Any, "B T"]
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     return _forward(entries, hidden, head, targets)[0]
 
 
 def _forward(entries, hidden, head, targets):  # type: ignore[no-untyped-def]
-    def chunk(args: tuple) -> tuple[jax.Array, jax.Array]:
+    def chunk(args: tuple) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
         hidden, targets = args
         logits = _logits(hidden, head, entries)
         log_total = jax.nn.logsumexp(logits, -1)
@@ -65,7 +65,7 @@ def _backward(entries, residuals, cotangents):  # type: ignore[no-untyped-def]
     hidden, head, targets, log_total = residuals
     d_losses, d_log_total = cotangents
 
-    def chunk(d_head: jax.Array, args: tuple) -> tuple[jax.Array, jax.Array]:
+    def chunk(d_head: Float[Array, "W V"], args: tuple) -> tuple[Float[Array, "W V"], Float[Array, "B C W"]]:
         hidden, targets, log_total, d_losses, d_log_total = args
         likelihood = jnp.exp(_logits(hidden, head, entries) - log_total[..., None])
         right = jnp.arange(head.shape[1]) == targets[..., None]
@@ -82,34 +82,34 @@ def _backward(entries, residuals, cotangents):  # type: ignore[no-untyped-def]
 _losses.defvjp(_forward, _backward)
 
 
-def _logits(hidden: jax.Array, head: jax.Array, entries: int) -> jax.Array:
-    """`[B, chunk, padded vocabulary]` float32."""
+def _logits(hidden: Float[Array, "B C W"], head: Float[Array, "W V"], entries: int) -> Float[Array, "B C V"]:
+    """Of a chunk, float32; −∞ for padding."""
     logits = _product(_matrix(hidden), head).reshape(*hidden.shape[:2], -1)
     return jnp.where(jnp.arange(head.shape[1]) < entries, logits, -jnp.inf)
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+def _product(a: Float[Array, "n k"], b: Float[Array, "k m"]) -> Float[Array, "n m"]:
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-def _matrix(x: jax.Array) -> jax.Array:
+def _matrix(x: Float[Array, "... C"]) -> Float[Array, "n C"]:
     """All axes but the last as one: XLA on CPU multiplies plain matrices fastest."""
     return x.reshape(-1, x.shape[-1])
 
 
-def _chunks(x: jax.Array) -> Any:
+def _chunks(x: Shaped[Any, "B T ..."]) -> Any:
     """`[B, T, …]` as `[T / chunk, B, chunk, …]`, zeros added."""
     size = min(CHUNK, x.shape[1])
     padded = _pad(x, size)
     return jnp.moveaxis(padded.reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
 
 
-def _join(x: jax.Array, like: jax.Array) -> jax.Array:
+def _join(x: Shaped[Array, "chunks B C ..."], like: Shaped[Array, "B T ..."]) -> Shaped[Array, "B T ..."]:
     """The inverse of `_chunks`."""
     whole = jnp.moveaxis(x, 0, 1)
     return whole.reshape(len(like), -1, *x.shape[3:])[:, : like.shape[1]]
 
 
-def _pad(x: jax.Array, multiple: int) -> jax.Array:
+def _pad(x: Shaped[Any, "B T ..."], multiple: int) -> Shaped[Array, "B _ ..."]:
     """Zeros added to the second axis, up to a multiple."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2))

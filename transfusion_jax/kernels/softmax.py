@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-
-Array = jax.Array | np.ndarray
+from jaxtyping import Array, Bool, Float, Int
 
 # Finite: where a block holds no key of a query, its weights are numbers that the next block wipes out, not NaN.
 MASKED = -1e30
@@ -17,21 +16,21 @@ OUTPUTS = "attention"  # names what a policy of rematerialisation may keep, so t
 LOG2_E = math.log2(math.e)  # scores are kept times this, so that weights are powers of two
 
 
-def dense_mask(start: Array, end: Array, keys: int) -> jax.Array:
-    """The mask `[B, T, keys]` that spans `[B, T]` stand for. Only `reference` makes it of whole rows."""
+def dense_mask(start: Int[Any, "B T"], end: Int[Any, "B T"], keys: int) -> Bool[Array, "B T {keys}"]:
+    """The mask that spans stand for. Only `reference` makes it of whole rows."""
     key = jnp.arange(keys)
     return (jnp.asarray(start)[..., None] <= key) & (key < jnp.asarray(end)[..., None])
 
 
-def dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+def float32_dot(a: Float[Array, "_ _"], b: Float[Array, "_ _"], over_a: int, over_b: int) -> Float[Array, "_ _"]:
     """The product over one axis of each, accumulated in float32; float32 is not rounded on the way."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dimensions = (((over_a,), (over_b,)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def whole_spans(start: jax.Array, end: jax.Array, block: int) -> jax.Array:
-    """Starts and ends `[B, T]` as `[B, 2, T]` in whole blocks.
+def whole_spans(start: Int[Array, "B T"], end: Int[Array, "B T"], block: int) -> Int[Array, "B 2 _"]:
+    """Starts and ends in one array, in whole blocks.
 
     A padded query has the span of the last one: it touches nothing that this one does not.
     """
@@ -39,11 +38,13 @@ def whole_spans(start: jax.Array, end: jax.Array, block: int) -> jax.Array:
     return jnp.pad(jnp.stack([start, end], 1), widths, mode="edge")
 
 
-def output_products(out: jax.Array, d_out: jax.Array, axis: int) -> jax.Array:
+def output_products(out: Float[Array, "*shape"], d_out: Float[Array, "*shape"], axis: int) -> Float[Array, " ..."]:
     """Σ out · d_out over the channels in float32, which stands in the gradient of every score; the axis stays."""
     return jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis, keepdims=True)
 
 
-def named(out: jax.Array, log_total: jax.Array) -> tuple[jax.Array, jax.Array]:
+def named(
+    out: Float[Array, " ..."], log_total: Float[Array, " ..."]
+) -> tuple[Float[Array, " ..."], Float[Array, " ..."]]:
     """A forward pass's results, for the backward one, under the name `OUTPUTS`."""
     return checkpoint_name(out, OUTPUTS), checkpoint_name(log_total, OUTPUTS)

@@ -12,8 +12,8 @@ import sys
 
 from transfusion_jax.config import require
 from transfusion_jax.launching.job import Job, make_job
-from transfusion_jax.launching.policy import combine, restarts
-from transfusion_jax.launching.supervisor import Events, Program, run_together, take_signals
+from transfusion_jax.launching.policy import combine_codes, restarts
+from transfusion_jax.launching.supervisor import Events, ProcessProgram, run_together, take_signals
 
 DEVICES = "--xla_force_host_platform_device_count"
 
@@ -36,7 +36,7 @@ def launch(arguments: argparse.Namespace) -> int:
 def _run(job: Job, arguments: argparse.Namespace, events: Events) -> int:
     for again in range(job.restarts + 1):
         ends, asked = run_together(_programs(job, arguments), job.grace, events, _say)
-        code = combine([end.code for end in ends])
+        code = combine_codes([end.code for end in ends])
         if asked or not restarts(code):
             break
         if again < job.restarts:
@@ -44,7 +44,7 @@ def _run(job: Job, arguments: argparse.Namespace, events: Events) -> int:
     return code
 
 
-def _programs(job: Job, arguments: argparse.Namespace) -> list[Program]:
+def _programs(job: Job, arguments: argparse.Namespace) -> list[ProcessProgram]:
     """One program per process, with a coordinator at a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,10 +59,12 @@ def _programs(job: Job, arguments: argparse.Namespace) -> list[Program]:
         "XLA_FLAGS": f"{others} {DEVICES}={arguments.devices_per_process}".strip(),
     }
     words = [sys.executable, "-u", "-m", "transfusion_jax.cli", *job.command]
-    return [Program(words, {**shared, "JAX_PROCESS_ID": str(number)}) for number in range(arguments.processes)]
+    return [
+        ProcessProgram(words, {**shared, "JAX_PROCESS_ID": str(number)}) for number in range(arguments.processes)
+    ]
 
 
-def _print(programs: list[Program], job: Job, as_json: bool) -> None:
+def _print(programs: list[ProcessProgram], job: Job, as_json: bool) -> None:
     if as_json:
         processes = [{"command": list(program.words), "environment": program.environment} for program in programs]
         print(json.dumps({"processes": processes, "grace": job.grace, "restarts": job.restarts}, indent=2))

@@ -14,7 +14,7 @@ def restarts(code: int) -> bool:
     return code != 0 and code not in STOP
 
 
-def combine(codes: Sequence[int]) -> int:
+def combine_codes(codes: Sequence[int]) -> int:
     """The exit code of a job from those of its processes, in the order in which they ended.
 
     A process that knows why to stop, or that the state is saved, speaks for all. Otherwise the first that failed is

@@ -26,7 +26,7 @@ GUARD = "import os, signal, sys; sys.stdin.buffer.read(); os.killpg(0, signal.SI
 
 
 @dataclass(frozen=True)
-class Program:
+class ProcessProgram:
     """What one process runs; `environment` is added to this process's own."""
 
     words: Sequence[str]
@@ -42,7 +42,7 @@ class Signalled:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessEnded:
     """A process ended; `code` is as a shell gives it, 128 + N after signal N."""
 
     process: int
@@ -69,8 +69,8 @@ def take_signals() -> Iterator[Events]:
 
 
 def run_together(
-    programs: Sequence[Program], grace: float, events: Events, log: Callable[[str], None]
-) -> tuple[list[Ended], bool]:
+    programs: Sequence[ProcessProgram], grace: float, events: Events, log: Callable[[str], None]
+) -> tuple[list[ProcessEnded], bool]:
     """Runs the programs until all have ended, and everything that they started with them.
 
     Process 0 has this process's output; lines of the others go to stderr with their number before them, but for
@@ -99,8 +99,8 @@ def run_together(
 
 def _watch(
     processes: Sequence[subprocess.Popen], grace: float, events: Events, log: Callable[[str], None]
-) -> tuple[list[Ended], bool]:
-    ends: list[Ended] = []
+) -> tuple[list[ProcessEnded], bool]:
+    ends: list[ProcessEnded] = []
     asked = failed = False
     deadline: float | None = None
     last_words = iter((signal.SIGTERM, signal.SIGKILL))
@@ -151,7 +151,7 @@ def _guarded() -> Iterator[int]:
         guard.stdin.close()
 
 
-def _start(program: Program, group: int, captured: bool) -> subprocess.Popen:
+def _start(program: ProcessProgram, group: int, captured: bool) -> subprocess.Popen:
     with ExitStack() as files:
         output: int | IO[bytes] | None = subprocess.PIPE if captured else None
         if program.log is not None:
@@ -168,7 +168,7 @@ def _start(program: Program, group: int, captured: bool) -> subprocess.Popen:
 
 def _await(number: int, process: subprocess.Popen, events: Events) -> None:
     code = process.wait()
-    events.put(Ended(number, code if code >= 0 else 128 - code))
+    events.put(ProcessEnded(number, code if code >= 0 else 128 - code))
 
 
 def _pass_on(number: int, lines: IO[bytes]) -> None:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from transfusion_jax.config import ConfigError, require
-from transfusion_jax.planning.topology import CHIPS_PER_HOST, Topology, parse
+from transfusion_jax.planning.topology import CHIPS_PER_HOST, Topology, parse_topology
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def slices(arguments: argparse.Namespace, one_host_of_eight: bool) -> Slices:
     Raises:
         ConfigError: there are no such machines.
     """
-    topology = parse(arguments.topology)
+    topology = parse_topology(arguments.topology)
     if topology.chip.name not in NAMES:
         raise ConfigError(f"--topology {arguments.topology}: TPUs alone are launched here; for GPUs: launch slurm")
     require(arguments.slices > 0, f"--slices {arguments.slices} must be positive")

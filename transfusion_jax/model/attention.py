@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import ATTENTION, ModelConfig
 from transfusion_jax.kernels.softmax import MASKED, dense_mask
@@ -18,22 +19,21 @@ from transfusion_jax.parallel.sharding import partition, split
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
     spans: Spans,
     implementation: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "B T H D"]:
     """Softmax attention of each query over the keys of its span, scaled by 1/√D.
 
     Args:
-        q: `[B, Tq, H, D]`.
-        k, v: `[B, Tk, H, D]`; Tq and Tk may differ.
-        spans: `[B, Tq]`, in key positions.
+        k, v: as many keys as there are, S; there may be more or fewer than queries.
+        spans: in key positions.
         implementation: a name in the table `ATTENTION`.
 
     Returns:
-        `[B, Tq, H, D]`, in the dtype of q. The softmax is computed in float32.
+        Of each query, in the dtype of q. The softmax is computed in float32.
 
     Raises:
         ValueError: unknown implementation, one that cannot run here or cannot take these arrays, or shapes that do
@@ -44,7 +44,7 @@ def attention(
     return over_devices(ATTENTION[implementation])(q, k, v, spans.start, spans.end)
 
 
-def check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans) -> None:
+def check_shapes(q: Float[Array, " ..."], k: Float[Array, " ..."], v: Float[Array, " ..."], spans: Spans) -> None:
     """Raises ValueError where the arguments of `attention` do not agree."""
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
         raise ValueError(f"attention shapes do not agree: q {q.shape}, k {k.shape}, v {v.shape}")
@@ -62,7 +62,13 @@ def over_devices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
     if mesh.empty or mesh.size == 1:
         return function
 
-    def split(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    def split(
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S H D"],
+        v: Float[Array, "B S H D"],
+        start: Int[Array, "B T"],
+        end: Int[Array, "B T"],
+    ) -> Float[Array, "B T H D"]:
         queries = partition(mesh, q.shape, "batch", "elements", "heads")
         keys = partition(mesh, k.shape, "batch", None, "heads")
         spans = partition(mesh, start.shape, "batch", "elements")
@@ -75,7 +81,7 @@ def over_devices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
 class Attention(nnx.Module):
     """The weights of multi-head attention; they are `[in, out]` matrices."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
         self.config = config
         width = config.width
         q, k, v, o = jax.random.split(key, 4)
@@ -87,11 +93,13 @@ class Attention(nnx.Module):
             self.query_norm = HeadNorm(config)
             self.key_norm = HeadNorm(config)
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values `[B, T, heads, head_dim]` of `[B, T, width]`, not yet rotated."""
+    def project(
+        self, x: Float[Array, "B T W"]
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
+        """Queries, keys and values, not yet rotated."""
         config = self.config
 
-        def heads(weight: nnx.Param) -> jax.Array:
+        def heads(weight: nnx.Param) -> Float[Array, "B T H D"]:
             each = dot(x, weight).reshape(*x.shape[:-1], config.heads, config.head_dim)
             return split(each, "batch", "elements", "heads")
 
@@ -100,9 +108,14 @@ class Attention(nnx.Module):
 
 
 def attend(
-    config: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, cache: Cache | None
-) -> tuple[jax.Array, Past]:
-    """What attention gives each element, `[B, T, width]`, and the keys and values as a cache has them."""
+    config: ModelConfig,
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H D"],
+    spans: Spans,
+    cache: Cache | None,
+) -> tuple[Float[Array, "B T W"], Past]:
+    """What attention gives each element, and the keys and values as a cache has them."""
     present = Past.of(k, v)
     if cache is None or cache.size == 0:
         mixed = attention(q, k, v, spans, config.attention)
@@ -111,19 +124,20 @@ def attend(
     return mixed.reshape(*mixed.shape[:2], config.width), present
 
 
-def attend_with_past(q: jax.Array, present: Past, spans: Spans, cache: Cache) -> jax.Array:
+def attend_with_past(
+    q: Float[Array, "B T H D"], present: Past, spans: Spans, cache: Cache
+) -> Float[Array, "B T H D"]:
     """Softmax attention of new elements to those of a layer's cache and to one another, scaled by 1/√D.
 
     Scores are held for each of the few queries and all keys.
 
     Args:
-        q: `[B, T, H, D]`.
         present: the new elements' keys and values.
-        spans: `[B, T]`, in places of the row: the new elements begin at the cache's length.
+        spans: in places of the row: the new elements begin at the cache's length.
         cache: one layer's.
 
     Returns:
-        `[B, T, H, D]`, in the dtype of q. The softmax is computed in float32.
+        Of each query, in the dtype of q. The softmax is computed in float32.
     """
     (past,), length = cache.past, cache.length[:, None]
     start, end = jnp.asarray(spans.start), jnp.asarray(spans.end)
@@ -136,9 +150,9 @@ def attend_with_past(q: jax.Array, present: Past, spans: Spans, cache: Cache) ->
     return jnp.swapaxes(mixed, 1, 2).astype(q.dtype)
 
 
-def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
+def _scores(q: Float[Array, "B T H D"], keys: Float[Array, "B H S D"]) -> Float[Array, "B H T S"]:
     return jnp.einsum("bthd,bhsd->bhts", q, keys, preferred_element_type=jnp.float32)
 
 
-def _mixed(weights: jax.Array, values: jax.Array) -> jax.Array:
+def _mixed(weights: Float[Array, "B H T S"], values: Float[Array, "B H S D"]) -> Float[Array, "B H T D"]:
     return jnp.einsum("bhts,bhsd->bhtd", weights, values, preferred_element_type=jnp.float32)

@@ -6,10 +6,11 @@ what is held and to one another, and are added afterwards: a step of denoising a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.kernels.platform import compute_dtype
@@ -18,12 +19,12 @@ from transfusion_jax.kernels.platform import compute_dtype
 class Past(NamedTuple):
     """A layer's keys and values, heads before elements."""
 
-    keys: jax.Array  # [B, H, S, D]
-    values: jax.Array
+    keys: Float[Array, "B H _ D"]
+    values: Float[Array, "B H _ D"]
 
     @classmethod
-    def of(cls, keys: jax.Array, values: jax.Array) -> Past:
-        """From elements before heads, `[B, T, H, D]`."""
+    def of(cls, keys: Float[Array, "B T H D"], values: Float[Array, "B T H D"]) -> Past:
+        """From elements before heads."""
         return cls(jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2))
 
 
@@ -31,7 +32,7 @@ class Cache(NamedTuple):
     """What is held of each row: the first `length` of the S elements there is room for."""
 
     past: tuple[Past, ...]  # of each layer
-    length: jax.Array  # [B] int32
+    length: Int[Array, " B"]
 
     @classmethod
     def empty(cls, config: ModelConfig, rows: int, size: int) -> Cache:
@@ -48,15 +49,17 @@ class Cache(NamedTuple):
         """One layer's alone."""
         return Cache(self.past[number : number + 1], self.length)
 
-    def append(self, present: tuple[Past, ...], count: jax.Array | int, hidden: jax.Array) -> Cache:
-        """With the first `count` `[B]` of T new elements added to each row.
+    def append(
+        self, present: tuple[Past, ...], count: Int[Any, " B"] | int, hidden: Float[Array, "B T W"]
+    ) -> Cache:
+        """With the first `count` of T new elements added to each row.
 
         What lies beyond the length means nothing and is overwritten later; what finds no room is dropped.
 
         Args:
             present: the new elements' keys and values.
             count: how many of them stay.
-            hidden: `[B, T, width]`, what the trunk made of them.
+            hidden: what the trunk made of them.
         """
         rows, _, new, _ = present[0].keys.shape
         # In a loop, XLA copies the whole cache twice unless the position to write to depends on all that is read.
@@ -64,16 +67,16 @@ class Cache(NamedTuple):
         zero = jnp.minimum(jnp.isnan(hidden[:, :1, 0]).astype(jnp.int32), 0)
         row, place = jnp.arange(rows)[:, None], self.length[:, None] + zero + jnp.arange(new)
 
-        def write(held: jax.Array, added: jax.Array) -> jax.Array:
+        def write(held: Float[Array, "B H S D"], added: Float[Array, "B H T D"]) -> Float[Array, "B H S D"]:
             by_place = jnp.swapaxes(added, 1, 2).astype(held.dtype)  # the indexed axes come first
             return held.at[row, :, place].set(by_place, mode="drop", unique_indices=True)
 
         return Cache(jax.tree.map(write, self.past, present), self.length + count)
 
-    def rows(self, index: jax.Array, size: int) -> Cache:
-        """Some of the rows `[R]`, with room for `size` elements, which must hold all that they have."""
+    def rows(self, index: Int[Array, " R"], size: int) -> Cache:
+        """Some of the rows, with room for `size` elements, which must hold all that they have."""
 
-        def part(held: jax.Array) -> jax.Array:
+        def part(held: Float[Array, "B H _ D"]) -> Float[Array, "R H _ D"]:
             chosen = held[index, :, :size]
             return jnp.pad(chosen, [(0, size - n if axis == 2 else 0) for axis, n in enumerate(chosen.shape)])
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.model.spans import Array
 from transfusion_jax.parallel.sharding import AXES, AxisNames, is_split, split
 
 
-def param(value: jax.Array, *axes: str) -> nnx.Param:
+def param(value: Shaped[Array, " ..."], *axes: str) -> nnx.Param:
     """A parameter that names its axes, each a field of `Rules`.
 
     Raises:
@@ -39,13 +40,13 @@ def declared_axes(state: nnx.State) -> AxisNames:
 class MLP(nnx.Module):
     """SwiGLU."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
         g, u, d = jax.random.split(key, 3)
         self.gate = param(normal(g, (config.width, config.mlp_width), config), "width", "mlp")
         self.up = param(normal(u, (config.width, config.mlp_width), config), "width", "mlp")
         self.down = param(normal(d, (config.mlp_width, config.width), config, depth=config.layers), "mlp", "width")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... W"]) -> Float[Array, "... W"]:
         """`[…, width]` to the same."""
         gate, up = (split(dot(x, weight), "batch", "elements", "mlp") for weight in (self.gate, self.up))
         return dot(jax.nn.silu(gate) * up, self.down)
@@ -58,7 +59,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
         self.scale = param(jnp.ones(width), "norm")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... W"]) -> Float[Array, "... W"]:
         """`[…, width]` to the same."""
         return standardise(x, self.epsilon) * self.scale[...]
 
@@ -71,7 +72,7 @@ class LayerNorm(nnx.Module):
         self.scale = param(jnp.ones(width), "norm")
         self.bias = param(jnp.zeros(width), "norm")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... W"]) -> Float[Array, "... W"]:
         """`[…, width]` to the same."""
         return standardise(x, self.epsilon, centred=True) * self.scale[...] + self.bias[...]
 
@@ -87,12 +88,12 @@ class HeadNorm(nnx.Module):
         self.head_scale = param(jnp.ones((config.heads, config.head_dim)), "heads", "norm")
         self.head_bias = param(jnp.zeros((config.heads, config.head_dim)), "heads", "norm")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... H D"]) -> Float[Array, "... H D"]:
         """`[…, heads, head_dim]` to the same."""
         return standardise(x, self.epsilon, centred=True) * self.head_scale[...] + self.head_bias[...]
 
 
-def standardise(x: jax.Array, epsilon: float, centred: bool = False) -> jax.Array:
+def standardise(x: Float[Array, "*shape"], epsilon: float, centred: bool = False) -> Float[Array, "*shape"]:
     """x over the root mean square of its last axis, computed in float32; `centred` takes the mean off first."""
     wide = x.astype(jnp.float32)
     if centred:
@@ -101,7 +102,7 @@ def standardise(x: jax.Array, epsilon: float, centred: bool = False) -> jax.Arra
     return (wide * inverse).astype(x.dtype)
 
 
-def dot(x: jax.Array, weight: nnx.Param | jax.Array) -> jax.Array:
+def dot(x: Float[Array, "... n"], weight: nnx.Param | Float[Array, "n m"]) -> Float[Array, "... m"]:
     """`x @ weight`, as one two-dimensional product where it can be: XLA on CPU runs that several times faster."""
     matrix = weight[...]
     if is_split("elements"):  # rows and elements that are both split do not make one axis
@@ -109,43 +110,51 @@ def dot(x: jax.Array, weight: nnx.Param | jax.Array) -> jax.Array:
     return jnp.dot(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
-def normal(key: jax.Array, shape: tuple[int, ...], config: ModelConfig, depth: int | None = None) -> jax.Array:
+def normal(
+    key: Key[Array, ""], shape: tuple[int, ...], config: ModelConfig, depth: int | None = None
+) -> Float[Array, " ..."]:
     """Llama's initialisation; an output projection of a network `depth` layers deep is scaled by 1/√(2 depth)."""
     scale = 1.0 if depth is None else 1 / math.sqrt(2 * depth)
     return config.init_std * scale * jax.random.normal(key, shape)
 
 
-def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines `[B, T, 1, head_dim / 2]` of rotary embeddings (arXiv 2104.09864)."""
+def rotary(
+    positions: Int[Any, "B T"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
+    """Cosines and sines of rotary embeddings (arXiv 2104.09864)."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[:, :, None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (i, i + head_dim / 2) of `[B, T, heads, head_dim]`, Hugging Face Llama's layout."""
+def rotate(
+    x: Float[Array, "B T H D"], rotation: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
+) -> Float[Array, "B T H D"]:
+    """Turns the pairs (i, i + head_dim / 2) of each head's channels, Hugging Face Llama's layout."""
     cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
 
-def take_elements(x: jax.Array, places: jax.Array) -> jax.Array:
-    """The elements `[B, M, …]` of `[B, T, …]` that stand at places `[B, M]`; a place of T or more means nothing."""
+def take_elements(x: Shaped[Array, "B T ..."], places: Int[Array, "B M"]) -> Shaped[Array, "B M ..."]:
+    """The elements that stand at some places; a place of T or more means nothing."""
     index = jnp.minimum(places, x.shape[1] - 1).reshape(*places.shape, *(1,) * (x.ndim - 2))
     return jnp.take_along_axis(split(x, "batch"), index, axis=1)
 
 
-def put_elements(x: jax.Array, elements: jax.Array, places: jax.Array) -> jax.Array:
-    """`[B, T, …]` with elements `[B, M, …]` put at places `[B, M]`; those at T or beyond are dropped."""
+def put_elements(
+    x: Float[Array, "B T ..."], elements: Float[Array, "B M ..."], places: Int[Array, "B M"]
+) -> Float[Array, "B T ..."]:
+    """x with other elements put at some places; those at T or beyond are dropped."""
     row = jnp.arange(len(x))[:, None]
     return x.at[row, places].set(elements.astype(x.dtype), mode="drop")
 
 
-def find_patches(image_slot: Array, images: int, patches: int) -> jax.Array:
-    """Where each image's patches stand, `[B, images · patches]`; T, which is no place, for an absent image's.
+def find_patches(image_slot: Int[Any, "B T"], images: int, patches: int) -> Int[Array, "B {images}*{patches}"]:
+    """Where each image's patches stand; T, which is no place, for an absent image's.
 
     Args:
-        image_slot: `[B, T]`; an image's patches are contiguous and in order.
+        image_slot: an image's patches are contiguous and in order.
         images: N.
         patches: elements per image.
     """
@@ -155,11 +164,12 @@ def find_patches(image_slot: Array, images: int, patches: int) -> jax.Array:
     return places.reshape(len(image_slot), -1)
 
 
-def gather_patches(hidden: jax.Array, image_slot: Array, images: int, patches: int) -> jax.Array:
-    """Hidden states of each image's patches, `[B, N, patches, width]`; those of an absent image mean nothing.
+def gather_patches(
+    hidden: Shaped[Array, "B T W"], image_slot: Int[Any, "B T"], images: int, patches: int
+) -> Shaped[Array, "B {images} {patches} W"]:
+    """Hidden states of each image's patches; those of an absent image mean nothing.
 
     Args:
-        hidden: `[B, T, width]`.
         image_slot, images, patches: see `find_patches`.
     """
     gathered = take_elements(hidden, find_patches(image_slot, images, patches))

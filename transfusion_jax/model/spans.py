@@ -12,19 +12,17 @@ this one interval, so a mask costs O(T):
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-
-Array = jax.Array | np.ndarray
+from jaxtyping import Int
 
 
 class Spans(NamedTuple):
-    """Keys that each query may attend to, as `[start, end)`; both `[B, T]` int32, in key positions."""
+    """Keys that each query may attend to, as `[start, end)`, in key positions."""
 
-    start: Array
-    end: Array
+    start: Int[Any, "*B T"]
+    end: Int[Any, "*B T"]
 
 
 def check_spans(spans: Spans) -> None:

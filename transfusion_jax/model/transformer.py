@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import PATCHES, REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.attention import Attention, attend
@@ -31,7 +32,7 @@ from transfusion_jax.parallel.sharding import split
 class Trunk(nnx.Module):
     """Everything between the embeddings and the two heads."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
         self.config = config
         keys = jax.random.split(key, config.layers)
         structure = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, key=jax.random.key(0))))
@@ -42,23 +43,23 @@ class Trunk(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "B T W"],
         spans: Spans,
-        positions: jax.Array,
+        positions: Int[Any, "B T"],
         cache: Cache | None = None,
-        patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[Past, ...]]:
+        patch_places: Int[Array, "B M"] | None = None,
+    ) -> tuple[Float[Array, "B T W"], tuple[Past, ...]]:
         """Hidden states after the final norm, and, where there is a cache, each layer's keys and values of x.
 
         Stacked layers are scanned where nothing is held. Else layers follow one another in the program: a scan
         copies each one's weights and cache before it reads them, which takes a token a third of its time.
 
         Args:
-            x: `[B, T, width]`, embedded elements.
-            spans: `[B, T]`, in places of the row, where x begins at 0, or behind what the cache holds.
-            positions: `[B, T]`, each element's place in its document.
+            x: embedded elements.
+            spans: in places of the row, where x begins at 0, or behind what the cache holds.
+            positions: each element's place in its document.
             cache: earlier elements' keys and values, which x continues; `Cache.append` adds to them.
-            patch_places: `[B, M]`, where the patches stand among the T elements, T where there is none; only untied
+            patch_places: where the patches stand among the T elements, T where there is none; only untied
                 modality weights ask for it.
 
         Raises:
@@ -70,7 +71,9 @@ class Trunk(nnx.Module):
         places = patch_places if untied else None
         rotation = rotary(positions, self.config.head_dim, self.config.rope_theta)
 
-        def through(layer: Layer, x: jax.Array, held: Cache | None) -> tuple[jax.Array, Past]:
+        def through(
+            layer: Layer, x: Float[Array, "B T W"], held: Cache | None
+        ) -> tuple[Float[Array, "B T W"], Past]:
             x, present = layer(x, spans, rotation, held, places)
             return split(x, "batch", "elements"), present
 
@@ -83,10 +86,12 @@ class Trunk(nnx.Module):
                 pasts.append(present)
         return split(self.final_norm(x), "batch", "elements"), tuple(pasts) if cache else ()
 
-    def _scan(self, layers: Layer, through: Callable[[Layer, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    def _scan(
+        self, layers: Layer, through: Callable[[Layer, jax.Array], jax.Array], x: Float[Array, "B T W"]
+    ) -> Float[Array, "B T W"]:
         structure, stacked = nnx.split(layers)
 
-        def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+        def body(x: Float[Array, "B T W"], params: nnx.State) -> tuple[Float[Array, "B T W"], None]:
             return through(nnx.merge(structure, params), x), None
 
         policy = REMAT_POLICIES[self.config.remat]()
@@ -112,7 +117,7 @@ class Block(nnx.Module):
     The latter is Swin's order (arXiv 2111.09883), which Chameleon takes.
     """
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
         self.config = config
         attention_key, mlp_key = jax.random.split(key)
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
@@ -120,16 +125,18 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = MLP(config, key=mlp_key)
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values of `[B, T, width]`; see `Attention.project`."""
+    def project(
+        self, x: Float[Array, "B T W"]
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
+        """Queries, keys and values; see `Attention.project`."""
         return self.attention.project(self.attention_norm(x) if self.config.norm == "pre" else x)
 
-    def attended(self, mixed: jax.Array) -> jax.Array:
-        """What attention adds to the residual, from what it gave `[B, T, width]`."""
+    def attended(self, mixed: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        """What attention adds to the residual, from what it gave."""
         result = dot(mixed, self.attention.output)
         return self.attention_norm(result) if self.config.norm == "post" else result
 
-    def feed_forward(self, x: jax.Array) -> jax.Array:
+    def feed_forward(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         """What the SwiGLU adds to the residual."""
         return self.mlp(self.mlp_norm(x)) if self.config.norm == "pre" else self.mlp_norm(self.mlp(x))
 
@@ -140,22 +147,22 @@ class Layer(Block):
     Only what mixes elements, attention itself, is common to both (arXiv 2411.04996).
     """
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
         super().__init__(config, key=key)
         if config.modality_weights == "untied":
             setattr(self, PATCHES, Block(config, key=jax.random.fold_in(key, 1)))
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "B T W"],
         spans: Spans,
-        rotation: tuple[jax.Array, jax.Array],
+        rotation: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]],
         cache: Cache | None,
-        patch_places: jax.Array | None = None,
-    ) -> tuple[jax.Array, Past]:
-        """`[B, T, width]` to the same, and the keys and values that a cache of this layer would add."""
+        patch_places: Int[Array, "B M"] | None = None,
+    ) -> tuple[Float[Array, "B T W"], Past]:
+        """Elements one layer on, and the keys and values that a cache of this layer would add."""
 
-        def each(function: Callable[[Block, jax.Array], Any], x: jax.Array) -> Any:
+        def each(function: Callable[[Block, jax.Array], Any], x: Float[Array, "B T W"]) -> Any:
             """Of every element, by its own weights; those of text run on all."""
             result = function(self, x)
             if patch_places is None:

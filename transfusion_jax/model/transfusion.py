@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import PATCH_CODERS, ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
@@ -34,7 +35,7 @@ class Model:
 
     config: ModelConfig
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Fresh float32 parameters."""
         params: Params = nnx.to_pure_dict(nnx.state(Transfusion(self.config, key=key), nnx.Param))
         return params
@@ -90,14 +91,14 @@ class Model:
 
 
 class TokenLosses(NamedTuple):
-    """Of each element, `[B, T]` float32; zero where it bears none."""
+    """Of each element; zero where it bears none."""
 
-    loss: jax.Array  # −log of the target's likelihood
-    log_total: jax.Array  # log Z, the softmax's denominator
-    weight: jax.Array
+    loss: Float[Array, "B T"]  # −log of the target's likelihood
+    log_total: Float[Array, "B T"]  # log Z, the softmax's denominator
+    weight: Float[Array, "B T"]
 
     @property
-    def squares(self) -> jax.Array:
+    def squares(self) -> Float[Array, "B T"]:
         """The weighted squares of log Z, which a z-loss holds down."""
         return jnp.square(self.log_total) * self.weight
 
@@ -105,7 +106,7 @@ class TokenLosses(NamedTuple):
 class Transfusion(nnx.Module):
     """The network as four pure steps; `trunk` is the second one. `Model.bind` makes it, and nothing changes it."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
         embedding, trunk, head, coder = jax.random.split(key, 4)
         self.config = config
         self.embedding = param(
@@ -120,46 +121,45 @@ class Transfusion(nnx.Module):
 
     def embed(
         self,
-        tokens: jax.Array,
-        image_slot: jax.Array,
-        patch_index: jax.Array,
-        latents: jax.Array,
-        timesteps: jax.Array,
-    ) -> tuple[jax.Array, Any]:
+        tokens: Int[Any, "B T"],
+        image_slot: Int[Any, "B T"],
+        patch_index: Int[Any, "B T"],
+        latents: Float[Any, "B N h w c"],
+        timesteps: Int[Any, "B N"],
+    ) -> tuple[Float[Array, "B T W"], Any]:
         """Elements as vectors.
 
         Args:
-            tokens: `[B, T]` int; ignored where `image_slot ≥ 0`, unless images are codes: then these alone count.
-            image_slot: `[B, T]`, which of the row's images an element belongs to, −1 for text.
-            patch_index: `[B, T]`, which patch of that image.
-            latents: `[B, N, h, w, c]`, noised; with N = 0 all is text.
-            timesteps: `[B, N]`.
+            tokens: ignored where `image_slot ≥ 0`, unless images are codes: then these alone count.
+            image_slot: which of the row's images an element belongs to, −1 for text.
+            patch_index: which patch of that image.
+            latents: noised; with N = 0 all is text.
 
         Returns:
-            `[B, T, width]`, and what `denoise` needs of the patch coder (None for a linear one).
+            The elements, and what `denoise` needs of the patch coder (None for a linear one).
         """
         text = split(self.embedding[...])[tokens]  # of the whole table
         if self.config.images != "latents" or latents.shape[1] == 0:
             return split(text, "batch", "elements"), None
-        patches, skips = self.patch_coder.encode(latents.astype(text.dtype), timesteps)  # [B, N, P, width]
+        patches, skips = self.patch_coder.encode(latents.astype(text.dtype), timesteps)
         flat = split(patches, "batch").reshape(len(tokens), -1, patches.shape[-1])
         index = jnp.maximum(image_slot, 0) * self.config.patches + patch_index
         placed = jnp.take_along_axis(flat, index[..., None], axis=1)
         return split(jnp.where((image_slot >= 0)[..., None], placed, text), "batch", "elements"), skips
 
-    def text_logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits `[…, padded_vocabulary]` in float32 from `[…, width]`; −∞ for entries that are padding."""
+    def text_logits(self, hidden: Float[Array, "... W"]) -> Float[Array, "... V"]:
+        """Logits in float32, V being the padded vocabulary; −∞ for entries that are padding."""
         logits = dot(hidden, self.text_head).astype(jnp.float32)
         entry = jnp.arange(self.config.padded_vocabulary)
         return jnp.where(entry < self.config.entries, logits, -jnp.inf)
 
-    def text_losses(self, hidden: jax.Array, targets: jax.Array, weight: jax.Array, capacity: int) -> TokenLosses:
+    def text_losses(
+        self, hidden: Float[Array, "B T W"], targets: Int[Any, "B T"], weight: Float[Any, "B T"], capacity: int
+    ) -> TokenLosses:
         """Cross-entropy with the targets, of the elements that bear a loss; no logits are held.
 
         Args:
-            hidden: `[B, T, width]`.
-            targets: `[B, T]`.
-            weight: `[B, T]`, 0 where an element bears none.
+            weight: 0 where an element bears none.
             capacity: on how many elements of each row the head runs at most; no row has more that bear a loss.
         """
         if capacity >= hidden.shape[1]:
@@ -172,11 +172,15 @@ class Transfusion(nnx.Module):
         values = *self._cross_entropy(chosen, targets), weight
         return TokenLosses(*(zeros.at[row, order].set(value) for value in values))
 
-    def denoise(self, hidden: jax.Array, timesteps: jax.Array, skips: Any) -> jax.Array:
-        """The objective's prediction `[B, N, h, w, c]`, float32, from hidden states `[B, N, patches, width]`."""
+    def denoise(
+        self, hidden: Float[Array, "B N P W"], timesteps: Int[Any, "B N"], skips: Any
+    ) -> Float[Array, "B N h w c"]:
+        """The objective's prediction, float32, from hidden states of each image's patches."""
         return self.patch_coder.decode(hidden, timesteps, skips).astype(jnp.float32)
 
-    def _cross_entropy(self, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _cross_entropy(
+        self, hidden: Float[Array, "B T W"], targets: Int[Any, "B T"]
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         return cross_entropy(hidden, self.text_head[...], targets, self.config.entries)
 
 

@@ -31,7 +31,7 @@ def memory(devices: Sequence[Any]) -> dict[str, float]:
     return of_devices | of_process
 
 
-def describe(values: dict[str, float]) -> str:
+def describe_memory(values: dict[str, float]) -> str:
     """A line for the user."""
     if "in_use_gib" not in values:
         return (

@@ -14,7 +14,7 @@ from transfusion_jax.errors import some
 SMALL = 2**20  # bytes: what is whole on every device and smaller is not worth a word
 
 
-def describe(parts: dict[str, Any]) -> list[str]:
+def describe_placement(parts: dict[str, Any]) -> list[str]:
     """A line for each part of a state with its bytes per device, and one for large leaves that are not split.
 
     Args:
@@ -38,7 +38,7 @@ def unsplit(tree: Any) -> dict[str, int]:
     }
 
 
-def check(state: Any, abstract: Any) -> None:
+def check_placement(state: Any, abstract: Any) -> None:
     """Raises ConfigError where a leaf does not live as it was meant to."""
     pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(abstract), strict=True)
     wrong = [

@@ -63,7 +63,7 @@ def connect() -> None:
         jax.distributed.initialize(initialization_timeout=FOUND_IN, **arguments)
     except (RuntimeError, ValueError) as error:
         raise LostProcess(f"the processes of this run do not find each other: {_line(error)}") from error
-    if count() > 1:
+    if process_count() > 1:
         sys.excepthook = _end_on_exception
         ended = threading.Event()
         watcher = threading.Thread(target=_watch_for_failure, args=(ended,), daemon=True)
@@ -98,7 +98,7 @@ def how_to_connect(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return None if not on_tpu or told_otherwise or alone else {}
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes there are; needs no device."""
     return global_state.num_processes or 1
 
@@ -120,7 +120,7 @@ def each(function: Callable[[], T]) -> list[T]:
         UserError: what it raised on any process is raised on all.
         LostProcess: a process does not answer.
     """
-    if count() == 1:
+    if process_count() == 1:
         return [function()]
     outcome: Any
     try:
@@ -155,7 +155,7 @@ def leave(code: int, reason: str) -> NoReturn:
 
 
 def _end(code: int) -> NoReturn:
-    if first() and count() > 1:
+    if first() and process_count() > 1:
         time.sleep(HEARD)  # the store ends with the first process, and JAX aborts those that lose it
     os._exit(code)
 
@@ -172,7 +172,7 @@ def _gather(text: bytes) -> list[str]:
     try:
         client.key_value_set(f"{key}/{index()}", text.decode())
         if first():
-            joined = "\n".join(get(f"{key}/{number}") for number in range(count()))
+            joined = "\n".join(get(f"{key}/{number}") for number in range(process_count()))
             client.key_value_set(f"{key}/all", joined)
         return get(f"{key}/all").split("\n")
     except jax.errors.JaxRuntimeError as error:

@@ -35,8 +35,8 @@ from transfusion_jax.parallel.children import end_with, lifeline
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.planning import libtpu
-from transfusion_jax.planning.hlo import parse
-from transfusion_jax.planning.hlo_cost import Counts, count
+from transfusion_jax.planning.hlo import parse_hlo
+from transfusion_jax.planning.hlo_cost import Counts, count_program
 from transfusion_jax.planning.roofline import Collective, Work
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.storage.atomic import write_whole
@@ -97,7 +97,7 @@ def compile_for(config: Config, topology: Topology) -> Compiled:
     return _from_json(json.loads(lines[-1].removeprefix(RESULT)))
 
 
-def main() -> None:
+def compile_job() -> None:
     """Reads a job, compiles, writes the result."""
     end_with(int(sys.argv[1]))
     job = json.load(sys.stdin)
@@ -131,12 +131,12 @@ def compile_step(config: Config, devices: Any) -> Compiled:
             if evaluation["too_large"]:
                 found |= {"too_large": f"in an evaluation: {evaluation['too_large']}", "text": ""}
     text = found.pop("text")
-    return Compiled(**found, counts=count(parse(text), dict(mesh.shape)) if text else Counts())
+    return Compiled(**found, counts=count_program(parse_hlo(text), dict(mesh.shape)) if text else Counts())
 
 
 def _kept(lowered: jax.stages.Lowered, devices: Any, begin: float) -> dict[str, Any]:
     """What `_compile` says of a program that was lowered from `begin` on, now or when it was compiled before."""
-    kept = place(lowered.as_text(), devices)
+    kept = program_place(lowered.as_text(), devices)
     try:
         found: dict[str, Any] = json.loads(gzip.decompress(kept.read_bytes()))
     except (FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile, ValueError):  # not there, or damaged
@@ -145,7 +145,7 @@ def _kept(lowered: jax.stages.Lowered, devices: Any, begin: float) -> dict[str, 
     return {"too_large": ""} | found
 
 
-def place(program: str, devices: Sequence[Any]) -> Path:
+def program_place(program: str, devices: Sequence[Any]) -> Path:
     """Where a program is kept once it is compiled for these devices, whose names alone do not say of which chip."""
     flags = os.environ.get("LIBTPU_INIT_ARGS")
     about = f"{libtpu.VERSION} {flags} {devices[0].device_kind} {[str(device) for device in devices]} {program}"
@@ -189,4 +189,4 @@ def _from_json(values: dict[str, Any]) -> Compiled:
 
 
 if __name__ == "__main__":
-    main()
+    compile_job()

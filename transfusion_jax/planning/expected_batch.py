@@ -8,7 +8,7 @@ import numpy as np
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config
-from transfusion_jax.data.datasets import load
+from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.kernels.attention.tpu import Blocks
 from transfusion_jax.planning.estimate import Contents
@@ -25,7 +25,7 @@ def expected(config: Config) -> Contents:
     if not own or not all(source.path.startswith("synthetic:") for source in own.values()):
         values = configs.to_dict(replace(config, data=replace(config.data, sources={}, phases={})))
         config = configs.parse({**values, "data": {**values["data"], "sources": "synthetic"}})
-    data = load(config, None)
+    data = load_data(config, None)
     rows = make_rows(data.train, config, data.codec.special)
     block = min(Blocks().query, config.data.context_length)
     seen = []

@@ -101,7 +101,7 @@ class Computation:
 
 
 @dataclass(frozen=True)
-class Program:
+class HloProgram:
     """A compiled program, for one of its devices."""
 
     computations: dict[str, Computation]
@@ -132,7 +132,7 @@ class Program:
         return int(bound.literal) - begin
 
 
-def parse(text: str) -> Program:
+def parse_hlo(text: str) -> HloProgram:
     """A program from its text.
 
     Raises:
@@ -152,7 +152,7 @@ def parse(text: str) -> Program:
             lines.append(_instruction(line))
     if not entry:
         raise ValueError("the text holds no ENTRY computation: it is not that of a compiled program")
-    return Program(computations, computations[entry])
+    return HloProgram(computations, computations[entry])
 
 
 def _instruction(line: str) -> Instruction:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from transfusion_jax.planning.hlo import Array, Computation, Instruction, Program, group
+from transfusion_jax.planning.hlo import Array, Computation, HloProgram, Instruction, group
 from transfusion_jax.planning.roofline import COLLECTIVES, Collective, Work
 
 NO_TRAFFIC = {
@@ -55,7 +55,7 @@ class Counts:
         return sum(w.bytes * w.times for w in self.work)
 
 
-def count(program: Program, mesh: dict[str, int]) -> Counts:
+def count_program(program: HloProgram, mesh: dict[str, int]) -> Counts:
     """Counts a program whose devices stand in a mesh of these axes, in row-major order."""
     counts = Counts()
     _walk(program, program.entry, 1, mesh, counts)
@@ -68,7 +68,7 @@ def count(program: Program, mesh: dict[str, int]) -> Counts:
     return counts
 
 
-def _walk(program: Program, where: Computation, times: int, mesh: dict[str, int], counts: Counts) -> None:
+def _walk(program: HloProgram, where: Computation, times: int, mesh: dict[str, int], counts: Counts) -> None:
     for i in where.instructions:
         if i.opcode == "while":
             trips = program.trips(where, i)
@@ -96,7 +96,7 @@ def _walk(program: Program, where: Computation, times: int, mesh: dict[str, int]
 
 
 def _inside(
-    program: Program, where: Computation, instruction: Instruction
+    program: HloProgram, where: Computation, instruction: Instruction
 ) -> Iterator[tuple[Computation, Instruction]]:
     """The instruction, and those of the computations that are fused into it."""
     yield where, instruction
@@ -111,7 +111,7 @@ def _times(c: Collective, times: int) -> Collective:
 
 
 def collective(
-    program: Program, where: Computation, instruction: Instruction, outer: Instruction, mesh: dict[str, int]
+    program: HloProgram, where: Computation, instruction: Instruction, outer: Instruction, mesh: dict[str, int]
 ) -> Collective | None:
     """What an instruction exchanges; None where it exchanges nothing, or goes on with what was begun.
 
@@ -197,7 +197,7 @@ def _valid_places(inputs: int, kernel: int, outputs: int, window: dict[str, str]
     return int(np.sum((at >= 0) & (at < (inputs - 1) * dilation + 1) & (at % dilation == 0)))
 
 
-def hbm_bytes(program: Program, where: Computation, instruction: Instruction) -> float:
+def hbm_bytes(program: HloProgram, where: Computation, instruction: Instruction) -> float:
     """What an instruction reads from HBM and writes there, each operand once; of slices the part that is used."""
     opcode = instruction.opcode
     if opcode in NO_TRAFFIC or opcode.removesuffix("-start") in COLLECTIVES:

@@ -20,7 +20,7 @@ KINDS = {"params": "parameters", "optimizer": "optimizer moments", "ema": "avera
 
 
 @dataclass(frozen=True)
-class Leaf:
+class ArraySize:
     """One array of the state."""
 
     name: str
@@ -55,21 +55,21 @@ def state_shapes(task: Task, config: Config) -> State:
     return shapes
 
 
-def leaves(task: Task, shapes: State, mesh: Any) -> list[Leaf]:
+def leaves(task: Task, shapes: State, mesh: Any) -> list[ArraySize]:
     """The state's arrays, in the order of its tree."""
 
-    def leaf(path: tuple, array: Any, sharding: Any) -> Leaf:
+    def leaf(path: tuple, array: Any, sharding: Any) -> ArraySize:
         item = array.dtype.itemsize
         part = math.prod(sharding.shard_shape(array.shape)) * item
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = "replicated" if part == array.size * item else str(tuple(sharding.spec)).replace("'", "")
-        return Leaf(name, array.shape, str(array.dtype), spec, part, array.size * item)
+        return ArraySize(name, array.shape, str(array.dtype), spec, part, array.size * item)
 
     shardings = jax.tree.leaves(state_shardings(shapes, mesh, state_axes(task)))
     return [leaf(*found, s) for found, s in zip(jax.tree.leaves_with_path(shapes), shardings, strict=True)]
 
 
-def sizes(task: Task, shapes: State, config: Config, mesh: Any) -> Sizes:
+def state_sizes(task: Task, shapes: State, config: Config, mesh: Any) -> Sizes:
     """Of the state and of a batch."""
     by_kind = dict.fromkeys(KINDS.values(), 0)
     state = leaves(task, shapes, mesh)

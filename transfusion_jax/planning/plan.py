@@ -14,7 +14,7 @@ from transfusion_jax.planning import libtpu, roofline
 from transfusion_jax.planning.compile import compile_for
 from transfusion_jax.planning.estimate import Contents, estimate
 from transfusion_jax.planning.flops_breakdown import Operations, by_formula, kernel_flops
-from transfusion_jax.planning.memory import Sizes, abstract_mesh, sizes, state_shapes
+from transfusion_jax.planning.memory import Sizes, abstract_mesh, state_shapes, state_sizes
 from transfusion_jax.planning.roofline import Collective, Terms, Work
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.tasks.base import make_task
@@ -162,7 +162,7 @@ def make_plan(
     """
     config, mesh = on_mesh(config, topology)
     task = make_task(config)
-    held = sizes(task, state_shapes(task, config), config, abstract_mesh(mesh))
+    held = state_sizes(task, state_shapes(task, config), config, abstract_mesh(mesh))
     formula = by_formula(config, contents, topology.chip.is_tpu)
     step = estimate(config, contents, mesh, topology.chip.is_tpu)
     method, memory, too_large = "formulas", {**held.by_kind, TEMPORARY: max(step.temporary, step.evaluation)}, ""

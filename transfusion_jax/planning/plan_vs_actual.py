@@ -12,7 +12,7 @@ from transfusion_jax.config import as_model
 from transfusion_jax.kernels.platform import compute_dtype
 from transfusion_jax.planning import roofline
 from transfusion_jax.planning.estimate import Contents, estimate
-from transfusion_jax.planning.memory import sizes, state_shapes
+from transfusion_jax.planning.memory import state_shapes, state_sizes
 from transfusion_jax.planning.topology import CHIPS, Chip, Topology
 from transfusion_jax.training.loop import Pace
 from transfusion_jax.training.step.state import RunContext
@@ -54,7 +54,7 @@ def beside_plan(context: RunContext, pace: Pace) -> Beside:
     with jax.set_mesh(mesh):
         item = compute_dtype(config.model).itemsize
     step = estimate(config, contents, axes, topology.chip.is_tpu, item)
-    held = sum(sizes(task, state_shapes(task, config), config, mesh).by_kind.values())
+    held = sum(state_sizes(task, state_shapes(task, config), config, mesh).by_kind.values())
     least = roofline.terms(step.work, step.collectives, topology, axes).step
     work = task.flops(dict(record))
     return Beside(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from transfusion_jax.planning.plan import DEVICE_TO_HOST, TEMPORARY, Plan, overrides
-from transfusion_jax.planning.search import MARGIN, Found
+from transfusion_jax.planning.search import MARGIN, SearchResult
 
 
-def table(plan: Plan) -> str:
+def plan_table(plan: Plan) -> str:
     """Everything of a plan, in lines."""
     return "\n".join(
         [*_head(plan), *_memory(plan), *_operations(plan), *_exchanges(plan), *_time(plan), *_run(plan)]
     )
 
 
-def ranking(found: Found, most: int = 10) -> str:
+def ranking(found: SearchResult, most: int = 10) -> str:
     """What a search found: the best, those that do not fit, and the plan of the fastest."""
     lines = [f"by formulas, {len(found.ranked)} ways to run it fit; the fastest:"]
     for c in found.ranked[:most]:
@@ -31,7 +31,7 @@ def ranking(found: Found, most: int = 10) -> str:
         policy = f"{plan.config.accumulation} part(s), remat {plan.config.model.remat}"
         lines.append(f"  {mesh or 'one chip'}, {policy}: {result} ({plan.method})")
     if found.plans and found.plans[0].fits:
-        lines += ["", table(found.plans[0])]
+        lines += ["", plan_table(found.plans[0])]
     return "\n".join(lines)
 
 

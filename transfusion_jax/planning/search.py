@@ -12,7 +12,7 @@ from transfusion_jax.config import REMAT_POLICIES, Config, ConfigError, MeshConf
 from transfusion_jax.parallel.mesh import check_batch
 from transfusion_jax.planning import roofline
 from transfusion_jax.planning.estimate import Contents, estimate
-from transfusion_jax.planning.memory import abstract_mesh, sizes, state_shapes
+from transfusion_jax.planning.memory import abstract_mesh, state_shapes, state_sizes
 from transfusion_jax.planning.plan import Plan, make_plan, overrides
 from transfusion_jax.planning.topology import Topology
 from transfusion_jax.tasks.base import make_task
@@ -39,7 +39,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found."""
 
     ranked: list[Candidate]  # those that fit, fastest first
@@ -64,7 +64,7 @@ class Found:
 
 def search(
     config: Config, topology: Topology, contents: Contents, best: int, analytic: bool, host_rate: float
-) -> Found:
+) -> SearchResult:
     """Estimates every candidate by formulas, and makes plans of the best few, compiled ones where they can be.
 
     One that the compiler finds too large makes room for the next, as often as there are to be plans.
@@ -77,7 +77,7 @@ def search(
     for candidate in ranked[: 2 * best]:
         if sum(plan.fits for plan in plans) < best:
             plans.append(make_plan(candidate.config, topology, contents, analytic, host_rate))
-    return Found(ranked, rejected, uneven, sorted(plans, key=lambda plan: (not plan.fits, plan.step)))
+    return SearchResult(ranked, rejected, uneven, sorted(plans, key=lambda plan: (not plan.fits, plan.step)))
 
 
 def choose_mesh(config: Config, topology: Topology, contents: Contents) -> Config:
@@ -145,7 +145,7 @@ def _estimated(
             continue
         key = tuple(mesh.values())
         if key not in held:
-            held[key] = sum(sizes(task, shapes, variant, placed).by_kind.values())
+            held[key] = sum(state_sizes(task, shapes, variant, placed).by_kind.values())
         step = estimate(variant, contents, mesh, topology.chip.is_tpu)
         needed, most = held[key] + max(step.temporary, step.evaluation), MARGIN * topology.chip.memory
         why = f"needs about {needed / 2**30:.1f} of {topology.chip.memory / 2**30:.1f} GiB" if needed > most else ""

@@ -143,7 +143,7 @@ class Topology:
         return min(self.shape) >= self.chip.wraps
 
 
-def parse(text: str) -> Topology:
+def parse_topology(text: str) -> Topology:
     """A topology from `v5e:16x16`, `v5p:4x4x4`, `2xv5e:16x16`, `h100:8x4`, or a booking name such as `v5p-128`.
 
     Raises:

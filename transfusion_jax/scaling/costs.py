@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from transfusion_jax.config import SUITES, Config
-from transfusion_jax.data.datasets import load
+from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.documents import Source
 from transfusion_jax.diffusion.sampler import make_steps
 from transfusion_jax.diffusion.schedule import make_schedule
@@ -17,7 +17,7 @@ from transfusion_jax.flops import count_parameters
 from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD, Model
 from transfusion_jax.planning.estimate import Contents
 from transfusion_jax.planning.expected_batch import expected
-from transfusion_jax.planning.memory import abstract_mesh, sizes, state_shapes
+from transfusion_jax.planning.memory import abstract_mesh, state_shapes, state_sizes
 from transfusion_jax.planning.plan import make_plan
 from transfusion_jax.planning.search import choose_mesh
 from transfusion_jax.planning.topology import Topology
@@ -57,7 +57,7 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
         plan = make_plan(choose_mesh(config, topology, contents), topology, contents, analytic=True)
         hours = plan.step * config.steps * topology.chips / 3600
     task = make_task(config)
-    checkpoint = sizes(task, state_shapes(task, config), config, abstract_mesh({})).checkpoint
+    checkpoint = state_sizes(task, state_shapes(task, config), config, abstract_mesh({})).checkpoint
     return Cost(
         run.name,
         count_parameters(model).paper,
@@ -97,7 +97,7 @@ def epochs(config: Config, per_row: float) -> dict[str, float]:
     """Passes over each source at so many elements a row; nothing where a source is not there yet."""
     if not config.folders or not all((place(folder) / "data.json").is_file() for folder in config.folders):
         return {}
-    passes = {source.name: elements_of(source, config.model.patches) for source in load(config).train.sources}
+    passes = {source.name: elements_of(source, config.model.patches) for source in load_data(config).train.sources}
     found = dict.fromkeys(passes, 0.0)
     rows = config.steps * config.batch_rows
     phases = config.data.mixtures
@@ -116,7 +116,7 @@ def elements_of(source: Source, patches: int) -> int:
     )
 
 
-def table(costs: Sequence[Cost]) -> str:
+def cost_table(costs: Sequence[Cost]) -> str:
     """A line for each run, and the sum."""
     heads = ("run", "parameters", "elements", "steps", "6ND", "exact", "drawing", "chip-hours", "disk", "epochs")
     total = Cost(

@@ -67,7 +67,7 @@ class LackOfFit:
 
 
 @dataclass(frozen=True)
-class Line:
+class PowerLaw:
     """score = exp(level) · (FLOPs / exp(centre)) ^ slope."""
 
     slope: float
@@ -190,7 +190,7 @@ def seed_noise(rungs: Iterable[Rung]) -> Noise | None:
     return Noise(SEEDS, sigma, freedom) if sigma > EQUAL else None
 
 
-def fit_line(rungs: Sequence[Rung], noise: Noise | None = None) -> Line:
+def fit_line(rungs: Sequence[Rung], noise: Noise | None = None) -> PowerLaw:
     """The line through rungs at two different FLOPs or more; without noise of seeds that is their scatter."""
     x, y = _logarithms(rungs)
     centre, level = x.mean(), y.mean()
@@ -204,7 +204,7 @@ def fit_line(rungs: Sequence[Rung], noise: Noise | None = None) -> Line:
     variances = own.deviations(_runs(rungs)) ** 2
     covariance = [float((response[i] * response[j] * variances).sum()) for i, j in ((0, 0), (0, 1), (1, 1))]
     r2 = 1 - residue / total if total else 1.0
-    return Line(
+    return PowerLaw(
         float(slope),
         float(level),
         float(centre),

@@ -140,7 +140,7 @@ def training(name: str, root: Place, logs: Path, spec: str, changes: Iterable[st
     return Training(name, words, logs / f"{name}.log")
 
 
-def load(path: Path) -> Ladder:
+def load_ladder(path: Path) -> Ladder:
     """The ladder of a file.
 
     Raises:
@@ -200,7 +200,7 @@ def best_rates(ladder: Ladder, root: Place) -> dict[str, float]:
     }
 
 
-def record(run: LadderRun, root: Place) -> dict[str, float | str | int]:
+def record_of_run(run: LadderRun, root: Place) -> dict[str, float | str | int]:
     """What a run that is done says of itself, as `scale fit` reads it."""
     last, model = run.measured(root), run.config.model
     parameters = count_parameters(model)

@@ -62,7 +62,7 @@ METRICS = (
 )
 
 
-def known(names: Iterable[str]) -> list[Metric]:
+def known_metrics(names: Iterable[str]) -> list[Metric]:
     """Those of the names that are in the table, in its order."""
     found: dict[str, Metric] = {}
     for row in METRICS:
@@ -72,7 +72,7 @@ def known(names: Iterable[str]) -> list[Metric]:
     return list(found.values())
 
 
-def parse(spec: str, present: Iterable[str]) -> Metric:
+def parse_metric(spec: str, present: Iterable[str]) -> Metric:
     """A metric as `--metric` names it: NAME, NAME:lower, or NAME:higher:FLOOR.
 
     Raises:
@@ -83,10 +83,12 @@ def parse(spec: str, present: Iterable[str]) -> Metric:
     require(name in present, f"--metric {name}: no point has it; {nearest(name, present)}")
     require(len(rest) <= 2, f"--metric {spec} must be NAME, NAME:lower or NAME:higher, and :FLOOR after it")
     if not rest:
-        require(bool(known([name])), f"--metric {name}: say which way is better: {name}:lower or {name}:higher")
-        return known([name])[0]
+        require(
+            bool(known_metrics([name])), f"--metric {name}: say which way is better: {name}:lower or {name}:higher"
+        )
+        return known_metrics([name])[0]
     require(rest[0] in (LOWER, HIGHER), f"--metric {spec}: after the name stands lower or higher, not {rest[0]!r}")
-    [metric] = known([name]) or [Metric(name, name, rest[0])]
+    [metric] = known_metrics([name]) or [Metric(name, name, rest[0])]
     require(metric.better == rest[0], f"--metric {spec}: {metric.better} is better in {name}")
     return replace(metric, floor=_floor(spec, rest[1])) if len(rest) == 2 else metric
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transfusion_jax.scaling.fits import TAIL, Curve, Line, Noise
+from transfusion_jax.scaling.fits import TAIL, Curve, Noise, PowerLaw
 from transfusion_jax.scaling.points import Rung
 
 BELOW, ABOVE = "below", "above"
@@ -47,7 +47,7 @@ class Parity:
 
 def find_parity(
     rungs: Sequence[Rung],
-    line: Line,
+    line: PowerLaw,
     curve: Curve | None,
     reference: Rung,
     reference_noise: Noise | None,
@@ -101,7 +101,7 @@ def find_parity(
     )
 
 
-def _on_lines(rungs: Sequence[Rung], line: Line, noise: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _on_lines(rungs: Sequence[Rung], line: PowerLaw, noise: np.ndarray, target: np.ndarray) -> np.ndarray:
     """log(FLOPs) `[n]` at log(scores) `[n]`, each of the line through scores with other noise `[n, rungs]`."""
     x = np.log([rung.flops for rung in rungs]) - line.centre
     y = line.level + line.slope * x + noise

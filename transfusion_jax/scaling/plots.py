@@ -26,7 +26,7 @@ from transfusion_jax.scaling.parity import Parity
 from transfusion_jax.scaling.points import FLOORED, Rung, in_fit
 from transfusion_jax.scaling.study import Fit, Panel, Study
 from transfusion_jax.scaling.tables import FLOPS
-from transfusion_jax.scaling.tables import score as digits
+from transfusion_jax.scaling.tables import three_digits as digits
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the colour-blind tell them apart, too
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -40,7 +40,7 @@ CURVED = (0, (1, 1.5))
 TALL, WIDE = 8.0, 50.0  # an axis whose ends are so far apart has ticks at powers of ten, or a few between
 
 
-def draw(found: Study, panels: Sequence[Panel], keys: bool = True) -> Figure:
+def draw_study(found: Study, panels: Sequence[Panel], keys: bool = True) -> Figure:
     """The panels of a study in rows, with a legend of families and, with `keys`, of what lines and marks mean."""
     columns = min(2 if len(panels) == 4 else 3, len(panels))
     rows = -(-len(panels) // columns)
@@ -68,7 +68,7 @@ def looks_of(found: Study) -> dict[str, dict[str, Any]]:
     return dict(zip(families, itertools.cycle(looks), strict=False))
 
 
-def describe(found: Study, panel: Panel) -> str:
+def describe_panel(found: Study, panel: Panel) -> str:
     """What a panel of the study shows, for those who cannot see it."""
     parts, count = [], FLOPS[found.flops]
     for fit in panel.fits:

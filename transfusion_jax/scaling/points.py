@@ -63,7 +63,7 @@ class Rung:
     left_out: str = ""  # FLOORED or BEATEN: why the fits leave it out
 
 
-def read(source: str | Place) -> list[Point]:
+def read_points(source: str | Place) -> list[Point]:
     """The points of a file, or the paper's. In CSV, lines above the header that begin with # are comments.
 
     Raises:

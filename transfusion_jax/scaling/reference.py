@@ -38,7 +38,7 @@ BANDS = {SEEDS: "that of the seeds", OWN: "that of its own seed"}
 
 
 @dataclass(frozen=True)
-class Curve:
+class LossCurve:
     """One run's means: by loss, one for each window; losses that some window has no record of are left out."""
 
     seed: int
@@ -56,9 +56,9 @@ class Reference:
     command: str  # what trains such a run
     recipe: str  # hash of the config's identity, but for the seed
     windows: tuple[int, ...]  # last step of each
-    curves: tuple[Curve, ...]
+    curves: tuple[LossCurve, ...]
 
-    def by_way(self, way: str) -> list[Curve]:
+    def by_way(self, way: str) -> list[LossCurve]:
         """The curves that were trained in one way."""
         return [curve for curve in self.curves if curve.way == way]
 
@@ -94,7 +94,7 @@ class Verdict:
         return not self.departures
 
 
-def load(name: str) -> Reference:
+def load_reference(name: str) -> Reference:
     """A packaged reference, or one of a file.
 
     Raises:
@@ -102,16 +102,18 @@ def load(name: str) -> Reference:
     """
     path = Path(name) if name.endswith(".json") else PACKAGED / f"{name}.json"
     if not path.is_file():
-        raise ConfigError(f"no reference {name}: one of {known()}, or a file that `scale reference` wrote")
+        raise ConfigError(
+            f"no reference {name}: one of {packaged_references()}, or a file that `scale reference` wrote"
+        )
     return parse_as(Reference, read_json(path, "write it again with scale reference"))
 
 
-def known() -> str:
+def packaged_references() -> str:
     """The names of those that are packaged."""
     return ", ".join(sorted(file.stem for file in PACKAGED.glob("*.json")))
 
 
-def store(reference: Reference, path: Path) -> None:
+def store_reference(reference: Reference, path: Path) -> None:
     """Writes it as `load` reads it."""
     write_whole(path, json.dumps(asdict(reference), indent=1) + "\n")
 
@@ -126,7 +128,7 @@ def windows_of(steps: int) -> tuple[int, ...]:
     return tuple(steps * (i + 1) // WINDOWS for i in range(WINDOWS))
 
 
-def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
+def curve(workdir: Place, windows: Sequence[int], way: str = "") -> LossCurve:
     """A run's means, over the windows that it has trained through.
 
     Raises:
@@ -150,10 +152,10 @@ def curve(workdir: Place, windows: Sequence[int], way: str = "") -> Curve:
         bool(losses),
         f"{workdir} has no loss for each {done[0]:,} steps: train with a loop.log_every of that or less",
     )
-    return Curve(run.config().seed, way, str(run.manifest()["data_hash"]), losses, row_plan_of(run.manifest()))
+    return LossCurve(run.config().seed, way, str(run.manifest()["data_hash"]), losses, row_plan_of(run.manifest()))
 
 
-def compare(workdir: Place, reference: Reference) -> Verdict:
+def hold_to_bands(workdir: Place, reference: Reference) -> Verdict:
     """Holds a run to the bands.
 
     Raises:
@@ -196,7 +198,7 @@ def seeds_band(reference: Reference) -> tuple[Band, Band]:
     return low, high
 
 
-def _way_band(reference: Reference, own: Curve) -> tuple[Band, Band] | None:
+def _way_band(reference: Reference, own: LossCurve) -> tuple[Band, Band] | None:
     """Around a seed's own curve, as wide as ways that must not matter were seen to make it; None without any."""
     others = [c for c in reference.curves if c.way]
     if not others:
@@ -210,7 +212,7 @@ def _way_band(reference: Reference, own: Curve) -> tuple[Band, Band] | None:
     return low, high
 
 
-def _departures(mine: Curve, reference: Reference, band: str, low: Band, high: Band) -> list[Departure]:
+def _departures(mine: LossCurve, reference: Reference, band: str, low: Band, high: Band) -> list[Departure]:
     found = []
     for loss in low:
         if loss not in mine.losses:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.scaling import tables
-from transfusion_jax.scaling.plots import describe, draw
+from transfusion_jax.scaling.plots import describe_panel, draw_study
 from transfusion_jax.scaling.points import Point, flops_of
 from transfusion_jax.scaling.study import Study
 from transfusion_jax.scaling.tables import Table, amount, flops
@@ -48,7 +48,7 @@ summary { cursor: pointer; }
 """
 
 
-def write(found: Study, folder: Place, output: Place) -> list[Place]:
+def write_report(found: Study, folder: Place, output: Place) -> list[Place]:
     """Writes `scaling.png`, `scaling.svg`, `report.html` and `tables.tex`; returns their paths.
 
     Args:
@@ -60,7 +60,7 @@ def write(found: Study, folder: Place, output: Place) -> list[Place]:
         ConfigError: a picture of samples is missing, or not one that a page shows.
     """
     page = html(found, folder)
-    figure = draw(found, found.panels)
+    figure = draw_study(found, found.panels)
     files = {
         f"{FIGURE}.png": encode(figure, "png"),
         f"{FIGURE}.svg": encode(figure, "svg"),
@@ -108,8 +108,8 @@ def html(found: Study, folder: Place) -> str:
 def _figures(found: Study) -> list[str]:
     shown = []
     for panel in found.panels:
-        source = _data("image/svg+xml", encode(draw(found, [panel], keys=False), "svg"))
-        shown.append(f'<figure><img src="{source}" alt="{escape(describe(found, panel))}"></figure>')
+        source = _data("image/svg+xml", encode(draw_study(found, [panel], keys=False), "svg"))
+        shown.append(f'<figure><img src="{source}" alt="{escape(describe_panel(found, panel))}"></figure>')
     return [f"<p>{KEYS}</p>", '<div class="figures">', *shown, "</div>"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from transfusion_jax.launching.supervisor import Events, Program, Signalled, run_together, take_signals
+from transfusion_jax.launching.supervisor import Events, ProcessProgram, Signalled, run_together, take_signals
 
 FAILED = 1  # exit code of a command some of whose trainings failed
 GRACE = 600.0  # seconds; a process alone has no other to wait for
@@ -79,13 +79,13 @@ def _cores(jobs: int) -> Sequence[Sequence[int]]:
     return [cores[job % len(cores) :: jobs] for job in range(jobs)]
 
 
-def _run(training: Training, place: int, program: Program, own: Events, events: Events) -> None:
+def _run(training: Training, place: int, program: ProcessProgram, own: Events, events: Events) -> None:
     ends, _ = run_together([program], GRACE, own, lambda line: None)
     events.put((training, place, ends[0].code))
 
 
-def _program(training: Training, cores: Sequence[int], launcher: Sequence[str]) -> Program:
+def _program(training: Training, cores: Sequence[int], launcher: Sequence[str]) -> ProcessProgram:
     words = [sys.executable, "-m", "transfusion_jax.cli", *([*launcher, "--"] if launcher else []), *training.words]
     pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
     training.log.parent.mkdir(parents=True, exist_ok=True)
-    return Program([*pinned, *words], {}, training.log)
+    return ProcessProgram([*pinned, *words], {}, training.log)

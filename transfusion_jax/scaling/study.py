@@ -13,8 +13,8 @@ from transfusion_jax.scaling.fits import (
     SEEDS,
     Curve,
     HeldOut,
-    Line,
     Noise,
+    PowerLaw,
     fit_curve,
     fit_line,
     hold_out,
@@ -35,7 +35,7 @@ class Fit:
 
     family: str
     rungs: list[Rung]  # by rising FLOPs, those that are left out as well
-    line: Line | None
+    line: PowerLaw | None
     curve: Curve | None
     held_out: HeldOut | None
     why_no_line: str
@@ -99,7 +99,7 @@ def chosen(points: Sequence[Point], specs: Sequence[str]) -> list[Metric]:
         ConfigError: no point has one of them, or it is not known and has no direction.
     """
     present = {name for point in points for name in point.scores}
-    return [table.parse(spec, present) for spec in specs] or table.known(present)
+    return [table.parse_metric(spec, present) for spec in specs] or table.known_metrics(present)
 
 
 def assumes(noise: Noise, law: str) -> str:
@@ -109,7 +109,7 @@ def assumes(noise: Noise, law: str) -> str:
     return f"every deviation from the {law}, curvature included, is noise"
 
 
-def to_dict(found: Study) -> dict[str, Any]:
+def study_to_dict(found: Study) -> dict[str, Any]:
     """The study as JSON has it: what is infinite is null."""
     o = found.options
     return {

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from transfusion_jax.scaling.fits import SCATTER, SEEDS, Curve, HeldOut, Line, Noise
+from transfusion_jax.scaling.fits import SCATTER, SEEDS, Curve, HeldOut, Noise, PowerLaw
 from transfusion_jax.scaling.metrics import Metric
 from transfusion_jax.scaling.options import ALL, EXACT, FRONTIER, SIX_ND
 from transfusion_jax.scaling.parity import Parity
@@ -129,7 +129,7 @@ def intervals(found: Study) -> list[str]:
     return said
 
 
-def text(found: Study) -> str:
+def study_text(found: Study) -> str:
     """The study for a terminal."""
     lines = [summary(found)]
     for table in tables(found):
@@ -192,14 +192,14 @@ def amount(value: float) -> str:
     return f"{value / 1000**power:.3g}{('', 'k', 'M', 'B', 'T')[power]}"
 
 
-def score(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three digits."""
     return "∞" if math.isinf(value) else f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def interval(ends: tuple[float, float] | None) -> str:
     """Both ends."""
-    return NOTHING if ends is None else f"{score(ends[0])} … {score(ends[1])}"
+    return NOTHING if ends is None else f"{three_digits(ends[0])} … {three_digits(ends[1])}"
 
 
 def escape(cell: str) -> str:
@@ -212,7 +212,7 @@ def _spread(values: Sequence[float], runs: int) -> str:
     """Mean and deviation of the values, out of `runs` runs."""
     if not values:
         return NOTHING
-    mean = score(statistics.fmean(values))
+    mean = three_digits(statistics.fmean(values))
     some = f" ({len(values)} of {runs})" if len(values) < runs else ""
     return (f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean) + some
 
@@ -255,7 +255,7 @@ def _used(fit: Fit) -> str:
     return f"{used} of {len(fit.rungs)}"
 
 
-def _line(line: Line | None) -> list[str]:
+def _line(line: PowerLaw | None) -> list[str]:
     if line is None:
         return [NOTHING] * 4
     known = line.noise.freedom
@@ -269,7 +269,7 @@ def _noise(noise: Noise) -> str:
     return f"{noise.kind} {100 * math.expm1(noise.sigma):.2g} %" if noise.freedom else NOTHING
 
 
-def _p(line: Line) -> str:
+def _p(line: PowerLaw) -> str:
     if line.lack_of_fit is None:
         return NOTHING
     p = line.lack_of_fit.p
@@ -279,16 +279,16 @@ def _p(line: Line) -> str:
 def _curve(curve: Curve | None) -> list[str]:
     if curve is None or curve.why_not:
         return [NOTHING] * 2
-    return [f"{score(curve.limit)} ({interval(curve.interval)})", f"{curve.exponent:.3f}"]
+    return [f"{three_digits(curve.limit)} ({interval(curve.interval)})", f"{curve.exponent:.3f}"]
 
 
 def _held_out(held: HeldOut | None) -> list[str]:
     assert held is not None
     measured, cells = held.rung.score, [NOTHING] * 2
     if held.by_curve is not None:
-        cells = [score(held.by_curve), _percent(held.by_curve / measured - 1)]
-    ours = [score(held.predicted), interval(held.interval), _percent(held.error)]
-    return [held.rung.size, score(measured), _noise(held.noise), *ours, *cells]
+        cells = [three_digits(held.by_curve), _percent(held.by_curve / measured - 1)]
+    ours = [three_digits(held.predicted), interval(held.interval), _percent(held.error)]
+    return [held.rung.size, three_digits(measured), _noise(held.noise), *ours, *cells]
 
 
 def _percent(value: float) -> str:
@@ -296,9 +296,9 @@ def _percent(value: float) -> str:
 
 
 def _parity(parity: Parity) -> list[str]:
-    by_curve = NOTHING if parity.by_curve is None else score(parity.by_curve)
-    reference = [score(parity.reference.score), flops(parity.reference.flops)]
-    by_line = [_noise(parity.noise), score(parity.ratio), interval(parity.interval)]
+    by_curve = NOTHING if parity.by_curve is None else three_digits(parity.by_curve)
+    reference = [three_digits(parity.reference.score), flops(parity.reference.flops)]
+    by_line = [_noise(parity.noise), three_digits(parity.ratio), interval(parity.interval)]
     return [
         parity.family,
         *reference,

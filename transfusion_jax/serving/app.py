@@ -26,15 +26,15 @@ from transfusion_jax.generation.interleaved import Draws, Drew, Ended, Event, Wr
 from transfusion_jax.generation.interleaved import Request as Asked
 from transfusion_jax.generation.prompt import pixels_of
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.serving.engine import Engine, Full, How, Job, Stopped
+from transfusion_jax.serving.engine import Engine, Full, QueuedRequest, Sharing, Stopped
 from transfusion_jax.serving.schema import (
     MOST_BODY,
+    Answer,
     Caption,
     Generate,
     ImagePart,
-    Made,
-    Model,
     Problem,
+    ServedModel,
     TextPart,
     Words,
     file_of,
@@ -102,10 +102,10 @@ def make_app(engine: Engine, served: Served) -> FastAPI:
         return Response(generate_latest(engine.measures.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/model")
-    async def model() -> Model:
+    async def model() -> ServedModel:
         """What is served."""
         draws = config.model.images == "latents"
-        return Model(
+        return ServedModel(
             name=served.name,
             step=served.step,
             weights=served.weights,  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def make_app(engine: Engine, served: Served) -> FastAPI:
         )
 
     @app.post("/v1/generate", responses={200: {"content": {"text/event-stream": {}}}, **PROBLEMS})
-    async def generate(asked: Annotated[Generate, Body()], request: Request) -> Made:
+    async def generate(asked: Annotated[Generate, Body()], request: Request) -> Answer:
         """Makes what follows a prompt of texts and images; the same seed and prompt give the same."""
         events = await _submit(engine, await asyncio.to_thread(_job, engine, asked))
         if asked.stream:
@@ -139,7 +139,7 @@ def make_app(engine: Engine, served: Served) -> FastAPI:
 Events = AsyncIterator[Event]
 
 
-def _job(engine: Engine, asked: Generate) -> Callable[[Callable], Job]:
+def _job(engine: Engine, asked: Generate) -> Callable[[Callable], QueuedRequest]:
     """A job without its listener.
 
     Raises:
@@ -170,12 +170,12 @@ def _job(engine: Engine, asked: Generate) -> Callable[[Callable], Job]:
         *(asked.max_tokens, asked.temperature, asked.top_k, asked.top_p, asked.min_p, tuple(asked.stop))
     )
     require(asked.stream or not asked.previews, "previews go with a stream: leave them out")
-    how = How(sampling, writing, asked.max_images, asked.previews)
+    how = Sharing(sampling, writing, asked.max_images, asked.previews)
     request = Asked(Document(tuple(segments)), asked.follow, asked.seed)
-    return lambda tell: Job(request, how, tell)
+    return lambda tell: QueuedRequest(request, how, tell)
 
 
-async def _submit(engine: Engine, make: Callable[[Callable], Job]) -> Events:
+async def _submit(engine: Engine, make: Callable[[Callable], QueuedRequest]) -> Events:
     """The events of a job that was put into the queue."""
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
     job = make(lambda event: loop.call_soon_threadsafe(queue.put_nowait, event))
@@ -199,7 +199,7 @@ async def _submit(engine: Engine, make: Callable[[Callable], Job]) -> Events:
     return events()
 
 
-async def _gathered(events: Events, request: Request) -> Made:
+async def _gathered(events: Events, request: Request) -> Answer:
     """All that was made; nothing more is, once the client is gone."""
     parts: list[TextPart | ImagePart] = []
     async for event in events:
@@ -215,7 +215,7 @@ async def _gathered(events: Events, request: Request) -> Made:
             case Drew(_, image):
                 parts.append(ImagePart(image=url_of(image)))
             case Ended(_, reason):
-                return Made(parts=parts, reason=reason)  # type: ignore[arg-type]
+                return Answer(parts=parts, reason=reason)  # type: ignore[arg-type]
     raise AssertionError("events end with one that says so")
 
 

@@ -18,8 +18,8 @@ from transfusion_jax.generation.interleaved import (
     Ended,
     Event,
     Request,
-    check,
-    edits,
+    check_requests,
+    edit_images,
     rows_at_a_time,
     stream,
 )
@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class How:
+class Sharing:
     """What requests of one batch have in common."""
 
     sampling: SamplingConfig
@@ -50,11 +50,11 @@ class How:
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """A request that waits or is under way."""
 
     request: Request
-    how: How
+    how: Sharing
     tell: Callable[[Event | None], None]  # None: it broke off. Called from the engine's thread
     cancelled: bool = False  # nobody listens any more
     asked: float = field(default_factory=time.monotonic)
@@ -67,7 +67,7 @@ class Engine:
         self.task, self.params, self.codec = task, params, codec
         self.most, self.measures = waiting, measures
         self.together = rows_at_a_time(task.config)
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[QueuedRequest] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
@@ -81,7 +81,7 @@ class Engine:
         """Whether requests are decoded."""
         return self._thread.is_alive()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: QueuedRequest) -> None:
         """Puts a job at the queue's end.
 
         Raises:
@@ -89,7 +89,7 @@ class Engine:
             Full: too many wait.
             Stopped: the engine ends, or has broken off.
         """
-        check(self.task.config, [job.request], job.how.sampling)
+        check_requests(self.task.config, [job.request], job.how.sampling)
         with self._changed:
             if self._stopping or not self.alive:
                 raise Stopped
@@ -107,7 +107,7 @@ class Engine:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        under_way: list[Job] = []
+        under_way: list[QueuedRequest] = []
         try:
             while under_way := self._next():
                 self._decode(under_way)
@@ -119,7 +119,7 @@ class Engine:
             for job in left:
                 job.tell(None)
 
-    def _next(self) -> list[Job]:
+    def _next(self) -> list[QueuedRequest]:
         """The next batch; empty when it is time to end."""
         with self._changed:
             while True:
@@ -128,13 +128,13 @@ class Engine:
                     break
                 self._waiting.clear()
                 self._changed.wait()
-            kind = [(job.how, edits([job.request])) for job in waiting]
+            kind = [(job.how, edit_images([job.request])) for job in waiting]
             chosen = [job for job, other in zip(waiting, kind, strict=True) if other == kind[0]][: self.together]
             self._waiting = deque(job for job in waiting if job not in chosen)
             self.measures.waiting.set(len(self._waiting))
             return chosen
 
-    def _decode(self, jobs: list[Job]) -> None:
+    def _decode(self, jobs: list[QueuedRequest]) -> None:
         measures, how = self.measures, jobs[0].how
         begin = time.monotonic()
         for job in jobs:

@@ -42,7 +42,7 @@ class ImagePart(Strict):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class How(Strict):
+class Settings(Strict):
     """How images are drawn and texts written; what is left out is as the run's config has it."""
 
     seed: Seed = Field(0, description="fixes noise and draws")
@@ -63,7 +63,7 @@ class How(Strict):
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field([], max_length=8)
 
 
-class Generate(How):
+class Generate(Settings):
     """A prompt of texts and images, and what is to follow."""
 
     parts: list[Part] = Field(max_length=64)
@@ -79,7 +79,7 @@ class Caption(Strict):
     max_tokens: int = Field(60, ge=1, le=100_000)
 
 
-class Made(BaseModel):
+class Answer(BaseModel):
     """What followed."""
 
     parts: list[Part]
@@ -98,7 +98,7 @@ class Problem(BaseModel):
     detail: str
 
 
-class Model(BaseModel):
+class ServedModel(BaseModel):
     """What is served."""
 
     name: str

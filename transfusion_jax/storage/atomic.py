@@ -138,7 +138,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Place) -> None:
+def sweep_unfinished(folder: Place) -> None:
     """Removes unfinished files below a local folder that ended processes of this machine left."""
     if not isinstance(folder, Path) or not folder.is_dir():
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from transfusion_jax.parallel.processes import count
+from transfusion_jax.parallel.processes import process_count
 
 KEPT = ("gpu", "tpu")  # backends whose compiled programs are kept; why not CPU's: docs/decisions.md
 
@@ -33,7 +33,9 @@ def keep_programs() -> None:
     A folder that the user named to JAX stays, and so does an empty name, which turns it off; many processes
     on CPU have none. Asks for the backend, so that it must come after `processes.connect`.
     """
-    if jax.default_backend() == "cpu" and count() > 1:  # a loaded program has lost the order of its collectives
+    if (
+        jax.default_backend() == "cpu" and process_count() > 1
+    ):  # a loaded program has lost the order of its collectives
         jax.config.update("jax_enable_compilation_cache", False)
     if jax.default_backend() in KEPT and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", program_cache())

@@ -60,10 +60,10 @@ def open_store(folder: BucketPath) -> Any:
     Raises:
         StorageError: the bucket cannot be used.
     """
-    return asked(folder, lambda: ts.KvStore.open(f"{folder}/"))
+    return answer_of(folder, lambda: ts.KvStore.open(f"{folder}/"))
 
 
-def asked(path: BucketPath, begin: Callable[[], Any], seconds: float = FIRST) -> Any:
+def answer_of(path: BucketPath, begin: Callable[[], Any], seconds: float = FIRST) -> Any:
     """What TensorStore answers.
 
     Raises:
@@ -82,7 +82,7 @@ def asked(path: BucketPath, begin: Callable[[], Any], seconds: float = FIRST) ->
 def _take(store: Any, path: BucketPath, holder: dict[str, Any], log: Callable[[str], None]) -> bytes:
     seen, since = None, 0.0
     while True:
-        found = asked(path, lambda: store.read(path.name))
+        found = answer_of(path, lambda: store.read(path.name))
         held_by = _holder(found)
         now = time.monotonic()
         if seen is None:
@@ -110,7 +110,7 @@ def _beat(
         try:
             written = _put(store, path, holder, generation)
             if written == NOT_WRITTEN:
-                found = asked(path, lambda: store.read(path.name))
+                found = answer_of(path, lambda: store.read(path.name))
                 if not _names(found, holder):
                     _end(path)
                 written = found.stamp.generation  # this process's own write, whose answer was lost
@@ -118,13 +118,13 @@ def _beat(
         except StorageError:
             continue  # the next beat may come through; who takes the lease meanwhile is found then
     try:
-        asked(path, lambda: store.write(path.name, None, if_equal=generation))
+        answer_of(path, lambda: store.write(path.name, None, if_equal=generation))
     except StorageError as error:
         print(f"transfusion: {error}; the lease runs out in {SILENT:.0f} s", file=sys.stderr)
 
 
 def _is_held(store: Any, path: BucketPath, holder: dict[str, Any]) -> bool:
-    return _names(asked(path, lambda: store.read(path.name)), holder)
+    return _names(answer_of(path, lambda: store.read(path.name)), holder)
 
 
 def _holder(found: Any) -> dict[str, Any] | None:
@@ -145,7 +145,7 @@ def _names(found: Any, holder: dict[str, Any]) -> bool:
 
 def _put(store: Any, path: BucketPath, holder: dict[str, Any], generation: bytes) -> bytes:
     text = json.dumps(holder | {"time": time.time()}).encode()
-    stamp = asked(path, lambda: store.write(path.name, text, if_equal=generation))
+    stamp = answer_of(path, lambda: store.write(path.name, text, if_equal=generation))
     return bytes(stamp.generation)
 
 

@@ -45,7 +45,7 @@ def remove(folder: Place) -> None:
         shutil.rmtree(folder)
 
 
-def sizes(folder: Place) -> dict[str, int]:
+def file_sizes(folder: Place) -> dict[str, int]:
     """The bytes of every file below a folder, by its path within."""
     if isinstance(folder, BucketPath):
         return folder.sizes()

@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.autoencoder import discriminator, perceptual
-from transfusion_jax.autoencoder.network import Network, nearest
+from transfusion_jax.autoencoder.network import Network, nearest_entries
 from transfusion_jax.config import AutoencoderRun
 from transfusion_jax.data.image_stream import ImageBatch
 from transfusion_jax.diffusion.objective import image_keys
@@ -40,7 +41,7 @@ class AutoencoderTask:
         """The autoencoder."""
         return Network(self.config.architecture)
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, and the perceptual networks'.
 
         Raises:
@@ -65,7 +66,7 @@ class AutoencoderTask:
         return {f"{part}/{name}": names for part, axes in parts.items() for name, names in axes.items()}
 
     def gradients(
-        self, params: Params, batch: ImageBatch, key: jax.Array, step: jax.Array
+        self, params: Params, batch: ImageBatch, key: Key[Array, ""], step: Int[Any, ""] | int
     ) -> tuple[Params, Metrics]:
         """See `Task.gradients`."""
         images = len(batch.row)
@@ -83,15 +84,15 @@ class AutoencoderTask:
         return LABELS[path[0].key]
 
     def loss(
-        self, params: Params, batch: ImageBatch, key: jax.Array, step: jax.Array, images: int
-    ) -> tuple[jax.Array, Metrics]:
+        self, params: Params, batch: ImageBatch, key: Key[Array, ""], step: Int[Any, ""] | int, images: int
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The loss of some images of a batch of so many, the discriminator's included, and its parts."""
         weights, image = self.config.losses, batch.image
         drawn, terms = self.reconstruct(params["network"], batch, key)
         error = drawn - image
         squared = jnp.mean(jnp.square(error), axis=(1, 2, 3))
         terms |= {"l1": jnp.mean(jnp.abs(error), axis=(1, 2, 3)), "l2": squared}
-        for name, distance in (("lpips", perceptual.lpips), ("identity", perceptual.identity)):
+        for name, distance in (("lpips", perceptual.lpips), ("identity", perceptual.identity_distance)):
             if getattr(weights, name):
                 terms[name] = distance(jax.lax.stop_gradient(params["perceptual"][name]), drawn, image)
         row_loss = sum(getattr(weights, name) * term for name, term in terms.items())
@@ -109,9 +110,9 @@ class AutoencoderTask:
         return value, Metrics(value, sums, counts, batch.row, row_loss)
 
     def reconstruct(
-        self, params: Params, batch: ImageBatch, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Images through the bottleneck `[B, H, W, C]`, and the bottleneck's terms `[B]`."""
+        self, params: Params, batch: ImageBatch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "B H W C"], dict[str, Float[Array, " B"]]]:
+        """Images through the bottleneck, and the bottleneck's terms."""
         weights = self.config.losses
         found = self.network.encode(params, batch.image)
         if self.config.architecture.kind == "kl":
@@ -134,11 +135,15 @@ class AutoencoderTask:
         """Operations of the step that reported these counts: the network's alone, as XLA counts one image's."""
         return FORWARD_AND_BACKWARD * self._flops_per_image * counts["images"]
 
-    def _adversary(self, params: Params, image: jax.Array, drawn: jax.Array) -> dict[str, jax.Array]:
-        """What the discriminator says to the autoencoder, and what it learns itself, `[B]` each."""
+    def _adversary(
+        self, params: Params, image: Float[Any, "B H W C"], drawn: Float[Array, "B H W C"]
+    ) -> dict[str, Float[Array, " B"]]:
+        """What the discriminator says to the autoencoder, and what it learns itself."""
         still = jax.lax.stop_gradient
-        says = discriminator.judge(still(params), drawn)
-        learns = discriminator.hinge(discriminator.judge(params, image), discriminator.judge(params, still(drawn)))
+        says = discriminator.judge_patches(still(params), drawn)
+        learns = discriminator.hinge(
+            discriminator.judge_patches(params, image), discriminator.judge_patches(params, still(drawn))
+        )
         return {"gan": -jnp.mean(says, axis=(1, 2)), "discriminator": learns}
 
     @cached_property
@@ -166,19 +171,19 @@ class AutoencoderTask:
         a, size = self.config.architecture, self.config.image_size
         image = jax.ShapeDtypeStruct((1, size, size, a.image_channels), jnp.float32)
 
-        def both(params: Params, image: jax.Array) -> jax.Array:
+        def both(params: Params, image: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
             return self.network.decode(params, jnp.asarray(self.network.encode(params, image).mean))
 
         counted: Any = jax.jit(both).lower(self.network.abstract_params(), image).cost_analysis()
         return float(counted["flops"])
 
 
-def coverage(vectors: jax.Array, entries: jax.Array) -> jax.Array:
-    """Mean squared distance of each entry to the nearest vector of the batch, the same for each image, `[B]`.
+def coverage(vectors: Float[Array, "B h w c"], entries: Float[Array, "n c"]) -> Float[Array, " B"]:
+    """Mean squared distance of each entry to the nearest vector of the batch, the same for each image.
 
     Entries that no vector is near to get no gradient from the codebook's term; this one brings them back. It is the
     one term that depends on which images are computed together: the config allows it no accumulation.
     """
     flat = vectors.reshape(-1, vectors.shape[-1])
-    distance = jnp.mean(jnp.square(entries - flat[nearest(jax.lax.stop_gradient(entries), flat)]))
+    distance = jnp.mean(jnp.square(entries - flat[nearest_entries(jax.lax.stop_gradient(entries), flat)]))
     return jnp.broadcast_to(distance, len(vectors))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transfusion_jax.config import IMAGES, Config
 from transfusion_jax.parallel.sharding import AxisNames
@@ -21,17 +22,17 @@ Batch = Any
 class Metrics:
     """What a step reports. Loss, sums and counts add up over the parts of a batch."""
 
-    loss: jax.Array  # what was differentiated
-    sums: dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), logged as the mean
-    counts: dict[str, jax.Array]  # name: count, logged as it is
-    row: jax.Array  # the rows' numbers, [B]
-    row_loss: jax.Array  # each row's share of the loss, [B]
+    loss: Float[Array, ""]  # what was differentiated
+    sums: dict[str, tuple[Shaped[Array, ""], Shaped[Array, ""]]]  # name: (sum, count), logged as the mean
+    counts: dict[str, Shaped[Array, ""]]  # name: count, logged as it is
+    row: Int[Any, " B"]  # the rows' numbers
+    row_loss: Float[Array, " B"]  # each row's share of the loss
 
 
 class Task(Protocol):
     """A model and its losses, as pure functions; the loop knows nothing else of them."""
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
         ...
 
@@ -39,7 +40,9 @@ class Task(Protocol):
         """Named axes of each parameter, by its name."""
         ...
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[Params, Metrics]:
         """Gradients over the whole batch, like `params`, and what to report.
 
         Args:
@@ -88,9 +91,9 @@ def accumulated_gradients(
 
 
 def in_parts(batch: Batch, parts: int) -> Batch:
-    """Arrays `[B, …]` as `[parts, B / parts, …]`: every `parts`-th row is in one, so that devices share each."""
+    """The arrays of each part of the rows: every `parts`-th row is in one, so that devices share each."""
 
-    def split(x: jax.Array) -> jax.Array:
+    def split(x: Shaped[Array, "B ..."]) -> Shaped[Array, "parts _ ..."]:
         rows, *rest = x.shape  # a model without latents has arrays of size 0, of which no -1 can be inferred
         return jnp.swapaxes(x.reshape(rows // parts, parts, *rest), 0, 1)
 
@@ -100,7 +103,7 @@ def in_parts(batch: Batch, parts: int) -> Batch:
 def joined(parts: Any) -> Any:
     """The inverse of `in_parts`."""
 
-    def join(x: jax.Array) -> jax.Array:
+    def join(x: Shaped[Array, "parts _ ..."]) -> Shaped[Array, "B ..."]:
         count, rows, *rest = x.shape
         return jnp.swapaxes(x, 0, 1).reshape(count * rows, *rest)
 

@@ -6,8 +6,11 @@ z-loss (arXiv 2405.09818). Packing, accumulation and sharding never change the v
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.model.transfusion import Params, TokenLosses
@@ -18,7 +21,9 @@ from transfusion_jax.tasks.transfusion import Parts, TransformerTask, images_see
 class TokenTask(TransformerTask):
     """See the module's text."""
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: Key[Array, ""], step: Int[Any, ""] | int
+    ) -> tuple[Params, Metrics]:
         """See `Task.gradients`; nothing here is random."""
         del key, step
         total = jnp.maximum(batch.token_weight.sum(), 1)
@@ -26,7 +31,7 @@ class TokenTask(TransformerTask):
             lambda p, part: self.loss(p, part, total), params, batch, self.config.accumulation
         )
 
-    def loss(self, params: Params, batch: Batch, total: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: Params, batch: Batch, total: Float[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         """The loss of some rows of a batch that bears `total` losses, and its parts for the log."""
         tokens = self.element_losses(params, batch)
         row_loss = jnp.sum(tokens.loss * tokens.weight + self.config.z_loss * tokens.squares, axis=1) / total
@@ -36,14 +41,15 @@ class TokenTask(TransformerTask):
         return self.report(batch, tokens, row_loss, sums)
 
     def element_losses(self, params: Params, batch: Batch) -> TokenLosses:
-        """Each element's losses and weight, `[B, T]`."""
+        """Each element's losses and weight."""
         model = self.model.bind(params)
-        x, _ = model.embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, jnp.zeros(()))
+        no_times = jnp.zeros(batch.latents.shape[:2], jnp.int32)
+        x, _ = model.embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, no_times)
         hidden, _ = model.trunk(x, batch.spans, batch.positions)
         return model.text_losses(hidden, batch.targets, batch.token_weight, self.config.data.text_capacity)
 
-    def held_out(self, params: Params, batch: Batch, key: jax.Array) -> Parts:
-        """The losses of `evaluation.suites.loss`, each `[B, T]`."""
+    def held_out(self, params: Params, batch: Batch, key: Key[Array, ""]) -> Parts:
+        """The losses of `evaluation.suites.loss`."""
         del key
         tokens = self.element_losses(params, batch)
         return {"loss": (tokens.loss, tokens.weight)} | {

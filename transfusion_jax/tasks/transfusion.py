@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from transfusion_jax.config import PATCHES, Config
 from transfusion_jax.data.batch import Batch
@@ -30,8 +32,8 @@ NOISE_BINS = 4  # the timesteps in equal parts, from the cleanest
 class Totals:
     """Counts over the global batch, never below one."""
 
-    tokens: jax.Array
-    images: jax.Array
+    tokens: Float[Array, ""]
+    images: Float[Array, ""]
 
     @classmethod
     def of(cls, batch: Batch) -> Totals:
@@ -50,7 +52,7 @@ class TransformerTask:
         """The network."""
         return Model(self.config.model)
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
         return self.model.init(key)
 
@@ -74,8 +76,8 @@ class TransformerTask:
         return float(self.model.flops(c["elements"], c["text_losses"], c["images"], c["span_area"]))
 
     def report(
-        self, batch: Batch, tokens: TokenLosses, row_loss: jax.Array, sums: Parts
-    ) -> tuple[jax.Array, Metrics]:
+        self, batch: Batch, tokens: TokenLosses, row_loss: Float[Array, " B"], sums: Parts
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The loss and what is logged of it: the given sums, the z-loss where there is one, and counts."""
         if self.config.z_loss:
             sums = sums | {"loss_z": (jnp.sum(tokens.squares), jnp.sum(tokens.weight))}
@@ -98,7 +100,9 @@ class TransfusionTask(TransformerTask):
         """The noise schedule."""
         return make_schedule(self.config.diffusion)
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(
+        self, params: Params, batch: Batch, key: Key[Array, ""], step: Int[Any, ""] | int
+    ) -> tuple[Params, Metrics]:
         """See `Task.gradients`; the losses do not depend on the step."""
         del step
         totals = Totals.of(batch)
@@ -112,7 +116,9 @@ class TransfusionTask(TransformerTask):
         frozen = self.config.optimizer.frozen == "text" and not names & {PATCHES, "patch_coder"}
         return "frozen" if frozen else "adamw"
 
-    def loss(self, params: Params, batch: Batch, key: jax.Array, totals: Totals) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], totals: Totals
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The loss of some rows of a batch whose totals are given, and its parts for the log."""
         tokens, image_loss, timesteps = self.element_losses(params, batch, key)
         text = jnp.sum(tokens.loss * tokens.weight, axis=1) / totals.tokens
@@ -123,9 +129,9 @@ class TransfusionTask(TransformerTask):
         return self.report(batch, tokens, row_loss, self._parts(batch, tokens, image_loss, timesteps))
 
     def element_losses(
-        self, params: Params, batch: Batch, key: jax.Array
-    ) -> tuple[TokenLosses, jax.Array, jax.Array]:
-        """Each token's losses and weight `[B, T]`, each image's squared error and timestep `[B, N]`."""
+        self, params: Params, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[TokenLosses, Float[Array, "B N"], Int[Array, "B N"]]:
+        """Each token's losses and weight, each image's squared error and timestep."""
         model, config = self.model.bind(params), self.config.model
         images = batch.latents.shape[1]
         keys = objective.image_keys(key, batch.row, images)
@@ -141,7 +147,7 @@ class TransfusionTask(TransformerTask):
         image_loss = jnp.mean(jnp.square(predicted - target), axis=(2, 3, 4))
         return tokens, image_loss, timesteps
 
-    def held_out(self, params: Params, batch: Batch, key: jax.Array) -> Parts:
+    def held_out(self, params: Params, batch: Batch, key: Key[Array, ""]) -> Parts:
         """The losses of `evaluation.suites.loss` with their weights, by name; those of images by noise, too."""
         tokens, image_loss, t = self.element_losses(params, batch, key)
         parts = {"loss_text": (tokens.loss, tokens.weight), "loss_image": (image_loss, batch.image_weight)}
@@ -149,19 +155,21 @@ class TransfusionTask(TransformerTask):
             parts[f"loss_image/{name}"] = image_loss, batch.image_weight * here
         return parts
 
-    def _noise(self, t: jax.Array) -> dict[str, jax.Array]:
+    def _noise(self, t: Int[Array, "B N"]) -> dict[str, Bool[Array, "B N"]]:
         """Which images lie in each bin of timesteps; clean ones lie in none."""
         bins = (t - 1) * NOISE_BINS // self.schedule.timesteps
         return {f"noise_{i}": bins == i for i in range(NOISE_BINS)}
 
-    def _parts(self, batch: Batch, tokens: TokenLosses, image_loss: jax.Array, t: jax.Array) -> Parts:
+    def _parts(
+        self, batch: Batch, tokens: TokenLosses, image_loss: Float[Array, "B N"], t: Int[Array, "B N"]
+    ) -> Parts:
         """Sums of the losses apart, by source, by direction and by noise."""
 
-        def text(where: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def text(where: Bool[Any, " ..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
             weight = tokens.weight * where
             return jnp.sum(tokens.loss * weight), jnp.sum(weight)
 
-        def image(where: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def image(where: Bool[Any, " ..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
             weight = batch.image_weight * where
             return jnp.sum(image_loss * weight), jnp.sum(weight)
 
@@ -182,14 +190,14 @@ class TransfusionTask(TransformerTask):
         return sums
 
 
-def images_seen(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Patches that stand before each element in its document, and patches in its whole document, `[B, T]`."""
+def images_seen(batch: Batch) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """Patches that stand before each element in its document, and patches in its whole document."""
     running = jnp.cumsum(batch.image_slot >= 0, axis=1)
     before_row = jnp.pad(running, ((0, 0), (1, 0)))
     at_start = jnp.take_along_axis(before_row, batch.span_start, 1)
     before = before_row[:, :-1] - at_start
 
-    def per_document(patches: jax.Array, start: jax.Array) -> jax.Array:
+    def per_document(patches: Int[Array, " T"], start: Int[Array, " T"]) -> Int[Array, " T"]:
         return jax.ops.segment_sum(patches, start, num_segments=len(start))[start]
 
     return before, jax.vmap(per_document)((batch.image_slot >= 0).astype(jnp.int32), batch.span_start)

@@ -35,7 +35,7 @@ def codec_of(workdir: Workdir) -> Codec:
 
 def data_of(workdir: Workdir, config: Config) -> Data:
     """The data that a config names, coded and planned as the run does."""
-    return datasets.load(config, codec_of(workdir).statistics, row_plan_of(workdir.manifest()))
+    return datasets.load_data(config, codec_of(workdir).statistics, row_plan_of(workdir.manifest()))
 
 
 def row_plan_of(manifest: dict[str, Any]) -> int:

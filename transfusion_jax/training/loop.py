@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from transfusion_jax.config.base import Run
 from transfusion_jax.data.stream import AnyRows, batches
 from transfusion_jax.errors import TrainingHalted
-from transfusion_jax.parallel.processes import count, on_first
+from transfusion_jax.parallel.processes import on_first, process_count
 from transfusion_jax.parallel.sharding import batch_sharding, local_rows
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.checkpoint.reader import BEST
@@ -222,7 +222,7 @@ class _Run:
         config, monitor = self.context.config, self.monitor
         self.checkpoints.poll()
         self.unseen.append((step, report))
-        stopping = self.asked_to_end if count() > 1 else self.interruption.requested
+        stopping = self.asked_to_end if process_count() > 1 else self.interruption.requested
         last = stopping or step == last_step(config)
         logging, saving = (last or step % n == 0 for n in (config.loop.log_every, config.loop.save_every))
         due = self.due(step)
@@ -281,7 +281,7 @@ class _Run:
             self.checkpoints.wait()
             self.monitor.leave()
 
-        may_leave = self.interruption.may_leave(leave) if saved or count() == 1 else nullcontext()
+        may_leave = self.interruption.may_leave(leave) if saved or process_count() == 1 else nullcontext()
         metrics: dict[str, float] = {}
         weights = self.state.params if self.state.ema is None else self.state.ema
         with may_leave, jax.set_mesh(self.context.mesh), self.monitor.aside("evaluation"):

@@ -13,7 +13,7 @@ from transfusion_jax.config import Run
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.errors import StorageError, UserError
 from transfusion_jax.storage.gcs import BucketPath
-from transfusion_jax.storage.lock import asked, open_store
+from transfusion_jax.storage.lock import answer_of, open_store
 from transfusion_jax.storage.paths import Place, place
 
 WITHIN = 25.0  # seconds for all of it
@@ -37,7 +37,7 @@ def _write(workdir: Place) -> None:
     if isinstance(workdir, BucketPath):
         probe = workdir / f"probe-{socket.gethostname()}-{os.getpid()}"
         store = open_store(workdir)  # as checkpoints are written
-        asked(workdir, lambda: store.write(probe.name, b"probe"))
+        answer_of(workdir, lambda: store.write(probe.name, b"probe"))
         if probe.read_bytes() != b"probe":
             raise StorageError(f"{workdir} does not hold what is written to it")
         probe.unlink()

@@ -25,7 +25,7 @@ from transfusion_jax.training.monitoring.throughput import Timer
 from transfusion_jax.training.monitoring.watchdog import Beat, watchdog
 from transfusion_jax.training.preemption import Interruption
 from transfusion_jax.training.run_dir import DAMAGED, Workdir
-from transfusion_jax.training.start_run import Start, begin
+from transfusion_jax.training.start_run import Start, begin_or_resume
 from transfusion_jax.training.step.state import RunContext, State, create_state
 
 
@@ -39,7 +39,7 @@ def begun(
             if processes.first():
                 held.enter_context(workdir.locked(context.log))
                 held.enter_context(heartbeat(workdir.heartbeat, beat, context.config.loop.hang_after))
-            begin(start, context, data, workdir)
+            begin_or_resume(start, context, data, workdir)
             if not processes.first():
                 held.enter_context(workdir.owned())
         yield
@@ -142,9 +142,9 @@ def log_placement(context: RunContext, state: State) -> None:
     Raises:
         ConfigError: it does not live as its rules say.
     """
-    placement.check(state, context.abstract_state)
+    placement.check_placement(state, context.abstract_state)
     parts = {"parameters": state.params, "optimizer": state.optimizer, "average": state.ema}
-    context.log("\n".join(["the state lives", *placement.describe(parts)]))
+    context.log("\n".join(["the state lives", *placement.describe_placement(parts)]))
     whole = placement.unsplit(state)
     if whole:
         context.log(f"  whole on every device: {some(list(whole))}, {sum(whole.values()) / 2**20:,.1f} MiB")

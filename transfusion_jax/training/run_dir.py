@@ -20,7 +20,7 @@ from transfusion_jax.storage.atomic import (
     check_own,
     parse_json,
     read_json,
-    sweep,
+    sweep_unfinished,
     write_json,
     write_whole,
 )
@@ -128,7 +128,7 @@ class Workdir:
                 ) from error
             lock = self.path.absolute() / "lock"
             with owned(self.path, self._identity, lambda: is_at(file.fileno(), lock)):
-                sweep(self.path)
+                sweep_unfinished(self.path)
                 yield
 
     @contextmanager

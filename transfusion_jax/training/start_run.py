@@ -83,7 +83,7 @@ def kept_plan(start: Start, workdir: Workdir) -> int:
     return VERSION
 
 
-def begin(start: Start, context: RunContext, data: Any, workdir: Workdir) -> None:
+def begin_or_resume(start: Start, context: RunContext, data: Any, workdir: Workdir) -> None:
     """Brings the workdir to where training goes on.
 
     Raises:
@@ -192,7 +192,7 @@ def _departures(parent: Workdir, config: Config, data: Any) -> Iterator[str]:
     kept, ours = parent.manifest()["codec"], data.codec.tokenizer
     if kept["tokenizer_hash"] == tokenizers.hash_of(ours):
         return
-    theirs = tokenizers.load_saved(parent.path, kept["tokenizer"])
+    theirs = tokenizers.load_saved_tokenizer(parent.path, kept["tokenizer"])
     if theirs.size == ours.size and (theirs.bos, theirs.eos, theirs.stops) != (ours.bos, ours.eos, ours.stops):
         yield (
             f"{parent.path}: {tokenizers.describe_marks(theirs)}; in this data {tokenizers.describe_marks(ours)}: "

@@ -17,7 +17,7 @@ from transfusion_jax.training.monitoring import goodput
 from transfusion_jax.training.run_dir import Workdir
 
 
-def damaged(workdir: Workdir) -> list[str]:
+def damaged_files(workdir: Workdir) -> list[str]:
     """The damaged files, each with its remedy. TensorBoard's files and traces are not read."""
     return list(_damaged(workdir))
 

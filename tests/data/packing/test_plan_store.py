@@ -15,7 +15,7 @@ from transfusion_jax.data.documents import Corpus, DocumentList, Source
 from transfusion_jax.data.packing import plan as planning
 from transfusion_jax.data.packing import plan_store, planner
 from transfusion_jax.data.packing.plan import REPLAYED, VERSION, plan_rows
-from transfusion_jax.data.packing.plan_store import COLUMNS, damaged, default_cache, open_plan
+from transfusion_jax.data.packing.plan_store import COLUMNS, damaged_plans, default_cache, open_plan
 from transfusion_jax.data.packing.sequences import Place
 from transfusion_jax.errors import StorageError
 
@@ -102,12 +102,12 @@ def test_a_damaged_plan_is_found_and_made_again_and_never_used(tmp_path, name, d
     path = rows.planner.find(0).plan.folder / name
     whole = path.read_bytes()
     DAMAGES[damage](path)
-    assert len(damaged(tmp_path)) == (whole != (path.read_bytes() if path.exists() else b""))
+    assert len(damaged_plans(tmp_path)) == (whole != (path.read_bytes() if path.exists() else b""))
     again = stream(tmp_path)
     assert [again.pieces(row) for row in range(again.epoch)] == expected
     assert again.pieces(again.epoch + 1) == rows.pieces(rows.epoch + 1)
     assert path.read_bytes() == whole
-    assert damaged(tmp_path) == []
+    assert damaged_plans(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["piece_document.npy", "piece_start.npy", "piece_length.npy", "row_offset.npy"])
@@ -184,7 +184,7 @@ def test_planning_that_is_broken_off_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        plan_store.store(tmp_path / "plan", blocks(), lambda columns: {})
+        plan_store.store_blocks(tmp_path / "plan", blocks(), lambda columns: {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,7 +197,7 @@ def test_of_two_that_plan_at_the_same_time_the_first_to_end_provides_the_plan(tm
         yield {name: getattr(first[0], name)[:1] for name in COLUMNS}
 
     folder = tmp_path / folder.name
-    assert_same(plan_store.store(folder, blocks(), lambda columns: {}), first[0])
+    assert_same(plan_store.store_blocks(folder, blocks(), lambda columns: {}), first[0])
     assert first[0].folder == folder
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "other"])
 

@@ -11,10 +11,10 @@ from transfusion_jax.autoencoder import Encoding
 from transfusion_jax.autoencoder.kinds.dct import CosineBlocks
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.datasets import load
-from transfusion_jax.data.prepare import Encoders, Job
+from transfusion_jax.data.datasets import load_data
+from transfusion_jax.data.prepare import Encoders, PrepareJob
 from transfusion_jax.data.prepare.encode import BATCH
-from transfusion_jax.data.prepare.finish import finish
+from transfusion_jax.data.prepare.finish import finish_folder
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 from transfusion_jax.storage.atomic import read_json, write_json
@@ -37,7 +37,7 @@ def test_latents_stand_beside_the_pixels_of_each_document(tmp_path):
     assert main(["prepare", *SHAPES, "--output", str(tmp_path), "--encode", "dct-f4c12"]) == 0
     prepared = Prepared.open(tmp_path)
     assert prepared.encoding("dct-f4c12")["shape"] == [8, 8, 12]
-    coder = autoencoder.load("dct-f4c12")
+    coder = autoencoder.load_autoencoder("dct-f4c12")
     statistics = {name: prepared.moments(name).statistics() for name in ("pixels", "dct-f4c12")}
     for split in ("train", "held_out"):
         pixels, latents = (PreparedDocuments(prepared, split, name, one) for name, one in statistics.items())
@@ -86,7 +86,7 @@ def test_a_run_trains_on_the_encoding_that_its_config_names(tmp_path):
         data__context_length=200,
         data__sources={"shapes": {"path": str(tmp_path)}},
     )
-    data = load(config)
+    data = load_data(config)
     latent = data.train.sources[0].documents[3].segments[1].latent
     assert data.codec.images(latent[None]).shape == (1, 32, 32, 3)
     path = tmp_path / "data.json"
@@ -94,7 +94,7 @@ def test_a_run_trains_on_the_encoding_that_its_config_names(tmp_path):
     manifest["encodings"]["dct-f4c12"]["autoencoder_hash"] = "other"
     write_json(path, manifest)
     with pytest.raises(ConfigError, match="were encoded with other weights"):
-        load(config)
+        load_data(config)
 
 
 def test_log_variances_are_stored_beside_the_means_if_asked(tmp_path):
@@ -102,7 +102,7 @@ def test_log_variances_are_stored_beside_the_means_if_asked(tmp_path):
     with Encoders(folder, job, Uncertain(4, 12), log_variances=True) as encoders:
         encoders.submit(0)
         encoders.finish(print)
-    finish(folder, job)
+    finish_folder(folder, job)
     prepared = Prepared.open(folder)
     one = prepared.moments("dct-f4c12-log-variance").statistics()
     np.testing.assert_allclose(one.mean, -np.arange(12))
@@ -141,7 +141,7 @@ def test_a_second_autoencoder_in_one_command_is_refused(tmp_path, capsys):
 def shapes(tmp_path):
     prepare(tmp_path / "data", ["shapes:20"], image_size=32)
     reading = ReadOptions(image_size=32)
-    return tmp_path / "data", Job(tuple(input_shards(["shapes:20"], None, reading)), reading, held_out=0.0)
+    return tmp_path / "data", PrepareJob(tuple(input_shards(["shapes:20"], None, reading)), reading, held_out=0.0)
 
 
 def contents(folder):

@@ -16,7 +16,7 @@ from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data import tokenizer
 from transfusion_jax.data.documents import Image, Text
-from transfusion_jax.data.prepare import Job, begin, run
+from transfusion_jax.data.prepare import PrepareJob, begin_job, run_job
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.readers.pictures import decode
 from transfusion_jax.data.store.dataset import PART, Prepared, PreparedDocuments
@@ -155,9 +155,9 @@ def prepare(folder, inputs, format=None, own=None, held_out=0.0, **options):
     """As the command does: in processes of their own."""
     reading = ReadOptions(image_size=32, **options)
     shards = tuple(input_shards(inputs, format, reading))
-    job = Job(shards, reading, held_out=held_out)
-    begin(job, tokenizer.load("bytes"), folder)
-    done = run(folder, job, range(len(shards)) if own is None else own, "local", 1, lambda progress: None)
+    job = PrepareJob(shards, reading, held_out=held_out)
+    begin_job(job, tokenizer.load_tokenizer("bytes"), folder)
+    done = run_job(folder, job, range(len(shards)) if own is None else own, "local", 1, lambda progress: None)
     return Prepared.open(folder) if done else None
 
 

@@ -21,7 +21,7 @@ def test_documents_are_a_caption_and_its_drawing_with_the_scene_kept():
         assert isinstance(image, RawImage)
         scene = scenes.from_graph(json.loads(json.dumps(document.meta)))
         assert scene == scenes.scene(4, int(document.key))
-        assert claims.true_of(claims.parse(caption.text), scene)
+        assert claims.true_of(claims.parse_caption(caption.text), scene)
         np.testing.assert_array_equal(image.data, scenes.render(scene, 32))
 
 

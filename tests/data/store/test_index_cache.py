@@ -30,7 +30,7 @@ def test_rows_from_a_bucket_are_those_from_a_disk(digits_folder, remote, cache):
     found = []
     for folder, workers in ((digits_folder, 0), (remote, 0), (remote, 1)):
         config = digits_config(folder)
-        data = data_loading.load(config)
+        data = data_loading.load_data(config)
         assert data.train.remote == (folder == remote)
         rows = make_rows(data.train, config, data.codec.special, lambda line: None)
         with batches(rows, 0, 4, slice(0, 4), workers) as stream:

@@ -3,7 +3,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from transfusion_jax.data.prepare.shard import WRITE, WRITE_TEXT
-from transfusion_jax.data.store.remote_records import BLOCK, DamagedRecord, places, records_of
+from transfusion_jax.data.store.remote_records import BLOCK, DamagedRecord, places, records_of_chunk
 
 SIZES = {
     "none": [],
@@ -38,7 +38,7 @@ def test_records_are_those_of_the_real_reader(remote, tmp_path, sizes, options):
     assert len(begins) == len(records)
     reader = ArrayRecordReader(str(local))
     for n in range(0, len(records), max(1, len(records) // 40)):
-        (found,) = records_of(path.read_bytes(int(begins[n]), int(ends[n])), int(begins[n]))
+        (found,) = records_of_chunk(path.read_bytes(int(begins[n]), int(ends[n])), int(begins[n]))
         assert found == records[n] == reader.read([n])[0]
 
 
@@ -49,10 +49,10 @@ def test_damage_is_found(remote, tmp_path):
     path.write_bytes(whole)
     ((begins, _),) = places([(path, len(whole))])
     chunk = whole[begins[3] : begins[4]]
-    assert len(records_of(chunk, int(begins[3]))[0]) == 500
+    assert len(records_of_chunk(chunk, int(begins[3]))[0]) == 500
     for broken in (chunk[:100], chunk[:24] + b"\xff" + chunk[25:], chunk[:60] + b"\xff" * 20 + chunk[80:], b""):
         with pytest.raises(DamagedRecord):
-            records_of(broken, int(begins[3]))
+            records_of_chunk(broken, int(begins[3]))
     for broken in (whole[:-BLOCK], whole[:-1], b"\0" * len(whole), whole[:-BLOCK] + b"\0" * BLOCK):
         path.write_bytes(broken)
         with pytest.raises(DamagedRecord, match=r"gs://.*/x is damaged"):

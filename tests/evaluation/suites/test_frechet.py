@@ -71,6 +71,6 @@ def test_the_distance_of_training_images_is_absent_where_there_are_none(learnt, 
         latents = random.uniform(-1, 1, (count, 8, 8, 3)).astype(np.float32)
         return Corpus((Source("pairs", DocumentList([Document((TEXT, Image(x))) for x in latents])),))
 
-    monkeypatch.setattr(frechet, "draw", lambda *_: random.integers(0, 256, (5, 8, 8, 3), np.uint8))
+    monkeypatch.setattr(frechet, "draw_captions", lambda *_: random.integers(0, 256, (5, 8, 8, 3), np.uint8))
     found = frechet.run(make_task(config), None, Data(pairs(learnt), pairs(5), codec), jax.random.key(0))
     assert found.keys() == {"frechet_pixels"} | ({"frechet_pixels_real"} if named else set())

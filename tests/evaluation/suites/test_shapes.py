@@ -13,16 +13,16 @@ from transfusion_jax.tasks.base import make_task
 from transfusion_jax.worlds.shapes import captions as claims
 from transfusion_jax.worlds.shapes import scenes
 
-PROMPTS = shapes.prompts(140)
+PROMPTS = shapes.make_prompts(140)
 TRUE = np.stack([picture(prompt.scene, 32) for prompt in PROMPTS])
 CONFIG = dict(model__vocabulary=256, model__latent_shape=(32, 32, 3), model__patch_size=8, evaluation__images=35)
 
 
 def test_the_config_says_which_scenes_are_asked_about():
-    for prompt in shapes.asked(EvaluationConfig(images=28, scenes="corners")):
+    for prompt in shapes.scene_prompts(EvaluationConfig(images=28, scenes="corners")):
         assert {thing.size for thing in prompt.scene.things} == {"large"}
-    assert shapes.asked(EvaluationConfig(images=28)) == PROMPTS[:28]
-    for scene, edit, _ in edits.asked(EvaluationConfig(images=28, scenes="corners")):
+    assert shapes.scene_prompts(EvaluationConfig(images=28)) == PROMPTS[:28]
+    for scene, edit, _ in edits.edit_requests(EvaluationConfig(images=28, scenes="corners")):
         assert {thing.size for thing in (*scene.things, *edit.after.things)} == {"large"}
     for arrangement in scenes.ARRANGEMENTS:
         assert EvaluationConfig(scenes=arrangement).scenes == arrangement
@@ -33,9 +33,9 @@ def test_the_config_says_which_scenes_are_asked_about():
 def test_prompts_are_of_every_category_by_turns_and_true_of_their_scenes():
     assert [prompt.category for prompt in PROMPTS] == list(shapes.CATEGORIES) * 20
     assert len({prompt.index for prompt in PROMPTS}) == 140
-    assert shapes.prompts(45) == PROMPTS[:45]
+    assert shapes.make_prompts(45) == PROMPTS[:45]
     for prompt in PROMPTS:
-        assert claims.parse(prompt.caption) == prompt.claims
+        assert claims.parse_caption(prompt.caption) == prompt.claims
         assert claims.true_of(prompt.asked, prompt.scene)
 
 
@@ -52,7 +52,7 @@ def test_prompts_are_of_every_category_by_turns_and_true_of_their_scenes():
     ],
 )
 def test_a_caption_is_asked_about_by_the_categories_that_fit_it(caption, asked):
-    assert {name for name, asks in shapes.CATEGORIES.items() if asks(claims.parse(caption))} == asked
+    assert {name for name, asks in shapes.CATEGORIES.items() if asks(claims.parse_caption(caption))} == asked
 
 
 def test_true_drawings_pass_and_others_do_not():
@@ -83,15 +83,15 @@ def test_captions_are_true_false_or_mean_nothing():
 
 
 def test_the_suite_asks_the_model_for_drawings_of_captions_and_captions_of_drawings(monkeypatch):
-    asked = shapes.prompts(35)
+    asked = shapes.make_prompts(35)
     captions = [prompt.caption for prompt in asked]
 
     def draw(task, params, codec, prompts, seed):
         assert prompts == captions
         return TRUE[:35]
 
-    monkeypatch.setattr(shapes, "draw", draw)
-    monkeypatch.setattr(shapes, "caption", lambda *_: [*captions[:34], "a cat"])
+    monkeypatch.setattr(shapes, "draw_images", draw)
+    monkeypatch.setattr(shapes, "caption_images", lambda *_: [*captions[:34], "a cat"])
     task = make_task(tiny_config(**CONFIG))
     data = Data(tiny_corpus(), tiny_corpus(), codec())
     found = shapes.run(task, None, data, jax.random.key(0))

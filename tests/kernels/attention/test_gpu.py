@@ -69,9 +69,9 @@ def test_naming_it_on_a_cpu_is_refused():
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_one_that_takes_it(channels, dtypes, message):
-    q, k = (types.SimpleNamespace(shape=(1, 256, 1, channels), dtype=np.dtype(jnp.dtype(d))) for d in dtypes)
+    q, k = (np.zeros((1, 256, 1, channels), jnp.dtype(d)) for d in dtypes)
     with pytest.raises(ValueError, match=f"{message}.*model.attention='blocked' takes these"):
-        gpu.span_attention(q, k, k, *SPANS)
+        gpu.gpu_span_attention(q, k, k, *SPANS)
 
 
 def test_channels_that_are_no_power_of_two_change_nothing():
@@ -79,7 +79,7 @@ def test_channels_that_are_no_power_of_two_change_nothing():
     q, k, v, weight = random_arrays(4, (1, LENGTH, 1, 20))
     expected = gradients(lambda *qkv: reference(*qkv, *spans), q, k, v, weight)
     assert_close(
-        gradients(lambda *qkv: gpu.span_attention(*qkv, *spans, interpret=True), q, k, v, weight), expected
+        gradients(lambda *qkv: gpu.gpu_span_attention(*qkv, *spans, interpret=True), q, k, v, weight), expected
     )
 
 

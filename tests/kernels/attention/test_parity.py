@@ -26,14 +26,14 @@ BLOCKS = [(16, 16), (16, 8), (20, 36), (64, 64)]
 
 @functools.cache
 def tpu_kernel(queries, keys):
-    return jax.jit(functools.partial(tpu.span_attention, blocks=tpu.Blocks(queries, keys), interpret=True))
+    return jax.jit(functools.partial(tpu.tpu_span_attention, blocks=tpu.Blocks(queries, keys), interpret=True))
 
 
 @functools.cache
 def gpu_kernel(queries, keys):
     """Backward, each program keeps so many elements of its own as it has queries in a block forward."""
     tiles = gpu.Tiles(gpu.Tile(queries, keys), gpu.Tile(queries, keys))
-    return jax.jit(functools.partial(gpu.span_attention, tiles=tiles, interpret=True))
+    return jax.jit(functools.partial(gpu.gpu_span_attention, tiles=tiles, interpret=True))
 
 
 every_kernel = pytest.mark.parametrize("kernel", [tpu_kernel, gpu_kernel])

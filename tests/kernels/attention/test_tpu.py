@@ -15,7 +15,7 @@ from helpers import tiny_config
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
 from transfusion_jax.kernels.attention.reference import attention as reference
 from transfusion_jax.kernels.attention.schedule import count_blocks, plan_steps
-from transfusion_jax.kernels.attention.tpu import Blocks, span_attention
+from transfusion_jax.kernels.attention.tpu import Blocks, tpu_span_attention
 from transfusion_jax.kernels.softmax import dense_mask
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.spans import Spans
@@ -33,7 +33,7 @@ def test_nothing_is_read_that_was_not_written_nor_beyond_an_array(queries):
     q, k, v, weight = random_arrays(4, (2, LENGTH, 1, 8))
     q, weight = q[:, queries], weight[:, queries]
     expected = gradients(lambda *qkv: reference(*qkv, *spans), q, k, v, weight)
-    actual = gradients(lambda *qkv: span_attention(*qkv, *spans, Blocks(16, 8), strict), q, k, v, weight)
+    actual = gradients(lambda *qkv: tpu_span_attention(*qkv, *spans, Blocks(16, 8), strict), q, k, v, weight)
     assert_close(actual, expected)
 
 
@@ -112,7 +112,7 @@ def test_naming_it_elsewhere_is_refused():
 def test_what_does_not_fit_is_refused_with_the_one_that_takes_it(shape, dtype, blocks, message):
     q, span = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[:2], "int32")
     with pytest.raises(ValueError, match=f"{message}.*model.attention='blocked' takes these"):
-        jax.eval_shape(functools.partial(span_attention, blocks=blocks), q, q, q, span, span)
+        jax.eval_shape(functools.partial(tpu_span_attention, blocks=blocks), q, q, q, span, span)
 
 
 def tpu_mesh(kind, **axes):

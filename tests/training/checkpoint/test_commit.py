@@ -1,7 +1,15 @@
 import pytest
 
 from transfusion_jax.training.checkpoint import commit
-from transfusion_jax.training.checkpoint.commit import UNFINISHED, UNWANTED, WHOLE, clean, discard, move, numbered
+from transfusion_jax.training.checkpoint.commit import (
+    UNFINISHED,
+    UNWANTED,
+    WHOLE,
+    delete_folder,
+    move,
+    numbered,
+    remove_unfinished,
+)
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.checkpoint.reader import SIZES
@@ -16,11 +24,11 @@ def fill(folder):
 def test_a_folder_is_deleted_or_moved_on_a_disk_as_in_a_bucket(remote, tmp_path):
     for directory in (remote / "checkpoints", tmp_path / "checkpoints"):
         assert numbered(directory) == []
-        clean(directory)
+        remove_unfinished(directory)
         for step in (4, 40, 8):
             fill(directory / str(step))
         assert numbered(directory) == [4, 8, 40]
-        discard(directory / "4")
+        delete_folder(directory / "4")
         (directory.parent / "aside").mkdir()
         moved = move(directory / "8", directory.parent / "aside/8-1")
         assert numbered(directory) == [40]
@@ -31,11 +39,11 @@ def test_what_a_kill_left_is_cleaned_away(remote, tmp_path):
     fill(remote / "8")
     (remote / "12/a").write_text("an unfinished save, or deletion")
     assert numbered(remote) == [8]
-    clean(remote)
+    remove_unfinished(remote)
     assert list(remote.sizes()) == ["8/a", f"8/{WHOLE}", "8/state/b"]
     for name in ("8", f"12{UNFINISHED}", f"4{UNWANTED}"):
         fill(tmp_path / name)
-    clean(tmp_path)
+    remove_unfinished(tmp_path)
     assert numbered(tmp_path) == [8]
     assert [path.name for path in tmp_path.iterdir()] == ["8"]
 

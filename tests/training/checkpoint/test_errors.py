@@ -11,7 +11,7 @@ import pytest
 from harms import HARMS, contents, directory, names
 from helpers import tiny_config, tiny_data
 from transfusion_jax.cli import main
-from transfusion_jax.data.tokenizer_files import train_pairs
+from transfusion_jax.data.tokenizer_files import train_byte_pairs
 from transfusion_jax.errors import UserError
 from transfusion_jax.evaluation import results
 from transfusion_jax.generation.png import write_png
@@ -25,7 +25,7 @@ from transfusion_jax.training.monitoring import goodput
 from transfusion_jax.training.monitoring.goodput import Attempt
 from transfusion_jax.training.monitoring.metrics import open_writer
 from transfusion_jax.training.run_dir import Workdir
-from transfusion_jax.training.start_run import Start, begin
+from transfusion_jax.training.start_run import Start, begin_or_resume
 from transfusion_jax.training.step.state import RunContext
 
 CONFIG = tiny_config(steps=2, loop={"log_every": 1, "save_every": 2})
@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
     for seed in range(2):
         path = tmp_path_factory.mktemp("runs") / str(seed)
         workdir = Workdir(path)
-        tokenizer = train_pairs(["a red circle", "two blue squares"][: seed + 1], 300)
+        tokenizer = train_byte_pairs(["a red circle", "two blue squares"][: seed + 1], 300)
         data = tiny_data()
         data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
         started = replace(CONFIG, seed=seed)
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
                 writer.record(step, {"loss": 1.5 + seed})
                 writer.bad_step({"step": step, "row": seed})
         goodput.write_attempt(workdir.attempts, Attempt(1, 1.0, 2.0, 0, 2, {"step": 1.0 + seed}, "training"))
-        results.write(workdir, {"step": 2, "metrics": {"loss": 1.5 + seed}})
+        results.write_entry(workdir, {"step": 2, "metrics": {"loss": 1.5 + seed}})
         write_png(workdir.samples / "00000002.png", np.full((4, 4, 3), seed, np.uint8))
         runs.append(path)
     return runs
@@ -69,7 +69,7 @@ def read(path):
         read_lines(workdir.metrics),
         read_lines(workdir.bad_steps),
         goodput.read_attempts(workdir.attempts),
-        results.read(workdir),
+        results.read_entries(workdir),
     ]
 
 
@@ -92,7 +92,7 @@ def test_each_file_is_read_as_it_was_or_refused(harm, trained, tmp_path):
             wrong.append(f"{name} is not named: {said}")
         if not same and not said and (harm, name) not in ACCEPTED:
             wrong.append(f"{name} is read otherwise")
-        if not verification.damaged(Workdir(damaged)) and (harm, name) not in ACCEPTED and not same:
+        if not verification.damaged_files(Workdir(damaged)) and (harm, name) not in ACCEPTED and not same:
             wrong.append(f"{name} is not found by doctor --verify")
         shutil.rmtree(damaged)
     assert not wrong
@@ -107,7 +107,7 @@ ACCEPTED |= {(harm, name) for harm in ("cut", "empty") for name in GROWS[:2]}  #
 def test_a_cut_tokenizer_is_written_again_when_the_run_goes_on(tmp_path):
     """As a kill in the first second of a run left it."""
     data = tiny_data()
-    tokenizer = train_pairs(["a red circle"], 300)
+    tokenizer = train_byte_pairs(["a red circle"], 300)
     data = replace(data, codec=replace(data.codec, tokenizer=tokenizer))
     workdir = Workdir(tmp_path)
     (tmp_path / tokenizer.name).write_bytes(tokenizer.content[:100])
@@ -125,7 +125,7 @@ def test_a_run_whose_config_is_gone_is_not_begun_anew(trained, tmp_path):
     (path / "config.json").unlink()
     before = contents(path)
     with pytest.raises(DamagedFile, match=r"config\.json is missing, although a run trained here: .* --fork-from"):
-        begin(Start(), RunContext(None, CONFIG, None), tiny_data(), Workdir(path))
+        begin_or_resume(Start(), RunContext(None, CONFIG, None), tiny_data(), Workdir(path))
     assert contents(path) == before
 
 
@@ -164,7 +164,7 @@ def test_a_workdir_of_a_former_version_is_read(trained, tmp_path):
             expected[1].pop(name, None)
         (path / file).write_text(json.dumps(values))
     assert read(path) == expected
-    assert verification.damaged(Workdir(path)) == []
+    assert verification.damaged_files(Workdir(path)) == []
     workdir = Workdir(path)
     with workdir.locked(), Checkpoints(workdir.checkpoints):
         workdir.begin(CONFIG, facts_of(make_task(CONFIG), CONFIG, tiny_data()), tiny_data(), "resume")

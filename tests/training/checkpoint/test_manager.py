@@ -230,7 +230,7 @@ READERS = {
     "hash": lambda c, step: {"w": np.full((2, 3), step)} if c.hash(step, "raw") else None,
 }
 DELETIONS = {
-    "deleted": lambda folder: commit.discard(folder),
+    "deleted": lambda folder: commit.delete_folder(folder),
     "being deleted": lambda folder: shutil.rmtree(folder.rename(f"{folder}{commit.UNWANTED}") / "state"),
     "moved aside": lambda folder: folder.rename(folder.with_name(f"{folder.name} aside")),
 }
@@ -279,7 +279,7 @@ def test_a_run_that_deletes_faster_than_can_be_read_is_not_read_for_ever(tmp_pat
             checkpoints.save(state(step), 8 * step, {"loss": 1.0 / step})
 
     def read(step):
-        commit.discard(checkpoints.path(step))
+        commit.delete_folder(checkpoints.path(step))
         return checkpoints.manifest(step)
 
     for word in ("latest", "best"):

@@ -34,7 +34,7 @@ def test_a_row_that_is_not_finite_is_named_with_every_gradient_that_it_reaches()
         assert bad["verdict"] == "not finite"
         assert set(bad["leaves"]) <= set(leaves)
         assert "patch_coder/patch_in" in bad["leaves"]
-        text = bad_steps.sentence(bad)
+        text = bad_steps.describe_bad_step(bad)
         assert text.startswith("step 26 skipped, not finite: loss nan (row 102), gradient norm nan (gradient of ")
         assert text.endswith("more); 1 in a row")
 
@@ -50,7 +50,7 @@ def test_a_spike_is_laid_to_the_row_whose_loss_is_farthest_from_the_others():
 
 def test_where_no_row_is_to_blame_the_batch_is_named():
     bad = dict(step=7, verdict="not finite", loss="2.5", grad_norm="inf", rows=[], batch=[24, 28], leaves=["a"])
-    assert "loss 2.5 (no row's own loss, of rows 24 to 27)" in bad_steps.sentence(bad | {"in_a_row": 2})
+    assert "loss 2.5 (no row's own loss, of rows 24 to 27)" in bad_steps.describe_bad_step(bad | {"in_a_row": 2})
 
 
 def test_the_verdict_on_a_run_tells_how_to_go_on_from_before_the_last_bad_stretch():

@@ -39,8 +39,8 @@ def test_records_are_framed_as_another_writer_frames_them(tmp_path):
         writer.write(message)
     writer.close()
     data = (tmp_path / "events").read_bytes()
-    assert data == b"".join(map(event_file.record, messages))
-    (crc,) = struct.unpack("<I", event_file.record(b"message")[-4:])
+    assert data == b"".join(map(event_file.framed, messages))
+    (crc,) = struct.unpack("<I", event_file.framed(b"message")[-4:])
     assert crc == masked_crc32c(b"message")
 
 
@@ -52,30 +52,30 @@ def test_what_another_writer_wrote_is_read():
         Event(wall_time=1.0, step=2, summary=summary.scalar("loss", 1.0)),
         Event(wall_time=1.0, step=300, summary=image),
     ]
-    data = b"".join(event_file.record(event.SerializeToString()) for event in events)
-    assert [found for _, found in event_file.read(data)] == [
+    data = b"".join(event_file.framed(event.SerializeToString()) for event in events)
+    assert [found for _, found in event_file.read_events(data)] == [
         (0, frozenset(), True),
         (2, frozenset(), False),
         (2, frozenset({"loss"}), False),
         (300, frozenset({"samples"}), False),
     ]
-    assert b"".join(record for record, _ in event_file.read(data)) == data
+    assert b"".join(record for record, _ in event_file.read_events(data)) == data
 
 
 def test_no_flipped_bit_changes_what_is_read():
-    records = [event_file.record(event_file.event(0.5, 3, content)) for content in CONTENTS.values()]
+    records = [event_file.framed(event_file.event(0.5, 3, content)) for content in CONTENTS.values()]
     data = b"".join(records)
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         whole = next(n for n in range(len(records)) if bit // 8 < sum(map(len, records[: n + 1])))
-        assert [record for record, _ in event_file.read(bytes(damaged))] == records[:whole]
+        assert [record for record, _ in event_file.read_events(bytes(damaged))] == records[:whole]
     for cut in range(len(data)):
-        assert b"".join(record for record, _ in event_file.read(data[:cut])) in [
+        assert b"".join(record for record, _ in event_file.read_events(data[:cut])) in [
             b"".join(records[:n]) for n in range(len(records))
         ]
 
 
 @pytest.mark.parametrize("message", [b"\x08", b"\x0a\x05ab", b"\x0b", b"\x28\x01", b"\x2a\x02\x0a\x05"])
 def test_a_message_that_is_no_event_ends_the_file(message):
-    assert list(event_file.read(event_file.record(message))) == []
+    assert list(event_file.read_events(event_file.framed(message))) == []

@@ -10,9 +10,9 @@ from transfusion_jax.training.monitoring.goodput import (
     Attempt,
     Clock,
     account,
+    describe_account,
     end_of,
     read_attempts,
-    sentence,
     write_attempt,
 )
 
@@ -29,7 +29,7 @@ def test_every_second_of_one_attempt_has_its_kind():
     assert whole.metrics["goodput"] == 0.4
     assert whole.metrics["goodput/compile"] == 0.3
     assert sum(whole.metrics.values()) == pytest.approx(1)
-    assert sentence(whole) == "goodput 40% of 10s: compile 30%  start 20%  data wait 10%"
+    assert describe_account(whole) == "goodput 40% of 10s: compile 30%  start 20%  data wait 10%"
 
 
 def test_lost_steps_and_the_time_between_attempts_are_the_restarts():
@@ -40,7 +40,7 @@ def test_lost_steps_and_the_time_between_attempts_are_the_restarts():
     assert whole.seconds["restart"] == 40 * 0.5 + 7
     assert whole.seconds["step"] == 60 * 0.5 + 10
     assert whole.total == 50 + 7 + 10
-    assert "in 2 attempts, with 40 steps made again" in sentence(whole)
+    assert "in 2 attempts, with 40 steps made again" in describe_account(whole)
 
 
 def test_an_attempt_that_died_before_its_first_step_loses_no_step_twice():

@@ -91,7 +91,7 @@ def test_a_damaged_event_file_hinders_nothing(tmp_path):
 
 def records_of(file):
     """The messages of an event file."""
-    return [record[12:-4] for record, _ in event_file.read(file.read_bytes())]
+    return [record[12:-4] for record, _ in event_file.read_events(file.read_bytes())]
 
 
 def test_records_and_events_in_a_bucket_are_there_once_they_are_flushed(remote, monkeypatch):

@@ -2,14 +2,14 @@ import jax.numpy as jnp
 import pytest
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.training.monitoring.profiler import Steps, parse_steps, traced
+from transfusion_jax.training.monitoring.profiler import StepRange, parse_steps, traced
 
 
 def test_a_range_ends_before_its_end():
     steps = parse_steps("10:15", last=20)
     assert [step for step in range(20) if step in steps] == [10, 11, 12, 13, 14]
-    assert (str(steps), str(Steps(3, 4))) == ("steps 10 to 14", "step 3")
-    assert parse_steps("20:21", last=20) == Steps(20, 21)
+    assert (str(steps), str(StepRange(3, 4))) == ("steps 10 to 14", "step 3")
+    assert parse_steps("20:21", last=20) == StepRange(20, 21)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transfusion_jax.storage.lock import this_process
 from transfusion_jax.training.monitoring import goodput
 from transfusion_jax.training.monitoring.goodput import DONE, SIGNAL
 from transfusion_jax.training.monitoring.heartbeat import Heartbeat
-from transfusion_jax.training.monitoring.status import examine, lines
+from transfusion_jax.training.monitoring.status import examine, report_lines
 from transfusion_jax.training.monitoring.telemetry import DOING
 from transfusion_jax.training.run_dir import DAMAGED, Workdir
 
@@ -123,7 +123,7 @@ def test_a_run_is_called_hung_when_it_takes_longer_than_it_says_itself(begun, wh
         assert wrong == ""
         assert report["state"] == f"{doing} for 1h 0m"
         assert report["seconds_left"] is None  # rather than none
-        assert f"ago, on {PROCESSES[where]['host']}" in "\n".join(lines(report))
+        assert f"ago, on {PROCESSES[where]['host']}" in "\n".join(report_lines(report))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_attempts_that_never_reach_a_save_are_noticed(run):
     assert any("the last three attempts all began at step 4" in line for line in report["wrong"])
     assert len(report["restarts"]) == 2
     assert report["lost_steps"] == 4
-    assert "attempt 2 began" in "\n".join(lines(report))
+    assert "attempt 2 began" in "\n".join(report_lines(report))
 
 
 def test_a_full_disk_is_seen_before_it_ends_the_run(run, monkeypatch):
@@ -207,7 +207,7 @@ def test_what_takes_the_time_is_advised_against(run):
     ):
         assert any(word in line for line in report["advice"]), word
     assert f"{slow}: look at that machine, or leave it out" in report["advice"]
-    assert "memory per device: 15.9 of 16.0 GiB at most" in "\n".join(lines(report))
+    assert "memory per device: 15.9 of 16.0 GiB at most" in "\n".join(report_lines(report))
     assert examine(run(dict(seconds=dict(step=400, data_wait=0, checkpoint=0, evaluation=0))))["advice"] == []
 
 
@@ -216,7 +216,7 @@ def test_bad_steps_and_damaged_checkpoints_are_told(run):
     bad = dict(step=5, verdict="not finite", loss="nan", grad_norm="nan", rows=[21], batch=[20, 24], leaves=[])
     workdir.bad_steps.write_text(json.dumps(bad | {"in_a_row": 1}) + "\n")
     workdir.remember(DAMAGED, step=4, reason="wrong checksum", moved_to="aside/4-1")
-    said = "\n".join(lines(examine(workdir)))
+    said = "\n".join(report_lines(examine(workdir)))
     assert "step 5 skipped, not finite" in said
     assert "checkpoint 4 was damaged (wrong checksum) and is in aside/4-1" in said
 
@@ -227,7 +227,7 @@ def test_a_run_that_never_trained_says_so(run):
     shutil.rmtree(workdir.checkpoints)
     report = examine(workdir)
     assert report["state"] == "begun, and never trained"
-    assert "nothing is saved yet" in "\n".join(lines(report))
+    assert "nothing is saved yet" in "\n".join(report_lines(report))
 
 
 @pytest.mark.parametrize("option", [["--output", "a.png"], ["--row", "3"]])

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from transfusion_jax.training.monitoring.stragglers import gather, gather_names, sentence, slowest
+from transfusion_jax.training.monitoring.stragglers import describe_straggler, gather_names, gather_numbers, slowest
 
 PROGRAM = """
 import json, sys, time
@@ -49,7 +49,7 @@ def test_the_process_that_delays_its_devices_most_is_named():
     slow = slowest(late, data_wait, seconds_per_step=1.0)
     assert (slow.process, slow.seconds, slow.for_data) == (1, 0.3, 0.25)
     assert slow.ratio == pytest.approx(1 / (1 - 0.28))  # beside the median process
-    assert "process 1 (b) keeps the others waiting: 0.300 s of each step's 1.000 s, 0.250 s" in sentence(
+    assert "process 1 (b) keeps the others waiting: 0.300 s of each step's 1.000 s, 0.250 s" in describe_straggler(
         slow, "b", 1.0
     )
 
@@ -61,7 +61,7 @@ def test_all_alike_slow_none_down():
 
 
 def test_a_process_alone_gathers_itself():
-    assert gather([1.0, 2.0]).tolist() == [[1.0, 2.0]]
+    assert gather_numbers([1.0, 2.0]).tolist() == [[1.0, 2.0]]
     assert gather_names() == [socket.gethostname()]
 
 

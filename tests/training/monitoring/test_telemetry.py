@@ -8,7 +8,7 @@ from transfusion_jax.errors import TrainingHalted
 from transfusion_jax.storage.jsonl import read_lines
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.monitoring import goodput
-from transfusion_jax.training.monitoring.profiler import Steps
+from transfusion_jax.training.monitoring.profiler import StepRange
 from transfusion_jax.training.monitoring.telemetry import Watching
 from transfusion_jax.training.monitoring.watchdog import Beat
 from transfusion_jax.training.run_dir import Workdir
@@ -66,7 +66,7 @@ def test_while_it_evaluates_it_says_so(tmp_path):
 
 
 def test_a_trace_is_of_the_steps_asked_for(tmp_path):
-    tiny_run(tmp_path, tiny_config(loop__save_every=4), watching=Watching(profile=Steps(5, 7)))
+    tiny_run(tmp_path, tiny_config(loop__save_every=4), watching=Watching(profile=StepRange(5, 7)))
     (trace,) = (tmp_path / "profile/plugins/profile").glob("*/*.xplane.pb")
     assert b"train" in trace.read_bytes()
     said = (tmp_path / "said").read_text()
@@ -77,6 +77,6 @@ def test_a_trace_is_of_the_steps_asked_for(tmp_path):
 def test_steps_that_are_over_are_not_traced(tmp_path):
     tiny_run(tmp_path, tiny_config(loop__save_every=4))
     (tmp_path / "checkpoints/8").rename(tmp_path / "gone")
-    tiny_run(tmp_path, tiny_config(loop__save_every=4), watching=Watching(profile=Steps(3, 7)))
+    tiny_run(tmp_path, tiny_config(loop__save_every=4), watching=Watching(profile=StepRange(3, 7)))
     assert "no trace of steps 3 to 6: the run resumes after step 4" in (tmp_path / "said").read_text()
     assert not (tmp_path / "profile").exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transfusion_jax.config import GuardConfig
-from transfusion_jax.training.step.bad_step_guard import FINE, NOT_FINITE, SPIKE, halted, judge, new_guard
+from transfusion_jax.training.step.bad_step_guard import FINE, NOT_FINITE, SPIKE, halted, judge_step, new_guard
 
 NAN, INF = float("nan"), float("inf")
 
@@ -12,7 +12,7 @@ NAN, INF = float("nan"), float("inf")
 def run(config, steps):
     """The verdicts on (loss, norm) pairs, the guard after them, and after which step it halted."""
     guard, verdicts, stopped = new_guard(config), [], None
-    judged = jax.jit(lambda guard, loss, norm: judge(config, guard, loss, norm))
+    judged = jax.jit(lambda guard, loss, norm: judge_step(config, guard, loss, norm))
     for number, (loss, norm) in enumerate(steps):
         verdict, guard = judged(guard, jnp.float32(loss), jnp.float32(norm))
         verdicts.append(int(verdict))

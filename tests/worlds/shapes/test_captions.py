@@ -6,12 +6,12 @@ import pytest
 
 from transfusion_jax.worlds.shapes import captions as claims
 from transfusion_jax.worlds.shapes import scenes
-from transfusion_jax.worlds.shapes.captions import Background, Count, Relation, holds, parse, true_of
+from transfusion_jax.worlds.shapes.captions import Background, Count, Relation, holds, parse_caption, true_of
 from transfusion_jax.worlds.shapes.scenes import COLOURS, Kind, Scene, Thing
 
 SCENES = [scenes.scene(5, index) for index in range(3000)]
 CLAIMS = [claims.claims(scene, np.random.default_rng(index)) for index, scene in enumerate(SCENES)]
-CAPTIONS = [claims.describe(said, np.random.default_rng(index)) for index, said in enumerate(CLAIMS)]
+CAPTIONS = [claims.describe_claims(said, np.random.default_rng(index)) for index, said in enumerate(CLAIMS)]
 RED = Kind("circle", "red")
 BLUE = Kind("square", "blue")
 
@@ -21,7 +21,7 @@ def test_every_claim_holds_in_its_scene():
 
 
 def test_captions_read_back_as_the_claims_they_were_made_of():
-    assert [parse(caption) for caption in CAPTIONS] == CLAIMS
+    assert [parse_caption(caption) for caption in CAPTIONS] == CLAIMS
 
 
 def test_every_wording_reads_back():
@@ -30,9 +30,9 @@ def test_every_wording_reads_back():
         counts = [Count(number + 1, kind) for number, kind in enumerate(kinds)]
         said = (*counts, Count(count * (count + 1) // 2, Kind()), Background(ground))
         said += (Relation(kinds[0], relation, kinds[1]),) if relation else ()
-        captions = {claims.describe(said, np.random.default_rng(seed)) for seed in range(100)}
+        captions = {claims.describe_claims(said, np.random.default_rng(seed)) for seed in range(100)}
         assert len(captions) > 10
-        assert {parse(caption) for caption in captions} == {said}
+        assert {parse_caption(caption) for caption in captions} == {said}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_every_wording_reads_back():
     ],
 )
 def test_a_caption_means_what_it_says(caption, expected):
-    assert parse(caption) == expected
+    assert parse_caption(caption) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_caption_means_what_it_says(caption, expected):
     ],
 )
 def test_other_texts_mean_nothing(caption):
-    assert parse(caption) is None
+    assert parse_caption(caption) is None
 
 
 def test_a_caption_is_false_of_a_scene_with_any_one_thing_changed():

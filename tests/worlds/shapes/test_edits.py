@@ -11,7 +11,7 @@ MANY = [scenes.scene(5, index) for index in range(400)]
 
 def test_every_edit_changes_just_what_it_names():
     for scene in MANY:
-        for edit in edits.edits(scene):
+        for edit in edits.possible_edits(scene):
             chosen = [thing for thing in scene.things if thing.is_a(edit.kind)]
             before, after = Counter(scene.things), Counter(edit.after.things)
             assert before - after == Counter(chosen)
@@ -30,7 +30,7 @@ def test_every_edit_changes_just_what_it_names():
 
 def test_things_stay_apart():
     for scene in MANY[:100]:
-        for edit in edits.edits(scene):
+        for edit in edits.possible_edits(scene):
             things = edit.after.things
             for i, one in enumerate(things):
                 for other in things[:i]:
@@ -42,14 +42,14 @@ def test_a_sentence_names_one_edit_of_a_scene():
     rng = np.random.default_rng(0)
     for scene in MANY[:100]:
         said = {}
-        for edit in edits.edits(scene):
+        for edit in edits.possible_edits(scene):
             for _ in range(3):
-                assert said.setdefault(edits.describe(edit, scene, rng), edit) == edit
+                assert said.setdefault(edits.describe_edit(edit, scene, rng), edit) == edit
 
 
 def test_actions_are_as_likely():
     rng = np.random.default_rng(0)
-    found = Counter(edits.choose(scene, rng).action for scene in MANY if len(scene.things) > 1)
+    found = Counter(edits.choose_edit(scene, rng).action for scene in MANY if len(scene.things) > 1)
     assert set(found) == set(edits.WORDINGS)
     assert min(found.values()) > 60
 
@@ -58,7 +58,7 @@ def test_actions_are_as_likely():
 def test_a_picture_shows_the_scene_that_it_was_drawn_from(size):
     random = np.random.default_rng(0)
     for scene in MANY[:60]:
-        choices = [scene, *(edit.after for edit in edits.edits(scene))]
+        choices = [scene, *(edit.after for edit in edits.possible_edits(scene))]
         for number, choice in enumerate(choices):
             noised = scenes.render(choice, size) + random.normal(0, 20, (size, size, 3))
             assert edits.shown(np.clip(noised, 0, 255).astype(np.uint8), choices) == number

@@ -87,7 +87,7 @@ def measuring_mesh(task: ModelTask) -> Mesh:
             jax.tree.map(lambda x, s: s.shard_shape(x.shape), abstract, shardings)
             return mesh
     few = jax.devices()[: math.gcd(config.batch_rows, jax.device_count())]
-    mesh = make_mesh(MeshConfig(), few if processes.count() == 1 else None)
+    mesh = make_mesh(MeshConfig(), few if processes.process_count() == 1 else None)
     check_batch(mesh, config)
     return mesh
 

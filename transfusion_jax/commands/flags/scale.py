@@ -108,13 +108,13 @@ def _reference(parser: argparse.ArgumentParser) -> None:
 
 
 PARTS: dict[str, tuple[Callable, str, str, str]] = {  # by name: options, function, help, and what --help says
-    "table": (_table, "scale.study:table", "every family's scores at every size, seeds averaged", ""),
+    "table": (_table, "scale.study:print_table", "every family's scores at every size, seeds averaged", ""),
     "fit": (_fit, "scale.study:fit", "lines through a ladder's points, and parity FLOP ratios with intervals", ""),
     "plot": (_plot, "scale.study:plot", "the same as figures, one page with everything, and LaTeX tables", ""),
     "run": (_run, "scale.run:run", "train a ladder's models", RUN),
     "compare": (
         _compare,
-        "scale.compare:compare",
+        "scale.compare:run_compare",
         "hold a run's losses to those of runs that are known to be right",
         "",
     ),

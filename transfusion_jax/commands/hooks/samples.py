@@ -7,7 +7,7 @@ from typing import Any
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.documents import Text
 from transfusion_jax.generation.png import grid, write_png
-from transfusion_jax.generation.single import draw
+from transfusion_jax.generation.single import draw_images
 from transfusion_jax.parallel import processes
 from transfusion_jax.training.loop import Hook, Monitor
 from transfusion_jax.training.run_dir import Workdir
@@ -22,7 +22,7 @@ def hook(context: RunContext, data: Data, workdir: Workdir) -> Hook:
 
     def sample(step: int, params: Any, monitor: Monitor) -> dict[str, float]:
         if prompts := held_out_captions(data, IMAGES):
-            sheet = grid(draw(task, params, data.codec, prompts, seed=context.config.seed), COLUMNS)
+            sheet = grid(draw_images(task, params, data.codec, prompts, seed=context.config.seed), COLUMNS)
             monitor.image(step, "samples", sheet)
             if processes.first():
                 write_png(workdir.samples / f"{step:08d}.png", sheet)

@@ -21,10 +21,10 @@ DIFFERENT = 1  # exit code: a loss is outside
 WAYS = ("model.compute_dtype=bfloat16", "accumulation=2")  # of the first seed, which must not matter
 
 
-def compare(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def run_compare(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Compares a run with a reference; returns the exit code."""
     del overrides
-    verdict = reference.compare(arguments.workdir, reference.load(arguments.reference))
+    verdict = reference.hold_to_bands(arguments.workdir, reference.load_reference(arguments.reference))
     print(json.dumps(asdict(verdict) | {"passes": verdict.passes}) if arguments.json else _sentences(verdict))
     return 0 if verdict.passes else DIFFERENT
 
@@ -86,6 +86,8 @@ def make_reference(arguments: argparse.Namespace, overrides: list[str]) -> int:
     curves = tuple(reference.curve(root / name, windows, way) for name, (way, _) in runs.items())
     words = ["transfusion", "train", "--config", arguments.config, *(f"--config.{o}" for o in overrides)]
     name = output.stem
-    reference.store(Reference(name, shlex.join(words), reference.recipe_of(config), windows, curves), output)
+    reference.store_reference(
+        Reference(name, shlex.join(words), reference.recipe_of(config), windows, curves), output
+    )
     print(f"written to {output}")
     return 0

@@ -38,7 +38,7 @@ LAUNCH_ONE = ("--name", "--dry-run")  # options of `launch` that are of no use t
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains what is not yet trained; returns the exit code."""
     del overrides
-    found = ladder.load(arguments.ladder)
+    found = ladder.load_ladder(arguments.ladder)
     if arguments.dry_run:
         for option in ("workdir", "logs", "launch"):
             require(not getattr(arguments, option), f"leave --{option} out: it does not go with --dry-run")
@@ -111,7 +111,7 @@ def _done(runs: Sequence[LadderRun], root: Place) -> bool:
 
 def _gather(runs: Sequence[LadderRun], root: Place) -> None:
     """Writes the numbers of runs that are done, in the ladder's order; nothing in the CSV hangs on time."""
-    found = [(each, ladder.record(each, root)) for each in runs if each.measured(root)]
+    found = [(each, ladder.record_of_run(each, root)) for each in runs if each.measured(root)]
     lines = [
         record
         | {
@@ -146,13 +146,13 @@ def _seconds(workdir: Place) -> float:
 
 def _dry_run(found: Ladder, arguments: argparse.Namespace) -> int:
     name = arguments.topology or found.topology
-    topology = topologies.parse(name) if name else None
+    topology = topologies.parse_topology(name) if name else None
     runs = [*ladder.sweep_runs(found), *ladder.runs(found, {})]
     counted = [costs.cost(each, topology) for each in runs]
     if arguments.json:
         print(json.dumps({"ladder": found.name, "topology": name or None, "runs": [asdict(c) for c in counted]}))
         return 0
-    print(costs.table(counted))
+    print(costs.cost_table(counted))
     if topology:
         print(f"chip-hours are those of {topology.describe()}, by the formulas of `transfusion plan --analytic`")
     return 0

@@ -10,17 +10,17 @@ from transfusion_jax.commands.flags.scale import PLOTS
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.scaling import tables
 from transfusion_jax.scaling.options import IN_WORKDIR, PAPER, Options
-from transfusion_jax.scaling.points import read
-from transfusion_jax.scaling.study import Study, chosen, study, to_dict
+from transfusion_jax.scaling.points import read_points
+from transfusion_jax.scaling.study import Study, chosen, study, study_to_dict
 from transfusion_jax.storage.paths import Place, place
 
 NEEDED = "transfusion scale plot needs matplotlib: pip install 'transfusion-jax[plot]'"
 
 
-def table(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def print_table(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prints the scores; returns the exit code."""
     del overrides
-    points = read(_source(arguments))
+    points = read_points(_source(arguments))
     metrics = chosen(points, tuple(arguments.metric or ()))
     require(bool(metrics), "no metric here is known: name one with its direction, as in --metric NAME:lower")
     found = tables.scores(points, metrics)
@@ -33,7 +33,7 @@ def fit(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Fits and prints; returns the exit code."""
     del overrides
     found, _ = _study(arguments)
-    print(json.dumps(to_dict(found)) if arguments.json else tables.text(found))
+    print(json.dumps(study_to_dict(found)) if arguments.json else tables.study_text(found))
     return 0
 
 
@@ -42,16 +42,16 @@ def plot(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     require(bool(arguments.workdir or arguments.output), "scale plot --points needs --output DIR")
     try:
-        from transfusion_jax.scaling.report import write
+        from transfusion_jax.scaling.report import write_report
     except ModuleNotFoundError as error:
         raise ConfigError(f"{NEEDED} ({error.name} is missing)") from error
     found, folder = _study(arguments)
     output = arguments.output or arguments.workdir / PLOTS
-    written = write(found, folder, output)
+    written = write_report(found, folder, output)
     if arguments.json:
-        print(json.dumps({**to_dict(found), "written": [str(path) for path in written]}))
+        print(json.dumps({**study_to_dict(found), "written": [str(path) for path in written]}))
     else:
-        print(tables.text(found))
+        print(tables.study_text(found))
         print("\n".join(f"written to {path}" for path in written))
     return 0
 
@@ -74,4 +74,4 @@ def _study(arguments: argparse.Namespace) -> tuple[Study, Place]:
         seed=arguments.seed,
     )
     folder = Path() if source == PAPER else place(source).parent
-    return study(read(source), options, source), folder
+    return study(read_points(source), options, source), folder

@@ -24,7 +24,7 @@ import numpy as np
 from transfusion_jax.config import Config, DataConfig, require
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.packing.plan import REPLAYED, VERSION, places_at, plan_folder, plan_rows, try_mixture
-from transfusion_jax.data.packing.plan_store import DamagedPlan, RowPlan, discard, open_sealed, seal
+from transfusion_jax.data.packing.plan_store import DamagedPlan, RowPlan, delete_plan, open_sealed, write_sealed
 from transfusion_jax.data.packing.planner import BLOCK_ROWS
 from transfusion_jax.data.packing.sequences import Place
 from transfusion_jax.data.packing.shuffle import shuffled
@@ -123,7 +123,7 @@ class Planner(ABC):
         assert plan.folder
         self.log(f"the row plan in {plan.folder} is damaged: planning again")
         self.close()
-        discard(plan.folder)
+        delete_plan(plan.folder)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Epochs(Planner):
         for name, ending in self._endings.items():
             stem = name.removesuffix(".json")
             if open_sealed(folder / name, stem) is None:
-                seal(folder / name, stem, ending)
+                write_sealed(folder / name, stem, ending)
         self._endings = {}
 
     def _plan_ahead(self) -> None:
@@ -222,7 +222,7 @@ class Epochs(Planner):
             ending = open_sealed(self.run / NOTES / path.name, path.stem)
         if ending is None:
             ending = self._endings[path.name] = self._measured(epoch, cut)
-            seal(path, path.stem, ending)
+            write_sealed(path, path.stem, ending)
             self._clean()
             if self.run and self.run.exists():
                 self._note(self.run / NOTES)
@@ -266,7 +266,7 @@ class Epochs(Planner):
         ends = [epoch.first for epoch in self._epochs[1:]]
         for epoch, end in zip(self._epochs[: 1 - KEPT], ends, strict=False):
             if end - epoch.first >= BLOCK_ROWS:
-                discard(self._folder(epoch))
+                delete_plan(self._folder(epoch))
 
 
 def _identity(folder: Directory | None) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ import numpy as np
 from transfusion_jax.config import DataConfig
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.packing.packing import ELEMENTS
-from transfusion_jax.data.packing.plan_store import Columns, RowPlan, alone, in_memory, open_plan, store
+from transfusion_jax.data.packing.plan_store import Columns, RowPlan, alone, in_memory, open_plan, store_blocks
 from transfusion_jax.data.packing.planner import BLOCK_ROWS, Mixture, plan_blocks
 from transfusion_jax.data.packing.sequences import Place, Reader
 
@@ -80,7 +80,7 @@ def plan_rows(
         if found is None:
             with alone(cache):
                 found = open_plan(folder)  # another process may have been at it
-                found = make(partial(store, folder)) if found is None else found
+                found = make(partial(store_blocks, folder)) if found is None else found
         plan = found
     if not least:
         _say_left_out(plan, log)

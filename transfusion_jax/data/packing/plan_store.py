@@ -160,7 +160,7 @@ def open_plan(folder: Path) -> RowPlan | None:
     return plan
 
 
-def discard(folder: Path) -> None:
+def delete_plan(folder: Path) -> None:
     """Deletes a plan; processes that have it open may fail to read it, and plan again."""
     if folder.exists():
         gone = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".gone", dir=folder.parent))
@@ -169,7 +169,7 @@ def discard(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def damaged(cache: Path) -> list[str]:
+def damaged_plans(cache: Path) -> list[str]:
     """A sentence for each damaged plan of a cache; all of them are read whole."""
     found = []
     for path in sorted(cache.iterdir()) if cache.is_dir() else []:
@@ -201,7 +201,7 @@ def alone(cache: Path) -> Iterator[None]:
         yield
 
 
-def seal(path: Place, name: str, values: Mapping[str, Any]) -> None:
+def write_sealed(path: Place, name: str, values: Mapping[str, Any]) -> None:
     """Writes values as JSON, with a name and a hash of all, whole or not at all.
 
     Raises:
@@ -219,7 +219,7 @@ def open_sealed(path: Place, name: str) -> dict[str, Any] | None:
     return values if values.pop("name", None) == name else None
 
 
-def store(folder: Path, blocks: Iterable[Columns], describe: Callable[[Columns], dict[str, Any]]) -> RowPlan:
+def store_blocks(folder: Path, blocks: Iterable[Columns], describe: Callable[[Columns], dict[str, Any]]) -> RowPlan:
     """Writes blocks to a folder as they come, and opens it.
 
     Another process may do the same at the same time: the first to end provides the folder.
@@ -296,7 +296,7 @@ def _write(
             _sync(file)
     columns = _map(folder)
     about = {"files": _files(folder, columns), "sums": {column: one.hex() for column, one in sums.items()}}
-    seal(folder / "plan.json", name, describe(columns) | about)
+    write_sealed(folder / "plan.json", name, describe(columns) | about)
 
 
 class _Sums:

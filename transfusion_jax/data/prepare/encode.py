@@ -17,9 +17,9 @@ import numpy as np
 from transfusion_jax.autoencoder import Autoencoder
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import require
-from transfusion_jax.data.prepare.job import Job
-from transfusion_jax.data.prepare.progress import Images, Progress
-from transfusion_jax.data.prepare.shard import WRITE, Writer, columns_file, read_report, report_file
+from transfusion_jax.data.prepare.job import PrepareJob
+from transfusion_jax.data.prepare.progress import ImageProgress, Progress
+from transfusion_jax.data.prepare.shard import WRITE, ShardWriter, columns_file, read_report, report_file
 from transfusion_jax.data.store.dataset import latents_of, remedy, shard_file
 from transfusion_jax.data.store.latent_stats import Moments
 from transfusion_jax.data.store.record import DamagedRecord, belonging, unseal
@@ -42,7 +42,7 @@ class Encoders:
     Batches are formed inside a shard and in its order: the same hardware writes the same bytes.
     """
 
-    def __init__(self, folder: Place, job: Job, autoencoder: Autoencoder, log_variances: bool) -> None:
+    def __init__(self, folder: Place, job: PrepareJob, autoencoder: Autoencoder, log_variances: bool) -> None:
         self._folder, self._job, self._autoencoder, self._log_variances = folder, job, autoencoder, log_variances
         self._devices: SimpleQueue[jax.Device] = SimpleQueue()
         devices = jax.local_devices()
@@ -66,7 +66,7 @@ class Encoders:
         images = 0
         for done, future in enumerate(as_completed(self._futures), 1):
             images += future.result()
-            report(Images(done, len(self._futures), time.monotonic() - self._begun, images))
+            report(ImageProgress(done, len(self._futures), time.monotonic() - self._begun, images))
 
     def __enter__(self) -> Encoders:
         return self
@@ -87,7 +87,7 @@ class Encoders:
 
 def encode_shard(
     folder: Place,
-    job: Job,
+    job: PrepareJob,
     number: int,
     autoencoder: Autoencoder,
     encode: Callable[[np.ndarray], Any],
@@ -127,7 +127,7 @@ def encode_shard(
             shard_file(folder, name, number),
             belonging(name, autoencoder.hash(), shard["input"], number),
         )
-        with Writer(path, WRITE, belongs) as file:
+        with ShardWriter(path, WRITE, belongs) as file:
             for begin, end in zip(ends - images, ends, strict=True):
                 file.write(values[begin:end].tobytes())
         report = {
@@ -166,7 +166,7 @@ def _is_encoded(folder: Place, names: list[str], number: int) -> bool:
 
 
 def _batches(
-    folder: Place, job: Job, number: int, shard: dict[str, Any], images: np.ndarray
+    folder: Place, job: PrepareJob, number: int, shard: dict[str, Any], images: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Pixels `[n, size, size, channels]` uint8 of a shard's images in order, `BATCH` of them but for the last.
 

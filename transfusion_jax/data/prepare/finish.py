@@ -14,7 +14,7 @@ import numpy as np
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.encode import encodings as encoded
-from transfusion_jax.data.prepare.job import Job, kept_tokenizer
+from transfusion_jax.data.prepare.job import PrepareJob, kept_tokenizer
 from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_file, report_file
 from transfusion_jax.data.readers import origin
 from transfusion_jax.data.store.dataset import COLUMNS, REPREPARE, SCHEMA, SPLITS
@@ -23,7 +23,7 @@ from transfusion_jax.storage.atomic import DamagedFile, parse_json, whole, write
 from transfusion_jax.storage.paths import Place, read_all, sha256
 
 
-def finish(folder: Place, job: Job) -> dict[str, Any]:
+def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
     """Writes index, quarantine report and manifest of a folder all of whose shards are finished.
 
     A document that stands twice is used where it stands first. Nothing here depends on how the shards were made,
@@ -118,7 +118,7 @@ def _first(keys: np.ndarray) -> np.ndarray:
 
 def _quarantine(
     folder: Place,
-    job: Job,
+    job: PrepareJob,
     reports: list[dict[str, Any]],
     shards: list[dict[str, np.ndarray]],
     first: np.ndarray,
@@ -141,7 +141,7 @@ def _quarantine(
     return "".join(lines), repeated
 
 
-def _pixels(job: Job, reports: list[dict[str, Any]], keys: np.ndarray) -> dict[str, Any]:
+def _pixels(job: PrepareJob, reports: list[dict[str, Any]], keys: np.ndarray) -> dict[str, Any]:
     if not any(report["pictured"] for report in reports):
         return {}
     moments = sum((Moments.from_dict(report["moments"]) for report in reports), Moments.none(job.channels))

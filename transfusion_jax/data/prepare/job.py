@@ -15,7 +15,7 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.readers import InputShard, ReadOptions
 from transfusion_jax.data.store.dataset import REPREPARE, SCHEMA
 from transfusion_jax.data.tokenizer import Tokenizer
-from transfusion_jax.storage.atomic import LostFolder, claimed, read_json, sweep, write_json
+from transfusion_jax.storage.atomic import LostFolder, claimed, read_json, sweep_unfinished, write_json
 from transfusion_jax.storage.paths import Place, version_of
 
 REMEDY = "copy it back from a backup, or choose another --output"
@@ -23,7 +23,7 @@ TOKENIZER_HASH = "tokenizer_hash"
 
 
 @dataclass(frozen=True)
-class Job:
+class PrepareJob:
     """The inputs, and what decides the documents that are made of them."""
 
     shards: tuple[InputShard, ...]
@@ -48,7 +48,7 @@ class Job:
         return {"schema": SCHEMA, **values}
 
 
-def begin(job: Job, tokenizer: Tokenizer, folder: Place) -> None:
+def begin_job(job: PrepareJob, tokenizer: Tokenizer, folder: Place) -> None:
     """Writes job and tokenizer into a new folder, or finds the same ones there; a damaged tokenizer is mended.
 
     Raises:
@@ -56,7 +56,7 @@ def begin(job: Job, tokenizer: Tokenizer, folder: Place) -> None:
         DamagedFile: the job that it was begun with cannot be read.
     """
     require(folder.is_dir() or not folder.exists(), f"--output {folder} is a file: choose a folder")
-    sweep(folder)
+    sweep_unfinished(folder)
     path, new = folder / "job.json", job.to_dict()
     if path.exists():
         old = read_json(path, REMEDY)
@@ -70,23 +70,25 @@ def begin(job: Job, tokenizer: Tokenizer, folder: Place) -> None:
                 f"{folder} was begun with other inputs or options:\n  " + "\n  ".join(changed) + "\n"
                 "give those again to go on, or choose another --output"
             )
-        known = old.get(TOKENIZER_HASH) or tokenizers.hash_of(tokenizers.load_saved(folder, job.tokenizer))
+        known = old.get(TOKENIZER_HASH) or tokenizers.hash_of(
+            tokenizers.load_saved_tokenizer(folder, job.tokenizer)
+        )
         require(
             known == tokenizers.hash_of(tokenizer),
             f"{folder} was begun with another tokenizer of the same name: choose another --output",
         )
-        tokenizers.save(tokenizer, folder)
+        tokenizers.save_tokenizer(tokenizer, folder)
         return
     own = (tokenizer.name, path.name)  # what another host that begins at the same time has written
     there = folder.iterdir() if folder.exists() else ()
     others = [file.name for file in there if not file.name.startswith(own)]
     require(not others, f"{folder} holds other files: choose a new --output")
-    tokenizers.save(tokenizer, folder)
+    tokenizers.save_tokenizer(tokenizer, folder)
     write_json(path, new | {TOKENIZER_HASH: tokenizers.hash_of(tokenizer)}, indent=1)
 
 
 @contextmanager
-def owned(folder: Place, job: Job) -> Iterator[None]:
+def owned_by_job(folder: Place, job: PrepareJob) -> Iterator[None]:
     """While this lasts, nothing is written to the folder once it holds another job's data, or is gone.
 
     Writes raise LostFolder then.
@@ -119,7 +121,7 @@ def kept_tokenizer(folder: Place, name: str) -> Tokenizer:
         DamagedFile: it is not what was written.
     """
     known = read_json(folder / "job.json", REMEDY).get(TOKENIZER_HASH)
-    return tokenizers.load_saved(folder, name, known, REPREPARE)
+    return tokenizers.load_saved_tokenizer(folder, name, known, REPREPARE)
 
 
 def place_among_hosts() -> tuple[int, int] | None:

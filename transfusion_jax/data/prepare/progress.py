@@ -20,7 +20,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Documents(Progress):
+class DocumentProgress(Progress):
     """Of preparing."""
 
     documents: int
@@ -35,7 +35,7 @@ class Documents(Progress):
 
 
 @dataclass(frozen=True)
-class Images(Progress):
+class ImageProgress(Progress):
     """Of encoding."""
 
     images: int

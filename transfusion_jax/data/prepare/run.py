@@ -11,23 +11,23 @@ from contextlib import closing
 from typing import Any
 
 from transfusion_jax.data.prepare.encode import Encoders
-from transfusion_jax.data.prepare.finish import finish
-from transfusion_jax.data.prepare.job import Job, owned
-from transfusion_jax.data.prepare.progress import Documents, Progress
+from transfusion_jax.data.prepare.finish import finish_folder
+from transfusion_jax.data.prepare.job import PrepareJob, owned_by_job
+from transfusion_jax.data.prepare.progress import DocumentProgress, Progress
 from transfusion_jax.data.prepare.shard import prepare_shard, report_file, sound
 from transfusion_jax.data.readers.format import package
 from transfusion_jax.errors import UserError
 from transfusion_jax.parallel.children import end_with_parent
-from transfusion_jax.storage.atomic import sweep
+from transfusion_jax.storage.atomic import sweep_unfinished
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.paths import Place
 
 Reports = Generator[dict[str, Any], None, None]
 
 
-def run(
+def run_job(
     folder: Place,
-    job: Job,
+    job: PrepareJob,
     own: Sequence[int],
     runner: str,
     workers: int,
@@ -53,13 +53,13 @@ def run(
         OSError: an input cannot be read, or the folder not be written.
         LostFolder: the folder is another's by now.
     """
-    with owned(folder, job):
+    with owned_by_job(folder, job):
         return _run(folder, job, own, runner, workers, report, encoders)
 
 
 def _run(
     folder: Place,
-    job: Job,
+    job: PrepareJob,
     own: Sequence[int],
     runner: str,
     workers: int,
@@ -83,13 +83,13 @@ def _run(
                 documents += values["documents"]
                 size += values["size"]
                 unused += sum(values["faults"].values())
-                report(Documents(count, len(todo), time.monotonic() - begun, documents, size, unused))
+                report(DocumentProgress(count, len(todo), time.monotonic() - begun, documents, size, unused))
     if encoders:
         encoders.finish(report)
     if not _finished(folder).issuperset(range(len(job.shards))):
         return None
-    sweep(folder)  # once more: workers of a killed process may have outlived it by a moment
-    return finish(folder, job)
+    sweep_unfinished(folder)  # once more: workers of a killed process may have outlived it by a moment
+    return finish_folder(folder, job)
 
 
 def _finished(folder: Place) -> set[int]:
@@ -105,7 +105,7 @@ def _leave(shard: int) -> None:
     """No encoding is asked for."""
 
 
-def _local(folder: Place, job: Job, todo: Sequence[int], workers: int) -> Reports:
+def _local(folder: Place, job: PrepareJob, todo: Sequence[int], workers: int) -> Reports:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(todo)), context, end_with_parent) as pool:
         try:
@@ -120,7 +120,7 @@ def _local(folder: Place, job: Job, todo: Sequence[int], workers: int) -> Report
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ray(folder: Place, job: Job, todo: Sequence[int], workers: int) -> Reports:
+def _ray(folder: Place, job: PrepareJob, todo: Sequence[int], workers: int) -> Reports:
     """On the cluster that the environment names, or one of this host's cores; the folder must be seen by all."""
     del workers
     ray = package("ray", "transfusion-jax[ray]")

@@ -17,15 +17,15 @@ import numpy as np
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import READERS, extend
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.prepare.job import Job, kept_tokenizer, owned
+from transfusion_jax.data.prepare.job import PrepareJob, kept_tokenizer, owned_by_job
 from transfusion_jax.data.readers import Fault, RawDocument, RawText, origin
 from transfusion_jax.data.readers.pictures import PictureError, decode
 from transfusion_jax.data.store.dataset import PART, latents_of, shard_file
 from transfusion_jax.data.store.latent_stats import Moments
-from transfusion_jax.data.store.record import Record, Segment, belonging, pack, seal, token_type
+from transfusion_jax.data.store.record import Record, Segment, belonging, pack, sealed_record, token_type
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.storage.atomic import DamagedFile, parse_json, read_json, whole, write_json, write_whole
-from transfusion_jax.storage.paths import Place, read_all, sha256, sizes
+from transfusion_jax.storage.paths import Place, file_sizes, read_all, sha256
 
 WRITE = "group_size:1,uncompressed"  # one record can be read alone; latents and ids hardly compress
 WRITE_TEXT = "group_size:1,zstd:3"
@@ -61,7 +61,7 @@ def sound(folder: Place, numbers: Iterable[int]) -> set[int]:
 
     Large files are not read; `transfusion doctor --verify` does that.
     """
-    there = sizes(folder) if folder.exists() else {}
+    there = file_sizes(folder) if folder.exists() else {}
     asked = [number for number in numbers if f"shards/{number:05d}.json" in there]
     paths = [report_file(folder, number) for number in asked]
     return {
@@ -90,7 +90,7 @@ def is_changed(path: Place, expected: str | None) -> bool:
     return expected not in (None, sha256(path))
 
 
-def prepare_shard(folder: Place, job: Job, number: int) -> dict[str, Any]:
+def prepare_shard(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
     """Reads an input shard and writes its documents; returns its report, which a finished shard has already.
 
     The bytes written are a function of the job and the input.
@@ -103,11 +103,11 @@ def prepare_shard(folder: Place, job: Job, number: int) -> dict[str, Any]:
     if report.exists():
         return read_report(report)
     extend(job.extensions)
-    with owned(folder, job):
+    with owned_by_job(folder, job):
         return _prepare(folder, job, number)
 
 
-def _prepare(folder: Place, job: Job, number: int) -> dict[str, Any]:
+def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
     shard, columns, faults = job.shards[number], _Columns.empty(), []
     moments = Moments.none(job.channels)
     tokenizer, input_name = kept_tokenizer(folder, job.tokenizer), origin(shard)
@@ -116,8 +116,8 @@ def _prepare(folder: Place, job: Job, number: int) -> dict[str, Any]:
     texts = belonging("documents", tokenizers.hash_of(tokenizer), input_name, number)
     images = belonging("pixels", Identity().hash(), input_name, number)
     with ExitStack() as stack:
-        documents = stack.enter_context(Writer(shard_file(folder, "documents", number), WRITE_TEXT, texts))
-        pixels = stack.enter_context(Writer(shard_file(folder, "pixels", number), WRITE, images))
+        documents = stack.enter_context(ShardWriter(shard_file(folder, "documents", number), WRITE_TEXT, texts))
+        pixels = stack.enter_context(ShardWriter(shard_file(folder, "pixels", number), WRITE, images))
         seen: dict[bytes, str] = {}
         for found_document in _read(job, number):
             if isinstance(found_document, Fault):
@@ -210,12 +210,12 @@ class _Columns:
         }
 
 
-def _read(job: Job, number: int) -> Iterator[RawDocument | Fault]:
+def _read(job: PrepareJob, number: int) -> Iterator[RawDocument | Fault]:
     shard = job.shards[number]
     return islice(READERS[shard.format].read(shard, job.reading), job.limit or None)
 
 
-def _convert(raw: RawDocument, job: Job, tokenizer: Tokenizer) -> _Converted:
+def _convert(raw: RawDocument, job: PrepareJob, tokenizer: Tokenizer) -> _Converted:
     """Decodes images and encodes texts.
 
     Raises:
@@ -250,7 +250,7 @@ def _records(segments: list[Segment], raw: RawDocument, images: np.ndarray) -> l
     return [Record((Segment(part),), meta if n == 0 else {}) for n, part in enumerate(parts)]
 
 
-class Writer:
+class ShardWriter:
     """An ArrayRecord file that appears once it is complete; then its size and hash are known.
 
     Args:
@@ -266,10 +266,10 @@ class Writer:
 
     def write(self, data: bytes) -> None:
         """Adds a record, sealed."""
-        self._file.write(seal(data, self._belongs, self.records))
+        self._file.write(sealed_record(data, self._belongs, self.records))
         self.records += 1
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> ShardWriter:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         self._partial = self._stack.enter_context(whole(self._path))

@@ -8,7 +8,7 @@ from typing import Any
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers import files, records
-from transfusion_jax.data.readers.folder import Entries, Entry, captioned_images, same
+from transfusion_jax.data.readers.folder import Entries, FolderEntry, captioned_images, same
 from transfusion_jax.data.readers.format import ReadOptions
 from transfusion_jax.data.readers.raw import Fault
 from transfusion_jax.errors import nearest, require
@@ -43,7 +43,9 @@ def _entries(path: str, options: ReadOptions) -> Entries:
     return [_entry(number, image, captions, folder) for number, image in enumerate(images)]
 
 
-def _entry(number: int, image: Mapping[str, Any], captions: Mapping[str, list[Any]], folder: str) -> Entry | Fault:
+def _entry(
+    number: int, image: Mapping[str, Any], captions: Mapping[str, list[Any]], folder: str
+) -> FolderEntry | Fault:
     name = image.get("file_name") or image.get("filename")
     if not isinstance(name, str):
         return Fault(f"images[{number}]", "no file_name")
@@ -52,7 +54,7 @@ def _entry(number: int, image: Mapping[str, Any], captions: Mapping[str, list[An
     found = captions.get(str(image.get("id")), [])
     if isinstance(sentences := image.get("sentences"), list):
         found = [s.get("raw") if isinstance(s, dict) else s for s in sentences]
-    return Entry(name, files.join(folder, name), partial(same, found))
+    return FolderEntry(name, files.join(folder, name), partial(same, found))
 
 
 FORMAT = captioned_images(_entries, ("images", "split"))

@@ -28,12 +28,12 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
     """Documents with drawings at `options.image_size`; the scenes before and after stand in their meta."""
-    count, seed, arrangement = shapes.parse("edits", shard.path)
+    count, seed, arrangement = shapes.parse_name("edits", shard.path)
     for index in range(shard.begin, shard.end or count):
         scene, caption = shapes.example(seed, index, arrangement)
         rng = np.random.default_rng([seed, index, 2])  # the caption was made from [seed, index, 1]
-        edit = edits.choose(scene, rng)
-        request = edits.describe(edit, scene, rng)
+        edit = edits.choose_edit(scene, rng)
+        request = edits.describe_edit(edit, scene, rng)
         before, after = (scenes.render(s, options.image_size) for s in (scene, edit.after))
         segments: tuple[RawText | RawImage, ...] = (
             RawText(caption),

@@ -63,7 +63,7 @@ def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Faul
                 yield RawDocument(f"{key}.{number}", segments, {"emoji": sequence, "name": name})
 
 
-def caption(sequence: str, unicode_name: str) -> str:
+def caption_of_name(sequence: str, unicode_name: str) -> str:
     """A plain lower-case caption from a name such as `:waving_hand_medium_skin_tone:`."""
     words = unicode_name.strip(":").replace("_", " ").lower()
     tones, words = _TONE.findall(words), _TONE.sub("", words)
@@ -85,7 +85,7 @@ def _names() -> list[tuple[str, str]]:
         raise ConfigError(NEEDED) from error
     whole = STATUS["fully_qualified"]
     return sorted(
-        (text, caption(text, entry["en"])) for text, entry in EMOJI_DATA.items() if entry["status"] == whole
+        (text, caption_of_name(text, entry["en"])) for text, entry in EMOJI_DATA.items() if entry["status"] == whole
     )
 
 

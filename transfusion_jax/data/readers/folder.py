@@ -23,7 +23,7 @@ TABLES = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True)
-class Entry:
+class FolderEntry:
     """An image and where its captions are."""
 
     key: str
@@ -31,7 +31,7 @@ class Entry:
     captions: Callable[[], Any]
 
 
-Entries = list[Entry | Fault]
+Entries = list[FolderEntry | Fault]
 
 
 def is_image(path: str) -> bool:
@@ -69,7 +69,9 @@ def _folder_entries(path: str, options: ReadOptions) -> Entries:
     require(options.text_column is None, f"text_column needs a {' or '.join(TABLES)} in {path}, and there is none")
     there = set(names)
     return [
-        Entry(name, files.join(path, name), partial(_lines, path, name, there)) for name in names if is_image(name)
+        FolderEntry(name, files.join(path, name), partial(_lines, path, name, there))
+        for name in names
+        if is_image(name)
     ]
 
 
@@ -83,7 +85,7 @@ def _lines(folder: str, image: str, there: set[str]) -> list[bytes] | None:
     return [line for line in data.splitlines() if line.strip()] or [b""]
 
 
-def _table_entries(folder: str, table: str, text_column: str | None) -> Iterator[Entry | Fault]:
+def _table_entries(folder: str, table: str, text_column: str | None) -> Iterator[FolderEntry | Fault]:
     rows = _csv_rows if table.endswith(".csv") else _jsonl_rows
     inner = files.folder_of(table)  # names in a table are relative to it
     for key, row in rows(files.join(folder, table)):
@@ -93,11 +95,11 @@ def _table_entries(folder: str, table: str, text_column: str | None) -> Iterator
             continue
         captions = records.caption_of(row, text_column)
         image = files.join(inner, name)
-        yield Entry(image, files.join(folder, image), partial(same, captions))
+        yield FolderEntry(image, files.join(folder, image), partial(same, captions))
 
 
 def _jsonl_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any] | Fault]]:
-    for offset, line in jsonl.lines(InputShard(path)):
+    for offset, line in jsonl.lines_of_shard(InputShard(path)):
         key = f"@{offset}"
         try:
             if isinstance(line, Fault) or line.strip():

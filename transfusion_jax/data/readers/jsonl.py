@@ -28,7 +28,7 @@ def _shards(path: str, options: ReadOptions) -> list[InputShard]:
 
 def _read(shard: InputShard, options: ReadOptions) -> Found:
     folder = files.folder_of(shard.path) if options.images is None else options.images
-    for offset, line in lines(shard):
+    for offset, line in lines_of_shard(shard):
         key = f"@{offset}"
         try:
             if isinstance(line, Fault):
@@ -39,7 +39,7 @@ def _read(shard: InputShard, options: ReadOptions) -> Found:
             yield Fault(key, str(error))
 
 
-def lines(shard: InputShard) -> Iterator[tuple[int, bytes | Fault]]:
+def lines_of_shard(shard: InputShard) -> Iterator[tuple[int, bytes | Fault]]:
     """The lines that begin within the shard's bytes, and where each begins."""
     with files.open_unpacked(shard.path) as stream:
         offset = shard.begin
@@ -100,7 +100,7 @@ def _segment(segment: Any, folder: str) -> RawText | RawImage:
     if not isinstance(loss, bool):
         raise records.RecordError(f"loss is true or false, not of type {type(loss).__name__}")
     if "text" in segment:
-        return RawText(records.text(segment["text"]), loss)
+        return RawText(records.text_of(segment["text"]), loss)
     return RawImage(records.image_bytes(segment["image"], folder), loss)
 
 
@@ -123,7 +123,7 @@ def _mmc4(key: str, values: Mapping[str, Any], folder: str) -> Found:
     entries: list[tuple[str, Any]] = []
     for begin, end in itertools.pairwise(cuts):
         entries += [("image", image) for image in before.get(begin, ())]
-        entries.append(("text", " ".join(records.text(s).strip() for s in sentences[begin:end] if s != "")))
+        entries.append(("text", " ".join(records.text_of(s).strip() for s in sentences[begin:end] if s != "")))
     return records.interleaved(key, entries, folder)
 
 

@@ -21,7 +21,7 @@ class RecordError(Exception):
     """Why a record cannot be used: a few words, then details after a colon."""
 
 
-def text(value: Any, what: str = "text") -> str:
+def text_of(value: Any, what: str = "text") -> str:
     """A text as it is, from a string or from bytes in UTF-8; `what` names it in errors.
 
     Raises:
@@ -67,7 +67,7 @@ def caption_of(values: Mapping[str, Any], name: str | None) -> Any:
 def document(key: str, value: Any) -> Iterator[RawDocument | Fault]:
     """One text."""
     try:
-        yield RawDocument(key, (RawText(text(value)),))
+        yield RawDocument(key, (RawText(text_of(value)),))
     except RecordError as error:
         yield Fault(key, str(error))
 
@@ -79,7 +79,7 @@ def pairs(key: str, image: bytes, captions: Any) -> Iterator[RawDocument | Fault
         named = [(f"{key}#{i}", caption) for i, caption in enumerate(captions)] or [(key, None)]
     for name, caption in named:
         try:
-            yield RawDocument(name, (RawText(text(caption, "caption").strip()), RawImage(image)))
+            yield RawDocument(name, (RawText(text_of(caption, "caption").strip()), RawImage(image)))
         except RecordError as error:
             yield Fault(name, str(error))
 
@@ -92,7 +92,7 @@ def interleaved(key: str, entries: Sequence[tuple[str, Any]], folder: str) -> It
     segments: list[RawText | RawImage] = []
     for place, (kind, value) in enumerate(entries):
         try:
-            segments.append(RawText(text(value)) if kind == "text" else RawImage(image_bytes(value, folder)))
+            segments.append(RawText(text_of(value)) if kind == "text" else RawImage(image_bytes(value, folder)))
         except RecordError as error:
             yield Fault(f"{key}#{place}", str(error))
     yield RawDocument(key, tuple(segments)) if segments else Fault(key, "no segment that can be used")

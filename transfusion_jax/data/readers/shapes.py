@@ -27,7 +27,7 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
     """A caption, then its drawing at `options.image_size`; the exact scene stands in the document's meta."""
-    count, seed, arrangement = parse("shapes", shard.path)
+    count, seed, arrangement = parse_name("shapes", shard.path)
     for index in range(shard.begin, shard.end or count):
         scene, caption = example(seed, index, arrangement)
         segments = (RawText(caption), RawImage(scenes.render(scene, options.image_size)))
@@ -38,16 +38,16 @@ def example(seed: int, index: int, arrangement: str = scenes.FREE) -> tuple[scen
     """One of a seed's scenes, and its caption."""
     scene = scenes.scene(seed, index, arrangement)
     rng = np.random.default_rng([seed, index, 1])  # the scene was made from [seed, index]
-    return scene, captions.describe(captions.claims(scene, rng), rng)
+    return scene, captions.describe_claims(captions.claims(scene, rng), rng)
 
 
 def ranges(name: str, path: str, options: ReadOptions) -> list[InputShard]:
     """Ranges of a set of this name that is made of a number and a seed."""
-    count, step = parse(name, path)[0], options.shard_size
+    count, step = parse_name(name, path)[0], options.shard_size
     return [InputShard(path, begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def parse(name: str, path: str) -> tuple[int, int, str]:
+def parse_name(name: str, path: str) -> tuple[int, int, str]:
     """Number, seed and arrangement that `20000:7:corners`, `20000:7`, `20000` or nothing stands for.
 
     Raises:

@@ -28,7 +28,7 @@ from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.store import index_cache
 from transfusion_jax.data.store.latent_stats import LatentStatistics, Moments
 from transfusion_jax.data.store.record import DamagedRecord, Record, belonging, token_type, unpack, unseal
-from transfusion_jax.data.store.remote_records import records_of
+from transfusion_jax.data.store.remote_records import records_of_chunk
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.storage.atomic import DamagedFile, read_json
 from transfusion_jax.storage.gcs import BucketPath
@@ -88,7 +88,7 @@ class Prepared:
     def tokenizer(self) -> Tokenizer:
         """How its texts were encoded."""
         about = self.manifest["tokenizer"]
-        return tokenizers.load_saved(self.folder, about["name"], about["hash"], REMEDY)
+        return tokenizers.load_saved_tokenizer(self.folder, about["name"], about["hash"], REMEDY)
 
     @cached_property
     def key(self) -> str:
@@ -295,7 +295,7 @@ class PreparedDocuments:
         try:
             if isinstance(path, BucketPath):
                 begin, end = self._place(kind)[number].tolist()
-                data = records_of(path.read_bytes(begin, end), begin)[0]
+                data = records_of_chunk(path.read_bytes(begin, end), begin)[0]
             else:
                 data = self._read_local(path, kind, shard, number - begins)
             sealed = kind in about.get("sealed", ())

@@ -46,7 +46,7 @@ def histogram(lengths: np.ndarray) -> list[tuple[str, int]]:
     return bins[filled[0] : filled[-1] + 1] if len(filled) else []
 
 
-def measure(prepared: Prepared, encoding: str) -> Encodings:
+def measure_images(prepared: Prepared, encoding: str) -> Encodings:
     """Measures images from all over the training part, in one encoding."""
     statistics = prepared.moments(encoding).statistics()
     safe = LatentStatistics(statistics.mean, np.where(statistics.std > 0, statistics.std, 1))
@@ -109,7 +109,7 @@ def findings(prepared: Prepared, measured: dict[str, Encodings]) -> list[str]:
     return found
 
 
-def damaged(prepared: Prepared) -> list[str]:
+def damaged_shards(prepared: Prepared) -> list[str]:
     """Files whose bytes are not those that were written, each with its remedy; all files are read."""
     return list(_damaged(prepared))
 
@@ -123,7 +123,7 @@ def _damaged(prepared: Prepared) -> Iterator[str]:
     yield from _refused(lambda: prepared.tokenizer)
     for about in manifest["encodings"].values():
         coder = about["autoencoder"], about["autoencoder_hash"]
-        yield from _refused(partial(autoencoders.load_saved, folder, *coder))
+        yield from _refused(partial(autoencoders.load_saved_autoencoder, folder, *coder))
     yield from _refused(lambda: _read_if_there(folder / "job.json"))
     for number, shard in enumerate(manifest["shards"]):
         for kind, expected in shard["sha256"].items():

@@ -45,7 +45,7 @@ def belonging(kind: str, codec: str, origin: str, shard: int) -> str:
     return f"{kind} {codec} {origin} {shard}"
 
 
-def seal(data: bytes, belongs: str, number: int) -> bytes:
+def sealed_record(data: bytes, belongs: str, number: int) -> bytes:
     """The bytes of a record with their checksum, as the record of this number in its file."""
     return data + _checksum(data, belongs, number)
 

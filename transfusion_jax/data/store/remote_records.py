@@ -38,13 +38,13 @@ def places(files: Sequence[tuple[BucketPath, int]]) -> Iterator[tuple[np.ndarray
     tails = read_ranges([(path, max(size - TAIL, 0), size) for path, size in files])
     for (path, size), tail in zip(files, tails, strict=True):
         try:
-            postscript = _message(records_of(tail[-BLOCK:], size - BLOCK)[0])
+            postscript = _message(records_of_chunk(tail[-BLOCK:], size - BLOCK)[0])
             footer = postscript[1]
             if postscript.get(2) != MAGIC or size % BLOCK:
                 raise DamagedRecord("no such file's end")
             if footer < size - len(tail):
                 tail = path.read_bytes(footer, size)
-            _, *chunks = map(_message, records_of(tail[footer - (size - len(tail)) : -BLOCK], footer))
+            _, *chunks = map(_message, records_of_chunk(tail[footer - (size - len(tail)) : -BLOCK], footer))
             if any(chunk.get(3, 0) != 1 for chunk in chunks):
                 raise DamagedRecord("more than one record in a group")
         except (struct.error, LookupError, DamagedRecord) as error:
@@ -52,7 +52,7 @@ def places(files: Sequence[tuple[BucketPath, int]]) -> Iterator[tuple[np.ndarray
         yield np.array([chunk.get(1, 0) for chunk in chunks], np.int64), footer
 
 
-def records_of(data: bytes, begin: int) -> list[bytes]:
+def records_of_chunk(data: bytes, begin: int) -> list[bytes]:
     """The records of the chunk that begins a stretch of a file; `begin` is where it stands in the file.
 
     Raises:

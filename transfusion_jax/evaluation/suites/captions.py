@@ -9,7 +9,7 @@ from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.evaluation.suite import Suite
-from transfusion_jax.generation.scoring import score
+from transfusion_jax.generation.scoring import score_continuations
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
 
@@ -29,7 +29,9 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     tokens = sum(map(len, captions))
 
     def loss(before: list[Document]) -> float:
-        return -sum(s.log_likelihood for s in score(task, params, data.codec, before, captions)) / tokens
+        return (
+            -sum(s.log_likelihood for s in score_continuations(task, params, data.codec, before, captions)) / tokens
+        )
 
     return {
         "caption_loss": loss([Document((image,)) for image, _ in found]),

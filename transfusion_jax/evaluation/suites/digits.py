@@ -13,7 +13,7 @@ from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.readers import digits
 from transfusion_jax.evaluation.suite import Suite
-from transfusion_jax.generation.single import caption, draw
+from transfusion_jax.generation.single import caption_images, draw_images
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
 
@@ -28,19 +28,19 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     """
     config = task.config
     require_images(config)
-    seen, unseen = (pictures(corpus, data.codec) for corpus in (data.train, data.held_out))
+    seen, unseen = (captioned_digits(corpus, data.codec) for corpus in (data.train, data.held_out))
     judge = fit_judge(seen)
     asked = np.arange(config.evaluation.images) % len(digits.NAMES)
-    captions = prompts(len(asked))
+    captions = digit_captions(len(asked))
     seed = int(jax.random.bits(key, dtype=np.uint32))
 
     def accuracy(guidance: float) -> float:
-        drawn = draw(task, params, data.codec, captions, seed, config.sampling_with(guidance=guidance))
-        return float(np.mean(judge.predict(features(drawn)) == asked))
+        drawn = draw_images(task, params, data.codec, captions, seed, config.sampling_with(guidance=guidance))
+        return float(np.mean(judge.predict(digit_features(drawn)) == asked))
 
-    written = caption(task, params, data.codec, unseen.images)
+    written = caption_images(task, params, data.codec, unseen.images)
     return {
-        "judge_accuracy": float(judge.score(features(unseen.images), unseen.labels)),
+        "judge_accuracy": float(judge.score(digit_features(unseen.images), unseen.labels)),
         "generation_accuracy": accuracy(config.sampling.guidance),
         "generation_accuracy_unguided": accuracy(1.0),
         "caption_accuracy": float(
@@ -53,7 +53,7 @@ def check(config: Config, data: Data) -> None:
     """Raises ConfigError where the data hold no captioned digits, the model draws none, or there is no judge."""
     require_images(config)
     for corpus in (data.train, data.held_out):
-        pictures(corpus, data.codec)
+        captioned_digits(corpus, data.codec)
     new_judge()
 
 
@@ -62,7 +62,7 @@ def require_images(config: Config) -> None:
     require(config.model.images != "none", "the suite 'digits' draws, and this is a model of text alone")
 
 
-def prompts(number: int) -> list[str]:
+def digit_captions(number: int) -> list[str]:
     """So many captions, the digits and the wordings by turns."""
     count = len(digits.NAMES)
     return [digits.captions(i % count)[i // count % len(digits.WORDINGS)] for i in range(number)]
@@ -76,7 +76,7 @@ class Pictures:
     labels: np.ndarray
 
 
-def pictures(corpus: Corpus, codec: Codec) -> Pictures:
+def captioned_digits(corpus: Corpus, codec: Codec) -> Pictures:
     """The captioned digits of a corpus, each once.
 
     Raises:
@@ -102,7 +102,7 @@ def fit_judge(seen: Pictures) -> Any:
     Raises:
         ConfigError: scikit-learn is not installed.
     """
-    return new_judge().fit(features(seen.images), seen.labels)
+    return new_judge().fit(digit_features(seen.images), seen.labels)
 
 
 def new_judge() -> Any:
@@ -119,9 +119,9 @@ def new_judge() -> Any:
     return SVC(gamma=0.001)
 
 
-def features(images: np.ndarray) -> np.ndarray:
+def digit_features(images: np.ndarray) -> np.ndarray:
     """Images `[S, 8, 8, 1]` in [−1, 1] as scikit-learn's pixel values, `[S, 64]` in 0 … 16."""
     return (images.reshape(len(images), -1) + 1) / 2 * digits.LARGEST
 
 
-SUITE = Suite(run, "images", True, lambda config: prompts(config.images), check)
+SUITE = Suite(run, "images", True, lambda config: digit_captions(config.images), check)

@@ -28,9 +28,11 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     """
     codec = data.codec
     size = drawing_size("edits", task.config, data)
-    wanted = asked(task.config.evaluation)
+    wanted = edit_requests(task.config.evaluation)
     requests = [
-        Request(document_of(scene, text, size, codec), "image", int(jax.random.bits(key, dtype=np.uint32)), number)
+        Request(
+            edit_document(scene, text, size, codec), "image", int(jax.random.bits(key, dtype=np.uint32)), number
+        )
         for number, (scene, _, text) in enumerate(wanted)
     ]
     drawn = np.stack([sample.images[0] for sample in generate(task, params, codec, requests)])
@@ -40,7 +42,7 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     )
     actions = np.array([edit.action for _, edit, _ in wanted])
     by_action = {f"edit_accuracy_{name}": float(done[actions == name].mean()) for name in sorted(set(actions))}
-    choices = np.array([1 + len(edits.edits(scene)) for scene, _, _ in wanted])
+    choices = np.array([1 + len(edits.possible_edits(scene)) for scene, _, _ in wanted])
     return {
         "judge_accuracy": float(judged.mean()),
         "edit_accuracy": float(done.mean()),
@@ -66,7 +68,7 @@ def drawing_size(suite: str, config: Config, data: Data) -> int:
     return size
 
 
-def document_of(scene: scenes.Scene, text: str, size: int, codec: Codec) -> Document:
+def edit_document(scene: scenes.Scene, text: str, size: int, codec: Codec) -> Document:
     """A scene's drawing, and what to change."""
     (latent,) = codec.latents(picture(scene, size)[None])
     return Document((Image(latent), Text(codec.tokenizer.encode(text))))
@@ -77,7 +79,7 @@ def picture(scene: scenes.Scene, size: int) -> np.ndarray:
     return scenes.render(scene, size).astype(np.float32) / 127.5 - 1
 
 
-def asked(config: EvaluationConfig) -> list[tuple[scenes.Scene, edits.Edit, str]]:
+def edit_requests(config: EvaluationConfig) -> list[tuple[scenes.Scene, edits.Edit, str]]:
     """`evaluation.images` of `asked_for`, of `evaluation.scenes`."""
     return [asked_for(index, config.scenes) for index in range(config.images)]
 
@@ -85,14 +87,14 @@ def asked(config: EvaluationConfig) -> list[tuple[scenes.Scene, edits.Edit, str]
 def asked_for(index: int, arrangement: str = scenes.FREE) -> tuple[scenes.Scene, edits.Edit, str]:
     """A scene, a change, and the sentence that asks for it."""
     scene, rng = scenes.scene(SEED, index, arrangement), np.random.default_rng([SEED, index, 2])
-    edit = edits.choose(scene, rng)
-    return scene, edit, edits.describe(edit, scene, rng)
+    edit = edits.choose_edit(scene, rng)
+    return scene, edit, edits.describe_edit(edit, scene, rng)
 
 
 def is_done(scene: scenes.Scene, edit: edits.Edit, image: np.ndarray) -> bool:
     """Whether an image `[H, H, 3]` in [−1, 1] comes nearest to the scene after the edit."""
-    choices = [scene, *(other.after for other in edits.edits(scene))]
+    choices = [scene, *(other.after for other in edits.possible_edits(scene))]
     return choices[edits.shown(to_pixels(image[None])[0], choices)] == edit.after
 
 
-SUITE = Suite(run, "images", True, lambda config: [text for _, _, text in asked(config)], check)
+SUITE = Suite(run, "images", True, lambda config: [text for _, _, text in edit_requests(config)], check)

@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data.datasets import Data
-from transfusion_jax.evaluation.pictures import draw, pictures, resized
+from transfusion_jax.evaluation.pictures import captioned_pictures, draw_captions, resized
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
@@ -85,10 +85,10 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     check(task.config, data)
     config, seed = task.config, int(jax.random.bits(key, dtype=np.uint32))
     unseen, seen = (
-        list(itertools.islice(pictures(corpus, config, data.codec, seed), config.evaluation.images))
+        list(itertools.islice(captioned_pictures(corpus, config, data.codec, seed), config.evaluation.images))
         for corpus in (data.held_out, data.train)
     )
-    drawn = draw(task, params, data.codec, [picture.caption for picture in unseen], seed)
+    drawn = draw_captions(task, params, data.codec, [picture.caption for picture in unseen], seed)
     real = small_pixels(np.stack([picture.image for picture in unseen]))
     found = {"frechet_pixels": distance(small_pixels(drawn), real)}
     if len(seen) > 1:
@@ -100,7 +100,7 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
 def check(config: Config, data: Data) -> None:
     """Raises ConfigError where fewer than two captioned images are held out, or the model draws none."""
     require(config.model.images != "none", "the suite 'frechet' draws, and this is a model of text alone")
-    found = list(itertools.islice(pictures(data.held_out, config, data.codec, config.seed), 2))
+    found = list(itertools.islice(captioned_pictures(data.held_out, config, data.codec, config.seed), 2))
     require(len(found) > 1, "the suite 'frechet' needs captioned images among the held-out data")
 
 

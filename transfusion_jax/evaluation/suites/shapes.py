@@ -21,7 +21,7 @@ from transfusion_jax.evaluation.grader import look
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.evaluation.suites.edits import SEED, drawing_size, picture
 from transfusion_jax.generation.png import to_pixels
-from transfusion_jax.generation.single import caption, draw
+from transfusion_jax.generation.single import caption_images, draw_images
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.worlds.shapes import captions as claims
@@ -31,7 +31,7 @@ from transfusion_jax.worlds.shapes.scenes import Kind
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ScenePrompt:
     """A caption, the scene that it was written for, and what is asked of its drawing."""
 
     index: int  # of the scene, among those of `SEED`
@@ -59,14 +59,16 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     """
     codec, config = data.codec, task.config
     size = drawing_size("shapes", config, data)
-    wanted = asked(config.evaluation)
+    wanted = scene_prompts(config.evaluation)
     true = np.stack([picture(prompt.scene, size) for prompt in wanted])
-    drawn = draw(task, params, codec, [p.caption for p in wanted], int(jax.random.bits(key, dtype=np.uint32)))
+    drawn = draw_images(
+        task, params, codec, [p.caption for p in wanted], int(jax.random.bits(key, dtype=np.uint32))
+    )
     judged = judge_drawings(wanted, codec.images(codec.latents(true)))
     return {
         "judge_accuracy": judged["generation_accuracy"],
         **judge_drawings(wanted, drawn),
-        **judge_captions([prompt.scene for prompt in wanted], caption(task, params, codec, true)),
+        **judge_captions([prompt.scene for prompt in wanted], caption_images(task, params, codec, true)),
     }
 
 
@@ -75,7 +77,7 @@ def check(config: Config, data: Data) -> None:
     drawing_size("shapes", config, data)
 
 
-def judge_drawings(asked: Sequence[Prompt], drawn: np.ndarray) -> dict[str, float]:
+def judge_drawings(asked: Sequence[ScenePrompt], drawn: np.ndarray) -> dict[str, float]:
     """The `generation_…` metrics of `run`, of one drawing `[S, H, H, 3]` in [−1, 1] for each prompt."""
     shown = [look(pixels) for pixels in to_pixels(drawn)]
     passed: dict[str, list[bool]] = {}
@@ -92,7 +94,7 @@ def judge_drawings(asked: Sequence[Prompt], drawn: np.ndarray) -> dict[str, floa
 
 def judge_captions(shown: Sequence[scenes.Scene], written: Sequence[str]) -> dict[str, float]:
     """The `caption_…` metrics of `run`, of one caption for each scene."""
-    said = [claims.parse(text) for text in written]
+    said = [claims.parse_caption(text) for text in written]
     true = [c is not None and claims.true_of(c, scene) for c, scene in zip(said, shown, strict=True)]
     return {
         "caption_accuracy": float(np.mean(true)),
@@ -101,28 +103,28 @@ def judge_captions(shown: Sequence[scenes.Scene], written: Sequence[str]) -> dic
 
 
 @cache
-def asked(config: EvaluationConfig) -> tuple[Prompt, ...]:
+def scene_prompts(config: EvaluationConfig) -> tuple[ScenePrompt, ...]:
     """`evaluation.images` prompts of `evaluation.scenes`."""
-    return prompts(config.images, config.scenes)
+    return make_prompts(config.images, config.scenes)
 
 
-def prompts(number: int, arrangement: str = scenes.FREE) -> tuple[Prompt, ...]:
+def make_prompts(number: int, arrangement: str = scenes.FREE) -> tuple[ScenePrompt, ...]:
     """So many prompts, the categories by turns; a longer list begins with a shorter one.
 
     A scene is asked about once, by the category that fits it and has had the fewest.
     """
-    found: dict[str, list[Prompt]] = {category: [] for category in CATEGORIES}
+    found: dict[str, list[ScenePrompt]] = {category: [] for category in CATEGORIES}
     wanted = -(-number // len(CATEGORIES))
     for index in itertools.count():
         if min(map(len, found.values())) >= wanted:
             break
         scene, text = shapes.example(SEED, index, arrangement)
-        said = claims.parse(text)
+        said = claims.parse_caption(text)
         assert said is not None  # captions of data can be read
         fitting = {category: asked for category, asks in CATEGORIES.items() if (asked := asks(said))}
         if fitting:
             category = min(fitting, key=lambda name: len(found[name]))
-            found[category].append(Prompt(index, scene, text, said, category, fitting[category]))
+            found[category].append(ScenePrompt(index, scene, text, said, category, fitting[category]))
     return tuple(prompt for turn in zip(*found.values(), strict=False) for prompt in turn)[:number]
 
 
@@ -197,4 +199,4 @@ def _differ(kinds: Sequence[Kind]) -> bool:
     return len(kinds) == 2 and kinds[0].shape != kinds[1].shape
 
 
-SUITE = Suite(run, "images", True, lambda config: [prompt.caption for prompt in asked(config)], check)
+SUITE = Suite(run, "images", True, lambda config: [prompt.caption for prompt in scene_prompts(config)], check)

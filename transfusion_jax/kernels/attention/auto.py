@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax
+from jaxtyping import Array, Float, Int
 
 from transfusion_jax.kernels.attention import blocked, gpu, tpu
 from transfusion_jax.kernels.platform import platform
@@ -10,8 +10,14 @@ from transfusion_jax.kernels.platform import platform
 FEW_QUERIES = 128  # with fewer, as of a short prompt, a kernel's blocks would be mostly empty
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """See `transfusion_jax.model.attention`: q `[B, Tq, H, D]`, k and v `[B, Tk, H, D]`, spans `[B, Tq]`."""
+def attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+) -> Float[Array, "B T H D"]:
+    """See `transfusion_jax.model.attention`."""
     if q.shape[1] < FEW_QUERIES:
         return blocked.attention(q, k, v, start, end)
     if platform() == "tpu":

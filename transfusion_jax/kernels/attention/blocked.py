@@ -8,10 +8,11 @@ Memory grows linearly with T; scores are computed again in the backward pass.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
 from transfusion_jax.kernels.attention.schedule import key_ranges
 from transfusion_jax.kernels.platform import platform
@@ -23,8 +24,14 @@ QUERY_BLOCK = 256
 KEY_BLOCK = 128
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """See `transfusion_jax.model.attention`: q `[B, Tq, H, D]`, k and v `[B, Tk, H, D]`, spans `[B, Tq]`."""
+def attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+) -> Float[Array, "B T H D"]:
+    """See `transfusion_jax.model.attention`."""
     arguments = (*(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), start, end)
     if platform() == "cpu":  # row by row, each with its own ranges
         out = jax.lax.map(lambda row: heads_attention(*(x[None] for x in row))[0], arguments)
@@ -34,8 +41,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: j
 
 
 @jax.custom_vjp
-def heads_attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """The same with heads first: q `[B, H, Tq, D]`, k and v `[B, H, Tk, D]`."""
+def heads_attention(
+    q: Float[Array, "B H T D"],
+    k: Float[Array, "B H S D"],
+    v: Float[Array, "B H S D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+) -> Float[Array, "B H T D"]:
+    """The same with heads first."""
     return _forward(q, k, v, start, end)[0]
 
 
@@ -44,10 +57,10 @@ def _forward(q, k, v, start, end):  # type: ignore[no-untyped-def]
     rows, heads, queries, _ = q.shape
     keys, values = _whole(k, 2, KEY_BLOCK), jnp.swapaxes(_whole(v, 2, KEY_BLOCK), 2, 3)
 
-    def block(one: _Queries) -> tuple[jax.Array, jax.Array]:
+    def block(one: _Queries) -> tuple[Float[Array, "B H n D"], Float[Array, "B H 1 n"]]:
         q = jnp.swapaxes(one.q, 2, 3)  # [B, H, D, block]
 
-        def visit(number: jax.Array, carry: tuple) -> tuple:
+        def visit(number: Int[Array, ""], carry: tuple) -> tuple:
             top, total, out = carry
             scores = _scores(_part(keys, number, 2), q, one, number)
             new_top = jnp.maximum(top, scores.max(2, keepdims=True))
@@ -72,11 +85,11 @@ def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
     keys_across = jnp.swapaxes(keys, 2, 3)
     delta = output_products(out, d_out, 3)
 
-    def block(carry: tuple, args: tuple) -> tuple[tuple, jax.Array]:
+    def block(carry: tuple, args: tuple) -> tuple[tuple, Float[Array, "B H n D"]]:
         one, d_out, delta, log_total = args
         q_across, d_out_across, delta = (jnp.swapaxes(x, 2, 3) for x in (one.q, d_out, delta))
 
-        def visit(number: jax.Array, carry: tuple) -> tuple:
+        def visit(number: Int[Array, ""], carry: tuple) -> tuple:
             d_k, d_v, d_q = carry
             weights = jnp.exp(_scores(_part(keys, number, 2), q_across, one, number) - log_total)
             d_weights = _product(_part(values, number, 2), d_out_across)
@@ -102,57 +115,61 @@ heads_attention.defvjp(_forward, _backward)
 class _Queries(NamedTuple):
     """Blocks of queries along the first axis, or one of them."""
 
-    q: Any  # [B, H, block, D]
-    start: Any  # [B, 1, 1, block]
-    end: Any
-    first: Any  # the range of key blocks to visit, a scalar
-    last: Any
+    q: Float[Array, "*blocks B H n D"]  # [B, H, block, D]
+    start: Int[Array, "*blocks B 1 1 n"]  # [B, 1, 1, block]
+    end: Int[Array, "*blocks B 1 1 n"]
+    first: Int[Array, "*blocks"]  # the range of key blocks to visit, a scalar
+    last: Int[Array, "*blocks"]
 
 
-def _split(q: jax.Array, start: jax.Array, end: jax.Array) -> _Queries:
+def _split(q: Float[Array, "B H T D"], start: Int[Array, "B T"], end: Int[Array, "B T"]) -> _Queries:
     size = _size(q)
     ranges = key_ranges(start, end, size, KEY_BLOCK)  # of each row; a block visits what any row touches
     start, end = (_blocks(x[:, None, None], 3, size) for x in (start, end))
     return _Queries(_blocks(q, 2, size), start, end, ranges.begin.min(0), ranges.end.max(0))
 
 
-def _size(q: jax.Array) -> int:
+def _size(q: Float[Array, "B H T D"]) -> int:
     """Queries in a block."""
     return min(QUERY_BLOCK, q.shape[2])
 
 
-def _scores(keys: jax.Array, q: jax.Array, one: _Queries, number: jax.Array) -> jax.Array:
-    """Scaled and masked scores `[B, H, keys, queries]`, float32."""
+def _scores(
+    keys: Float[Array, "B H K D"], q: Float[Array, "B H D n"], one: _Queries, number: Int[Array, ""]
+) -> Float[Array, "B H K n"]:
+    """Scaled and masked scores, float32."""
     scores = _product(keys, q) / math.sqrt(q.shape[2])
     key = number * KEY_BLOCK + jnp.arange(KEY_BLOCK)[:, None]
     return jnp.where((one.start <= key) & (key < one.end), scores, MASKED)
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+def _product(a: Float[Array, "... i j"], b: Float[Array, "... j k"]) -> Float[Array, "... i k"]:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _whole(x: jax.Array, axis: int, size: int) -> jax.Array:
+def _whole(x: Shaped[Array, " ..."], axis: int, size: int) -> Shaped[Array, " ..."]:
     """Zeros added up to a multiple of the block's size."""
     extra = [(0, -x.shape[axis] % size if a == axis else 0) for a in range(x.ndim)]
     return jnp.pad(x, extra)
 
 
-def _blocks(x: jax.Array, axis: int, size: int) -> jax.Array:
+def _blocks(x: Shaped[Array, " ..."], axis: int, size: int) -> Shaped[Array, "blocks ..."]:
     """Blocks of an axis, counted by a new first one."""
     whole = _whole(x, axis, size)
     return jnp.moveaxis(whole.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _join(x: jax.Array, length: int) -> jax.Array:
-    """The inverse of `_blocks` for `[blocks, B, H, block, D]`."""
+def _join(x: Float[Array, "blocks B H n D"], length: int) -> Float[Array, "B H {length} D"]:
+    """The inverse of `_blocks` for an output."""
     return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])[:, :, :length]
 
 
-def _part(x: jax.Array, number: jax.Array, axis: int) -> jax.Array:
+def _part(x: Float[Array, " ..."], number: Int[Array, ""], axis: int) -> Float[Array, " ..."]:
     return jax.lax.dynamic_slice_in_dim(x, number * KEY_BLOCK, KEY_BLOCK, axis)
 
 
-def _add(x: jax.Array, number: jax.Array, part: jax.Array) -> jax.Array:
-    """x `[B, H, keys, D]` with a block of keys' part added."""
+def _add(
+    x: Float[Array, "B H S D"], number: Int[Array, ""], part: Float[Array, "B H K D"]
+) -> Float[Array, "B H S D"]:
+    """x with a block of keys' part added."""
     return jax.lax.dynamic_update_slice_in_dim(x, _part(x, number, 2) + part, number * KEY_BLOCK, 2)

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, Int
 
 from transfusion_jax.kernels.attention.schedule import Ranges, inner_ranges, key_ranges, query_ranges
 from transfusion_jax.kernels.platform import compute_capability, platform
-from transfusion_jax.kernels.softmax import LOG2_E, MASKED, dot, named, output_products, whole_spans
+from transfusion_jax.kernels.softmax import LOG2_E, MASKED, float32_dot, named, output_products, whole_spans
 
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_CHANNELS = 128
@@ -57,34 +58,40 @@ TILES = {
 }
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+def attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+) -> Float[Array, "B T H D"]:
     """See `transfusion_jax.model.attention`; raises ValueError where the kernels do not run, too."""
     if elsewhere := why_not_here():
         raise ValueError(f"attention 'gpu' runs on {elsewhere}; model.attention='blocked' runs anywhere")
-    return span_attention(q, k, v, start, end)
+    return gpu_span_attention(q, k, v, start, end)
 
 
-def span_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    start: jax.Array,
-    end: jax.Array,
+def gpu_span_attention(
+    q: Float[Any, "B T H D"],
+    k: Float[Any, "B S H D"],
+    v: Float[Any, "B S H D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
     tiles: Tiles | None = None,
     interpret: bool = False,
-) -> jax.Array:
+) -> Float[Array, "B T H D"]:
     """Softmax attention of each query over the keys `[start, end)`, scaled by 1/√D; differentiable in q, k and v.
 
     Args:
-        q: `[B, Tq, H, D]` with D ≤ 128, float32, bfloat16 or float16. Channels are padded to a power of two.
-        k, v: `[B, Tk, H, D]`, of the same dtype.
-        start, end: `[B, Tq]` int32, in key positions, keeping the contract of spans: neither ever decreases, and
+        q: with D ≤ 128, float32, bfloat16 or float16. Channels are padded to a power of two.
+        k, v: of the same dtype.
+        start, end: in key positions, keeping the contract of spans: neither ever decreases, and
             consecutive queries' spans hold consecutive keys. The queries may stand anywhere among the keys.
         tiles: sizes of the blocks; by default those of `TILES`.
         interpret: run by Pallas's interpreter on any backend, slowly, for tests.
 
     Returns:
-        `[B, Tq, H, D]`, in the dtype of q; products are accumulated, and the softmax taken, in float32.
+        Of each query, in the dtype of q; products are accumulated, and the softmax taken, in float32.
 
     Raises:
         ValueError: the kernel cannot take these arguments; the message says why and what can.
@@ -96,7 +103,7 @@ def span_attention(
     query_block = math.lcm(tiles.forward.kept, tiles.backward.kept, tiles.backward.visited)
     key_block = math.lcm(tiles.forward.visited, tiles.backward.kept, tiles.backward.visited)
 
-    def whole(x: jax.Array, block: int) -> jax.Array:
+    def whole(x: Float[Array, "B _ H _"], block: int) -> Float[Array, "B _ H _"]:
         return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block), (0, 0), (0, whole_channels - channels)])
 
     arrays = whole(q, query_block), whole(k, key_block), whole(v, key_block)
@@ -115,7 +122,7 @@ def why_not_here() -> str | None:
     return None
 
 
-def _check_support(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
+def _check_support(q: Float[Any, "B T H D"], k: Float[Any, "B S H D"], v: Float[Any, "B S H D"]) -> None:
     if q.dtype.name not in DTYPES or {k.dtype, v.dtype} != {q.dtype}:
         reason = f"arrays of one dtype of {', '.join(DTYPES)}, not {q.dtype}, {k.dtype} and {v.dtype}"
     elif q.shape[3] > MOST_CHANNELS:
@@ -127,9 +134,15 @@ def _check_support(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, spans: jax.Array, tiles: Tiles, scale: float, interpret: bool
-) -> jax.Array:
-    """q `[B, Tq, H, D]`, k and v `[B, Tk, H, D]`, spans `[B, 2, Tq]`, all in whole blocks."""
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    spans: Int[Array, "B 2 T"],
+    tiles: Tiles,
+    scale: float,
+    interpret: bool,
+) -> Float[Array, "B T H D"]:
+    """The same in whole blocks, with starts and ends in one array."""
     return _forward(q, k, v, spans, tiles, scale, interpret)[0]
 
 
@@ -158,12 +171,12 @@ def _forward_kernel(limits, spans, q, k, v, out, log_total, *, scale, size):  # 
     def visit(block: Any, carry: tuple, masked: bool) -> tuple:
         top, total, mixed = carry
         keys = pl.ds(block * size, size)
-        scores = scale * dot(queries, k[keys, :], 1, 1)
+        scores = scale * float32_dot(queries, k[keys, :], 1, 1)
         if masked:
             scores = _masked(scores, block * size, start[:, None], end[:, None], 1)
         new_top = jnp.maximum(top, scores.max(1))
         weights, shrink = jnp.exp2(scores - new_top[:, None]), jnp.exp2(top - new_top)
-        mixed = shrink[:, None] * mixed + dot(weights.astype(v.dtype), v[keys, :], 1, 0)
+        mixed = shrink[:, None] * mixed + float32_dot(weights.astype(v.dtype), v[keys, :], 1, 0)
         return new_top, shrink * total + weights.sum(1), mixed
 
     zeros = jnp.zeros(q.shape[0], jnp.float32)
@@ -213,14 +226,14 @@ def _query_kernel(  # type: ignore[no-untyped-def]
     queries, start, end, d_outs = q[...], spans[0, :], spans[1, :], d_out[...]
     log_totals, deltas = log_total[...][:, None], delta[...][:, None]
 
-    def visit(block: Any, sum_q: jax.Array, masked: bool) -> jax.Array:
+    def visit(block: Any, sum_q: Float[Array, "_ _"], masked: bool) -> Float[Array, "_ _"]:
         keys = pl.ds(block * size, size)
-        scores = scale * LOG2_E * dot(queries, k[keys, :], 1, 1)
+        scores = scale * LOG2_E * float32_dot(queries, k[keys, :], 1, 1)
         if masked:
             scores = _masked(scores, block * size, start[:, None], end[:, None], 1)
         weights = jnp.exp2(scores - log_totals)
-        d_scores = weights * (dot(d_outs, v[keys, :], 1, 1) - deltas)
-        return sum_q + dot(d_scores.astype(k.dtype), k[keys, :], 1, 0)
+        d_scores = weights * (float32_dot(d_outs, v[keys, :], 1, 1) - deltas)
+        return sum_q + float32_dot(d_scores.astype(k.dtype), k[keys, :], 1, 0)
 
     sum_q = _visit(limits, visit, jnp.zeros(q.shape, jnp.float32))
     d_q[...] = (scale * sum_q).astype(d_q.dtype)
@@ -236,13 +249,13 @@ def _key_kernel(  # type: ignore[no-untyped-def]
         sum_k, sum_v = carry
         own = pl.ds(block * size, size)
         queries, d_outs = q[own, :], d_out[own, :]
-        scores = scale * LOG2_E * dot(keys, queries, 1, 1)
+        scores = scale * LOG2_E * float32_dot(keys, queries, 1, 1)
         if masked:
             scores = _masked(scores, first, spans[0, own][None], spans[1, own][None], 0)
         weights = jnp.exp2(scores - log_total[own][None])
-        sum_v += dot(weights.astype(d_outs.dtype), d_outs, 1, 0)
-        d_scores = weights * (dot(values, d_outs, 1, 1) - delta[own][None])
-        return sum_k + dot(d_scores.astype(queries.dtype), queries, 1, 0), sum_v
+        sum_v += float32_dot(weights.astype(d_outs.dtype), d_outs, 1, 0)
+        d_scores = weights * (float32_dot(values, d_outs, 1, 1) - delta[own][None])
+        return sum_k + float32_dot(d_scores.astype(queries.dtype), queries, 1, 0), sum_v
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     sum_k, sum_v = _visit(limits, visit, (zeros, zeros))
@@ -253,7 +266,9 @@ def _key_kernel(  # type: ignore[no-untyped-def]
 _attention.defvjp(_forward, _backward)
 
 
-def _masked(scores: jax.Array, first: Any, start: jax.Array, end: jax.Array, axis: int) -> jax.Array:
+def _masked(
+    scores: Float[Array, "_ _"], first: Any, start: Int[Array, "_ _"], end: Int[Array, "_ _"], axis: int
+) -> Float[Array, "_ _"]:
     """Scores whose keys stand along an axis, from the key `first` on, with those outside the spans masked."""
     key = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis)
     return jnp.where((start <= key) & (key < end), scores, MASKED)
@@ -268,19 +283,19 @@ def _visit(limits: Any, visit: Callable, carry: Any) -> Any:
     return jax.lax.fori_loop(inner_end, end, masked, carry)
 
 
-def _key_limits(spans: jax.Array, tile: Tile) -> jax.Array:
+def _key_limits(spans: Int[Array, "B 2 T"], tile: Tile) -> Int[Array, "B blocks 4"]:
     blocks = spans[:, 0], spans[:, 1], tile.kept, tile.visited
     return _limits(key_ranges(*blocks), inner_ranges(*blocks))
 
 
-def _query_limits(spans: jax.Array, tile: Tile, keys: int) -> jax.Array:
+def _query_limits(spans: Int[Array, "B 2 T"], tile: Tile, keys: int) -> Int[Array, "B blocks 4"]:
     """Inner ranges never decrease either, so that they turn round as the others do."""
     blocks = spans[:, 0], spans[:, 1], tile.visited, tile.kept
     return _limits(*(query_ranges(x(*blocks), keys // tile.kept) for x in (key_ranges, inner_ranges)))
 
 
-def _limits(touched: Ranges, inner: Ranges) -> jax.Array:
-    """`[B, blocks, 4]`: where the visits of each block begin, need no mask, need one again, and end."""
+def _limits(touched: Ranges, inner: Ranges) -> Int[Array, "B blocks 4"]:
+    """Where the visits of each block begin, need no mask, need one again, and end."""
     begin = jnp.clip(inner.begin, touched.begin, touched.end)
     return jnp.stack([touched.begin, begin, jnp.clip(inner.end, begin, touched.end), touched.end], -1)
 

@@ -18,20 +18,18 @@ are.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-
-Array = jax.Array | np.ndarray
+from jaxtyping import Array, Int
 
 
 class Ranges(NamedTuple):
-    """For each block, the blocks `[begin, end)` that it meets; both `[B, blocks]` int32, never decreasing."""
+    """For each block, the blocks `[begin, end)` that it meets, of each row; never decreasing."""
 
-    begin: Array
-    end: Array
+    begin: Int[Any, "B _"]
+    end: Int[Any, "B _"]
 
 
 class BlockCounts(NamedTuple):
@@ -43,13 +41,13 @@ class BlockCounts(NamedTuple):
     dense: int  # all
 
 
-def key_ranges(start: Array, end: Array, query_block: int, key_block: int) -> Ranges:
+def key_ranges(start: Int[Any, "B T"], end: Int[Any, "B T"], query_block: int, key_block: int) -> Ranges:
     """The key blocks that each query block touches: exactly those, and never none."""
     first, last = _ends(start.shape[1], query_block)
     return Ranges(start[:, first] // key_block, -(-end[:, last] // key_block))
 
 
-def inner_ranges(start: Array, end: Array, query_block: int, key_block: int) -> Ranges:
+def inner_ranges(start: Int[Any, "B T"], end: Int[Any, "B T"], query_block: int, key_block: int) -> Ranges:
     """The key blocks wholly inside all spans of each query block: these need no mask. None where `end ≤ begin`."""
     first, last = _ends(start.shape[1], query_block)
     return Ranges(-(-start[:, last] // key_block), end[:, first] // key_block)
@@ -62,7 +60,9 @@ def query_ranges(keys: Ranges, key_blocks: int) -> Ranges:
     return Ranges(begin, (keys.begin[:, None] <= block).sum(-1, dtype=np.int32))
 
 
-def count_blocks(start: np.ndarray, end: np.ndarray, query_block: int, key_block: int, keys: int) -> BlockCounts:
+def count_blocks(
+    start: Int[np.ndarray, "B T"], end: Int[np.ndarray, "B T"], query_block: int, key_block: int, keys: int
+) -> BlockCounts:
     """What a kernel visits, beside what it must and what simpler masks would; on the host, for reports and tests.
 
     Args:
@@ -88,12 +88,12 @@ def count_blocks(start: np.ndarray, end: np.ndarray, query_block: int, key_block
 
 
 def plan_steps(
-    spans: jax.Array, query_block: int, key_block: int, keys: int, outer: str
-) -> tuple[Steps, jax.Array]:
+    spans: Int[Array, "B 2 T"], query_block: int, key_block: int, keys: int, outer: str
+) -> tuple[BlockSteps, Int[Array, ""]]:
     """The steps of all rows, row after row, and how many there are.
 
     Args:
-        spans: `[B, 2, Tq]`, starts and ends, in whole query blocks.
+        spans: starts and ends, in whole query blocks.
         query_block, key_block: elements per block.
         keys: how many there are, in whole key blocks.
         outer: which blocks are the tiles: "query" or "key".
@@ -111,27 +111,27 @@ def plan_steps(
     count = jnp.maximum(flat[1] - flat[0], 1)
     past = jnp.cumsum(count)
     tile = jnp.repeat(jnp.arange(len(count), dtype=jnp.int32), count, total_repeat_length=most)
-    return Steps(tile, past - count, *flat), past[-1]
+    return BlockSteps(tile, past - count, *flat), past[-1]
 
 
-class Steps(NamedTuple):
+class BlockSteps(NamedTuple):
     """The list, as flat int32 arrays (or references to them). A tile is one outer block of one row."""
 
-    tile: jax.Array  # of each step
-    first: jax.Array  # the step at which each tile begins
-    begin: jax.Array  # the inner blocks of each tile
-    end: jax.Array
-    keys_begin: jax.Array  # the first key block of each query block
-    inner_begin: jax.Array  # the key blocks of each query block that need no mask
-    inner_end: jax.Array
+    tile: Int[Any, " steps"]  # of each step
+    first: Int[Any, " tiles"]  # the step at which each tile begins
+    begin: Int[Any, " tiles"]  # the inner blocks of each tile
+    end: Int[Any, " tiles"]
+    keys_begin: Int[Any, " query_tiles"]  # the first key block of each query block
+    inner_begin: Int[Any, " query_tiles"]  # the key blocks of each query block that need no mask
+    inner_end: Int[Any, " query_tiles"]
 
-    def at(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at(self, step: Int[Any, "*some"]) -> tuple[Int[Any, "*some"], Int[Any, "*some"]]:
         """The tile and the inner block of a step."""
         tile = self.tile[step]
         return tile, self.begin[tile] + step - self.first[tile]
 
 
-def _ends(queries: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+def _ends(queries: int, block: int) -> tuple[Int[np.ndarray, " blocks"], Int[np.ndarray, " blocks"]]:
     """The first and the last query of each block."""
     first = np.arange(0, queries, block)
     return first, np.minimum(first + block, queries) - 1

@@ -19,17 +19,18 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
 
-from transfusion_jax.kernels.attention.schedule import Steps, plan_steps
+from transfusion_jax.kernels.attention.schedule import BlockSteps, plan_steps
 from transfusion_jax.kernels.platform import platform
-from transfusion_jax.kernels.softmax import LOG2_E, MASKED, dot, named, output_products, whole_spans
+from transfusion_jax.kernels.softmax import LOG2_E, MASKED, float32_dot, named, output_products, whole_spans
 
 LANES = 128
 SUBLANES = {"float32": 8, "bfloat16": 16}  # rows of a register's tile
 MOST_RESIDENT = 1 << 22  # values of d_q per row and head: 16 MiB, two buffers of which are kept in VMEM
 MOST_PAIRS = 1 << 17  # entries of the list of steps, half of scalar memory
 VMEM_BYTES = 64 << 20  # what one TensorCore of a v5p has; others have more
-SCALARS = len(Steps._fields)
+SCALARS = len(BlockSteps._fields)
 
 
 @dataclass(frozen=True)
@@ -40,36 +41,42 @@ class Blocks:
     key: int = 512
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+def attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
+) -> Float[Array, "B T H D"]:
     """See `transfusion_jax.model.attention`; raises ValueError where this is no TPU, too."""
     if platform() != "tpu":
         raise ValueError(
             f"attention 'tpu' runs on TPU, not on {platform()}; model.attention='blocked' runs anywhere"
         )
-    return span_attention(q, k, v, start, end)
+    return tpu_span_attention(q, k, v, start, end)
 
 
-def span_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    start: jax.Array,
-    end: jax.Array,
+def tpu_span_attention(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    start: Int[Array, "B T"],
+    end: Int[Array, "B T"],
     blocks: Blocks = Blocks(),
     interpret: bool | pltpu.InterpretParams = False,
-) -> jax.Array:
+) -> Float[Array, "B T H D"]:
     """Softmax attention of each query over the keys `[start, end)`, scaled by 1/√D; differentiable in q, k and v.
 
     Args:
-        q: `[B, Tq, H, D]`, float32 or bfloat16.
-        k, v: `[B, Tk, H, D]`, of the same dtype.
-        start, end: `[B, Tq]` int32, in key positions, keeping the contract of spans: neither ever decreases, and
+        q: float32 or bfloat16.
+        k, v: of the same dtype.
+        start, end: in key positions, keeping the contract of spans: neither ever decreases, and
             consecutive queries' spans hold consecutive keys. The queries may stand anywhere among the keys.
         blocks: sizes of the blocks.
         interpret: run by Pallas's interpreter on any backend, slowly, for tests.
 
     Returns:
-        `[B, Tq, H, D]`, in the dtype of q; products are accumulated, and the softmax taken, in float32.
+        Of each query, in the dtype of q; products are accumulated, and the softmax taken, in float32.
 
     Raises:
         ValueError: the kernel cannot take these arguments; the message says why and what can.
@@ -79,7 +86,7 @@ def span_attention(
     if not interpret:
         _check_support(q, k, v, blocks)
 
-    def channels_first(x: jax.Array, block: int) -> jax.Array:
+    def channels_first(x: Float[Array, "B _ H D"], block: int) -> Float[Array, "B H D _"]:
         return jnp.pad(jnp.transpose(x, (0, 2, 3, 1)), [(0, 0)] * 3 + [(0, -x.shape[1] % block)])
 
     spans = whole_spans(start, end, blocks.query)
@@ -88,7 +95,9 @@ def span_attention(
     return jnp.transpose(out[..., :queries], (0, 3, 1, 2))
 
 
-def _check_support(q: jax.Array, k: jax.Array, v: jax.Array, blocks: Blocks) -> None:
+def _check_support(
+    q: Float[Array, "B T H D"], k: Float[Array, "B S H D"], v: Float[Array, "B S H D"], blocks: Blocks
+) -> None:
     rows, queries, _, channels = q.shape
     pairs = rows * -(-queries // blocks.query) * -(-k.shape[1] // blocks.key)
     sublanes = SUBLANES.get(q.dtype.name)
@@ -109,14 +118,14 @@ def _check_support(q: jax.Array, k: jax.Array, v: jax.Array, blocks: Blocks) -> 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    spans: jax.Array,
+    q: Float[Array, "B H D T"],
+    k: Float[Array, "B H D S"],
+    v: Float[Array, "B H D S"],
+    spans: Int[Array, "B 2 T"],
     blocks: Blocks,
     interpret: bool | pltpu.InterpretParams,
-) -> jax.Array:
-    """q `[B, H, D, Tq]`, k and v `[B, H, D, Tk]`, spans `[B, 2, Tq]`, all in whole blocks."""
+) -> Float[Array, "B H D T"]:
+    """The same with elements last, in whole blocks, with starts and ends in one array."""
     return _forward(q, k, v, spans, blocks, interpret)[0]
 
 
@@ -148,7 +157,7 @@ def _forward(q, k, v, spans, blocks, interpret):  # type: ignore[no-untyped-def]
 
 def _forward_kernel(*refs: Any, scale: float) -> None:
     """One step: the running maximum, sum and mixture of values of a query block, moved on by one key block."""
-    steps = Steps(*refs[:SCALARS])
+    steps = BlockSteps(*refs[:SCALARS])
     spans, q, k, v, out, log_total, top, total, mixed = refs[SCALARS:]
     step = pl.program_id(1)
     tile, block = steps.at(step)
@@ -166,7 +175,7 @@ def _forward_kernel(*refs: Any, scale: float) -> None:
         shrink = jnp.exp2(top[...] - new_top)
         top[...] = new_top
         total[...] = shrink * total[...] + weights.sum(0, keepdims=True)
-        mixed[...] = shrink * mixed[...] + dot(v[...], weights.astype(v.dtype), 1, 0)
+        mixed[...] = shrink * mixed[...] + float32_dot(v[...], weights.astype(v.dtype), 1, 0)
 
     _masked_where_needed(visit, steps, tile, block)
 
@@ -212,7 +221,7 @@ def _backward_kernel(*refs: Any, scale: float, query_tiles: int, tiles: int) -> 
 
     The gradients of a row's queries stay in VMEM until the row's last step.
     """
-    steps = Steps(*refs[:SCALARS])
+    steps = BlockSteps(*refs[:SCALARS])
     spans, q, k, v, d_out, log_total, delta, d_q, d_k, d_v, sum_k, sum_v = refs[SCALARS:]
     tile, query_block = steps.at(pl.program_id(1))
     block = tile % tiles
@@ -227,12 +236,12 @@ def _backward_kernel(*refs: Any, scale: float, query_tiles: int, tiles: int) -> 
     def visit(masked: bool) -> None:
         scores = _scores(q, k, spans, block, scale * LOG2_E, masked)
         weights = jnp.exp2(scores - log_total[...])
-        sum_v[...] += dot(d_out[...], weights.astype(d_out.dtype), 1, 1)
-        d_weights = dot(v[...], d_out[...], 0, 0)
+        sum_v[...] += float32_dot(d_out[...], weights.astype(d_out.dtype), 1, 1)
+        d_weights = float32_dot(v[...], d_out[...], 0, 0)
         d_scores = (weights * (d_weights - delta[...])).astype(q.dtype)
-        sum_k[...] += dot(q[...], d_scores, 1, 1)
+        sum_k[...] += float32_dot(q[...], d_scores, 1, 1)
         own = pl.ds(pl.multiple_of(query_block * size, size), size)
-        d_queries = scale * dot(k[...], d_scores, 1, 0)
+        d_queries = scale * float32_dot(k[...], d_scores, 1, 0)
         fresh = steps.keys_begin[query_tile] == block
         d_q[:, own] = d_queries + jnp.where(fresh, 0.0, d_q[:, own])
 
@@ -253,11 +262,11 @@ def _index_maps(tiles: int) -> tuple[Any, Any]:
     """Where the outer and the inner block of a step stand in `[B, H, …, T]`, for rows of `tiles` outer blocks."""
 
     def outer(head: Any, step: Any, *scalars: Any) -> tuple:
-        tile = Steps(*scalars).tile[step]
+        tile = BlockSteps(*scalars).tile[step]
         return tile // tiles, head, 0, tile % tiles
 
     def inner(head: Any, step: Any, *scalars: Any) -> tuple:
-        tile, block = Steps(*scalars).at(step)
+        tile, block = BlockSteps(*scalars).at(step)
         return tile // tiles, head, 0, block
 
     return outer, inner
@@ -273,16 +282,16 @@ def _block_specs(blocks: Blocks, channels: int, at_query: Any, at_key: Any) -> l
     ]
 
 
-def _scores(q: Any, k: Any, spans: Any, block: jax.Array, scale: float, masked: bool) -> jax.Array:
+def _scores(q: Any, k: Any, spans: Any, block: Int[Array, ""], scale: float, masked: bool) -> Float[Array, "_ _"]:
     """Scaled scores `[keys, queries]` of one step, float32."""
-    scores = scale * dot(k[...], q[...], 0, 0)
+    scores = scale * float32_dot(k[...], q[...], 0, 0)
     if not masked:
         return scores
     key = block * k.shape[1] + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     return jnp.where((spans[0:1, :] <= key) & (key < spans[1:2, :]), scores, MASKED)
 
 
-def _masked_where_needed(visit: Any, steps: Steps, query_tile: jax.Array, block: jax.Array) -> None:
+def _masked_where_needed(visit: Any, steps: BlockSteps, query_tile: Int[Array, ""], block: Int[Array, ""]) -> None:
     """Visits one pair of blocks, without a mask where all of the keys are in every query's span."""
     inside = (steps.inner_begin[query_tile] <= block) & (block < steps.inner_end[query_tile])
     pl.when(inside)(lambda: visit(masked=False))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.model.layers import dot, normal, param
@@ -22,7 +24,7 @@ class PatchCoder(nnx.Module):
     paper's table 7 (0.5, 0.4, 0.4, 0.4 and 0.3 %).
     """
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
         self.config = config
         first, second, into, out = jax.random.split(key, 4)
         width, patch = config.width, config.patch_channels
@@ -36,15 +38,17 @@ class PatchCoder(nnx.Module):
         self.patch_out = param(normal(out, (width, patch), config), "width", "patch")
         self.patch_out_bias = param(jnp.zeros(patch), "patch")
 
-    def encode(self, latents: jax.Array, timesteps: jax.Array) -> tuple[jax.Array, None]:
+    def encode(
+        self, latents: Float[Array, "*lead h w c"], timesteps: Int[Any, "*lead"]
+    ) -> tuple[Float[Array, "*lead P W"], None]:
         """Patch vectors, and what `decode` needs besides (nothing here; skips in a U-Net).
 
         Args:
-            latents: `[…, h, w, c]`, noised.
-            timesteps: `[…]`, 0 (clean) to the number of training timesteps.
+            latents: noised.
+            timesteps: 0 (clean) to the number of training timesteps.
 
         Returns:
-            `[…, patches, width]` in row-major order, and None.
+            The vectors in row-major order, and None.
         """
         features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(latents.dtype)
         hidden = jax.nn.silu(split(dot(features, self.timestep_in) + self.timestep_in_bias[...], "batch"))
@@ -52,8 +56,10 @@ class PatchCoder(nnx.Module):
         patches = patchify(latents, self.config.patch_size)
         return dot(patches, self.patch_in) + self.patch_in_bias[...] + timestep[..., None, :], None
 
-    def decode(self, hidden: jax.Array, timesteps: jax.Array, skips: None) -> jax.Array:
-        """The model's prediction `[…, h, w, c]` from hidden states `[…, patches, width]`."""
+    def decode(
+        self, hidden: Float[Array, "*lead P W"], timesteps: Int[Any, "*lead"], skips: None
+    ) -> Float[Array, "*lead h w c"]:
+        """The model's prediction from hidden states."""
         del timesteps, skips  # a linear decoder needs neither
         patches = dot(hidden, self.patch_out) + self.patch_out_bias[...]
         return unpatchify(patches, self.config.patch_size, self.config.latent_shape)
@@ -65,14 +71,16 @@ class PatchCoder(nnx.Module):
         return patches + 2.0 * (TIMESTEP_FEATURES + config.width) * config.width
 
 
-def patchify(latents: jax.Array, size: int) -> jax.Array:
-    """`[…, h, w, c]` to `[…, patches, size·size·c]`, left to right and top to bottom."""
+def patchify(latents: Float[Any, "*lead h w c"], size: int) -> Float[Array, "*lead P C"]:
+    """Squares of size × size places as vectors, left to right and top to bottom."""
     *lead, height, width, channels = latents.shape
     grid = latents.reshape(*lead, height // size, size, width // size, size, channels)
     return jnp.swapaxes(grid, -4, -3).reshape(*lead, -1, size * size * channels)
 
 
-def unpatchify(patches: jax.Array, size: int, latent_shape: tuple[int, int, int]) -> jax.Array:
+def unpatchify(
+    patches: Float[Any, "*lead P C"], size: int, latent_shape: tuple[int, int, int]
+) -> Float[Array, "*lead h w c"]:
     """The inverse of `patchify`."""
     height, width, channels = latent_shape
     lead = patches.shape[:-2]
@@ -80,8 +88,8 @@ def unpatchify(patches: jax.Array, size: int, latent_shape: tuple[int, int, int]
     return jnp.swapaxes(grid, -4, -3).reshape(*lead, height, width, channels)
 
 
-def sinusoids(timesteps: jax.Array, features: int) -> jax.Array:
-    """Sinusoidal features `[…, features]` of timesteps, wavelengths from 2π to 20,000π (arXiv 2006.11239)."""
+def sinusoids(timesteps: Int[Any, "*lead"], features: int) -> Float[Array, "*lead {features}"]:
+    """Sinusoidal features of timesteps, wavelengths from 2π to 20,000π (arXiv 2006.11239)."""
     frequency = 10_000.0 ** (-jnp.arange(features // 2) / (features // 2))
     angle = timesteps[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.coders.linear import TIMESTEP_FEATURES, sinusoids
@@ -71,7 +72,7 @@ def stages(config: ModelConfig) -> tuple[list[Stage], list[Stage]]:
 class PatchCoder(nnx.Module):
     """See the module's text."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, key: Key[Array, ""]):
         below, above = stages(config)
         first, second, third = jax.random.split(key, 3)
         self.config = config
@@ -92,15 +93,16 @@ class PatchCoder(nnx.Module):
         self.latents_out = param(jnp.zeros((3, 3, widths[0], latent)), "window", "window", "width", "patch")
         self.latents_out_bias = param(jnp.zeros(latent), "patch")
 
-    def encode(self, latents: jax.Array, timesteps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def encode(
+        self, latents: Float[Array, "*lead h w c"], timesteps: Int[Any, "*lead"]
+    ) -> tuple[Float[Array, "*lead P W"], tuple[Float[Array, "images _ _ _"], ...]]:
         """Patch vectors, and each stage's result for the way up.
 
         Args:
-            latents: `[…, h, w, c]`, noised.
-            timesteps: `[…]`.
+            latents: noised.
 
         Returns:
-            `[…, patches, width]` in row-major order, and skips, each `[images, h_i, w_i, C_i]`.
+            The vectors in row-major order, and the skips.
         """
         lead = latents.shape[:-3]
         x = split_images(latents.reshape(-1, *latents.shape[-3:]), lead)
@@ -110,15 +112,20 @@ class PatchCoder(nnx.Module):
         for stage in self.down.stages:
             x = split_images(self.down.apply(stage, x, embedding), lead)
             skips.append(x)
-        patches = dot(self.trunk_norm(x), self.to_trunk) + self.to_trunk_bias[...]
+        patches = whole_dot(self.trunk_norm(x), self.to_trunk) + self.to_trunk_bias[...]
         return split_images(patches, lead).reshape(*lead, self.config.patches, -1), tuple(skips)
 
-    def decode(self, hidden: jax.Array, timesteps: jax.Array, skips: tuple[jax.Array, ...]) -> jax.Array:
-        """The model's prediction `[…, h, w, c]` from hidden states `[…, patches, width]`."""
+    def decode(
+        self,
+        hidden: Float[Array, "*lead P W"],
+        timesteps: Int[Any, "*lead"],
+        skips: tuple[Float[Array, "images _ _ _"], ...],
+    ) -> Float[Array, "*lead h w c"]:
+        """The model's prediction from hidden states."""
         config, lead = self.config, hidden.shape[:-2]
         x = split_images(hidden.reshape(-1, *config.patch_grid, hidden.shape[-1]), lead)
         embedding = split_images(self.up.embed(timesteps.reshape(-1), x.dtype), lead)
-        x = dot(x, self.from_trunk) + self.from_trunk_bias[...]
+        x = whole_dot(x, self.from_trunk) + self.from_trunk_bias[...]
         left = list(skips)
         for stage in self.up.stages:
             x = jnp.concatenate([x, left.pop()], -1) if stage.kind == "block" else x
@@ -150,7 +157,7 @@ class PatchCoder(nnx.Module):
 class Side(nnx.Module):
     """The way down, or the way up: its stages, and its embedding of the timestep."""
 
-    def __init__(self, config: ModelConfig, each: list[Stage], *, key: jax.Array):
+    def __init__(self, config: ModelConfig, each: list[Stage], *, key: Key[Array, ""]):
         width, last = config.coder_channels[-1], len(config.coder_channels) - 1
         first, *keys = jax.random.split(key, len(each) + 1)
         into, out = scaled(first, (TIMESTEP_FEATURES, width), (width, width))
@@ -164,13 +171,15 @@ class Side(nnx.Module):
             {stage.name: make(config, stage, last, k) for stage, k in zip(each, keys, strict=True)}
         )
 
-    def embed(self, timesteps: jax.Array, dtype: Any) -> jax.Array:
-        """`[images, E]` of timesteps `[images]`."""
+    def embed(self, timesteps: Int[Any, " images"], dtype: Any) -> Float[Array, "images E"]:
+        """Of each image's timestep."""
         features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(dtype)
-        hidden = jax.nn.silu(dot(features, self.timestep_in) + self.timestep_in_bias[...])
-        return jax.nn.silu(dot(hidden, self.timestep_out) + self.timestep_out_bias[...])
+        hidden = jax.nn.silu(whole_dot(features, self.timestep_in) + self.timestep_in_bias[...])
+        return jax.nn.silu(whole_dot(hidden, self.timestep_out) + self.timestep_out_bias[...])
 
-    def apply(self, stage: Stage, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def apply(
+        self, stage: Stage, x: Float[Array, "images _ _ _"], embedding: Float[Array, "images E"]
+    ) -> Float[Array, "images _ _ _"]:
         """One stage's result; what the backward pass computes again is the trunk's choice."""
         part = self.parts[stage.name]
         policy = REMAT_POLICIES[self.config.remat]()
@@ -178,17 +187,17 @@ class Side(nnx.Module):
         return run(x, embedding)
 
 
-def make(config: ModelConfig, stage: Stage, last: int, key: jax.Array) -> nnx.Module:
+def make(config: ModelConfig, stage: Stage, last: int, key: Key[Array, ""]) -> nnx.Module:
     """A stage's module; `last` is the level whose blocks attend."""
     if stage.kind == "block":
-        return Block(config, stage, stage.level == last, key=key)
+        return UNetBlock(config, stage, stage.level == last, key=key)
     return Resize(stage, key=key)
 
 
-class Block(nnx.Module):
+class UNetBlock(nnx.Module):
     """A residual block, with attention after it on the last level. At first it passes its input on."""
 
-    def __init__(self, config: ModelConfig, stage: Stage, attends: bool, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, stage: Stage, attends: bool, *, key: Key[Array, ""]):
         first, attention = jax.random.split(key)
         i, o, embedding = stage.inputs, stage.outputs, config.coder_channels[-1]
         conv, timestep, *shortcut = scaled(first, (3, 3, i, o), (embedding, o), *([(i, o)] if i != o else []))
@@ -202,19 +211,21 @@ class Block(nnx.Module):
         self.shortcut = param(shortcut[0], "inputs", "width") if shortcut else None
         self.attention = ImageAttention(o, config.norm_epsilon, key=attention) if attends else None
 
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        """`[images, h, w, inputs]` to `[images, h, w, outputs]`, given `[images, E]`."""
+    def __call__(
+        self, x: Float[Array, "images h w _"], embedding: Float[Array, "images E"]
+    ) -> Float[Array, "images h w _"]:
+        """The stage's result, given the timesteps' embedding."""
         y = convolve(jax.nn.silu(self.norm_in(x)), self.conv_in) + self.conv_in_bias[...]
-        y = y + dot(embedding, self.timestep)[:, None, None]
+        y = y + whole_dot(embedding, self.timestep)[:, None, None]
         y = convolve(jax.nn.silu(self.norm_out(y)), self.conv_out) + self.conv_out_bias[...]
-        y = y + (x if self.shortcut is None else dot(x, self.shortcut))
+        y = y + (x if self.shortcut is None else whole_dot(x, self.shortcut))
         return y if self.attention is None else self.attention(y)
 
 
 class ImageAttention(nnx.Module):
     """Self-attention of an image's places, every one to every one; at first it passes its input on."""
 
-    def __init__(self, width: int, epsilon: float, *, key: jax.Array):
+    def __init__(self, width: int, epsilon: float, *, key: Key[Array, ""]):
         q, k, v = scaled(key, *[(width, width)] * 3)
         self.norm = LayerNorm(width, epsilon)
         self.query = param(q, "width", "heads")
@@ -222,48 +233,50 @@ class ImageAttention(nnx.Module):
         self.value = param(v, "width", "heads")
         self.output = param(jnp.zeros((width, width)), "heads", "width")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[images, h, w, C]` to the same."""
+    def __call__(self, x: Float[Array, "images h w c"]) -> Float[Array, "images h w c"]:
+        """The same with what every place heard from every other."""
         images, height, width, size = x.shape
         places = self.norm(x).reshape(images, height * width, size)
         head = HEAD if size % HEAD == 0 else size
         q, k, v = (
-            dot(places, w).reshape(images, -1, size // head, head) for w in (self.query, self.key, self.value)
+            whole_dot(places, w).reshape(images, -1, size // head, head) for w in (self.query, self.key, self.value)
         )
         mixed = jax.nn.dot_product_attention(q, k, v, implementation="xla")
-        return x + dot(mixed.reshape(x.shape), self.output)
+        return x + whole_dot(mixed.reshape(x.shape), self.output)
 
 
 class Resize(nnx.Module):
     """To half the size by a convolution of stride 2, or to twice the size by repetition and a convolution."""
 
-    def __init__(self, stage: Stage, *, key: jax.Array):
+    def __init__(self, stage: Stage, *, key: Key[Array, ""]):
         self.kind = stage.kind
         (resize,) = scaled(key, (3, 3, stage.inputs, stage.outputs))
         self.resize = param(resize, "window", "window", "inputs", "width")
         self.resize_bias = param(jnp.zeros(stage.outputs), "norm")
 
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        """`[images, h, w, C]` to `[images, h', w', C]`."""
+    def __call__(
+        self, x: Float[Array, "images _ _ c"], embedding: Float[Array, "images E"]
+    ) -> Float[Array, "images _ _ c"]:
+        """The same images at the other size."""
         del embedding
         if self.kind == "grow":
             x = x.repeat(2, axis=1).repeat(2, axis=2)
         return convolve(x, self.resize, stride=2 if self.kind == "shrink" else 1) + self.resize_bias[...]
 
 
-def dot(x: jax.Array, weight: nnx.Param) -> jax.Array:
+def whole_dot(x: Float[Array, "... n"], weight: nnx.Param) -> Float[Array, "... m"]:
     """`x @ weight`, of the whole weight: images are split over devices, and their channels are not."""
     return product(x, split(weight[...]))
 
 
-def convolve(x: jax.Array, kernel: nnx.Param, stride: int = 1) -> jax.Array:
-    """`[images, h, w, in]` by a kernel `[3, 3, in, out]`, one place of padding on each side."""
+def convolve(x: Float[Array, "images _ _ n"], kernel: nnx.Param, stride: int = 1) -> Float[Array, "images _ _ m"]:
+    """Convolution by a kernel `[3, 3, in, out]`, one place of padding on each side."""
     return jax.lax.conv_general_dilated(
         x, split(kernel[...]), (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def scaled(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
+def scaled(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Float[Array, " ..."]]:
     """Normal weights, each 1/√inputs, so that the output's scale is the input's.
 
     They are drawn together: XLA compiles each draw for itself, which on CPU took longer than all the rest.
@@ -275,6 +288,6 @@ def scaled(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
     ]
 
 
-def split_images(x: jax.Array, lead: tuple[int, ...]) -> jax.Array:
-    """`[images, …]`, rows and slots `lead` flattened: rows are split as a batch is, slots over what is left."""
+def split_images(x: Float[Array, "images ..."], lead: tuple[int, ...]) -> Float[Array, "images ..."]:
+    """Images, their rows and slots `lead` flattened: rows are split as a batch is, slots over what is left."""
     return split(x.reshape(*lead, *x.shape[1:]), *("batch", "slots")[: len(lead)]).reshape(x.shape)

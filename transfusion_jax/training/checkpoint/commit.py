@@ -22,7 +22,7 @@ def uncommitted(folder: Place, token: str) -> Place:
     return folder if isinstance(folder, BucketPath) else folder.with_name(f"{folder.name}.{token}{UNFINISHED}")
 
 
-def sweep(folder: Place) -> None:
+def sweep_uncommitted(folder: Place) -> None:
     """Removes what Orbax has written of an uncommitted folder, under whichever of its names."""
     for entry in folder.parent.iterdir() if folder.parent.is_dir() else ():
         if entry.name.startswith(folder.name):
@@ -46,7 +46,7 @@ def is_there(folder: Place) -> bool:
     return is_whole(folder) if isinstance(folder, BucketPath) else folder.is_dir()
 
 
-def clean(directory: Place) -> None:
+def remove_unfinished(directory: Place) -> None:
     """Removes what a killed process left of writing, moving or deleting folders."""
     check_own(directory)
     if isinstance(directory, Path) and not directory.is_dir():
@@ -57,7 +57,7 @@ def clean(directory: Place) -> None:
             remove(entry)
 
 
-def discard(folder: Place) -> None:
+def delete_folder(folder: Place) -> None:
     """Deletes a folder; killed midway, it leaves no part of it that could be taken for whole."""
     check_own(folder)
     if isinstance(folder, BucketPath):
@@ -77,5 +77,5 @@ def move(folder: Place, to: Place) -> Place:
     names = list(folder.sizes())
     for name in [name for name in names if name != WHOLE] + [name for name in names if name == WHOLE]:
         (folder / name).copy(to / name)
-    discard(folder)
+    delete_folder(folder)
     return to

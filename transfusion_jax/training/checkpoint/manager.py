@@ -59,7 +59,7 @@ class Checkpoints(CheckpointReader):
 
     def clean(self) -> None:
         """Removes what a killed process left of a save or a deletion; for the run's own processes alone."""
-        on_first(lambda: commit.clean(self.directory))
+        on_first(lambda: commit.remove_unfinished(self.directory))
 
     def save(
         self,
@@ -163,7 +163,7 @@ class Checkpoints(CheckpointReader):
                 check_own(self.directory)
             except LostFolder:
                 if first() and at != self.path(step):
-                    commit.sweep(at)  # in what stands there now
+                    commit.sweep_uncommitted(at)  # in what stands there now
                 raise
         if first() and at != self.path(step):
             commit.move(at, self.path(step))
@@ -190,4 +190,4 @@ class Checkpoints(CheckpointReader):
         if self._keep_every:
             stay |= {step for step in steps if step % self._keep_every == 0}
         for step in set(steps) - stay:
-            commit.discard(self.path(step))
+            commit.delete_folder(self.path(step))

@@ -23,7 +23,7 @@ from transfusion_jax.errors import CheckpointError, StorageError, some
 from transfusion_jax.parallel.processes import each, on_first
 from transfusion_jax.parallel.tree import leaf_names, leaf_shapes, shape_text
 from transfusion_jax.storage.atomic import DIGEST, DamagedFile, parse_json
-from transfusion_jax.storage.paths import Place, for_orbax, sizes
+from transfusion_jax.storage.paths import Place, file_sizes, for_orbax
 from transfusion_jax.training.checkpoint import chunks, commit
 from transfusion_jax.training.checkpoint.checksums import checksums, part_checksum
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint, DeletedCheckpoint, load_errors
@@ -301,7 +301,7 @@ def to_devices(abstract: Any) -> Any:
 
 def own_sizes(folder: Place) -> dict[str, int]:
     """The bytes of the files that are written before a checkpoint's list of sizes."""
-    return {name: size for name, size in sizes(folder).items() if name not in (SIZES, CONCLUDED)}
+    return {name: size for name, size in file_sizes(folder).items() if name not in (SIZES, CONCLUDED)}
 
 
 def _concluded(path: Place) -> Any:

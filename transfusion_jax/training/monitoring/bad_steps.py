@@ -45,12 +45,12 @@ def diagnose(step: int, report: Report, leaves: Sequence[str]) -> Diagnosis:
     }
 
 
-def read(path: Place) -> list[Diagnosis]:
+def read_diagnoses(path: Place) -> list[Diagnosis]:
     """The diagnoses of a file, in order; what is none is left out."""
     return [bad for bad in read_lines(path) if bad.keys() >= FIELDS]
 
 
-def sentence(bad: Diagnosis) -> str:
+def describe_bad_step(bad: Diagnosis) -> str:
     """A diagnosis as a line for the user."""
     first, end = bad["batch"]
     rows = f"row {some(bad['rows'])}" if bad["rows"] else f"no row's own loss, of rows {first} to {end - 1}"

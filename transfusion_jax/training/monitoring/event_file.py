@@ -27,7 +27,7 @@ STATUS, START = 1, 1  # of SessionLog, and a value of it
 RGB = 3  # a colorspace
 
 
-class Found(NamedTuple):
+class EventKind(NamedTuple):
     """What a record is about."""
 
     step: int
@@ -35,7 +35,7 @@ class Found(NamedTuple):
     is_head: bool  # it begins a file
 
 
-def record(message: bytes) -> bytes:
+def framed(message: bytes) -> bytes:
     """A message as a record: its length, a checksum, the message, a checksum."""
     length = LENGTH.pack(len(message))
     return length + _checksum(length) + message + _checksum(message)
@@ -71,14 +71,14 @@ def image(tag: str, height: int, width: int, png: bytes) -> bytes:
     return _field(SUMMARY, _field(VALUE, value))
 
 
-def read(data: bytes) -> Iterator[tuple[bytes, Found]]:
+def read_events(data: bytes) -> Iterator[tuple[bytes, EventKind]]:
     """The records of a file with what they are about, up to one that is torn or damaged."""
     at = 0
     while at + HEAD <= len(data):
         (length,) = LENGTH.unpack_from(data, at)
         found = data[at : at + HEAD + length + CHECKSUM.size]
         message = found[HEAD : HEAD + length]
-        if found != record(message):
+        if found != framed(message):
             return
         try:
             about = dict(_fields(message))
@@ -87,7 +87,7 @@ def read(data: bytes) -> Iterator[tuple[bytes, Found]]:
         except (DamagedFile, UnicodeDecodeError):
             return
         step = about.get(STEP, 0)
-        yield found, Found(step if isinstance(step, int) else 0, tags, FILE_VERSION in about)
+        yield found, EventKind(step if isinstance(step, int) else 0, tags, FILE_VERSION in about)
         at += len(found)
 
 

@@ -144,7 +144,7 @@ def account(attempts: Sequence[Attempt]) -> Account:
     return Account(seconds, lost_steps, len(attempts))
 
 
-def sentence(account: Account) -> str:
+def describe_account(account: Account) -> str:
     """A line for the user."""
     shares = sorted(account.fractions.items(), key=lambda share: -share[1])
     parts = [f"{kind.replace('_', ' ')} {share:.0%}" for kind, share in shares if kind != STEP and share >= 0.005]

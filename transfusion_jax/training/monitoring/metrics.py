@@ -24,7 +24,7 @@ SHOWN = {
 }  # on the screen, where reported
 
 
-class Writer:
+class MetricsWriter:
     """Writes records and images of one run; opened by `open_writer`.
 
     Its functions raise StorageError or OSError where they cannot write.
@@ -67,7 +67,7 @@ class Writer:
             file.flush()
 
 
-class SilentWriter(Writer):
+class SilentWriter(MetricsWriter):
     """That of all processes but the first, which writes for all."""
 
     def __init__(self, workdir: Workdir):
@@ -89,7 +89,7 @@ class SilentWriter(Writer):
 @contextmanager
 def open_writer(
     workdir: Workdir, first_step: int, tracker: Tracker | None = None, log: Callable[[str], None] = print
-) -> Iterator[Writer]:
+) -> Iterator[MetricsWriter]:
     """A writer that goes on after `first_step`: records of later steps, which will be made again, are dropped."""
     if not first():
         yield SilentWriter(workdir)
@@ -101,7 +101,7 @@ def open_writer(
     if tracker and records:
         tracker.goes_on_after(records[-1])
     events = Events(workdir.tensorboard, first_step + 1)
-    writer = Writer(workdir, events, records[-1]["step"] if records else None, tracker)
+    writer = MetricsWriter(workdir, events, records[-1]["step"] if records else None, tracker)
     try:
         yield writer
     finally:

@@ -13,7 +13,7 @@ from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.training.loop import Hook, Pace, last_step
 from transfusion_jax.training.monitoring import bad_steps
-from transfusion_jax.training.monitoring.metrics import Writer, open_writer, progress_line, record_of
+from transfusion_jax.training.monitoring.metrics import MetricsWriter, open_writer, progress_line, record_of
 from transfusion_jax.training.monitoring.telemetry import Watch, Watching
 from transfusion_jax.training.monitoring.throughput import Timer
 from transfusion_jax.training.monitoring.wandb_logger import open_tracker
@@ -31,7 +31,7 @@ class RunMonitor:
 
     context: RunContext
     workdir: Workdir
-    writer: Writer
+    writer: MetricsWriter
     timer: Timer
     watch: Watch
     beat: Beat
@@ -99,7 +99,7 @@ class RunMonitor:
         """See `Monitor`."""
         bad = bad_steps.diagnose(step, report, leaf_names(self.context.abstract_state.params))
         self.writer.bad_step(bad)
-        self.context.log(bad_steps.sentence(bad))
+        self.context.log(bad_steps.describe_bad_step(bad))
 
     def why_halted(self, checkpoints: list[int]) -> str:
         """See `Monitor`."""

@@ -16,7 +16,7 @@ from transfusion_jax.storage.paths import Place
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepRange:
     """Steps `begin` to `end` - 1."""
 
     begin: int
@@ -29,7 +29,7 @@ class Steps:
         return f"steps {self.begin} to {self.end - 1}" if self.end - self.begin > 1 else f"step {self.begin}"
 
 
-def parse_steps(text: str, last: int) -> Steps:
+def parse_steps(text: str, last: int) -> StepRange:
     """The steps that `A:B` names: A to B-1, as of a run of `last` steps.
 
     Raises:
@@ -39,7 +39,7 @@ def parse_steps(text: str, last: int) -> Steps:
     require(
         begin.isdigit() and end.isdigit(), f"--profile {text} must be A:B, such as 10:15, which is steps 10 to 14"
     )
-    steps = Steps(int(begin), int(end))
+    steps = StepRange(int(begin), int(end))
     require(steps.begin >= 1, f"--profile {text}: the first step is 1")
     require(steps.begin < steps.end, f"--profile {text} holds no step: 10:15 is steps 10 to 14")
     require(steps.end <= last + 1, f"--profile {text}: the run has {last} steps, so {last + 1} is the largest end")

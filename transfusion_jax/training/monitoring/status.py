@@ -48,7 +48,7 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
     step = (heart.step if heart else 0) or (last.step if last else 0)
     pace = heart.pace if heart else _pace(last) if last else None
     account = goodput.account(attempts)
-    bad = bad_steps.read(workdir.bad_steps)
+    bad = bad_steps.read_diagnoses(workdir.bad_steps)
     history = workdir.manifest()["history"]
     report: dict[str, Any] = {
         "run": str(workdir.path),
@@ -70,7 +70,7 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
         "devices": last.about["devices"] if last else None,
         "memory": last.about.get("memory") if last else None,
         "slow_host": last.about.get("slow") if last else None,
-        "bad_steps": {"count": len(bad), "newest": [bad_steps.sentence(one) for one in bad[-SHOWN:]]},
+        "bad_steps": {"count": len(bad), "newest": [bad_steps.describe_bad_step(one) for one in bad[-SHOWN:]]},
         "damaged_checkpoints": [entry for entry in history if entry["event"] == DAMAGED][-SHOWN:],
         "flags": workdir.manifest()["flags"],
     }
@@ -110,7 +110,7 @@ def _alive(workdir: Workdir, last: Attempt | None) -> Heartbeat | None:
     return None if said else heart
 
 
-def lines(report: dict[str, Any]) -> Iterator[str]:
+def report_lines(report: dict[str, Any]) -> Iterator[str]:
     """The report for reading."""
     yield f"{report['run']}: {report['name']}, {report['state']}"
     done = f"step {report['step']:,} of {report['steps']:,}"

@@ -28,7 +28,7 @@ class Slowest:
     ratio: float  # seconds per step, to what they would be were it as fast as the median process
 
 
-def gather(values: list[float]) -> np.ndarray:
+def gather_numbers(values: list[float]) -> np.ndarray:
     """One row of numbers per process, `[processes, numbers]` float32; a collective where there are several."""
     own = np.asarray(values, np.float32)
     return np.asarray(multihost_utils.process_allgather(own)) if jax.process_count() > 1 else own[None]
@@ -58,7 +58,7 @@ def slowest(late: np.ndarray, data_wait: np.ndarray, seconds_per_step: float) ->
     return Slowest(process, float(late[process]), float(data_wait[process]), ratio)
 
 
-def sentence(slow: Slowest, name: str, seconds_per_step: float) -> str:
+def describe_straggler(slow: Slowest, name: str, seconds_per_step: float) -> str:
     """What the user is told of a slow process."""
     return (
         f"process {slow.process} ({name}) keeps the others waiting: {slow.seconds:.3f} s of each step's "

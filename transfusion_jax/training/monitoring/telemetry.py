@@ -19,7 +19,7 @@ from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.jsonl_segments import EVERY
 from transfusion_jax.training.monitoring import goodput, stragglers
 from transfusion_jax.training.monitoring.goodput import Attempt, Clock, end_of
-from transfusion_jax.training.monitoring.profiler import Steps, traced
+from transfusion_jax.training.monitoring.profiler import StepRange, traced
 from transfusion_jax.training.monitoring.throughput import Timer
 from transfusion_jax.training.monitoring.watchdog import Beat
 from transfusion_jax.training.run_dir import Workdir
@@ -40,7 +40,7 @@ class Watching:
     """What is asked for beside the accounts that every run has."""
 
     began: float | None = None  # the process's start, in seconds since the epoch; by default now
-    profile: Steps | None = None  # steps to trace
+    profile: StepRange | None = None  # steps to trace
     wandb: tuple[str, str | None] | None = None  # project and name in Weights & Biases
 
 
@@ -123,7 +123,7 @@ class Watch:
             self._trace.close()
             self._write(doing="ended", ended=ended)
         if self._writes:
-            self._say(goodput.sentence(goodput.account([*self._earlier, self._attempt])))
+            self._say(goodput.describe_account(goodput.account([*self._earlier, self._attempt])))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -194,11 +194,11 @@ class Watch:
         own = memory.memory(jax.local_devices())
         late, data_wait = ((s / steps if steps else 0.0) for s in (self._late, self._data_wait))
         names = sorted(own)
-        table = stragglers.gather([late, data_wait, self._longest, *(own[name] for name in names)])
+        table = stragglers.gather_numbers([late, data_wait, self._longest, *(own[name] for name in names)])
         most = {name: float(value) for name, value in zip(names, table[:, 3:].max(0), strict=True)}
         self._late = self._data_wait = self._longest = 0.0
         if not self._told_memory:
-            self._say(memory.describe(most))
+            self._say(memory.describe_memory(most))
             self._told_memory = True
         values = {"seconds_per_step": seconds_per_step, "seconds_per_step_longest": float(table[:, 2].max())}
         longest_wait = float(table[:, 1].max())
@@ -216,7 +216,7 @@ class Watch:
                 "host/slowest_ratio": slow.ratio,
             }
             if slow.ratio >= stragglers.SLOW and slow.seconds >= stragglers.WORTH_SAYING:
-                about["slow"] = stragglers.sentence(slow, self._names[slow.process], seconds_per_step)
+                about["slow"] = stragglers.describe_straggler(slow, self._names[slow.process], seconds_per_step)
                 self._say(about["slow"])
         self._attempt = replace(self._attempt, about=about)
         if not self._writes:

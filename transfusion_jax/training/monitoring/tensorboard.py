@@ -99,7 +99,7 @@ class Events:
             self.flush()
 
     def _append(self, step: int, content: bytes) -> None:
-        self._file.write(event_file.record(event_file.event(time.time(), step, content)))
+        self._file.write(event_file.framed(event_file.event(time.time(), step, content)))
 
 
 def keep_before(folder: Place, step: int) -> set[str]:
@@ -113,7 +113,7 @@ def keep_before(folder: Place, step: int) -> set[str]:
     files: list[Place] = [path for path in folder.iterdir() if path.name.startswith(NAME)]
     for path in sorted(files, key=lambda path: path.name, reverse=True):
         data = path.read_bytes()
-        kept = [(record, about) for record, about in event_file.read(data) if about.step < step]
+        kept = [(record, about) for record, about in event_file.read_events(data) if about.step < step]
         if all(about.is_head for _, about in kept) or path.name.endswith(UNFINISHED):
             path.unlink()
         elif (cut := b"".join(record for record, _ in kept)) != data:

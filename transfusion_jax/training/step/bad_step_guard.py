@@ -38,7 +38,7 @@ def new_guard(config: GuardConfig) -> Guard:
     return Guard(zero, zero, zero, jnp.zeros((window, 2)))
 
 
-def judge(config: GuardConfig, guard: Guard, loss: jax.Array, norm: jax.Array) -> tuple[jax.Array, Guard]:
+def judge_step(config: GuardConfig, guard: Guard, loss: jax.Array, norm: jax.Array) -> tuple[jax.Array, Guard]:
     """The verdict on a step, and the guard after it.
 
     Spikes are judged once the window is full.

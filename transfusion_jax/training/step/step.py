@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from transfusion_jax.config import Run
 from transfusion_jax.parallel.sharding import batch_sharding
 from transfusion_jax.tasks.base import Task
-from transfusion_jax.training.step.bad_step_guard import FINE, halted, judge
+from transfusion_jax.training.step.bad_step_guard import FINE, halted, judge_step
 from transfusion_jax.training.step.optimizer import learning_rate
 from transfusion_jax.training.step.state import RunContext, State, optimizer_of
 
@@ -105,7 +105,7 @@ def train_step(task: Task, config: Run, state: State, batch: Any) -> tuple[State
     rate = learning_rate(config.optimizer, config.steps)(state.step)
     squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
     norm = jnp.sqrt(jnp.sum(squares))
-    verdict, guard = judge(config.guard, state.guard, metrics.loss, norm)
+    verdict, guard = judge_step(config.guard, state.guard, metrics.loss, norm)
     updates, moments = optimizer_of(task, config).update(gradients, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     ema = average(state, params, config.optimizer.ema_decay)

@@ -76,7 +76,7 @@ def claims(scene: Scene, rng: np.random.Generator) -> tuple[Claim, ...]:
     return _claims(list(counts.items()), pick(rng, _clear_relations(scene, list(counts))), scene.background)
 
 
-def describe(claims: Sequence[Claim], rng: np.random.Generator) -> str:
+def describe_claims(claims: Sequence[Claim], rng: np.random.Generator) -> str:
     """A caption for claims that `claims` or `parse` made."""
     counts = [claim for claim in claims if isinstance(claim, Count) and claim.kind.shape]
     relation = next((claim.relation for claim in claims if isinstance(claim, Relation)), None)
@@ -85,7 +85,7 @@ def describe(claims: Sequence[Claim], rng: np.random.Generator) -> str:
     return pick(rng, _patterns(len(counts), relation, ground)).format(*phrases)
 
 
-def parse(caption: str) -> tuple[Claim, ...] | None:
+def parse_caption(caption: str) -> tuple[Claim, ...] | None:
     """The claims of a caption, or None for other texts than `describe` can write."""
     phrases, patterns = _vocabulary()
     found = _PHRASE.findall(caption)

@@ -30,7 +30,7 @@ class Edit:
     after: Scene
 
 
-def edits(scene: Scene) -> list[Edit]:
+def possible_edits(scene: Scene) -> list[Edit]:
     """Everything that can be asked of a scene.
 
     All things of a kind change their colour; one that is alone of its kind goes to a corner that has room for it;
@@ -56,14 +56,14 @@ def edits(scene: Scene) -> list[Edit]:
     return found
 
 
-def choose(scene: Scene, rng: np.random.Generator) -> Edit:
+def choose_edit(scene: Scene, rng: np.random.Generator) -> Edit:
     """One of them, each action as likely where there is any."""
-    every = edits(scene)
+    every = possible_edits(scene)
     action = pick(rng, [a for a in WORDINGS if any(edit.action == a for edit in every)])
     return pick(rng, [edit for edit in every if edit.action == action])
 
 
-def describe(edit: Edit, scene: Scene, rng: np.random.Generator) -> str:
+def describe_edit(edit: Edit, scene: Scene, rng: np.random.Generator) -> str:
     """The sentence that asks for it."""
     kind, count = edit.kind, sum(thing.is_a(edit.kind) for thing in scene.things)
     size = f"{kind.size} " if kind.size else ""
