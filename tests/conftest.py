@@ -20,6 +20,7 @@ import xla
 MAPS = 20_000  # of a process, from which it forgets programs; one file of tests adds at most as many again
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(8)}"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a tenth of what it takes to trace and compile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would report, from threads that outlive their test

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 
 import xla
 from transfusion_jax.cli import main
-from transfusion_jax.commands import evaluate
+from transfusion_jax.commands import evaluate, sample
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.storage.atomic import read_json
 from transfusion_jax.storage.jsonl import read_lines
@@ -58,8 +59,9 @@ def test_every_step_stands_once_in_the_metrics(trained):
     assert Image.open(trained[0] / f"samples/{STEPS:08d}.png").size[0] > 300  # ten prompts on a sheet
 
 
-def test_a_finished_run_says_that_it_is_done(trained):
-    result = here("train", "--workdir", str(trained[0]), *SPLIT)
+def test_a_finished_run_says_that_it_is_done(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")  # the split is kept with the run
+    result = here("train", "--workdir", str(workdir), *SPLIT)
     assert result.returncode == 0, result.stderr
     assert f"is done: {STEPS} of {STEPS} steps" in result.stdout
 
@@ -95,8 +97,8 @@ def test_a_run_goes_on_where_nobody_listens_any_more(tmp_path):
     assert sorted(steps_of(tmp_path)) == list(range(1, STEPS + 1))
 
 
-def test_another_recipe_is_refused_with_its_differences_and_a_new_cadence_is_not(trained):
-    command = ["train", "--workdir", str(trained[0]), *SPLIT]
+def test_another_recipe_is_refused_with_its_differences_and_a_new_cadence_is_not(trained, tmp_path):
+    command = ["train", "--workdir", str(shutil.copytree(trained[0], tmp_path / "run")), *SPLIT]
     changed = here(*command, "--config.optimizer.beta1=0.8", "--config.seed=3")
     assert changed.returncode == 2
     assert "optimizer.beta1: 0.9 -> 0.8" in changed.stderr
@@ -131,7 +133,8 @@ def test_sample_captions_files_and_held_out_images(trained, tmp_path):
     assert held_out.stdout.count("\n") == 1 + 1 + 3
 
 
-def test_sample_reads_prompts_with_images_and_writes_what_it_made(trained, tmp_path):
+def test_sample_reads_prompts_with_images_and_writes_what_it_made(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "EVERY", 0.0)  # seconds between two reports
     Image.new("L", (8, 8), 100).save(tmp_path / "grey.png")
     prompts = [
         {"prompt": "a four", "n": 2},
@@ -154,6 +157,7 @@ def test_sample_reads_prompts_with_images_and_writes_what_it_made(trained, tmp_p
     ]
     command = ["sample", "--workdir", str(trained[0]), "--prompts", str(tmp_path / "prompts.jsonl"), *how]
     assert main([*command, "--output", str(tmp_path / "made")]) == 0
+    assert re.search(r"^5/5 samples, [\d.]+ images/s$", capsys.readouterr().err, re.MULTILINE)
     lines = [json.loads(line) for line in (tmp_path / "made/samples.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines][:2] == ["a four", "a four"]
     assert [(line["seed"], line["number"]) for line in lines] == [(1, 0), (1, 1), (7, 0), (1, 3), (1, 4)]
