@@ -75,7 +75,7 @@ def convert(folder):
     leaves = {"a": np.arange(200.0), "b": np.ones(200)}
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
     converting.begin_conversion(asked, shapes, ((name, (slice(None),), leaf) for name, leaf in leaves.items()))
-    converting.finish_conversion(folder, "transfusion_jax", "# A model", "run", "step 1", "All.", tiny_config())
+    converting.end_folder(folder, "transfusion_jax", "# A model", "run", "step 1", "All.", tiny_config())
 
 
 def autoencoder_out(folder):
