@@ -13,9 +13,9 @@ import pytest
 PATIENCE = 60  # seconds for anything to happen
 LAUNCHER = """
 import json, sys
-from transfusion_jax.launching.supervisor import Program, run_together, take_signals
+from transfusion_jax.launching.supervisor import ProcessProgram, run_together, take_signals
 texts = enumerate(json.loads(sys.argv[1]))
-programs = [Program([sys.executable, "-uc", text], {"NUMBER": str(n)}) for n, text in texts]
+programs = [ProcessProgram([sys.executable, "-uc", text], {"NUMBER": str(n)}) for n, text in texts]
 with take_signals() as events:
     ends, asked = run_together(programs, float(sys.argv[2]), events, lambda line: print(line, file=sys.stderr))
 print(json.dumps({"codes": [[end.process, end.code] for end in ends], "asked": asked}))

@@ -11,6 +11,7 @@ from transfusion_jax.errors import INTERRUPTED
 SETUP = """
 import os, signal, time
 import numpy as np
+from transfusion_jax.errors import StorageError
 from transfusion_jax.training.preemption import watch_signals
 
 def hit(number):
