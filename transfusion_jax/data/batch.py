@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Int32
 from transfusion_jax.config import Config, ModelConfig
 from transfusion_jax.model.spans import Spans
 
+Rows = TypeVar("Rows")
 TEXT = -1  # image_slot of an element that is no patch
 
 
@@ -44,8 +45,8 @@ class Batch:
         return Spans(self.span_start, self.span_end)
 
 
-def stack(rows: list[Batch]) -> Batch:
-    """One batch of single rows (arrays without the leading B)."""
+def stack(rows: list[Rows]) -> Rows:
+    """One batch of single rows of any kind (arrays without the leading B)."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
