@@ -96,7 +96,7 @@ def _prepare_harness(arguments: argparse.Namespace) -> Ask:
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
         model = harness.HarnessModel(task, params, codec_of(workdir))
-        metrics, details = harness.run(model, arguments.tasks, shots, limit, include)
+        metrics, details = harness.run_harness(model, arguments.tasks, shots, limit, include)
         return metrics, {"tasks": " ".join(arguments.tasks), "harness": details}
 
     return ask
@@ -153,7 +153,7 @@ def _prepare_cider(arguments: argparse.Namespace) -> Ask:
 
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
         data = _data(task, workdir, arguments.pictures)
-        verdict: Verdict = cider.run(task, params, data.codec, data.held_out, arguments.prompt, arguments.n)
+        verdict: Verdict = cider.run_cider(task, params, data.codec, data.held_out, arguments.prompt, arguments.n)
         return verdict
 
     return ask
