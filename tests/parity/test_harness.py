@@ -251,7 +251,7 @@ def stubbed(monkeypatch):
 
 
 def test_the_suite_averages_what_counts_of_each_task(stubbed):
-    metrics, _ = stubbed.run(None, ["llama"])
+    metrics, _ = stubbed.run_harness(None, ["llama"])
     assert metrics["llama"] == pytest.approx(0.4)
     assert (metrics["hellaswag/acc"], metrics["hellaswag/acc_norm"], metrics["boolq/acc"]) == (0.0, 0.1, 0.7)
     assert len(metrics) == 7 + 4 + 1  # no errors of estimation, no names
@@ -259,4 +259,4 @@ def test_the_suite_averages_what_counts_of_each_task(stubbed):
 
 def test_an_unknown_task_is_named(stubbed):
     with pytest.raises(ConfigError, match="did you mean 'hellaswag'"):
-        stubbed.run(None, ["helaswag"])
+        stubbed.run_harness(None, ["helaswag"])
