@@ -402,3 +402,13 @@ def changed_at(config, name):
         owner = owner[parent] if isinstance(owner, dict) else getattr(owner, parent)
     object.__setattr__(owner, leaf, "changed")
     return result
+
+
+def test_a_run_keeps_no_field_that_came_later_with_its_default():
+    kept = configs.kept_values(tiny_config())
+    assert "extensions" not in kept
+    assert not {"name", "schedule"} & kept["optimizer"].keys()
+    assert configs.parse(kept) == tiny_config()
+    other = tiny_config(optimizer__schedule="constant")
+    assert configs.kept_values(other)["optimizer"]["schedule"] == "constant"
+    assert configs.parse(configs.kept_values(other)) == other

@@ -6,7 +6,7 @@ from PIL import Image
 
 from helpers import digits_config, prepare
 from transfusion_jax.cli import main
-from transfusion_jax.config import to_dict
+from transfusion_jax.config import kept_values
 from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.store.dataset import Prepared
@@ -76,7 +76,7 @@ def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
     config = digits_config(digits_folder, data__image_first=0.0, data__caption_dropout=0.0)
     data = load_data(config)
     Workdir(tmp_path).begin(config, facts_of(make_task(config), config, data), data, "start")
-    assert json.loads((tmp_path / "config.json").read_text()) == to_dict(config)
+    assert json.loads((tmp_path / "config.json").read_text()) == kept_values(config)
     picture = tmp_path / "row.png"
     command = ["doctor", "--workdir", str(tmp_path), "--row", "1234", "--output", str(picture)]
     assert main([*command, "--json"]) == 0

@@ -23,7 +23,7 @@ def execution(default: Any) -> Any:
 
 
 def added(default: Any) -> Any:
-    """An identity field that came later: with its default a config has the hash that it had before."""
+    """An identity field that came later: with its default a config is kept, and has the hash, as before."""
     return field(default=default, metadata={"added": True})
 
 
@@ -133,7 +133,9 @@ class Run(ABC):
     accumulation: int = execution(1)  # parts that a batch is computed in, one after the other
     mesh: MeshConfig = field(default_factory=MeshConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-    extensions: Mapping[str, str] = field(default_factory=dict, metadata={"execution": True})  # see `extend`
+    extensions: Mapping[str, str] = field(
+        default_factory=dict, metadata={"execution": True, "added": True}
+    )  # see `extend`
 
     def __post_init__(self) -> None:
         positive(self, "", "steps", "batch_rows", "accumulation")

@@ -148,6 +148,13 @@ def kept(config: R) -> R:
     return _kept(config)
 
 
+def kept_values(config: Run) -> dict[str, Any]:
+    """`to_dict(kept(config))`, without fields that came later and have their default: former versions read it."""
+    values = to_dict(kept(config))
+    _leave_out_added(config, values)
+    return values
+
+
 def identity(config: Run) -> dict[str, Any]:
     """The identity fields alone, as `{dotted name: value}`."""
     return dict(_identity(config, ""))
@@ -229,6 +236,16 @@ def _kept(config: T) -> T:
         elif dataclasses.is_dataclass(value):
             values[f.name] = _kept(value)
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def _leave_out_added(config: Any, values: dict[str, Any]) -> None:
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("added"):
+            if value == (f.default if f.default_factory is dataclasses.MISSING else f.default_factory()):
+                del values[f.name]
+        elif dataclasses.is_dataclass(value):
+            _leave_out_added(value, values[f.name])
 
 
 def _identity(config: Any, prefix: str, hashed: bool = False) -> Iterator[tuple[str, Any]]:

@@ -41,7 +41,7 @@ def write_run(
     workdir = Workdir(path)
     data = Data(Corpus(()), Corpus(()), codec)
     facts = facts_of(make_task(config), config, data)
-    about = facts | {"skip_rows": [], "config": configs.to_dict(config)}
+    about = facts | {"skip_rows": [], "config": configs.kept_values(config)}
     with workdir.locked():
         require(not workdir.exists(), f"{path} already holds a run: choose another --output")
         workdir.check_unbegun()

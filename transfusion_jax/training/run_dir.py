@@ -172,7 +172,7 @@ class Workdir:
     ) -> None:
         check_own(self.path)
         kept = self.manifest() if self.exists() else {"history": [], "skip_rows": []}
-        text = json.dumps(config.to_dict(config.kept(new)), indent=2) + "\n"
+        text = json.dumps(config.kept_values(new), indent=2) + "\n"
         data.keep(self.path)
         self._write_manifest(
             {**facts}
@@ -252,7 +252,7 @@ class Workdir:
     def about(self) -> dict[str, Any]:
         """What each of the run's checkpoints says of the run."""
         manifest = {name: value for name, value in self.manifest().items() if name not in ("history", CONFIGS)}
-        return manifest | {"config": config.to_dict(self.run())}
+        return manifest | {"config": config.kept_values(self.run())}
 
     @property
     def skip_rows(self) -> tuple[tuple[int, int], ...]:

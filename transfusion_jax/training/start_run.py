@@ -238,7 +238,7 @@ def _save_first(
 ) -> None:
     """Saves what a run goes on from, at the place that a manifest says."""
     skip_rows = place["skip_rows"]
-    config = configs.to_dict(configs.kept(context.config))
+    config = configs.kept_values(context.config)
     about = {**context.facts, "skip_rows": skip_rows, "config": config}
     with Checkpoints(workdir.checkpoints, about=about) as checkpoints:
         totals = place.get("totals")
