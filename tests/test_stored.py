@@ -21,7 +21,7 @@ STORED = sorted((Path(__file__).parent / "stored").glob("*.tar.xz"))
 def here(request, tmp_path, monkeypatch):
     """The folder that the commands were given in: the runs name their data relative to it."""
     with tarfile.open(request.param) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
