@@ -77,7 +77,7 @@ def choose_tokens(
 
 
 def likelier(scaled: Float[Array, "B V"], chances: Chances) -> Float[Array, "B V"]:
-    """Logits with −∞ for those left out: by top-k, then of what is left by top-p, then by min-p."""
+    """Logits, with −∞ for the entries that top-k leaves out, then top-p, then min-p."""
     falling = -jnp.sort(-scaled, axis=-1)
     count = jnp.where(chances.top_k > 0, chances.top_k, scaled.shape[-1])
     lowest = jnp.take_along_axis(falling, jnp.full((len(scaled), 1), jnp.minimum(count, scaled.shape[-1]) - 1), -1)

@@ -131,7 +131,7 @@ class CheckpointReader:
         manifest = each(lambda: self.check(step, abstract))[0]
         here = _with_window(abstract, manifest["leaves"])
         loaded = State(**{"ema": None} | self._load(step, manifest, as_dict(here)))
-        if here is not abstract:  # another window of recent steps: it begins anew, the counts stay
+        if here is not abstract:  # the window of recent steps has another size: it starts empty
             recent = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape), x.sharding), abstract.guard.recent)
             seen = jax.tree.map(jnp.zeros_like, loaded.guard.seen)
             loaded = replace(loaded, guard=loaded.guard._replace(recent=recent, seen=seen))
