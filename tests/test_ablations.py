@@ -58,7 +58,16 @@ def test_every_row_of_the_tables_has_its_command():
         configs.load(str(ROOT / row[0]), row[1])
 
 
-@pytest.mark.parametrize("config", SMALL.values(), ids=lambda c: f"{c.model.images}-{c.model.patch_coder}")
+def cases():
+    """Each row; the first of each kind of model is quick enough to be tried every time."""
+    seen = set()
+    for config in SMALL.values():
+        kind = config.model.images, config.model.patch_coder
+        yield pytest.param(config, id="-".join(kind), marks=[pytest.mark.slow] if kind in seen else [])
+        seen.add(kind)
+
+
+@pytest.mark.parametrize("config", cases())
 def test_every_row_takes_a_step(config):
     task, data = make_task(config), load_data(config)
     rows = make_rows(data.train, config, data.codec.special)

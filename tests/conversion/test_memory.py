@@ -9,6 +9,7 @@ MATRIX = 4 * 256 * 4096  # bytes of a layer's largest
 FEW, MANY = 5, 20  # layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["from-llama", "to-llama"])
 def test_more_layers_take_no_more_memory(command, peaks):
     grown = peaks[MANY][command] - peaks[FEW][command]

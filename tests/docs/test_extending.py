@@ -56,6 +56,7 @@ def test_the_page_adds_one_of_each_kind_in_less_than_thirty_lines():
     assert [command.split()[1] for command in COMMANDS] == [*["train"] * 3, "evaluate", "prepare", "train"]
 
 
+@pytest.mark.slow
 def test_the_schedule_trains_and_its_run_is_resumed_from_the_workdir_alone(folder):
     config = json.loads((folder / "runs/sigmoid/config.json").read_text())
     assert (config["steps"], config["diffusion"]["schedule"]) == (30, "sigmoid")
@@ -65,6 +66,7 @@ def test_the_schedule_trains_and_its_run_is_resumed_from_the_workdir_alone(folde
     assert all("loss_image" in line for line in lines if "loss" in line)
 
 
+@pytest.mark.slow
 def test_the_coder_trains_with_parameters_of_its_own_and_is_evaluated_from_the_workdir_alone(folder):
     config = json.loads((folder / "runs/deep/config.json").read_text())
     assert config["model"]["patch_coder"] == "deep"
@@ -73,6 +75,7 @@ def test_the_coder_trains_with_parameters_of_its_own_and_is_evaluated_from_the_w
     assert "runs/deep: step 20" in (folder / "printed").read_text()
 
 
+@pytest.mark.slow
 def test_the_suite_prints_and_writes_what_the_page_says(folder):
     entries = json.loads((folder / "runs/sigmoid/evaluation.json").read_text())["evaluations"]
     (metrics,) = (entry["metrics"] for entry in entries if entry["suite"] == "spread")
@@ -80,12 +83,14 @@ def test_the_suite_prints_and_writes_what_the_page_says(folder):
     assert re.search(r"^spread: rows 128, data \w+\n  text_head_std +0\.", (folder / "printed").read_text(), re.M)
 
 
+@pytest.mark.slow
 def test_the_reader_reads_in_worker_processes(folder):
     manifest = json.loads((folder / "data/verses/data.json").read_text())
     assert sum(split["documents"] for split in manifest["splits"].values()) == 3
     assert "readers.py" in json.loads((folder / "data/verses/job.json").read_text())["extensions"]
 
 
+@pytest.mark.slow
 def test_the_hook_logs_its_number(folder):
     lines = [json.loads(line) for line in (folder / "runs/watched/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line.get("weight_norm", 0) > 0] == [10]

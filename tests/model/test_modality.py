@@ -1,6 +1,7 @@
 """Weights of patches alone: what goes through them, and what training leaves as it was."""
 
 import copy
+import functools
 import itertools
 
 import jax
@@ -21,12 +22,26 @@ from transfusion_jax.training.step.step import train_step
 UNTIED = tiny_config(model__modality_weights="untied")
 
 
-def hidden_of(params, batch, config=UNTIED):
-    model = Model(config.model)
+@functools.partial(jax.jit, static_argnames="config")
+def embedded(params, batch, config=UNTIED.model):
     times = jnp.full(batch.latents.shape[:2], 7)
-    x, _ = model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
-    places = find_patches(batch.image_slot, batch.latents.shape[1], config.model.patches)
-    return model.bind(params).trunk(x, batch.spans, batch.positions, patch_places=places)[0]
+    bound = Model(config).bind(params)
+    return bound.embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)[0]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def hidden_of(params, batch, config=UNTIED.model):
+    x = embedded(params, batch, config)
+    places = find_patches(batch.image_slot, batch.latents.shape[1], config.patches)
+    return Model(config).bind(params).trunk(x, batch.spans, batch.positions, patch_places=places)[0]
+
+
+@jax.jit
+def go_on(params, cache, x, image_slot, spans, positions):
+    """A cache with more elements, and what the trunk makes of them."""
+    places = find_patches(image_slot, UNTIED.data.max_images, UNTIED.model.patches)
+    hidden, present = Model(UNTIED.model).bind(params).trunk(x, spans, positions, cache, places)
+    return cache.append(present, x.shape[1], hidden), hidden
 
 
 def twins(params):
@@ -43,7 +58,7 @@ def test_with_equal_weights_nothing_changes():
     shared = copy.deepcopy(params)
     del shared["trunk"]["layers"][PATCHES]
     np.testing.assert_allclose(
-        hidden_of(params, batch), hidden_of(shared, batch, tiny_config()), rtol=1e-5, atol=1e-5
+        hidden_of(params, batch), hidden_of(shared, batch, tiny_config().model), rtol=1e-5, atol=1e-5
     )
 
 
@@ -53,7 +68,7 @@ def test_patches_and_only_patches_go_through_their_own_weights():
     moved = copy.deepcopy(params)
     moved["trunk"]["layers"][PATCHES]["mlp"]["down"] += 0.1
     # after one layer, so that what attention passes on is not looked at
-    one = tiny_config(model__modality_weights="untied", model__layers=1)
+    one = tiny_config(model__modality_weights="untied", model__layers=1).model
     first, other = (jax.tree.map(lambda x: x, p) for p in (params, moved))
     for tree in (first, other):
         tree["trunk"]["layers"] = jax.tree.map(lambda x: x[:1], tree["trunk"]["layers"])
@@ -74,19 +89,14 @@ def test_text_before_an_image_does_not_hear_of_the_weights_of_patches():
 
 def test_a_cache_gives_what_the_whole_row_does():
     batch = jax.tree.map(lambda x: x[:1], tiny_batch(UNTIED))
-    model, params = Model(UNTIED.model), Model(UNTIED.model).init(jax.random.key(0))
-    times, length = jnp.full(batch.latents.shape[:2], 7), batch.tokens.shape[1]
-    x, _ = model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
-    cache, parts = Cache.empty(UNTIED.model, 1, length), []
+    params, length = Model(UNTIED.model).init(jax.random.key(0)), batch.tokens.shape[1]
+    x, cache, parts = embedded(params, batch), Cache.empty(UNTIED.model, 1, length), []
     slot = np.asarray(batch.image_slot[0])
     cuts = [0, *(np.flatnonzero(np.diff(slot)) + 1).tolist(), length]  # texts and images apart
     for begin, end in itertools.pairwise(cuts):
-        places = find_patches(batch.image_slot[:, begin:end], batch.latents.shape[1], UNTIED.model.patches)
         spans = Spans(*(s[:, begin:end] for s in batch.spans))
-        part, present = model.bind(params).trunk(
-            x[:, begin:end], spans, batch.positions[:, begin:end], cache, places
-        )
-        cache = cache.append(present, end - begin, part)
+        inputs = x[:, begin:end], batch.image_slot[:, begin:end], spans, batch.positions[:, begin:end]
+        cache, part = go_on(params, cache, *inputs)
         parts.append(part)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), hidden_of(params, batch), rtol=1e-4, atol=1e-5)
 

@@ -1,5 +1,6 @@
 """The whole model: who sees whom, the cache, the patch coder, remat and dtype."""
 
+import functools
 import math
 import re
 
@@ -143,9 +144,9 @@ def test_the_timestep_reaches_the_prediction():
     config = tiny_config()
     batch = tiny_batch(config)
     model = Model(config.model)
-    bound, where = model.bind(model.init(jax.random.key(0))), (batch.image_slot, batch.patch_index)
-    first, _ = bound.embed(batch.tokens, *where, batch.latents, times(batch))
-    other, _ = bound.embed(batch.tokens, *where, batch.latents, times(batch) + 9)
+    params, where = model.init(jax.random.key(0)), (batch.image_slot, batch.patch_index)
+    embed = jax.jit(lambda times: model.bind(params).embed(batch.tokens, *where, batch.latents, times)[0])
+    first, other = embed(times(batch)), embed(times(batch) + 9)
     moved = np.abs(first - other).max(-1) > 0
     np.testing.assert_array_equal(moved, batch.image_slot >= 0)
 
@@ -198,9 +199,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_stays_near():
         model = Model(config.model)
         params = model.init(jax.random.key(0))
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-        x, _ = embedded(model, params, batch)
+        x, _ = jax.jit(functools.partial(embedded, model))(params, batch)
         assert x.dtype == dtype
-        outputs.append(model.bind(params).trunk(x, batch.spans, batch.positions)[0].astype(jnp.float32))
+        outputs.append(trunk_of(model)(params, x, batch.spans, batch.positions)[0].astype(jnp.float32))
     np.testing.assert_allclose(*outputs, atol=0.15)
 
 
@@ -209,7 +210,7 @@ def test_parameters_by_layer_are_the_same_model():
     apart = model.by_layer(params)
     assert len(apart["trunk"]["layers"]) == config.model.layers
     assert model.by_layer(apart) is apart
-    hidden, _ = model.bind(apart).trunk(x, batch.spans, batch.positions)
+    hidden, _ = trunk_of(model)(apart, x, batch.spans, batch.positions)
     np.testing.assert_allclose(hidden, whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(model.bind(apart).text_logits(whole), model.bind(params).text_logits(whole))
 
@@ -238,11 +239,12 @@ def whole_row():
     config, batch = probe_row()
     model = Model(config.model)
     params = model.init(jax.random.key(1))
-    x, _ = embedded(model, params, batch)
+    x, _ = jax.jit(functools.partial(embedded, model))(params, batch)
     whole, _ = trunk_of(model)(params, x, batch.spans, batch.positions)
     return config, batch, model, params, x, whole
 
 
+@functools.cache
 def trunk_of(model):
     """The trunk as one program."""
     return jax.jit(lambda params, *arguments: model.bind(params).trunk(*arguments))

@@ -41,6 +41,7 @@ def test_a_named_folder_is_taken_or_refused(monkeypatch, tmp_path):
     assert str(tmp_path) not in sys.path
 
 
+@pytest.mark.slow
 def test_a_step_is_compiled_for_chips_that_are_not_there():
     """Weights are gathered in bfloat16, for each layer; and the second time nothing is compiled."""
     config = tiny_config(

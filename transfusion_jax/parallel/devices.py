@@ -65,7 +65,7 @@ def peak_flops(device: Any) -> tuple[float, str]:
     return measured_peak(), "measured"
 
 
-def measured_peak(size: int = 1024, rounds: int = 20) -> float:
+def measured_peak(size: int = 1024, rounds: int = 6) -> float:
     """FLOP/s of a float32 matrix product on the default device, the best of a few rounds."""
     product = jax.jit(jnp.dot)
     x = jnp.ones((size, size))
