@@ -27,7 +27,11 @@ def here(request, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("run", "train"), [("run", ["train"]), ("ae", ["autoencoder", "train"])], ids=["model", "autoencoder"]
+    ("run", "train"),
+    [
+        pytest.param("run", ["train"], id="model"),
+        pytest.param("ae", ["autoencoder", "train"], id="autoencoder", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_goes_on_as_it_would_have(here, run, train):
     assert main([*train, "--workdir", run]) == 0

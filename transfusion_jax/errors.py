@@ -78,7 +78,8 @@ def positive(config: Any, section: str, *names: str) -> None:
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:
     """Requires a value from the list, and names the nearest one otherwise."""
     choices = tuple(choices)
-    require(value in choices, f"{name} is {value!r}; {nearest(value, choices)}")
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; {nearest(value, choices)}")
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
 """Drawing codes: the cache changes nothing, and an image depends on its seed, number and prompt alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from transfusion_jax.tasks.base import make_task
 
 CONFIG = token_config(data__caption_dropout=0.0, data__image_first=0.0, model__init_std=0.3)
 TASK = make_task(CONFIG)
-PARAMS = TASK.init(jax.random.key(0))
+params = functools.cache(lambda: TASK.init(jax.random.key(0)))
 CODEC = code_codec()
 PROMPTS = ["abc", "", "hijklm"]
 
@@ -50,17 +52,17 @@ def test_codes_are_drawn_as_often_as_they_are_likely():
 
 
 def test_images_are_drawn_and_captioned():
-    images = draw_images(TASK, PARAMS, CODEC, PROMPTS, seed=0)
+    images = draw_images(TASK, params(), CODEC, PROMPTS, seed=0)
     assert images.shape == (3, 4, 4, 1)
     np.testing.assert_array_equal(CODEC.images(CODEC.latents(images)), images)
-    assert len(caption_images(TASK, PARAMS, CODEC, images, Writing(max_tokens=3))) == 3
+    assert len(caption_images(TASK, params(), CODEC, images, Writing(max_tokens=3))) == 3
 
 
 def test_what_a_model_cannot_do_is_refused():
     with pytest.raises(ConfigError, match=r"sampling.steps goes with model.images='latents', not 'codes'"):
         CONFIG.sampling_with(steps=5)
     with pytest.raises(ConfigError, match="shorten the prompt"):
-        draw_images(TASK, PARAMS, CODEC, ["a" * 40], 0)
+        draw_images(TASK, params(), CODEC, ["a" * 40], 0)
     text = make_task(token_config("none"))
     params = text.init(jax.random.key(0))
     with pytest.raises(ConfigError, match="draws no images"):
@@ -71,7 +73,7 @@ def test_what_a_model_cannot_do_is_refused():
 
 
 def codes_of(prompts, seed, **how):
-    return CODEC.latents(draw_images(TASK, PARAMS, CODEC, prompts, seed, CONFIG.sampling_with(**how)))
+    return CODEC.latents(draw_images(TASK, params(), CODEC, prompts, seed, CONFIG.sampling_with(**how)))
 
 
 def code_logits(prompts, codes):
@@ -83,9 +85,9 @@ def code_logits(prompts, codes):
         first.append(len(prompt) + 1)
     batch = stack(rows)
     times = np.zeros(batch.latents.shape[:2], np.int32)
-    x, _ = TASK.model.bind(PARAMS).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
-    hidden, _ = TASK.model.bind(PARAMS).trunk(x, batch.spans, batch.positions)
+    x, _ = TASK.model.bind(params()).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
+    hidden, _ = TASK.model.bind(params()).trunk(x, batch.spans, batch.positions)
     place = np.array(first)[:, None] + np.arange(16)
     chosen = jnp.take_along_axis(hidden, place[..., None], axis=1)
     begin = CONFIG.model.first_code
-    return np.asarray(TASK.model.bind(PARAMS).text_logits(chosen)[..., begin : begin + CODEBOOK])
+    return np.asarray(TASK.model.bind(params()).text_logits(chosen)[..., begin : begin + CODEBOOK])

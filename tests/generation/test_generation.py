@@ -1,6 +1,7 @@
 """Drawing and writing with a tiny untrained model: what depends on what."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from transfusion_jax.tasks.transfusion import TransfusionTask
 
 CONFIG = tiny_config(sampling__steps=4, sampling__guidance=2.0)
 TASK = TransfusionTask(CONFIG)
+LENGTH = 24  # elements of a row by hand
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,15 @@ def guided(scale):
     return CONFIG.sampling_with(guidance=scale)
 
 
+@jax.jit
+def logits_of(params, latents, tokens, slots, patches, ends):
+    """Of each element of a row that is one document."""
+    bound = TASK.model.bind(params)
+    x, _ = bound.embed(tokens, slots, patches, latents, jnp.zeros((1, 1), jnp.int32))
+    hidden, _ = bound.trunk(x, Spans(jnp.zeros_like(ends), ends), jnp.arange(LENGTH)[None])
+    return bound.text_logits(hidden)
+
+
 def by_hand(params, document, count):
     """Greedy text, one document at a time, from the model's pure steps."""
     tokens, slots, patches, ends = [special().bos], [-1], [0], [1]
@@ -78,11 +89,10 @@ def by_hand(params, document, count):
                 column.append(value)
     written = []
     while len(written) < count:
-        as_row = [np.array(column)[None] for column in (tokens, slots, patches)]
-        x, _ = TASK.model.bind(params).embed(*as_row, latents, np.zeros((1, 1), np.int32))
-        spans = Spans(np.zeros_like(as_row[0]), np.array(ends)[None])
-        hidden, _ = TASK.model.bind(params).trunk(x, spans, np.arange(len(tokens))[None])
-        logits = np.array(TASK.model.bind(params).text_logits(hidden[0, -1]))
+        rest = range(len(tokens), LENGTH)  # nothing before it sees it
+        row = (*tokens, *[0] * len(rest)), (*slots, *[-1] * len(rest)), (*patches, *[0] * len(rest))
+        columns = [np.array([column]) for column in (*row, (*ends, *(n + 1 for n in rest)))]
+        logits = np.array(logits_of(params, latents, *columns)[0, len(tokens) - 1])
         logits[[special().bos, special().boi, special().eoi, special().pad]] = -np.inf
         best = int(np.argmax(logits))
         if best == special().eos:

@@ -37,7 +37,12 @@ def made(config, seed=1):
     return task, jax.tree.map(lambda p: p + 0.3 * random.standard_normal(p.shape, np.float32) * (p.ndim > 1), fresh)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+SLOW = {"causal", "flow"}  # families
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else []) for f in FAMILIES]
+)
 def latents(request):
     return made(
         tiny_config(sampling__steps=6, sampling__guidance=2.0, data__context_length=64, **FAMILIES[request.param])

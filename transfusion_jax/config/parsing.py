@@ -219,7 +219,8 @@ def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
     hints = typing.get_type_hints(kind)
     prefix = f"{name}." if name else ""
     for key in value:
-        require(key in hints, f"unknown config key {prefix}{key}: {nearest(key, hints)}")
+        if key not in hints:
+            raise ConfigError(f"unknown config key {prefix}{key}: {nearest(key, hints)}")
     parsed = {key: _parse(hints[key], entry, prefix + key) for key, entry in value.items()}
     for f in dataclasses.fields(kind):
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING

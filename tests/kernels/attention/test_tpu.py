@@ -14,7 +14,7 @@ from attending import abstract_mesh, assert_close, gradients, lowered
 from helpers import tiny_config
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
 from transfusion_jax.kernels.attention.reference import attention as reference
-from transfusion_jax.kernels.attention.schedule import count_blocks, plan_steps
+from transfusion_jax.kernels.attention.schedule import BlockSteps, count_blocks, plan_steps
 from transfusion_jax.kernels.attention.tpu import Blocks, tpu_span_attention
 from transfusion_jax.kernels.softmax import dense_mask
 from transfusion_jax.model.attention import attention
@@ -23,6 +23,11 @@ from transfusion_jax.model.transfusion import Model
 
 KINDS = ["TPU v5 lite", "TPU v5", "TPU v6 lite"]
 ALL = list(LAYOUTS)
+
+
+def plan(*arguments):
+    """Steps on the host, made by one program."""
+    return jax.device_get(jax.jit(plan_steps, static_argnums=(1, 2, 3, 4))(*arguments))
 
 
 @pytest.mark.parametrize("queries", [slice(0, LENGTH), slice(0, 16)])
@@ -41,8 +46,8 @@ def test_nothing_is_read_that_was_not_written_nor_beyond_an_array(queries):
 @pytest.mark.parametrize("blocks", [(16, 16), (16, 8), (8, 24)])
 def test_steps_are_the_touched_pairs_and_no_others(blocks, outer):
     spans = layout_spans(ALL)
-    steps, count = plan_steps(jnp.stack(spans, 1), *blocks, LENGTH, outer)
-    tile, inner = steps.at(np.arange(count))
+    steps, count = plan(np.stack(spans, 1), *blocks, LENGTH, outer)
+    tile, inner = jax.device_get(jax.jit(BlockSteps.at)(steps, np.arange(count)))
     row, block = np.divmod(tile, LENGTH // blocks[outer == "key"])
     pairs = np.stack([row, block, inner] if outer == "query" else [row, inner, block], 1)
     mask = np.asarray(dense_mask(*spans, LENGTH)).reshape(len(ALL), -1, blocks[0], LENGTH // blocks[1], blocks[1])
@@ -53,10 +58,10 @@ def test_steps_are_the_touched_pairs_and_no_others(blocks, outer):
 
 def test_a_key_block_that_no_query_sees_has_one_step_at_some_query_block():
     spans = Spans(*(x[:, 16:32] for x in layout_spans(["ragged packed documents"])))
-    steps, count = plan_steps(jnp.stack(spans, 1), 8, 8, LENGTH, "key")
-    tile, query_block = steps.at(np.arange(count))
-    assert set(np.asarray(tile)) == set(range(LENGTH // 8))
-    assert set(np.asarray(query_block)) == {0, 1}
+    steps, count = plan(np.stack(spans, 1), 8, 8, LENGTH, "key")
+    tile, query_block = jax.device_get(jax.jit(BlockSteps.at)(steps, np.arange(count)))
+    assert set(tile) == set(range(LENGTH // 8))
+    assert set(query_block) == {0, 1}
     alone = steps.end == steps.begin
     assert alone.any()
     assert (np.bincount(tile)[alone] == 1).all()

@@ -30,18 +30,18 @@ def test_a_step_is_adamw_on_the_gradients():
     params = jax.tree.map(np.asarray, state.params)
     batch = tiny_batch(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    gradients, _ = jax.jit(lambda p: task.gradients(p, batch, key, 0))(state.params)
+    gradients, _ = jax.device_get(jax.jit(lambda p: task.gradients(p, batch, key, 0))(state.params))
     rate = float(learning_rate(config.optimizer, config.steps)(0))
-    state, _ = step(state, batch)
+    stepped = jax.device_get(step(state, batch)[0].params)
 
     def expected(path, p, g):  # the first step's moments are the gradient and its square
         decay = config.optimizer.weight_decay if is_matrix(axis_names(task.axes(), path, p.ndim)) else 0.0
         return p - rate * (g / (np.abs(g) + config.optimizer.epsilon) + decay * p)
 
-    wanted = jax.tree_util.tree_map_with_path(expected, params, jax.tree.map(np.asarray, gradients))
+    wanted = jax.tree_util.tree_map_with_path(expected, params, gradients)
     large = jax.tree.map(lambda g: np.abs(g) > 1e-5, gradients)  # below, rounding decides the sign
     jax.tree.map(
-        lambda a, b, m: np.testing.assert_allclose(a[m], b[m], rtol=1e-3, atol=1e-5), state.params, wanted, large
+        lambda a, b, m: np.testing.assert_allclose(a[m], b[m], rtol=1e-3, atol=1e-5), stepped, wanted, large
     )
 
 

@@ -31,6 +31,7 @@ from transfusion_jax.training.checkpoint.reader import (
     as_dict,
     digest_of,
     own_sizes,
+    score_in,
 )
 from transfusion_jax.training.step.state import State
 
@@ -90,6 +91,7 @@ class Checkpoints(CheckpointReader):
         place = {"next_row": next_row, "metrics": metrics, "concluded": concluded, "totals": totals}
         tree = as_dict(state)
         custom = self._custom(step, tree, place, checksums(tree))
+        self._scores[step] = score_in(metrics or {})
         with save_errors(step, self.steps):
             self.directory.mkdir(parents=True, exist_ok=True)
             with chunks.chunked():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -277,8 +277,7 @@ class CheckpointReader:
                 metrics = {}
             except DeletedCheckpoint:
                 return None
-            score = metrics.get(BEST)
-            self._scores[step] = score if score is not None and math.isfinite(score) else None
+            self._scores[step] = score_in(metrics)
         return self._scores[step]
 
     def _required_best(self) -> int:
@@ -325,6 +324,12 @@ def as_dict(state: State) -> dict[str, Any]:
     """The state as a checkpoint names its parts."""
     parts = {name: getattr(state, name) for name in ("step", "params", "optimizer", "ema", "guard")}
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def score_in(metrics: Mapping[str, float]) -> float | None:
+    """The loss that `best` compares, where it was measured and is finite."""
+    score = metrics.get(BEST)
+    return score if score is not None and math.isfinite(score) else None
 
 
 def digest_of(manifest: Manifest) -> str:
