@@ -64,12 +64,14 @@ def test_what_a_model_cannot_do_is_refused():
     with pytest.raises(ConfigError, match="shorten the prompt"):
         draw_images(TASK, params(), CODEC, ["a" * 40], 0)
     text = make_task(token_config("none"))
-    params = text.init(jax.random.key(0))
+    weights = text.init(jax.random.key(0))
     with pytest.raises(ConfigError, match="draws no images"):
-        draw_images(text, params, CODEC, ["a"], 0)
+        draw_images(text, weights, CODEC, ["a"], 0)
     with pytest.raises(ConfigError, match="sees no images"):
-        caption_images(text, params, CODEC, np.zeros((1, 4, 4, 1)))
-    assert len(write_texts(text, params, CODEC, [Document((Text(CODEC.tokenizer.encode("ab")),))], Writing(3))) == 1
+        caption_images(text, weights, CODEC, np.zeros((1, 4, 4, 1)))
+    assert (
+        len(write_texts(text, weights, CODEC, [Document((Text(CODEC.tokenizer.encode("ab")),))], Writing(3))) == 1
+    )
 
 
 def codes_of(prompts, seed, **how):
