@@ -67,7 +67,7 @@ def cases():
         seen.add(kind)
 
 
-@pytest.mark.parametrize("config", cases())
+@pytest.mark.parametrize("config", list(cases()))
 def test_every_row_takes_a_step(config):
     task, data = make_task(config), load_data(config)
     rows = make_rows(data.train, config, data.codec.special)
