@@ -127,7 +127,13 @@ def _tokenizer(
     records = (record for shard in shards for record in READERS[shard.format].read(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
     texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
-    return train_byte_pairs(texts, int(size))
+    found = train_byte_pairs(texts, int(size))
+    if found.size < int(size):
+        log(
+            f"--tokenizer {name}: the text gave {found.size} of {size} entries; "
+            f"a config for this data needs --config.model.vocabulary={found.size}"
+        )
+    return found
 
 
 def _place(text: str | None) -> tuple[int, int]:
