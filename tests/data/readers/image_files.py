@@ -23,6 +23,12 @@ ORIENTED = {  # what EXIF's orientations do to the pixels of a file
 }
 
 
+INTERLACED = (  # PNG's passes: where each begins, and its steps, to the right and down
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A way to store pixels; levels are of 255."""
@@ -104,8 +110,8 @@ def packed(values, bits, order=">"):
     return [np.packbits(row.ravel()).tobytes() for row in digits.astype(np.uint8)]
 
 
-def png(kind, values, alpha, palette, profile=None, orientation=None):
-    """A PNG file."""
+def png(kind, values, alpha, palette, profile=None, orientation=None, passes=((0, 0, 1, 1),)):
+    """A PNG file; see `INTERLACED` for its passes."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -114,7 +120,7 @@ def png(kind, values, alpha, palette, profile=None, orientation=None):
     colour = 3 if kind.space == "palette" else (2 if kind.space == "RGB" else 0) + 4 * with_alpha
     if with_alpha:
         values = np.concatenate([values, np.round(alpha[..., None] * kind.white).astype(int)], -1)
-    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, kind.bits, colour, 0, 0, 0))]
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, kind.bits, colour, 0, 0, len(passes) > 1))]
     if profile is not None:
         parts.append(chunk(b"iCCP", b"x\0\0" + zlib.compress(profile)))
     if kind.space == "palette":
@@ -129,7 +135,8 @@ def png(kind, values, alpha, palette, profile=None, orientation=None):
         parts.append(
             chunk(b"eXIf", b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x112, 3, 1, orientation, 0, 0))
         )
-    rows = b"".join(b"\0" + row for row in packed(values, kind.bits))
+    parts_of = (values[top::down, left::right] for left, top, right, down in passes)
+    rows = b"".join(b"\0" + row for part in parts_of for row in packed(part, kind.bits))
     return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
 
 

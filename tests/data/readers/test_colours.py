@@ -4,6 +4,7 @@ import colorsys
 import io
 import itertools
 import struct
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import tifffile
 from PIL import Image, ImageCms, features
 
 from data.readers import profiles
-from data.readers.image_files import ORIENTED, SIDE, Kind, packed, png, tiff
+from data.readers.image_files import INTERLACED, ORIENTED, SIDE, Kind, packed, png, tiff
 from data.readers.profiles import PROFILES
 from data.readers.samples import encoded, noise
 from transfusion_jax.data.readers.colours import in_srgb, read_pixels
@@ -69,6 +70,7 @@ def test_every_png(kind):
         parts = kind.samples(name, seed)
         for orientation in (None, 1 + seed, 8 - seed):
             check(png(kind, *parts, profile, orientation), kind, name, parts, orientation or 1)
+        check(png(kind, *parts, profile, passes=INTERLACED), kind, name, parts)
 
 
 @pytest.mark.parametrize("kind", TIFF_KINDS, ids=str)
@@ -275,6 +277,17 @@ def test_srgbs_own_profile_leaves_every_pixel(profile, format):
     image = Image.fromarray(noise(SIDE, SIDE, 3))
     plain = decode(encoded(image, format), SIDE, 3)
     np.testing.assert_array_equal(decode(encoded(image, format, icc_profile=profile), SIDE, 3), plain)
+
+
+def test_a_photograph_with_adobes_own_profile_is_what_its_formula_says():
+    data = files("skimage.data").joinpath("rocket.jpg").read_bytes()
+    photograph = Image.open(io.BytesIO(data))
+    stored = np.asarray(photograph).astype(float)
+    found = np.asarray(in_srgb(read_pixels(photograph, data), "RGB"))
+    expected = profiles.in_srgb(stored, "Adobe")
+    assert abs(found - expected).mean() < 0.5
+    assert abs(found - expected).max() <= 6  # where it is darkest
+    assert abs(found - stored).max() > 20
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 131, 140, 200, 300, 400])
