@@ -158,6 +158,13 @@ def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     }
 
 
+def _text_of(document: Document, tokenizer: Tokenizer, drawn: int = 0) -> str:
+    """The texts of a document with images, and where those stand between them; the first `drawn` are left out."""
+    marks = chain(repeat("", drawn), repeat("[image]"))
+    texts = (tokenizer.decode(s.tokens) if isinstance(s, Text) else next(marks) for s in document.segments)
+    return " ".join(filter(None, texts))
+
+
 def _about_piece(data: Data, source: Source, number: int, stretch: tuple[int, int]) -> dict[str, Any]:
     documents = source.documents
     if source.pictured:
@@ -172,13 +179,6 @@ def _about_piece(data: Data, source: Source, number: int, stretch: tuple[int, in
         "images": int(documents.images[number]),
         "text": " ".join(text.split()),
     }
-
-
-def _text_of(document: Document, tokenizer: Tokenizer, drawn: int = 0) -> str:
-    """The texts of a document with images, and where those stand between them; the first `drawn` are left out."""
-    marks = chain(repeat("", drawn), repeat("[image]"))
-    texts = (tokenizer.decode(s.tokens) if isinstance(s, Text) else next(marks) for s in document.segments)
-    return " ".join(filter(None, texts))
 
 
 def _print_row(report: dict[str, Any]) -> None:

@@ -184,7 +184,7 @@ def _print_summary(folder: Place, manifest: dict[str, Any]) -> None:
     train, held_out = (manifest["splits"][split]["documents"] for split in ("train", "held_out"))
     if 0 < held_out < ENOUGH <= (train + held_out) / 5:
         share = math.ceil(100 * ENOUGH / (train + held_out)) / 100
-        print(f"{held_out} documents are few to evaluate on: --held-out {share} would keep about {ENOUGH}")
+        _say(f"{held_out} documents are few to evaluate on: --held-out {share} would keep about {ENOUGH}")
     name = folder.name.replace("-", "_").replace(".", "_")
     print(f"train on it with --config.data.sources.{name}.path={folder}")
 
