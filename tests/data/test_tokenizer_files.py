@@ -77,9 +77,19 @@ def byte_fallback(own):
     return model
 
 
+def prefixed_pairs(own):
+    """Byte pairs whose parts within words are marked, as WordPiece's."""
+    merges = [("<", "##/"), ("</", "##s"), ("</s", "##>")] if "</s>" in own else []
+    entries = ["<unk>", *own, *LETTERS, *(f"##{letter}" for letter in LETTERS), "</", "</s"]
+    options = {"unk_token": "<unk>", "continuing_subword_prefix": "##"}
+    model = Tokenizer(models.BPE(numbered(entries), merges, **options))
+    model.pre_tokenizer, model.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(cleanup=False)
+    return model
+
+
 EXACT = (byte_level, byte_level_whole_words, byte_level_merging, byte_fallback)  # decoding gives the text back
 LOOSE = (unigram,)  # but for spaces
-LOSSY = (word_level, word_piece)  # an unknown word is lost
+LOSSY = (word_level, word_piece, prefixed_pairs)  # an unknown word is lost
 
 
 @cache

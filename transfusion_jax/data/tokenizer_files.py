@@ -188,7 +188,8 @@ class HuggingFace:
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text; special tokens written out in it are plain text.
 
-        None where the tokenizer cannot write the text: it has no entry for a word and none for unknown ones.
+        There are no ids where the tokenizer cannot write the text: it has no entry for a word, and none for unknown
+        words.
         """
         return _plain_ids(
             self._ids(self._model, text), lambda: self._ids(self._plain, text), self._special, self._marks
@@ -281,8 +282,13 @@ def _with_hidden(content: bytes, names: set[str]) -> str:
     else:
         model["vocab"] = {hidden(name): entry for name, entry in model["vocab"].items()}
     if "merges" in model:
+        within = model.get("continuing_subword_prefix") or ""  # begins parts that are no word's first
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        model["merges"] = [pair for pair in pairs if names.isdisjoint((*pair, "".join(pair)))]
+        model["merges"] = [
+            (left, right)
+            for left, right in pairs
+            if names.isdisjoint((left, right, left + right.removeprefix(within)))
+        ]
     for token in values["added_tokens"]:
         token["content"] = hidden(token["content"])
     return json.dumps(values)

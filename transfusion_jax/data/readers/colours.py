@@ -145,7 +145,8 @@ def _load_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes) -> Image.Image
         return image
     if bits[0] < 32:
         return _grey(image, (1 << bits[0]) - 1, inverted)
-    return _grey(image, 255 if np.asarray(image).max() < 256 else 65535, inverted)  # what wrote it counted so far
+    counted = 255 if np.asarray(image).max() < 256 else 65535  # the file does not say how far
+    return _grey(image, counted, inverted)
 
 
 def _unpacked(tile: ImageFile._Tile, bits: tuple[int, ...], planes: bool, order: bytes) -> ImageFile._Tile:
