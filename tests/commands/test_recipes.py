@@ -52,7 +52,7 @@ def test_photographs_are_trained_on_by_their_own_config(photos, tmp_path):
     """As its first lines say, with fewer photographs: half are held out."""
     said = PHOTOS.read_text()
     options = said.partition("--output data/photos ")[2].partition("\n")[0].split()
-    assert options == ["--image-size", "64", "--held-out", "0.1", "--encode", "dct-f4c12"]
+    assert options == ["--image-size", "32", "--held-out", "0.1", "--encode", "dct-f4c12"]
     options[options.index("0.1")] = "0.5"
     assert main(["prepare", str(photos), "--output", str(tmp_path / "data"), *options]) == 0
     run = tmp_path / "run"
