@@ -16,6 +16,7 @@ FAMILIES = ("0.76b,llama", "0.76b,chameleon-text", "0.76b,chameleon", "7b,chamel
 EVERY = (
     "digits",
     "debug",
+    "photos",
     *(f"paper:{size}" for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b", "7b,2t", *FAMILIES)),
     *("digits:unet", "digits:chameleon", "shapes", "shapes:latents", "shapes:editing"),
 )

@@ -87,6 +87,11 @@ class Dictionary(Named):
 
 BESIDE = {  # what checkpoints hold beside tensors
     "a class as a key": lambda: {Global("pytorch_lightning.callbacks", "ModelCheckpoint"): {"score": tensor()}},
+    "classes as keys of keys": lambda: {(Global("torch", "Tensor"), 1): {Global("enum", "Enum"): tensor()}},
+    "a member as a key": lambda: {Named("pytorch_lightning.trainer.states", "TrainerFn", "fit"): 1},
+    "a tensor as a key": lambda: {tensor(): {"step": 1}},
+    "a set of tensors": lambda: Named("builtins", "set", [tensor(), Global("torch", "Tensor")]),
+    "a dictionary with defaults": lambda: Dictionary("collections", "defaultdict"),
     "an object": lambda: Named("omegaconf.dictconfig", "DictConfig", {"a": 1}),
     "a collection": lambda: Dictionary("pytorch_lightning.utilities", "AttributeDict"),
     "a scalar of numpy's": lambda: Named("numpy.core.multiarray", "scalar", Named("numpy", "dtype", "f8"), b"1"),

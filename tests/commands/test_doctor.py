@@ -7,10 +7,11 @@ from PIL import Image
 from helpers import digits_config, prepare
 from transfusion_jax.cli import main
 from transfusion_jax.config import kept_values
-from transfusion_jax.data.datasets import load_data
+from transfusion_jax.data.datasets import load_data, plain_statistics
 from transfusion_jax.data.document_rows import make_rows
-from transfusion_jax.data.store.dataset import Prepared
+from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 from transfusion_jax.data.store.inspect import histogram
+from transfusion_jax.generation.contact_sheet import contact_sheet
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
@@ -27,6 +28,22 @@ def test_good_data_is_described_and_nothing_is_wrong(digits_folder, tmp_path, ca
     report = json.loads(capsys.readouterr().out)
     assert report["wrong"] == []
     assert sum(report["lengths"]["captions"].values()) == report["splits"]["train"]["documents"]
+
+
+def test_the_contact_sheet_shows_captions_under_the_pictures(tmp_path):
+    folder, colours = tmp_path / "photos", ("red", "lime", "blue")
+    folder.mkdir()
+    for colour in colours:
+        Image.new("RGB", (64, 64), colour).save(folder / f"{colour}.png")
+        (folder / f"{colour}.txt").write_text(f"all of it is {colour}, \u732b\n")
+    prepare(tmp_path / "data", [str(folder)], image_size=16, held_out=0.0)
+    main(["doctor", str(tmp_path / "data"), "--output", str(tmp_path / "sheet.png")])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    stored = PreparedDocuments(Prepared.open(tmp_path / "data"), "train", "pixels", plain_statistics(3))
+    images = np.stack([stored.latents(number)[0] for number in range(3)])
+    shown = [colours[int(image.mean((0, 1)).argmax())] for image in images]
+    captions = [rf"all of it is {colour}, \u732b" for colour in shown]
+    np.testing.assert_array_equal(sheet, contact_sheet(images, captions, 8))
 
 
 def test_what_is_wrong_is_said_with_what_mends_it(tmp_path, capsys):

@@ -153,3 +153,25 @@ def test_a_tokenizer_is_trained_on_the_inputs_the_same_each_time(tmp_path, capsy
     assert main(["prepare", "shapes:9", "--output", str(tmp_path / "c"), "--tokenizer", "bpe:many"]) == 2
     assert "say how many entries, such as bpe:4096" in capsys.readouterr().err
     assert main(["prepare", "shapes:9", "--output", str(tmp_path / "c"), "--tokenizer", "bpe:256"]) == 2
+
+
+def test_a_tokenizer_that_the_text_does_not_fill_is_said_to_be_smaller(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "one two one two one two"}\n')
+    command = ["prepare", str(tmp_path / "a.jsonl"), *output(tmp_path), "--dry-run", "--tokenizer"]
+    assert main([*command, "bpe:512"]) == 0
+    said = capsys.readouterr().out
+    size = int(said.partition("the text gave ")[2].split()[0])
+    assert 256 < size < 512
+    assert f"--tokenizer bpe:512: the text gave {size} of 512 entries" in said
+    assert f"a config for this data needs --config.model.vocabulary={size}\n" in said
+    assert main([*command, f"bpe:{size}"]) == 0
+    assert "the text gave" not in capsys.readouterr().out
+
+
+def test_too_few_documents_to_evaluate_on_are_said_with_the_share_that_keeps_some_tens(tmp_path, capsys):
+    command = ["prepare", "shapes:150", "--image-size", "8", "--workers", "1", "--output"]
+    assert main([*command, str(tmp_path / "a"), "--held-out", "0.02"]) == 0
+    assert "documents are few to evaluate on: --held-out 0.2 would keep about 30" in capsys.readouterr().out
+    for name, share in (("b", "0.3"), ("c", "0")):
+        assert main([*command, str(tmp_path / name), "--held-out", share]) == 0
+        assert "few to evaluate on" not in capsys.readouterr().out

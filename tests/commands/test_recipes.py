@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 TOKENIZER = Path(mistral_common.__file__).parent / "data/tokenizer.model.v1"
 CONFIG = Path(__file__).parents[2] / "configs/debug.py"
+PHOTOS = CONFIG.with_name("photos.py")
 TINY = (  # beside what each recipe trains on
     "--config.batch_rows=8",
     "--config.loop.log_every=1",
@@ -45,6 +46,21 @@ def test_photographs_are_tuned_from_given_weights_and_seen_as_those_saw_theirs(p
     assert latents[0] == latents[1]
     assert latents[0] != Prepared.open(tmp_path / "data").moments("pixels").statistics().to_dict()
     assert steps(tuned) == [1, 2, 3]
+
+
+def test_photographs_are_trained_on_by_their_own_config(photos, tmp_path):
+    """As its first lines say, with fewer photographs: half are held out."""
+    said = PHOTOS.read_text()
+    options = said.partition("--output data/photos ")[2].partition("\n")[0].split()
+    assert options == ["--image-size", "32", "--held-out", "0.1", "--encode", "dct-f4c12"]
+    options[options.index("0.1")] = "0.5"
+    assert main(["prepare", str(photos), "--output", str(tmp_path / "data"), *options]) == 0
+    run = tmp_path / "run"
+    fields = (f"--config.data.sources.photos.path={tmp_path / 'data'}", "--config.steps=2", "--config.batch_rows=8")
+    cadence = ("--config.loop.log_every=1", "--config.loop.evaluate_every=2", "--config.loop.sample_every=0")
+    assert main(["train", "--config", str(PHOTOS), "--workdir", str(run), *fields, *cadence]) == 0
+    assert steps(run)[:2] == [1, 2]
+    assert main(["doctor", str(tmp_path / "data"), "--output", str(tmp_path / "sheet.png")]) == 0
 
 
 def test_a_phase_with_a_new_source_is_taken_up_on_resume(photos, tmp_path):

@@ -76,7 +76,10 @@ def test_synthetic_sources_need_no_files_and_fit_their_rows():
         (dict(data__sources={}), "names no data"),
         (dict(data__sources={"a": {"path": "nowhere"}}), "nowhere holds no prepared data"),
         (dict(data__sources={"a": {"path": "synthetic:pears"}}), "did you mean 'pairs'"),
-        (dict(model__vocabulary=300), "tokenizer 'bytes' has 256 entries, and model.vocabulary is 300"),
+        (
+            dict(model__vocabulary=300),
+            "tokenizer 'bytes' has 256 entries, and model.vocabulary is 300: add --config.model.vocabulary=256",
+        ),
         (dict(model__latent_shape=(8, 8, 3)), r"are \(8, 8, 1\) in encoding 'pixels', and model.latent_shape is"),
         (dict(data__encoding="kl-f8c8"), "have no encoding 'kl-f8c8'; there is pixels"),
     ],

@@ -24,6 +24,12 @@ from transfusion_jax.parallel.tree import nested
 from transfusion_jax.storage.atomic import read_json, write_whole
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+VARIANTS = (  # names that diffusers gives, first those in whole precision; `*` is its `variant`, such as fp16
+    WEIGHTS,
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.*.safetensors",
+    "diffusion_pytorch_model.*.bin",
+)
 PREFIX = "first_stage_model."
 OWN = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")  # the rest is losses and counters
 GROUPS = 32  # of a norm in every layout but where a config.json says otherwise
@@ -31,15 +37,15 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def read_autoencoder(path: Path, name: str) -> Trained:
-    """The autoencoder of a diffusers folder, or of a CompVis checkpoint (`.safetensors` or `.ckpt`).
+    """The autoencoder of a diffusers folder or a file in it, or of a CompVis checkpoint (`.safetensors`, `.ckpt`).
 
     Raises:
-        ConfigError: there is none, its weights are damaged, or parts of it are none of ours.
+        ConfigError: there is none, or more than one, its weights are damaged, or parts of it are none of ours.
     """
     check_name(name)
-    weights = path / WEIGHTS if path.is_dir() else path
+    weights = _weights(path) if path.is_dir() else path
     require(weights.is_file(), f"{weights} is not there: name a diffusers folder with {WEIGHTS}, or a checkpoint")
-    about = path / "config.json"
+    about = weights.parent / "config.json" if any(map(weights.match, VARIANTS)) else path / "config.json"
     config = read_json(about, "copy it again from where it is from") if about.is_file() else {}
     found = {key.removeprefix(PREFIX): value for key, value in read_tensors(weights)}
     found = {key: value for key, value in found.items() if key.startswith(OWN)}
@@ -51,6 +57,14 @@ def read_autoencoder(path: Path, name: str) -> Trained:
     params = dict(names.from_diffusers(key, value) for key, value in found.items())
     _check(params, architecture, weights)
     return Trained(name, architecture, nested(params), origin=path.name)
+
+
+def _weights(folder: Path) -> Path:
+    """The file of a folder's weights."""
+    found = next((files for name in VARIANTS if (files := sorted(folder.glob(name)))), [folder / WEIGHTS])
+    names = ", ".join(file.name for file in found)
+    require(len(found) == 1, f"{folder} holds several variants ({names}): give one of these files instead")
+    return found[0]
 
 
 def write_diffusers(autoencoder: Trained, folder: Path) -> None:

@@ -97,7 +97,7 @@ class _Storage:
     count: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Tensor:
     """A view of a storage, not verified until it is read."""
 

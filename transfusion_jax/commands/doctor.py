@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.document_rows import make_rows
-from transfusion_jax.data.documents import Image, Source, Text
+from transfusion_jax.data.documents import Document, Image, Source, Text
 from transfusion_jax.data.packing import plan_store
 from transfusion_jax.data.store import inspect
 from transfusion_jax.data.store.dataset import SPLITS, Prepared, PreparedDocuments
+from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.generation.contact_sheet import contact_sheet
 from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.storage.paths import Place, place
 from transfusion_jax.training import verification
@@ -79,7 +82,8 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
         places = np.flatnonzero(pictured)
         chosen = places[np.unique(np.linspace(0, len(places) - 1, SHEET).astype(int))].tolist()
         images = [documents.latents(documents.first_record(number))[0] for number in chosen]
-        write_png(output, grid(statistics.restore(np.stack(images)), COLUMNS))
+        captions = [_text_of(documents[number], prepared.tokenizer, drawn=1) for number in chosen]
+        write_png(output, contact_sheet(statistics.restore(np.stack(images)), captions, COLUMNS))
     return {
         "data": str(folder),
         "splits": manifest["splits"],
@@ -154,13 +158,19 @@ def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     }
 
 
+def _text_of(document: Document, tokenizer: Tokenizer, drawn: int = 0) -> str:
+    """The texts of a document with images, and where those stand between them; the first `drawn` are left out."""
+    marks = chain(repeat("", drawn), repeat("[image]"))
+    texts = (tokenizer.decode(s.tokens) if isinstance(s, Text) else next(marks) for s in document.segments)
+    return " ".join(filter(None, texts))
+
+
 def _about_piece(data: Data, source: Source, number: int, stretch: tuple[int, int]) -> dict[str, Any]:
-    documents, decode = source.documents, data.codec.tokenizer.decode
+    documents = source.documents
     if source.pictured:
-        segments = documents[number].segments
-        text = " ".join(decode(s.tokens) if isinstance(s, Text) else "[image]" for s in segments)
+        text = _text_of(documents[number], data.codec.tokenizer)
     else:
-        text = decode(documents.text(number, max(stretch[0] - 1, 0), stretch[1] - 1))
+        text = data.codec.tokenizer.decode(documents.text(number, max(stretch[0] - 1, 0), stretch[1] - 1))
     return {
         "source": source.name,
         "document": number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from transfusion_jax.storage.gcs import storage_errors
 from transfusion_jax.storage.paths import Place
 
 SHOWN = 8  # records that --dry-run looks at
+ENOUGH = 30  # held-out documents; with fewer, a loss on them says little
 LEARNT_FROM = 200_000  # records, the first, that a tokenizer is trained on
 
 
@@ -127,7 +129,13 @@ def _tokenizer(
     records = (record for shard in shards for record in READERS[shard.format].read(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
     texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
-    return train_byte_pairs(texts, int(size))
+    found = train_byte_pairs(texts, int(size))
+    if found.size < int(size):
+        log(
+            f"--tokenizer {name}: the text gave {found.size} of {size} entries; "
+            f"a config for this data needs --config.model.vocabulary={found.size}"
+        )
+    return found
 
 
 def _place(text: str | None) -> tuple[int, int]:
@@ -173,6 +181,10 @@ def _print_summary(folder: Place, manifest: dict[str, Any]) -> None:
         print(f"  not used   {count:>12,} {reason}")
     if manifest["quarantine"]:
         print(f"each with its source and reason in {folder / 'quarantine.jsonl'}")
+    train, held_out = (manifest["splits"][split]["documents"] for split in ("train", "held_out"))
+    if 0 < held_out < ENOUGH <= (train + held_out) / 5:
+        share = math.ceil(100 * ENOUGH / (train + held_out)) / 100
+        _say(f"{held_out} documents are few to evaluate on: --held-out {share} would keep about {ENOUGH}")
     name = folder.name.replace("-", "_").replace(".", "_")
     print(f"train on it with --config.data.sources.{name}.path={folder}")
 

@@ -157,7 +157,8 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     tokenizer = prepared[names[0]].tokenizer if names else synthetic
     require(
         tokenizer.size == vocabulary,
-        f"tokenizer {tokenizer.name!r} has {tokenizer.size} entries, and model.vocabulary is {vocabulary}",
+        f"tokenizer {tokenizer.name!r} has {tokenizer.size} entries, and model.vocabulary is {vocabulary}: "
+        f"add --config.model.vocabulary={tokenizer.size}, or prepare the data with another --tokenizer",
     )
     encoding = config.data.encoding
     pictured = {name: prepared[name] for name in names if prepared[name].manifest["encodings"]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,9 +70,24 @@ class SentencePiece:
         """The text of an entry, as `find` takes it."""
         return str(self._model.id_to_piece(entry)) if entry < self._entries else None
 
+    @cached_property
+    def _marks(self) -> frozenset[int]:
+        return frozenset(mark for mark in (self.bos, self.eos, *self.stops) if mark is not None)
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The model in which marks are control tokens, which no text becomes."""
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+        found = sentencepiece_model_pb2.ModelProto.FromString(self.content)
+        for entry in self._marks - {self._model.unk_id()}:
+            if entry < self._entries:
+                found.pieces[entry].type = found.pieces[entry].CONTROL
+        return SentencePieceProcessor(model_proto=found.SerializeToString())
+
     def encode(self, text: str) -> np.ndarray:
-        """The model's ids; control tokens written out in the text are plain text."""
-        return np.array(self._model.encode(text), np.int32)
+        """The ids of a text; special tokens written out in it are plain text."""
+        return _plain_ids(self._model.encode(text), lambda: self._plain.encode(text), self._marks, self._marks)
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of ids."""
@@ -97,11 +114,7 @@ class HuggingFace:
     def _model(self) -> Any:
         from tokenizers import Tokenizer as Model
 
-        model = Model.from_str(self.content.decode())
-        model.encode_special_tokens = True  # "<s>" in a text is a text
-        model.no_truncation()
-        model.no_padding()
-        return model
+        return _only_encoding(Model.from_str(self.content.decode()))
 
     @property
     def size(self) -> int:
@@ -143,9 +156,44 @@ class HuggingFace:
         found = self._model.encode("a")
         return int(found.ids[0]) if found.ids and found.special_tokens_mask[0] else None
 
+    @cached_property
+    def _marks(self) -> frozenset[int]:
+        return frozenset(mark for mark in (self.bos, self.eos, *self.stops) if mark is not None)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Marks, entries with the usual names, and what its file calls special."""
+        usual = (self.find(name) for name in (*BOS_NAMES, *EOS_NAMES))
+        added = self._model.get_added_tokens_decoder().items()
+        flagged = {entry for entry, token in added if token.special}
+        return self._marks | flagged | {entry for entry in usual if entry is not None}
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The model in which special tokens have names that no text holds."""
+        from tokenizers import Tokenizer as Model
+
+        names = {self._model.id_to_token(entry) for entry in self._special}
+        return _only_encoding(Model.from_str(_with_hidden(self.content, names)))
+
+    def _ids(self, model: Any, text: str) -> list[int]:
+        try:
+            found: list[int] = model.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # what tokenizers raises where there is no entry, not even for unknown words
+            if type(error) is not Exception:
+                raise
+            return []
+        return found
+
     def encode(self, text: str) -> np.ndarray:
-        """The ids of a text; special tokens written out in it are plain text."""
-        return np.array(self._model.encode(text, add_special_tokens=False).ids, np.int32)
+        """The ids of a text; special tokens written out in it are plain text.
+
+        There are no ids where the tokenizer cannot write the text: it has no entry for a word, and none for unknown
+        words.
+        """
+        return _plain_ids(
+            self._ids(self._model, text), lambda: self._ids(self._plain, text), self._special, self._marks
+        )
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of ids."""
@@ -203,6 +251,56 @@ def train_byte_pairs(texts: Iterable[str], size: int) -> HuggingFace:
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     model.train_from_iterator(texts, trainer)
     return HuggingFace(model.to_str().encode())
+
+
+def _only_encoding(model: Any) -> Any:
+    """A model that keeps texts whole, and in which added special tokens are texts where they are written out."""
+    model.encode_special_tokens = True
+    model.no_truncation()
+    model.no_padding()
+    return model
+
+
+def _with_hidden(content: bytes, names: set[str]) -> str:
+    """A `tokenizer.json` with other names for some entries, their ids kept: names that no text holds.
+
+    The entry for unknown words keeps its name.
+    """
+    values = json.loads(content)
+    model = values["model"]
+    listed = isinstance(model["vocab"], list)  # of Unigram, with scores
+    unknown = (
+        model["vocab"][model["unk_id"]][0] if listed and model.get("unk_id") is not None else model.get("unk_token")
+    )
+    unwritten = secrets.token_hex(16)  # a new one in every process: nobody can write it down
+
+    def hidden(name: str) -> str:
+        return unwritten + name if name in names and name != unknown else name
+
+    if listed:
+        model["vocab"] = [[hidden(name), score] for name, score in model["vocab"]]
+    else:
+        model["vocab"] = {hidden(name): entry for name, entry in model["vocab"].items()}
+    if "merges" in model:
+        within = model.get("continuing_subword_prefix") or ""  # begins parts that are no word's first
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [
+            (left, right)
+            for left, right in pairs
+            if names.isdisjoint((left, right, left + right.removeprefix(within)))
+        ]
+    for token in values["added_tokens"]:
+        token["content"] = hidden(token["content"])
+    return json.dumps(values)
+
+
+def _plain_ids(
+    found: list[int], plain: Callable[[], list[int]], special: frozenset[int], marks: frozenset[int]
+) -> np.ndarray:
+    """A text's ids, or its `plain` ones where special tokens are among them; none if those still hold marks."""
+    if not special.isdisjoint(found):
+        found = plain()
+    return np.array(found if marks.isdisjoint(found) else [], np.int32)
 
 
 def _known(entry: int) -> int | None:

@@ -55,7 +55,7 @@ def _diff(parser: argparse.ArgumentParser) -> None:
 
 def _autoencoder_in(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", type=Path, help="a folder with diffusion_pytorch_model.safetensors, or a checkpoint"
+        "path", type=Path, help="a folder of diffusers', a file of weights in it, or a checkpoint (.ckpt)"
     )
     parser.add_argument("--output", type=place, required=True, help="the folder to write")
     parser.add_argument("--name", required=True, help="what data.encoding will call it, such as kl-f8c4")

@@ -14,6 +14,9 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from transfusion_jax.data.readers.colours import PictureError as PictureError
+from transfusion_jax.data.readers.colours import in_srgb, read_pixels
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")  # no format that runs programs
 LARGEST = 1 << 26  # pixels; below the size at which Pillow warns
 
@@ -40,15 +43,12 @@ _UPRIGHT = {  # by EXIF's orientation
 }
 
 
-class PictureError(Exception):
-    """Why an image cannot be used: a few words, then details after a colon."""
-
-
 def decode(data: bytes | np.ndarray, size: int, channels: int, min_size: int = 0) -> np.ndarray:
     """The upright middle square of an image, resized with Lanczos's filter: `[size, size, channels]` uint8.
 
     `data` is a file's bytes, or pixels `[H, W, 3 or 1]` uint8. Transparent parts become white, an animation is its
-    first frame, 16 bits become 8 by scaling. Smaller images are enlarged. One channel is grey.
+    first frame, 16 bits become 8 by scaling, and colours of other profiles become those of sRGB. Smaller images are
+    enlarged. One channel is grey.
 
     Raises:
         PictureError: it is no image, or damaged, above `LARGEST` pixels, or its smaller side is below `min_size`.
@@ -62,8 +62,7 @@ def decode(data: bytes | np.ndarray, size: int, channels: int, min_size: int = 0
                 raise PictureError(f"too many pixels: {image.width}×{image.height}")
             if min(image.size) < min_size:
                 raise PictureError(f"too small: {image.width}×{image.height}")
-            image.load()
-            image = _coloured(_upright(image), "L" if channels == 1 else "RGB")
+            image = in_srgb(_upright(read_pixels(image, data)), "L" if channels == 1 else "RGB")
             square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise PictureError("too many pixels: " + str(error)) from error
@@ -82,7 +81,9 @@ def _open(data: bytes | np.ndarray) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise PictureError("not an image") from error
+        kinds = [name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(data[:16]) is True]
+        known = f": damaged, or a kind of {kinds[0]} that cannot be read" if kinds else ""
+        raise PictureError(f"not an image{known}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -91,23 +92,3 @@ def _upright(image: Image.Image) -> Image.Image:
     except _DAMAGE:  # broken EXIF says nothing
         turn = None
     return image if turn is None else image.transpose(turn)
-
-
-def _coloured(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB."""
-    if image.mode.startswith("I"):
-        return _eight_bits(image).convert(mode)
-    if image.mode == "F":
-        raise PictureError("unknown range of pixels: floating point")
-    if image.has_transparency_data:
-        clear = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    return image.convert("RGB").convert(mode)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """From 16 bits of grey; Pillow's own conversion clips. PGM files of 16 bits come as 32."""
-    pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise PictureError("unknown range of pixels: 32 bits")
-    return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
