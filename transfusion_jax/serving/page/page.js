@@ -192,7 +192,7 @@ function Page() {
     setError("");
     if (matchMedia("(pointer: fine)").matches) box.current.focus(); // a touch would bring the keyboard up
     const body = { parts: [...before, ...parts].map(bare), follow, seed: how.seed, previews: 8 };
-    if (follow !== "text" && model.images === "latents") body.steps = how.steps;
+    if (follow !== "text" && model?.images === "latents") body.steps = how.steps;
     if (follow !== "text") body.guidance = how.guidance;
     stop.current = new AbortController();
     try {
