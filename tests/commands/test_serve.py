@@ -1,8 +1,12 @@
 """`transfusion serve` with words that it cannot honour: one sentence each, before a model is read."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from transfusion_jax.cli import main
+from transfusion_jax.commands import serve as command
+from transfusion_jax.serving import server
 
 
 @pytest.mark.parametrize(
@@ -40,3 +44,43 @@ def test_a_port_that_is_no_number_ends_the_command(port, tmp_path, capsys):
         main(["serve", "--workdir", str(tmp_path / "none"), "--port", port])
     assert ended.value.code == 2
     assert "--port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "token", "said", "url"),
+    [
+        ([], None, False, "http://127.0.0.1:{port}"),
+        (["--host", "localhost"], None, False, "http://localhost:{port}"),
+        (["--no-token"], None, False, "http://127.0.0.1:{port}"),
+        (["--host", "0.0.0.0", "--no-token"], None, True, "http://0.0.0.0:{port}"),
+        (["--host", "0.0.0.0", "--token", "a/b"], "a/b", False, "http://0.0.0.0:{port}/#token=a%2Fb"),
+        (["--token", "abc"], "abc", False, "http://127.0.0.1:{port}/#token=abc"),
+    ],
+)
+def test_who_may_ask_is_decided_by_the_words(words, token, said, url, capsys, monkeypatch):
+    monkeypatch.delenv("TRANSFUSION_TOKEN", raising=False)
+    found = {}
+
+    def serve(task, params, workdir, read, listening, access, url, waiting):
+        found.update(port=listening.getsockname()[1], access=access, url=url)
+        return 0
+
+    model = SimpleNamespace(by_layer=lambda params: params)
+    read = (
+        SimpleNamespace(config=SimpleNamespace(sampling=command.SamplingConfig()), model=model),
+        {},
+        None,
+        3,
+        "ema",
+    )
+    monkeypatch.setattr(command, "read_model", lambda *_: read)
+    monkeypatch.setattr(command, "untrained_branch", lambda *_: [])
+    monkeypatch.setattr(server, "serve", serve)
+    assert main(["serve", "--workdir", "x", "--port", "0", "--allow-host", "proxy.example", *words]) == 0
+    port = found["port"]
+    assert found["url"] == url.format(port=port)
+    assert found["access"].token == token
+    assert {("localhost", port), ("proxy.example", None)} <= found["access"].names
+    printed = capsys.readouterr().out
+    assert ("whoever reaches 0.0.0.0" in printed) is said
+    assert printed.count("\n") == said

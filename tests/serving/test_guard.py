@@ -120,6 +120,7 @@ def test_health_is_answered_before_any_nonsense(body):
         ([(b"content-type", b"\xff" * 1000)], 415),
         ([], 415),
         ([*JSON, (b"origin", b"http://evil.example")], 403),
+        ([*JSON, (b"host", b"evil.example")], 421),
         ([(b"host", b"evil.example"), *JSON], 421),
     ],
 )
@@ -131,6 +132,32 @@ def test_what_headers_say_is_enough_to_refuse(app, headers, status):
             short_and_told(asked)
 
     asyncio.run(refused())
+
+
+def test_a_token_is_asked_for_before_anything_is_read():
+    locked = app_of(Engine(TASK, PARAMS, codec(), 4, Measures()), LIMITS, token="s3cret")
+    shown = (b"authorization", b"Bearer s3cret")
+
+    async def asking():
+        async with running(locked):
+            refused = Exchange(locked, "/v1/generate")
+            assert await refused.answer() == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+            short_and_told(refused)
+            for path in ("/v1/model", "/metrics", "/openapi.json"):
+                assert await get(locked, path) == 401
+                assert await get(locked, path, [shown]) == 200
+            for path in ("/", "/health", "/page/page.js"):
+                assert await get(locked, path) == 200
+            asked = Exchange(locked, "/v1/generate", headers=[*JSON, shown])
+            await asked.send(parts(text("a")).encode(), more=False)
+            assert await asked.answer() == 200
+
+    asyncio.run(asking())
+    paths = locked.openapi()["paths"]
+    asks = {path for path, how in paths.items() for operation in how.values() if "security" in operation}
+    assert asks == {"/metrics", "/v1/model", "/v1/generate", "/v1/caption"}
+    assert "securitySchemes" not in fresh().openapi()["components"]
 
 
 @pytest.mark.parametrize("length", [b"1", b"0", b"2097152"])

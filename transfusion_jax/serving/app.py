@@ -13,10 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi import Body, FastAPI, HTTPException, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -88,6 +89,9 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
     app.state.readers = readers
     app.router.route_class = _parsing_in(readers)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    locked = (
+        [Security(HTTPBearer(auto_error=False))] if access.token else []
+    )  # said in the schema; the guard checks
     task, codec = engine.task, engine.codec
     config = task.config
 
@@ -112,12 +116,14 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
             raise HTTPException(503, "compiling: not warm yet", RETRY)
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **OTHERS})
+    plain: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}, **OTHERS}
+
+    @app.get("/metrics", response_class=Response, responses=plain, dependencies=locked)
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(engine.measures.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/model", responses=OTHERS)
+    @app.get("/v1/model", responses=OTHERS, dependencies=locked)
     async def model() -> ServedModel:
         """What is served."""
         draws = config.model.images == "latents"
@@ -146,7 +152,9 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
             raise HTTPException(503, "the server ends", RETRY) from error
         return inbox
 
-    @app.post("/v1/generate", responses={200: {"content": {"text/event-stream": {}}}, **PROBLEMS})
+    streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}, **PROBLEMS}
+
+    @app.post("/v1/generate", responses=streamed, dependencies=locked)
     async def generate(asked: Annotated[Generate, Body()], request: Request) -> Answer:
         """Makes what follows a prompt of texts and images; the same seed and prompt give the same."""
         inbox = await submitted(asked, request)
@@ -154,7 +162,7 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
             return StreamingResponse(_told(inbox), media_type="text/event-stream")  # type: ignore[return-value]
         return await _gathered(inbox)
 
-    @app.post("/v1/caption", responses=PROBLEMS)
+    @app.post("/v1/caption", responses=PROBLEMS, dependencies=locked)
     async def caption(asked: Annotated[Caption, Body()], request: Request) -> Words:
         """Puts an image into words."""
         whole = Generate(parts=[ImagePart(image=asked.image)], follow="text", max_tokens=asked.max_tokens)  # type: ignore[call-arg]

@@ -206,7 +206,8 @@ class Engine:
                 self._tell_compiling(False)
                 measures.images.inc(isinstance(event, Drew))
                 measures.ended.inc(isinstance(event, Ended))
-                jobs[event.sample].tell(event)
+                if not places[event.sample].left:
+                    jobs[event.sample].tell(event)
                 if all(place.left for place in places):
                     events.close()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.readers.pictures import PictureError, area
-from transfusion_jax.generation.interleaved import Request
+from transfusion_jax.generation.interleaved import Request, check_requests
 from transfusion_jax.generation.prompt import pixels_of
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.serving.engine import Sharing
@@ -57,9 +58,14 @@ def read_request(
 
 def usual_requests(task: ModelTask, codec: Codec) -> list[tuple[Request, Sharing]]:
     """What the page asks for first: an image where the model draws, and a text."""
-    follows = ("text",) if task.config.model.images == "none" else ("image", "text")
-    bodies = [Generate(parts=[TextPart(text="a")], follow=f, stream=True, previews=PREVIEWS) for f in follows]  # type: ignore[call-arg, arg-type]
-    return [read_request(body, task, codec, 0) for body in bodies]
+    usual = []
+    for follow in ("image", "text"):
+        body = Generate(parts=[TextPart(text="a")], follow=follow, stream=True, previews=PREVIEWS)  # type: ignore[call-arg]
+        request, how = read_request(body, task, codec, pixels=0)
+        with suppress(ConfigError):  # a model of text alone, or with a context for less than an image
+            check_requests(task.config, [request], how.sampling)
+            usual.append((request, how))
+    return usual
 
 
 def _document(asked: Generate, task: ModelTask, codec: Codec, pixels: int, left: Callable[[], bool]) -> Document:
