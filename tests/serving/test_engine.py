@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from helpers import code_codec, tiny_codec, tiny_config, token_config
 from served import codec, made
 from transfusion_jax.generation.interleaved import Ended, Wrote
 from transfusion_jax.serving import engine as engines
@@ -13,6 +14,7 @@ from transfusion_jax.serving.compiling import tell_compiling
 from transfusion_jax.serving.engine import Compiling, Engine, QueuedRequest, Stopped
 from transfusion_jax.serving.measures import Measures
 from transfusion_jax.serving.reading import usual_requests
+from transfusion_jax.tasks.base import make_task
 
 TASK, PARAMS = made()
 
@@ -92,3 +94,46 @@ def test_only_the_thread_that_asks_is_told_and_only_of_what_is_new():
         assert not told
     finally:
         tell_compiling(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("config", "codec", "follows"),
+    [
+        (tiny_config(), tiny_codec(), ["image", "text"]),
+        (token_config(), code_codec(), ["image", "text"]),
+        (token_config("none"), code_codec(), ["text"]),
+        (tiny_config(data__context_length=7), tiny_codec(), ["text"]),  # no room for an image
+    ],
+    ids=["latents", "codes", "text", "short"],
+)
+def test_what_a_model_cannot_do_is_not_compiled_for(config, codec, follows):
+    assert [request.follow for request, _ in usual_requests(make_task(config), codec)] == follows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "codec"),
+    [(tiny_config(), tiny_codec()), (token_config(), code_codec()), (token_config("none"), code_codec())],
+    ids=["latents", "codes", "text"],
+)
+def test_nothing_is_compiled_for_what_the_page_asks_first(config, codec):
+    task, told, ended = make_task(config), [], threading.Event()
+    usual = usual_requests(task, codec)
+    engine = Engine(task, task.init(jax.random.key(0)), codec, 2, Measures(), usual)
+
+    def tell(event):
+        told.append(event)
+        if event is None or isinstance(event, Ended):
+            ended.set()
+
+    engine.start()
+    while not engine.warm:
+        assert engine.alive
+        ended.wait(0.05)
+    for request, how in usual:
+        ended.clear()
+        engine.submit(engine.reserve(), QueuedRequest(request, how, tell))
+        assert ended.wait(600)
+    engine.stop(600)
+    assert None not in told
+    assert Compiling(True) not in told
