@@ -44,8 +44,7 @@ class Exchange:
     async def leave(self):
         """Hangs up, and returns when the server knows."""
         await self._put({"type": "http.disconnect"})
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.task
+        await asyncio.wait_for(self.task, 60)
 
     async def answer(self):
         """The status, when all is answered."""

@@ -45,7 +45,7 @@ BODIES = {  # name: the body, and the statuses that may answer it
     "fine, with as many escapes as may be": (parts(text("\n" * 100)), 200),
     "fine, with blanks to the bound": (parts(text("a")) + " " * (2**21 - 100), 200),
     "one byte too many": (parts(text("a")).ljust(2**21 + 1), 413),
-    "19 MiB of unknown keys": (keys(19 * 2**16), 413),
+    "unknown keys without end": (keys(2**16), 413),
     "unknown keys": (keys(300), 422),
     "unknown keys of parts": (json.dumps({"parts": [{SECRET + str(n): 0 for n in range(300)}]}), 422),
     "one long key": (json.dumps({SECRET * 10**5: 0}), 422),
@@ -90,6 +90,20 @@ def test_health_is_answered_before_any_body(name, app):
     body, status = BODIES[name]
     body = body.encode() if isinstance(body, str) else body
     assert asyncio.run(beside_health(app, body)) == status
+
+
+def test_19_mib_of_unknown_keys_are_refused_at_once():
+    app = app_of(Engine(TASK, PARAMS, codec(), 4, Measures()))
+
+    async def refused():
+        async with running(app):
+            asked = Exchange(app, "/v1/generate", headers=[*JSON, (b"content-length", b"%d" % (19 * 2**20))])
+            await asked.send(keys(2**13).encode()[:PIECE])  # of 304 such pieces
+            assert asked.done
+            assert await asked.answer() == 413
+            assert "4096 characters outside its strings" in asked.body.decode()
+
+    asyncio.run(refused())
 
 
 @settings(max_examples=60, deadline=None)
