@@ -146,7 +146,7 @@ def test_a_batch_goes_on_for_those_who_stay(engine, decoder):
             await until(lambda: sum(place.job is not None for place in engine._queue) == 2)
             await first.leave()
             decoder.next.release(2)
-            await stays.heard.wait()
+            await until(lambda: stays.body)
             await leaves.leave()
             before = len(stays.body)
             decoder.next.release()
