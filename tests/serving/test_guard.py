@@ -4,7 +4,9 @@ import asyncio
 import base64
 import io
 import json
+import struct
 import threading
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +32,13 @@ def drawn(size):
     file = io.BytesIO()
     Image.new("1", size).save(file, "PNG")
     return {"type": "image", "image": base64.b64encode(file.getvalue()).decode()}
+
+
+def forged(width, height):
+    """The head of a PNG that says how large it is, and nothing more."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return {"type": "image", "image": base64.b64encode(file + b"\0\0\0\0IDAT").decode()}
 
 
 def keys(count):
@@ -80,6 +89,10 @@ BODIES = {  # name: the body, and the statuses that may answer it
     "an image": (parts(drawn((1000, 1000))), 200),
     "one pixel too many": (parts(drawn((1000, 1001))), 400),
     "a bomb": (parts(drawn((12_000, 12_000))), 400),
+    "a head that says little": (parts(forged(10, 10)), 400),
+    "a head that says much": (parts(forged(2**14, 2**14)), 400),
+    "a head that says more than there is": (parts(forged(2**31 - 1, 2**31 - 1)), 400),
+    "a head that says nothing": (parts(forged(0, 0)), 400),
     "images that are too large together": (parts(*[drawn((900, 900))] * 2), 400),
     "more images than the context holds": (parts(*[drawn((8, 8))] * 64), 400),
 }
