@@ -89,9 +89,7 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
     app.state.readers = readers
     app.router.route_class = _parsing_in(readers)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    locked = (
-        [Security(HTTPBearer(auto_error=False))] if access.token else []
-    )  # said in the schema; the guard checks
+    locked = [Security(HTTPBearer(auto_error=False))] if access.token else []  # for the schema: the guard checks it
     task, codec = engine.task, engine.codec
     config = task.config
 
