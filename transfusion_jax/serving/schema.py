@@ -14,7 +14,6 @@ from transfusion_jax.generation.png import png, to_pixels
 
 MOST_TEXT = 20_000  # characters
 MOST_IMAGE = 11_000_000  # characters of base64, 8 MiB of a file
-MOST_BODY = 48 * 2**20  # bytes of a request
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -111,6 +110,7 @@ class ServedModel(BaseModel):
     steps: int
     most_steps: int
     guidance: float
+    warm: bool = Field(description="whether the programs of usual requests are compiled")
 
 
 def file_of(text: str) -> bytes:

@@ -71,6 +71,17 @@ def decode(data: bytes | np.ndarray, size: int, channels: int, min_size: int = 0
     return np.asarray(square).reshape(size, size, channels)
 
 
+def area(data: bytes) -> int:
+    """How many pixels an image's file says that it has; 0 where it is no image, which `decode` explains."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with _open(data) as image:
+                return image.width * image.height
+        except (PictureError, Image.DecompressionBombError, *_DAMAGE):
+            return 0
+
+
 def _open(data: bytes | np.ndarray) -> Image.Image:
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] not in (1, 3) or not data.size:

@@ -3,16 +3,35 @@ import { html, render, useEffect, useRef, useState } from "/page/vendor/htm-prea
 
 const FOLLOWS = { image: "an image", text: "text", any: "texts and images" };
 const KEPT = "transfusion-conversation";
+const TOKEN = "transfusion-token";
+const POLL = 1000; // ms between two looks at whether the server has compiled
+
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+if (given) {
+  sessionStorage.setItem(TOKEN, given);
+  history.replaceState(null, "", location.pathname); // so that no bookmark holds it
+}
+
+class Unauthorized extends Error {}
+
+/** `fetch` with the token, where there is one. */
+async function ask(path, how = {}) {
+  const token = sessionStorage.getItem(TOKEN);
+  const headers = { ...how.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const answer = await fetch(path, { ...how, headers });
+  if (answer.status === 401) throw new Unauthorized("the server asks for its token");
+  if (!answer.ok) throw new Error(await problem(answer));
+  return answer;
+}
 
 /** Calls `tell(name, values)` for each server-sent event of an answer. */
 async function stream(body, tell, signal) {
-  const answer = await fetch("/v1/generate", {
+  const answer = await ask("/v1/generate", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ ...body, stream: true }),
     signal,
   });
-  if (!answer.ok) throw new Error(await problem(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
@@ -78,14 +97,33 @@ function Turn({ turn, edit, number }) {
     <span class="hidden">${who}: </span>
     <div class="parts">
       ${turn.parts.map((part, i) => html`<${Part} part=${part} edit=${edit} number=${`${number}-${i}`} />`)}
-      ${turn.busy && !turn.parts.length && html`<p aria-busy="true">waiting</p>`}
+      ${turn.busy && !turn.parts.length && html`<p aria-busy="true">${turn.compiling ? "compiling" : "waiting"}</p>`}
     </div>
     ${turn.error && html`<p class="error" role="alert">${turn.error}</p>`}
   </li>`;
 }
 
+function TokenForm({ wrong, done }) {
+  const [token, setToken] = useState("");
+  const box = useRef(null);
+  useEffect(() => box.current.focus(), []);
+  function enter(event) {
+    event.preventDefault();
+    sessionStorage.setItem(TOKEN, token.trim());
+    done();
+  }
+  return html`<form class="ask token" onSubmit=${enter}>
+    ${wrong && html`<p class="error" role="alert">The server does not take this token.</p>`}
+    <label>Token<input type="password" autocomplete="off" required ref=${box} value=${token}
+      onInput=${(e) => setToken(e.target.value)} /></label>
+    <p><small>This server asks for the token that it was started with.</small></p>
+    <button type="submit">Go on</button>
+  </form>`;
+}
+
 function Page() {
   const [model, setModel] = useState(null);
+  const [locked, setLocked] = useState("");
   const [turns, setTurns] = useState(() => JSON.parse(sessionStorage.getItem(KEPT) ?? "[]"));
   const [text, setText] = useState("");
   const [attached, setAttached] = useState(null);
@@ -98,16 +136,32 @@ function Page() {
   const end = useRef(null);
   const busy = turns.some((turn) => turn.busy);
 
+  async function open() {
+    try {
+      const found = await (await ask("/v1/model")).json();
+      setModel(found);
+      setLocked("");
+      setHow((old) => ({ ...old, steps: found.steps, guidance: found.guidance }));
+      if (found.images === "none") setFollow("text");
+      document.title = found.name;
+    } catch (problem) {
+      if (problem instanceof Unauthorized) lock();
+      else setError(problem.message);
+    }
+  }
+
+  const lock = () => setLocked(sessionStorage.getItem(TOKEN) ? "wrong" : "asked");
+
+  useEffect(() => void open(), []);
   useEffect(() => {
-    fetch("/v1/model")
-      .then((answer) => answer.json())
-      .then((found) => {
-        setModel(found);
-        setHow((old) => ({ ...old, steps: found.steps, guidance: found.guidance }));
-        if (found.images === "none") setFollow("text");
-        document.title = found.name;
-      }, (problem) => setError(String(problem)));
-  }, []);
+    if (!model || model.warm) return;
+    const timer = setTimeout(async () => {
+      const found = await ask("/v1/model").then((answer) => answer.json(), () => model);
+      setModel({ ...found });
+    }, POLL);
+    return () => clearTimeout(timer);
+  }, [model]);
+  useEffect(() => { if (!locked) box.current?.focus(); }, [locked]);
   useEffect(() => {
     if (busy) return;
     try {
@@ -136,20 +190,29 @@ function Page() {
     setText("");
     setAttached(null);
     setError("");
+    if (matchMedia("(pointer: fine)").matches) box.current.focus(); // a touch would bring the keyboard up
     const body = { parts: [...before, ...parts].map(bare), follow, seed: how.seed, previews: 8 };
-    if (follow !== "text" && model.images === "latents") body.steps = how.steps;
+    if (follow !== "text" && model?.images === "latents") body.steps = how.steps;
     if (follow !== "text") body.guidance = how.guidance;
     stop.current = new AbortController();
     try {
       await stream(body, (name, values) => {
         if (name === "error") show({ error: values.detail });
+        else if (name === "compiling") show({ compiling: values.now });
         else if (name !== "end") show({ parts: grown(answer.parts, name, values) });
       }, stop.current.signal);
       show({ busy: false });
       setSaid(`The model made ${answer.parts.map((p) => (p.type === "text" ? p.text : "an image")).join(", ") || "nothing"}`);
     } catch (problem) {
-      const stopped = problem.name === "AbortError";
-      show({ busy: false, error: stopped ? "stopped" : problem.message, parts: answer.parts.filter((p) => !p.drawing) });
+      if (problem instanceof Unauthorized) {
+        setTurns(kept);
+        setText(text);
+        setAttached(attached);
+        lock();
+        return;
+      }
+      const error = problem.name === "AbortError" ? "stopped" : problem.message;
+      show({ busy: false, error, parts: answer.parts.filter((p) => !p.drawing) });
     }
   }
 
@@ -173,6 +236,7 @@ function Page() {
     <header>
       <h1>${model?.name ?? "transfusion"}</h1>
       ${model && html`<p>step ${model.step}, ${model.weights} weights, images of ${model.image_size.slice(0, 2).join(" × ")}</p>`}
+      ${model && !model.warm && html`<p class="note" aria-busy="true">compiling: the first answer takes a while</p>`}
       <details>
         <summary>Settings</summary>
         <fieldset>
@@ -191,7 +255,7 @@ function Page() {
       </ol>
       <p class="hidden" role="status">${said}</p>
       <span class="end" ref=${end}></span>
-      <form class="ask" onSubmit=${send}>
+      ${locked ? html`<${TokenForm} key=${locked} wrong=${locked === "wrong"} done=${open} />` : html`<form class="ask" onSubmit=${send}>
         ${error && html`<p class="error" role="alert">${error}</p>`}
         <label class="hidden" for="prompt">Prompt</label>
         <textarea id="prompt" rows="2" ref=${box} value=${text} placeholder="a prompt; Enter sends it, Shift + Enter breaks the line"
@@ -215,7 +279,7 @@ function Page() {
             ? html`<button type="button" class="send secondary" onClick=${() => stop.current.abort()}>Stop</button>`
             : html`<button type="submit" class="send" disabled=${!model}>Send</button>`}
         </div>
-      </form>
+      </form>`}
     </main>`;
 }
 

@@ -1,0 +1,86 @@
+"""`transfusion serve` with words that it cannot honour: one sentence each, before a model is read."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from transfusion_jax.cli import main
+from transfusion_jax.commands import serve as command
+from transfusion_jax.serving import server
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--host", ""], "--host is empty"),
+        (["--host", "a\0b"], "is no host's name"),
+        (["--host", "é" * 60], "is no host's name"),
+        (["--host", "a." * 200], "is no host's name"),
+        (["--host", "::g"], "is no IPv6 address"),
+        (["--port", "70000"], "--port must lie between 0 and 65535, not 70000"),
+        (["--port", "-1"], "--port must lie between 0 and 65535, not -1"),
+        (["--waiting", "0"], "--waiting must be at least 1"),
+        (["--host", "0.0.0.0"], "set a token in TRANSFUSION_TOKEN, or say --no-token"),
+        (["--host", "::"], "set a token in TRANSFUSION_TOKEN, or say --no-token"),
+        (["--token", ""], "--token must be printable ASCII without blanks, and not empty"),
+        (["--token", "a", "--no-token"], "--token and --no-token exclude each other"),
+        (["--port", "0", "--allow-host", ""], "--allow-host is ''"),
+        (["--port", "0"], "no run in"),
+        (["--port", "0", "--host", "0.0.0.0", "--no-token"], "no run in"),
+    ],
+)
+def test_impossible_words_are_one_sentence(words, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("TRANSFUSION_TOKEN", raising=False)
+    assert main(["serve", "--workdir", str(tmp_path / "none"), *words]) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
+    assert said.err.strip().isprintable()
+
+
+@pytest.mark.parametrize("port", ["²", "x", "", "1e3"])
+def test_a_port_that_is_no_number_ends_the_command(port, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--workdir", str(tmp_path / "none"), "--port", port])
+    assert ended.value.code == 2
+    assert "--port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "token", "said", "url"),
+    [
+        ([], None, False, "http://127.0.0.1:{port}"),
+        (["--host", "localhost"], None, False, "http://localhost:{port}"),
+        (["--no-token"], None, False, "http://127.0.0.1:{port}"),
+        (["--host", "0.0.0.0", "--no-token"], None, True, "http://0.0.0.0:{port}"),
+        (["--host", "0.0.0.0", "--token", "a/b"], "a/b", False, "http://0.0.0.0:{port}/#token=a%2Fb"),
+        (["--token", "abc"], "abc", False, "http://127.0.0.1:{port}/#token=abc"),
+    ],
+)
+def test_who_may_ask_is_decided_by_the_words(words, token, said, url, capsys, monkeypatch):
+    monkeypatch.delenv("TRANSFUSION_TOKEN", raising=False)
+    found = {}
+
+    def serve(task, params, workdir, read, listening, access, url, waiting):
+        found.update(port=listening.getsockname()[1], access=access, url=url)
+        return 0
+
+    model = SimpleNamespace(by_layer=lambda params: params)
+    read = (
+        SimpleNamespace(config=SimpleNamespace(sampling=command.SamplingConfig()), model=model),
+        {},
+        None,
+        3,
+        "ema",
+    )
+    monkeypatch.setattr(command, "read_model", lambda *_: read)
+    monkeypatch.setattr(command, "untrained_branch", lambda *_: [])
+    monkeypatch.setattr(server, "serve", serve)
+    assert main(["serve", "--workdir", "x", "--port", "0", "--allow-host", "proxy.example", *words]) == 0
+    port = found["port"]
+    assert found["url"] == url.format(port=port)
+    assert found["access"].token == token
+    assert {("localhost", port), ("proxy.example", None)} <= found["access"].names
+    printed = capsys.readouterr().out
+    assert ("whoever reaches 0.0.0.0" in printed) is said
+    assert printed.count("\n") == said

@@ -1,0 +1,52 @@
+"""docs/serving.md says of every bound what the code has."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from transfusion_jax.commands.serve import TOKEN
+from transfusion_jax.data.readers.pictures import LARGEST
+from transfusion_jax.serving.limits import MIB, ServerLimits
+from transfusion_jax.serving.schema import MOST_IMAGE, MOST_TEXT, Generate
+
+PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+TABLE = PAGE.partition("| bound | number |")[2].partition("\n\n")[0]
+ROWS = dict(re.findall(r"^\| (.+) \| (.+) \|$", TABLE, re.MULTILINE))
+LIMITS = ServerLimits()
+SCHEMA = Generate.model_json_schema()["properties"]
+BOUNDS = {  # by field: the beginning of its row, and what stands there
+    "body": ("a request's body", f"{LIMITS.body // MIB} MiB (413)"),
+    "bodies": ("all bodies", f"{LIMITS.bodies // MIB} MiB (503)"),
+    "marks": ("characters of a body's JSON", f"{LIMITS.marks} (413)"),
+    "depth": ("depth of", f"{LIMITS.depth} (413)"),
+    "escapes": ("backslashes", f"{LIMITS.escapes} (413)"),
+    "pixels": ("pixels of one image", f"{LARGEST}, {LIMITS.pixels} (400)"),
+    "readers": ("threads", f"{LIMITS.readers}"),
+    "faults": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),
+    "words": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),
+    "name": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),
+    "head": ("a request's line", f"{LIMITS.head // 1024} KiB (400), {LIMITS.head_seconds} s (408)"),
+    "head_seconds": ("a request's line", f"{LIMITS.head // 1024} KiB (400), {LIMITS.head_seconds} s (408)"),
+    "body_seconds": ("a body", f"{LIMITS.body_seconds} s (408)"),
+    "client_seconds": ("a client that reads nothing", f"{LIMITS.client_seconds} s"),
+    "connections": ("connections", f"{LIMITS.connections} (503)"),
+    "parts": ("texts of a prompt", f"{SCHEMA['parts']['maxItems']} parts, {MOST_TEXT} (422)"),
+    "image": ("an image's file", f"{MOST_IMAGE * 3 // 4 // MIB + 1} MiB (422)"),
+    "makes": (
+        "what a request makes",
+        f"{SCHEMA['max_tokens']['maximum']} tokens, {SCHEMA['max_images']['maximum']} images",
+    ),
+}
+
+
+def test_every_bound_is_told():
+    assert {field.name for field in fields(ServerLimits)} <= set(BOUNDS)
+    assert TOKEN in PAGE
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_the_page_has_the_numbers_of_the_code(name):
+    begins, number = BOUNDS[name]
+    assert [value for bound, value in ROWS.items() if bound.startswith(begins)] == [number]
