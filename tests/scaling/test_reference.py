@@ -158,9 +158,14 @@ def train(tmp_path, *before, name="debug", more=()):
         *reference.load_reference(name).command.split()[2:],
         "--workdir",
         str(tmp_path / "run"),
+        "--config.loop.evaluate_every=0",
         *more,
     ]
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}  # one device
+    quick = {
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    }  # one device, and quick steps
+    environment = os.environ | quick | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, *before, *words]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -62,7 +62,7 @@ def config(folder="none", architecture=ARCHITECTURE, **changes):
 def rivals(**changes):
     """A config with a discriminator."""
     losses = dict(gan=0.5) | changes.pop("losses", {})
-    return config(image_size=SIDE, losses=losses, **changes)
+    return config(image_size=SIDE, losses=losses, **(dict(batch_rows=2) | changes))
 
 
 def batch(rows=4, channels=1, size=8):
@@ -73,7 +73,9 @@ def batch(rows=4, channels=1, size=8):
 def gradients(run, params=None, step=0, of=None):
     task = AutoencoderTask(run)
     params = task.init(jax.random.key(0)) if params is None else params
-    return jax.jit(task.gradients)(params, of or batch(size=run.image_size), jax.random.key(1), step)
+    return jax.jit(task.gradients)(
+        params, of or batch(run.batch_rows, size=run.image_size), jax.random.key(1), step
+    )
 
 
 def run(path, config, start=None):
@@ -125,7 +127,7 @@ def test_two_devices_give_the_same():
         run = rivals(mesh=mesh)
         task, mesh = AutoencoderTask(run), make_mesh(run.mesh, jax.devices()[:devices])
         context = RunContext(task, run, mesh)
-        state, report = make_step(context)(create_state(context), batch(size=SIDE))
+        state, report = make_step(context)(create_state(context), batch(2, size=SIDE))
         values.append(report.values)
         states.append(jax.tree.map(np.asarray, state.optimizer))
     same(*values)
@@ -159,7 +161,7 @@ def test_the_two_learn_apart():
     double, _ = gradients(rivals(losses=terms | dict(gan=1.0)), params)
     same(both["discriminator"], double["discriminator"])  # the weight is of the autoencoder's term
     same(jax.tree.map(lambda g: 2 * g, both["network"]), double["network"])
-    task, images = AutoencoderTask(run), batch(size=SIDE)
+    task, images = AutoencoderTask(run), batch(2, size=SIDE)
 
     def hinge(rival):
         drawn, _ = task.reconstruct(params["network"], images, jax.random.key(1))
