@@ -21,7 +21,7 @@ def test_a_folder_of_photographs_is_prepared_and_said_to_be(tmp_path, capsys):
     assert f"train on it with --config.data.sources.out.path={tmp_path / 'out'}" in said
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "16", "--held-out", "0.2"]) == 0
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "8", "--held-out", "0.2"]) == 2
-    assert "image_size" in capsys.readouterr().err
+    assert "--image-size: 16 -> 8" in capsys.readouterr().err
 
 
 def test_what_is_not_used_is_counted_with_its_reason(tmp_path, capsys):
@@ -94,12 +94,12 @@ def test_what_cannot_be_prepared_is_one_sentence(tmp_path, capsys):
     for arguments, message in [
         (["nothing/*.tar"], "nothing matches nothing/*.tar"),
         (["shapes:5", "--held-out", "1.5"], "--held-out must lie between 0 and 1"),
-        (["shapes:5", "--image-size", "0"], "image_size must be positive"),
+        (["shapes:5", "--image-size", "0"], "--image-size must be positive"),
         (["shapes:5", "--shard", "2/2"], "--shard 2/2 must be I/N"),
         (["shapes:5", "--workers", "-1"], "--workers must be at least 1"),
         (["shapes:5", "--runner", "ray", "--workers", "2"], "--workers goes with --runner local"),
         (["shapes:5", "--tokenizer", "none.model"], "tokenizer none.model: there is no such file"),
-        (["shapes:5", "--text-column", "x"], "text_column means nothing to shapes"),
+        (["shapes:5", "--text-column", "x"], "--text-column means nothing to shapes"),
     ]:
         assert main(["prepare", *arguments, *output(tmp_path)]) == 2, arguments
         assert message in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_an_option_names_the_column_of_captions(tmp_path):
     put(tmp_path, {"a.jpg": b"a", "metadata.csv": "file_name,text,en\na.jpg,no,yes\n"})
     assert outcomes(read(tmp_path, text_column="en")) == {"a.jpg": pair("yes", b"a")}
     (tmp_path / "metadata.csv").unlink()
-    with pytest.raises(ConfigError, match=r"text_column needs a metadata\.jsonl or metadata\.csv"):
+    with pytest.raises(ConfigError, match=r"--text-column needs a metadata\.jsonl or metadata\.csv"):
         input_shards([str(tmp_path)], None, ReadOptions(text_column="en"))
 
 

@@ -68,9 +68,9 @@ def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
         (["empty"], "folder", {}, "nothing to read"),
         (["empty"], "coco", {}, "empty is a folder: name its file of captions"),
         (["a.tar"], "folder", {}, "a.tar is not a folder"),
-        (["a.tar"], None, {"split": "train"}, "split means nothing to webdataset"),
-        (["a.tar"], None, {"shard_size": 3}, "shard_size means nothing to webdataset"),
-        (["b.jsonl"], None, {"data_dir": "x"}, "data_dir means nothing to jsonl"),
+        (["a.tar"], None, {"split": "train"}, "--split means nothing to webdataset"),
+        (["a.tar"], None, {"shard_size": 3}, "--shard-size means nothing to webdataset"),
+        (["b.jsonl"], None, {"data_dir": "x"}, "--data-dir means nothing to jsonl"),
         ([], None, {}, "nothing to read"),
     ],
 )
@@ -84,7 +84,7 @@ def test_inputs_that_cannot_be_read_are_a_sentence(inputs, format, options, word
 
 
 def test_a_shard_size_must_be_positive():
-    with pytest.raises(ConfigError, match="shard_size must be positive"):
+    with pytest.raises(ConfigError, match="--shard-size must be positive"):
         ReadOptions(shard_size=0)
 
 

@@ -63,9 +63,9 @@ def test_segments_carry_their_meta(tmp_path):
         (b"{", "not JSON"),
         (b"\xff{}", "not UTF-8"),
         (b"[1]", "not a JSON object"),
-        (b"NaN", "not JSON: NaN"),
+        (b"NaN", "not a JSON object"),
         (b"[" * 100_000, "not JSON"),
-        (b"9" * 10_000, "not JSON"),
+        (b"9" * 10_000, "not a JSON object"),
         ({}, "neither image nor text: keys are "),
         ({"id": 3, "txt": "a"}, "neither image nor text: keys are 'id', 'txt'"),
         ({"text": ""}, "empty text"),
@@ -86,9 +86,6 @@ def test_segments_carry_their_meta(tmp_path):
         ({"image": {"url": "http://x.org/a.png"}, "caption": "c"}, "image is a URL: fetch the images first"),
         ({"texts": "abc", "images": []}, "texts and images are not lists"),
         ({"texts": ["a"], "images": []}, "lists of unequal length"),
-        ({"texts": ["a", None], "images": [None, None]}, "a place must hold a text or an image: place 1"),
-        ({**MMC4, "image_info": [{"matched_text_index": 3}]}, "matched_text_index is not a sentence's number"),
-        ({**MMC4, "image_info": ["a.png"]}, "matched_text_index is not"),
         ({**MMC4, "text_list": None}, "text_list and image_info are not lists"),
         ({"segments": []}, "not of the form"),
         ({"segments": [{"text": "a"}], "loss": True}, "not of the form"),
@@ -115,13 +112,54 @@ def test_a_named_field_that_is_missing_is_not_made_up_for(tmp_path):
     assert list(outcomes(read(path, text_column="en")).values()) == ["no caption", "neither image nor text"]
 
 
-def test_a_lost_image_of_a_web_page_is_a_fault_and_the_page_stays(tmp_path):
-    info = [{"image_name": "no.png", "matched_text_index": 1}, {"raw_url": "http://x/y", "matched_text_index": 0}]
-    assert outcomes(read(write(tmp_path, {**MMC4, "image_info": info}))) == {
-        "@0#0": "image is a URL",
-        "@0#2": "image cannot be read",
-        "@0": (RawText("One."), RawText("Two. Three.")),
-    }
+PAGES = {  # by what is wrong: the record, its faults, and what stays
+    "images": (
+        {
+            **MMC4,
+            "image_info": [
+                {"image_name": "no.png", "matched_text_index": 1},
+                {"raw_url": "http://x/y", "matched_text_index": 0},
+            ],
+        },
+        {"@0#0": "image is a URL", "@0#2": "image cannot be read"},
+        (RawText("One."), RawText("Two. Three.")),
+    ),
+    "an image's sentence": (
+        {**MMC4, "image_info": [{"image_name": "a.png", "matched_text_index": 3}, "a.png"]},
+        dict.fromkeys(("@0#0", "@0#1"), "matched_text_index is not a sentence's number"),
+        (RawText("One. Two. Three."),),
+    ),
+    "a blank sentence": (
+        {"text_list": ["One.", " \n", "Three."], "image_info": [{"image_name": "a.png", "matched_text_index": 2}]},
+        {"@0#1": "empty text"},
+        (RawText("One."), A, RawText("Three.")),
+    ),
+    "sentences that are none": (
+        {"text_list": ["One.", None, 3, "\ud800"], "image_info": []},
+        {"@0#1": "no text", "@0#2": "text is not a text", "@0#3": "text is not UTF-8"},
+        (RawText("One."),),
+    ),
+    "places with nothing and with both": (
+        {"texts": ["x", None, "y", " "], "images": [None, None, "a.png", None]},
+        {"@0#1": "no text and no image", "@0#2": "a place must hold a text or an image", "@0#3": "empty text"},
+        (RawText("x"),),
+    ),
+    "an image of a marked text": (
+        {"text": "see <image> and <image>", "images": ["no.png", "b.png"]},
+        {"@0#1": "image cannot be read"},
+        (RawText("see "), RawText(" and "), B),
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", PAGES)
+def test_a_page_stays_without_what_is_wrong_in_it(wrong, tmp_path):
+    line, faults, segments = PAGES[wrong]
+    found = read(write(tmp_path, line))
+    assert outcomes(found) == faults | {"@0": segments}
+    lost = {int(key.partition("#")[2]) for key in faults}
+    assert not lost & set(found[-1].places)
+    assert len(found[-1].places) == len(segments)
 
 
 def test_blank_lines_and_marks_of_windows_are_passed_over(tmp_path):

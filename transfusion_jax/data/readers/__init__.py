@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from transfusion_jax.config import READERS, ConfigError
 from transfusion_jax.data.readers import files
-from transfusion_jax.data.readers.folder import is_image
-from transfusion_jax.data.readers.format import Format, ReadOptions
+from transfusion_jax.data.readers.fields import is_image
+from transfusion_jax.data.readers.format import Format, ReadOptions, flag
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
+from transfusion_jax.errors import encodable
 
 ALWAYS = ("image_size",)  # options that hold for every format
 
@@ -23,6 +24,7 @@ __all__ = [
     "ReadOptions",
     "input_shards",
     "origin",
+    "read_shard",
 ]
 
 
@@ -48,16 +50,26 @@ def input_shards(inputs: Sequence[str], format: str | None, options: ReadOptions
     shards = [
         replace(shard, format=name)
         for name, path in dict.fromkeys(found)
-        for shard in READERS[name].shards(path, options)
+        for shard in ([InputShard(path)] if files.what_is(path) else READERS[name].shards(path, options))
     ]
     if not shards:
         raise ConfigError(f"there is nothing to read in {', '.join(inputs) or 'no inputs'}")
     return shards
 
 
+def read_shard(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
+    """What a shard holds; always the same, in the same order, under keys that UTF-8 can hold."""
+    if not READERS[shard.format].is_set and (what := files.what_is(shard.path)):
+        yield Fault("file", f"no regular file: {what}")
+        return
+    for record in READERS[shard.format].read(shard, options):
+        yield replace(record, key=encodable(record.key))
+
+
 def origin(shard: InputShard) -> str:
     """What a shard is a part of: a path, or the name of a set."""
-    return f"{shard.format}:{shard.path}".removesuffix(":") if READERS[shard.format].is_set else shard.path
+    path = encodable(shard.path)
+    return f"{shard.format}:{path}".removesuffix(":") if READERS[shard.format].is_set else path
 
 
 def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
@@ -68,7 +80,9 @@ def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
     files.check_reachable(path)
     if files.is_folder(path):
         return _expand_folder(path, format)
-    paths = [path] if files.exists(path) else files.matches(path)
+    if what := files.what_is(path):
+        raise ConfigError(f"{path} is {what}: name files, a folder or a pattern such as 'data/*.tar'")
+    paths = [path] if files.exists(path) else _without_companions(files.matches(path))
     if not paths:
         raise ConfigError(f"nothing matches {path}: name files, a folder or a pattern such as 'data/*.tar'")
     return [(format or _format_of(p), p) for p in paths]
@@ -77,7 +91,7 @@ def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
 def _expand_folder(path: str, format: str | None) -> list[tuple[str, str]]:
     if format is not None and not READERS[format].suffixes:
         return [(format, path)]
-    names = files.inside(path)
+    names = _without_companions(files.inside(path))
     if format is None and any(map(is_image, names)):
         return [("folder", path)]
     wanted = {name: READERS[name].suffixes for name in ([format] if format else READERS)}
@@ -92,6 +106,13 @@ def _expand_folder(path: str, format: str | None) -> list[tuple[str, str]]:
     return found
 
 
+def _without_companions(names: Sequence[str]) -> list[str]:
+    """Without what img2dataset writes beside a shard: 00000.parquet and 00000_stats.json of 00000.tar."""
+    tars, tables = ({n.removesuffix(e) for n in names if n.endswith(e)} for e in (".tar", ".parquet"))
+    beside = {f"{stem}.parquet" for stem in tars} | {f"{stem}_stats.json" for stem in tars | tables}
+    return [name for name in names if name not in beside]
+
+
 def _format_of(path: str) -> str:
     for name, format in READERS.items():
         if format.suffixes and path.lower().endswith(format.suffixes):
@@ -102,4 +123,4 @@ def _format_of(path: str) -> str:
 def _refuse_unused(format: str, options: ReadOptions) -> None:
     for name, value in vars(options).items():
         if value != getattr(ReadOptions, name) and name not in (*ALWAYS, *READERS[format].options):
-            raise ConfigError(f"{name} means nothing to {format}: leave it out")
+            raise ConfigError(f"{flag(name)} means nothing to {format}: leave it out")
