@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 from transfusion_jax.data.readers import files
+from transfusion_jax.data.readers.fields import IMAGES
 from transfusion_jax.data.readers.raw import Fault, RecordError
 
 MEMBERS = 1 << 17  # of an archive that is read by its index
@@ -20,7 +21,12 @@ UNPACKED = 1 << 30  # bytes of a compressed one that is
 MOST = 256  # members of one sample
 HOPS = 8  # from link to link
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # the key ends at the first dot of the last part
-_KINDS = {tarfile.FIFOTYPE: "a named pipe", tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device"}
+_KINDS = {
+    tarfile.DIRTYPE: "a folder",
+    tarfile.FIFOTYPE: "a named pipe",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+}
 _Names = dict[str, tarfile.TarInfo]  # members by their normal paths
 _BROKEN = (tarfile.TarError, ValueError, *files.DAMAGE)
 
@@ -90,7 +96,7 @@ def samples(stream: IO[bytes]) -> Iterator[TarSample | Fault]:
             if sample:
                 sample.torn = True
         elif not member.key:
-            strays.append(_stray(member.info))
+            strays += _stray(member.info)
         else:
             if sample is None or member.key != sample.key:
                 if sample:
@@ -138,7 +144,7 @@ def indexed_samples(stream: IO[bytes], begin: int) -> Iterator[TarSample | Fault
             continue
         names[posixpath.normpath(member.info.name)] = member.info
         if not member.key:
-            after.append(_stray(member.info))
+            after += _stray(member.info)
         elif runs and runs[-1][0].key == member.key:
             runs[-1].append(member)
         else:
@@ -218,21 +224,24 @@ def seekable(path: str) -> Iterator[IO[bytes]]:
             yield copy
 
 
-def _stray(info: tarfile.TarInfo) -> Fault:
-    return Fault(info.name, "member of no sample: its name has no ending")
+def _stray(info: tarfile.TarInfo) -> list[Fault]:
+    return [] if files.is_hidden(info.name) else [Fault(info.name, "member of no sample: its name has no ending")]
 
 
 def _members(
     stream: IO[bytes], mode: str, wanted: Callable[[str, tarfile.TarInfo], bool]
 ) -> Iterator[_Member | Fault]:
-    """The members in order but for folders and hidden ones, and a fault at the end if the archive is broken."""
+    """The members in order but for folders, and a fault at the end if the archive is broken.
+
+    A folder that is called as an image is a member: what stands beside it is no text of its own.
+    """
     where, ending = 0, _Ending(stream)
     try:
         tar = _opened(ending if mode == "r|" else stream, mode)
         while (info := tar.next()) is not None:
-            if not info.isdir() and not files.is_hidden(info.name):
-                found = _NAME.fullmatch(info.name)
-                key, extension = (found[1], found[2].lower()) if found else ("", "")
+            found = None if files.is_hidden(info.name) else _NAME.fullmatch(info.name)
+            key, extension = (found[1], found[2].lower()) if found else ("", "")
+            if not info.isdir() or extension in IMAGES:
                 file = tar.extractfile(info) if key and info.isreg() and wanted(key, info) else None
                 yield _Member(key, extension, info, file.read() if file else None)
             tar.members.clear()  # type: ignore[attr-defined]  # or it remembers every header

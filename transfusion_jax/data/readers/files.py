@@ -59,7 +59,7 @@ def open_unpacked(path: str) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed where its name ends in .gz, .tgz or .zst; not seekable then."""
     with open_file(path) as file:
         if path.lower().endswith(GZIP):
-            yield io.BufferedReader(gzip.GzipFile(fileobj=file))
+            yield io.BufferedReader(_Gzip(file))
         elif path.lower().endswith(ZSTD):
             yield io.BufferedReader(_Frames(file))
         else:
@@ -180,6 +180,23 @@ def _open_regular(path: str, flags: int) -> int:
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(number, os.strerror(number) if stat.S_ISDIR(mode) else "Not a regular file", path)
     return descriptor
+
+
+class _Gzip(io.RawIOBase):
+    """What a gzip file holds; all that stands before a cut is read before EOFError is raised."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = gzip.GzipFile(fileobj=file)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, into: Any) -> int:
+        """Fills a part of a buffer; the number of its bytes that were written, 0 at the end."""
+        data = self._file.read1(len(into))
+        into[: len(data)] = data
+        return len(data)
 
 
 class _Frames(io.RawIOBase):

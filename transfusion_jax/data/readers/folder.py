@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from transfusion_jax.data.readers import files, lines, records
-from transfusion_jax.data.readers.fields import IMAGES, is_image
+from transfusion_jax.data.readers.fields import is_image
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RecordError
 from transfusion_jax.data.readers.records import ImageFolder
@@ -98,8 +98,8 @@ def _strays(path: str) -> Iterator[Fault]:
         if ending == ".txt" and _stem(name) not in stems:
             yield Fault(name, "captions of no image: none of this name is here that can be read")
         elif not is_image(name) and _stem(name) not in stems:
-            kinds = f"one ends in .{', .'.join(IMAGES[:4])} or the like"
-            yield Fault(name, f"no image by its name: {ending or 'no ending'}; {kinds}")
+            linked = "a link to a folder" if files.is_folder(files.join(path, name)) else ending or "no ending"
+            yield Fault(name, f"no image by its name: {linked}")
 
 
 def _stem(name: str) -> str:
