@@ -146,11 +146,12 @@ def _show(job: PrepareJob, as_json: bool) -> None:
     """The inputs, and the first records as they are read."""
     readings = (read_shard(shard, job.reading) for shard in job.shards)
     found = list(islice(chain.from_iterable(readings), SHOWN))
+    formats = ", ".join(sorted({shard.format for shard in job.shards}))
     records = [{"key": r.key, "is": r.reason if isinstance(r, Fault) else _outline(r.segments)} for r in found]
     if as_json:
-        print(json.dumps({"format": job.shards[0].format, "shards": len(job.shards), "first": records}))
+        print(json.dumps({"format": formats, "shards": len(job.shards), "first": records}))
         return
-    _say(f"{len(job.shards)} shard(s) of format {job.shards[0].format}; the first records:")
+    _say(f"{len(job.shards)} shard(s) of format {formats}; the first records:")
     for record in records:
         _say(f"  {record['key']}: {record['is']}")
 

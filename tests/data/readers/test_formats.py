@@ -48,6 +48,46 @@ def test_the_format_of_a_folder_is_told_by_its_files(names, format, tmp_path):
     assert found == (["."] if format == "folder" else sorted(names))
 
 
+MIXED = (
+    "p/a.png",
+    "p/a.txt",
+    "p/a.json",
+    "x.tar",
+    "x.parquet",
+    "x_stats.json",
+    "y.jsonl",
+    "in/z.json",
+)
+
+
+def test_a_folder_of_several_formats_is_read_as_each(tmp_path):
+    for name in MIXED:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = input_shards([str(tmp_path)], None, ReadOptions())
+    assert [(s.format, os.path.relpath(s.path, tmp_path)) for s in found] == [
+        ("folder", "."),
+        ("jsonl", "in/z.json"),
+        ("webdataset", "x.tar"),
+        ("jsonl", "y.jsonl"),
+    ]
+    (tmp_path / "p/a.txt").unlink()  # without captions, the images are those of the lines
+    assert [s.format for s in input_shards([str(tmp_path)], None, ReadOptions())] == [
+        "jsonl",
+        "webdataset",
+        "jsonl",
+    ]
+
+
+def test_what_img2dataset_writes_as_files_is_a_folder_of_images(tmp_path):
+    for name in ("0/1.jpg", "0/1.txt", "0/1.json", "0/2.json", "0.parquet", "0_stats.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    [images, *others] = input_shards([str(tmp_path)], None, ReadOptions())
+    assert images.format == "folder"
+    assert [os.path.basename(s.path) for s in others] == ["2.json"]
+
+
 def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
     for name in ("b.tar", "a.tar", "c[1].tar"):
         (tmp_path / name).write_bytes(b"")
@@ -60,7 +100,7 @@ def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
     ("inputs", "format", "options", "words"),
     [
         (["nothing*.tar"], None, {}, "nothing matches .*nothing.*name files, a folder or a pattern"),
-        (["a.tar", "b.jsonl"], None, {}, "several formats .jsonl, webdataset.*prepare each"),
+        (["a.tar", "b.jsonl"], None, {"split": "train"}, "--split means nothing to jsonl and webdataset"),
         (["notes.txt"], None, {}, "notes.txt does not say its format: name one of coco, digits"),
         (["a.tar"], "webdatasets", {}, "did you mean 'webdataset'"),
         (["empty"], None, {}, "empty holds no tar, Parquet"),

@@ -64,7 +64,9 @@ def begin_job(job: PrepareJob, tokenizer: Tokenizer, folder: Place) -> None:
     path, new = folder / "job.json", job.to_dict()
     if path.exists():
         old = read_json(path, REMEDY)
-        before, now = ({**{name: j.get(name) for name in new}, **j.get("reading", {})} for j in (old, new))
+        before, now = (
+            {**{name: j.get(name) for name in new}, **vars(ReadOptions()), **j["reading"]} for j in (old, new)
+        )
         changed = [
             f"{WORDS.get(name) or flag(name)}: {_short(before.get(name))} -> {_short(now.get(name))}"
             for name in before | now

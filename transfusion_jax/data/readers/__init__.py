@@ -8,6 +8,7 @@ from dataclasses import replace
 from transfusion_jax.config import READERS, ConfigError
 from transfusion_jax.data.readers import files
 from transfusion_jax.data.readers.fields import is_image
+from transfusion_jax.data.readers.folder import images_and_captions, stem_of
 from transfusion_jax.data.readers.format import Format, ReadOptions, flag
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 from transfusion_jax.errors import encodable
@@ -34,19 +35,15 @@ def input_shards(inputs: Sequence[str], format: str | None, options: ReadOptions
     An input is a file, a folder, a pattern such as `a/*.tar`, a URL of one of those, or a data set's name such as
     `tfds:coco_captions:train` or `emoji`. Files of a folder or a pattern are sorted. Without `format`, names tell.
 
+    Inputs may be of several formats.
+
     Raises:
-        ConfigError: nothing is found, the inputs are of several formats, or an option does not fit theirs.
+        ConfigError: nothing is found, or an option does not fit the formats.
     """
     if format is not None:
         READERS.check("--format", format)
     found = [pair for path in inputs for pair in _expand(path, format)]
-    names = sorted({name for name, _ in found})
-    if len(names) > 1:
-        raise ConfigError(
-            f"the inputs are of several formats ({', '.join(names)}): prepare each into its own folder"
-        )
-    for name in names:
-        _refuse_unused(name, options)
+    _refuse_unused(sorted({name for name, _ in found}), options)
     shards = [
         replace(shard, format=name)
         for name, path in dict.fromkeys(found)
@@ -92,23 +89,26 @@ def _expand_folder(path: str, format: str | None) -> list[tuple[str, str]]:
     if format is not None and not READERS[format].suffixes:
         return [(format, path)]
     names = _without_companions(files.inside(path))
-    if format is None and any(map(is_image, names)):
-        return [("folder", path)]
+    images, captioned = images_and_captions(names) if format is None else ([], [])
+    beside = {*map(stem_of, images), *map(stem_of, captioned)}  # a.json of a.png says more about the image
     wanted = {name: READERS[name].suffixes for name in ([format] if format else READERS)}
     found = [
         (known, files.join(path, name))
         for name in names
         for known, suffixes in wanted.items()
-        if name.lower().endswith(suffixes)
+        if name.lower().endswith(suffixes) and stem_of(name) not in beside
     ]
+    if images and (captioned or not found):  # without captions of their own they are those of what was found
+        found = [("folder", path), *found]
     if not found:
         raise ConfigError(f"{path} holds no {format or 'tar, Parquet, JSONL or image'} files")
     return found
 
 
 def _without_companions(names: Sequence[str]) -> list[str]:
-    """Without what img2dataset writes beside a shard: 00000.parquet and 00000_stats.json of 00000.tar."""
+    """Without what img2dataset writes beside 00000.tar, or a folder 00000: 00000.parquet and 00000_stats.json."""
     tars, tables = ({n.removesuffix(e) for n in names if n.endswith(e)} for e in (".tar", ".parquet"))
+    tars |= {name.rpartition("/")[0] for name in names if is_image(name)}
     beside = {f"{stem}.parquet" for stem in tars} | {f"{stem}_stats.json" for stem in tars | tables}
     return [name for name in names if name not in beside]
 
@@ -120,7 +120,8 @@ def _format_of(path: str) -> str:
     raise ConfigError(f"the name of {path} does not say its format: name one of {', '.join(READERS)}")
 
 
-def _refuse_unused(format: str, options: ReadOptions) -> None:
+def _refuse_unused(formats: Sequence[str], options: ReadOptions) -> None:
+    honoured = {*ALWAYS, *(name for format in formats for name in READERS[format].options)}
     for name, value in vars(options).items():
-        if value != getattr(ReadOptions, name) and name not in (*ALWAYS, *READERS[format].options):
-            raise ConfigError(f"{flag(name)} means nothing to {format}: leave it out")
+        if formats and value != getattr(ReadOptions, name) and name not in honoured:
+            raise ConfigError(f"{flag(name)} means nothing to {' and '.join(formats)}: leave it out")

@@ -10,11 +10,12 @@ import csv
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from transfusion_jax.config import READERS
 from transfusion_jax.data.readers import files, lines, records
 from transfusion_jax.data.readers.fields import is_image
 from transfusion_jax.data.readers.format import Format, ReadOptions
@@ -83,32 +84,41 @@ def _folder_entries(path: str, options: ReadOptions) -> Entries:
     ]
 
 
+def images_and_captions(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The images among a folder's files, and what holds captions of theirs: tables, or texts of their names."""
+    images = [name for name in names if is_image(name)]
+    texts = {f"{stem_of(image)}.txt" for image in images}
+    return images, [name for name in names if name in texts or name.rpartition("/")[2] in TABLES] if images else []
+
+
 def _tables(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.rpartition("/")[2] in TABLES]
 
 
 def _strays(path: str) -> Iterator[Fault]:
-    """What in a folder without a table is no image, and stands beside none of the same name."""
+    """What in a folder without a table is no image, stands beside none of the same name, and is of no format."""
     names = files.inside(path)
     if _tables(names):
         return
-    stems = {_stem(name) for name in names if is_image(name)}
+    others = tuple(suffix for format in READERS.values() for suffix in format.suffixes)
+    stems = {stem_of(name) for name in names if is_image(name)}
     for name in names:
-        ending = name[len(_stem(name)) :]
-        if ending == ".txt" and _stem(name) not in stems:
+        ending = name[len(stem_of(name)) :]
+        if ending == ".txt" and stem_of(name) not in stems:
             yield Fault(name, "captions of no image: none of this name is here that can be read")
-        elif not is_image(name) and _stem(name) not in stems:
+        elif not is_image(name) and stem_of(name) not in stems and not name.lower().endswith(others):
             linked = "a link to a folder" if files.is_folder(files.join(path, name)) else ending or "no ending"
             yield Fault(name, f"no image by its name: {linked}")
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
+    """A path without its ending."""
     return os.path.splitext(name)[0]
 
 
 def _lines(folder: ImageFolder, image: str, there: set[str]) -> list[bytes] | None:
     """The captions beside an image."""
-    beside = _stem(image) + ".txt"
+    beside = stem_of(image) + ".txt"
     if beside not in there:
         return None
     return [line for line in folder.read(beside, "caption").splitlines() if line.strip()] or [b""]
