@@ -15,6 +15,7 @@ from transfusion_jax.data.readers import (
     files,
     input_shards,
     jsonl,
+    records,
 )
 
 BASE64 = {"bytes": base64.b64encode(b"i").decode()}
@@ -194,6 +195,14 @@ def test_compressed_lines_are_read_and_what_came_before_a_cut_is_kept(suffix, pa
     assert fault.reason.startswith("broken file")
     path.write_bytes(b"garbage" * 99)
     assert [r.reason.partition(":")[0] for r in read(path)] == ["broken file"]
+
+
+@pytest.mark.parametrize("values", ["[{}]", "[[[[]]]]", "[1,2,3,4]"])
+def test_a_line_of_too_many_values_is_a_fault(values, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "OBJECTS", 2)
+    monkeypatch.setattr(records, "ITEMS", 3)
+    path = write(tmp_path, {"text": "a"}, f'{{"text": "b", "of": {values}}}'.encode(), {"text": "c"})
+    assert list(outcomes(read(path)).values()) == [(RawText("a"),), "too many values", (RawText("c"),)]
 
 
 def test_a_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):

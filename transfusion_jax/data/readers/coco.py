@@ -19,7 +19,7 @@ def _entries(path: str, options: ReadOptions) -> Entries:
     require(not files.is_folder(path), f"{path} is a folder: name its file of captions")
     with files.open_file(path) as file:
         try:
-            values = records.json_object(file.read())
+            values = records.json_object(file.read(), of_any_size=True)
         except RecordError as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
     images, notes = values.get("images"), values.get("annotations", [])

@@ -18,6 +18,7 @@ from transfusion_jax.data.readers.raw import Fault, RawDocument, RawImage, RawTe
 
 CAPTION_NAMES = ("caption", "captions", "text")  # where no option names the captions: the first that is there
 LONGEST = 1 << 25  # bytes, or characters, of a text
+OBJECTS, ITEMS = 1 << 20, 1 << 24  # of a record, of which an empty one takes 64 bytes, and a number 32
 PIXELS = 1 << 28  # bytes of a document's images as they are stored
 MOST_DIGITS = 4000  # Python refuses a little more than that
 COUNTED = (1 << 16) - 1  # images of a document, which the index counts in 16 bits
@@ -91,12 +92,15 @@ def text_of(value: Any, what: str = "text") -> str:
     return value
 
 
-def json_object(data: bytes) -> dict[str, Any]:
+def json_object(data: bytes, of_any_size: bool = False) -> dict[str, Any]:
     """A JSON object in UTF-8; NaN, as Python writes it, and numbers of any length may stand in it.
 
     Raises:
-        RecordError: it is none.
+        RecordError: it is none, or holds so many values that they would fill the memory.
     """
+    many = data.count(b"{") + data.count(b"[") > OBJECTS or data.count(b",") > ITEMS
+    if many and not of_any_size:
+        raise RecordError(f"too many values: more than {OBJECTS:,} objects and lists, or {ITEMS:,} commas")
     try:
         values = json.loads(data.decode("utf-8-sig"), parse_int=_number)
     except UnicodeDecodeError as error:
