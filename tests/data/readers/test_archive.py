@@ -267,3 +267,28 @@ def test_many_small_members_of_one_sample_are_not_all_kept(tmp_path, monkeypatch
     monkeypatch.setattr(archive, "MOST", 3)
     (tmp_path / "a.tar").write_bytes(tar([(f"a.{n}", b"") for n in range(9)]))
     assert outcomes(read(tmp_path / "a.tar")) == {"a": "too many members"}
+
+
+@pytest.mark.parametrize("order", ["sorted", "images, then captions"])
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
+@pytest.mark.parametrize("size", [1 << 80, 1 << 62, 1 << 30, 3 << 20])
+def test_a_header_of_a_false_or_a_huge_size_breaks_the_archive_there(size, kind, order, tmp_path):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    whole = archive_of("regular", order).rstrip(b"\0")
+    whole += bytes(-len(whole) % 512)
+    (tmp_path / "a.tar").write_bytes(whole + info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    found = outcomes(read(tmp_path / "a.tar"))
+    assert {key: found.pop(key) for key in PAIRS} == PAIRS
+    assert "broken tar" in found.values()
+
+
+@pytest.mark.parametrize("order", ["sorted", "images, then captions"])
+def test_names_before_names_without_end_break_the_archive(order, tmp_path):
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 2
+    whole = archive_of("regular", order).rstrip(b"\0")
+    whole += bytes(-len(whole) % 512)
+    (tmp_path / "a.tar").write_bytes(whole + (long.tobuf(tarfile.GNU_FORMAT) + b"n".ljust(512, b"\0")) * 3000)
+    found = outcomes(read(tmp_path / "a.tar"))
+    assert found == PAIRS | {f"byte {len(whole)}": "broken tar"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -74,6 +75,7 @@ def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
     name, _, rest = path.partition(":")
     if name in READERS and READERS[name].is_set:
         return [(name, rest)]
+    path = os.path.expanduser(path)
     files.check_reachable(path)
     if files.is_folder(path):
         return _expand_folder(path, format)

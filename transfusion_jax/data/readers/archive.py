@@ -20,6 +20,7 @@ MEMBERS = 1 << 17  # of an archive that is read by its index
 UNPACKED = 1 << 30  # bytes of a compressed one that is
 MOST = 256  # members of one sample
 HOPS = 8  # from link to link
+LONGEST = 1 << 20  # bytes of a name, or of other headers of a member, which are held in memory
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # the key ends at the first dot of the last part
 _KINDS = {
     tarfile.DIRTYPE: "a folder",
@@ -28,7 +29,8 @@ _KINDS = {
     tarfile.BLKTYPE: "a device",
 }
 _Names = dict[str, tarfile.TarInfo]  # members by their normal paths
-_BROKEN = (tarfile.TarError, ValueError, *files.DAMAGE)
+_BROKEN = (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError, *files.DAMAGE)
+_EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 
 
 @dataclass
@@ -236,6 +238,7 @@ def _members(
     A folder that is called as an image is a member: what stands beside it is no text of its own.
     """
     where, ending = 0, _Ending(stream)
+    end = stream.seek(0, 2) - stream.seek(0) if mode == "r:" else 0
     try:
         tar = _opened(ending if mode == "r|" else stream, mode)
         while (info := tar.next()) is not None:
@@ -245,10 +248,11 @@ def _members(
                 file = tar.extractfile(info) if key and info.isreg() and wanted(key, info) else None
                 yield _Member(key, extension, info, file.read() if file else None)
             tar.members.clear()  # type: ignore[attr-defined]  # or it remembers every header
+            if mode == "r:" and tar.offset > end:
+                raise tarfile.ReadError("unexpected end of data")
             where = tar.offset
     except _BROKEN as error:
-        reason = f"broken tar: {files.damage(error)}"
-        yield Fault(f"byte {min(where, ending.passed if mode == 'r|' else stream.seek(0, 2))}", reason)
+        yield Fault(f"byte {min(where, end or ending.passed)}", f"broken tar: {files.damage(error)}")
 
 
 def _opened(stream: Any, mode: Any) -> tarfile.TarFile:
@@ -287,6 +291,13 @@ class _Ending:
 
 class _Header(tarfile.TarInfo):
     """A header that says when it is broken; tarfile alone takes that for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _EXTENSIONS and found.size > LONGEST:
+            raise tarfile.ReadError(f"a header of {found.size:,} bytes, and one may have {LONGEST:,}")
+        return found
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:

@@ -16,7 +16,7 @@ from transfusion_jax.errors import require
 
 IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 TEXT_NAMES = ("texts", *records.CAPTION_NAMES, "txt")
-BATCH = 32  # rows in memory at a time
+BATCH = 32  # rows in memory at a time, fewer where they are large
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,10 @@ def _open(file: Any) -> tuple[Any, list[int]]:
 def _rows(table: Any, group: int, columns: _Columns) -> Iterator[tuple[Any, Any]]:
     """Image and text of each row as Arrow's scalars."""
     names = [name for name in (columns.image, columns.text) if name]
-    for batch in table.iter_batches(BATCH, row_groups=[group], columns=names, use_threads=False):
+    about = table.metadata.row_group(group)
+    rows = files.LARGEST * about.num_rows // max(about.total_byte_size, 1)
+    size = min(max(rows, 1), BATCH)
+    for batch in table.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
         texts = batch.column(columns.text)
         yield from zip(batch.column(columns.image) if columns.image else texts, texts, strict=True)
 
