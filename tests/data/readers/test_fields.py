@@ -84,6 +84,7 @@ REFUSED = [
     ),
     ({"text": "c", "data": {"bytes": "aaaa"}}, "images in fields that are not known: keys are 'data'"),
     ({"image": "a.png", "conversations": []}, "no caption"),
+    ({"info": {}, "images": [{"id": 1}], "annotations": []}, "images and no text: keys are 'info', 'images', 'ann"),
 ]
 
 

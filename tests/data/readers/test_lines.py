@@ -61,6 +61,16 @@ def test_an_array_is_read_value_by_value_and_damage_spoils_what_it_is_in(data, e
     )
 
 
+@pytest.mark.parametrize("indent", [0, 1, 4, "\t"])
+def test_objects_of_several_lines_are_read_one_after_the_other(indent, tmp_path):
+    written = [json.dumps(d, indent=indent).encode() for d in DOCUMENTS if isinstance(d, dict)]
+    for name, data in (("a.json", b"\n".join(written)), ("b.json.gz", gzip.compress(b"".join(written)))):
+        (tmp_path / name).write_bytes(data)
+        assert list(outcomes(read(tmp_path / name)).values()) == [k for k in KEPT if k != "not a JSON object"]
+    (tmp_path / "a.json").write_bytes(b"\n".join(written)[:-9])
+    assert list(outcomes(read(tmp_path / "a.json")).values()) == [*KEPT[:3], "broken file"]
+
+
 def test_a_cut_archive_of_an_array_keeps_what_stands_before(tmp_path):
     texts = [{"text": f"{n:05} {n * n} " * 9} for n in range(4000)]
     packed = gzip.compress(json.dumps(texts).encode())

@@ -21,7 +21,7 @@ Found = Iterator[RawDocument | Fault]
 
 
 def _shards(path: str, options: ReadOptions) -> list[InputShard]:
-    if path.lower().endswith((".gz", ".zst")) or lines.is_array(path):
+    if path.lower().endswith((".gz", ".zst")) or lines.is_spread(path):
         return [InputShard(path)]
     size = files.size(path)
     return [InputShard(path, begin, min(begin + RANGE, size)) for begin in range(0, size, RANGE)]
@@ -50,6 +50,9 @@ def _documents(key: str, values: Mapping[str, Any], folder: ImageFolder, options
     caption = records.caption_of(values, text)
     if name is not None:
         value = values.get(name)
+        if caption is None and isinstance(value, list) and value:
+            help = "name the text's with --text-column; COCO's captions are --format coco"
+            raise RecordError(f"images and no text: {fields.names_of(values)}; {help}")
         return records.pictured(key, value if isinstance(value, list) and value else [value], caption, folder)
     if caption is None:
         raise RecordError(f"neither image nor text: {fields.names_of(values)}; name the text's with --text-column")
