@@ -19,14 +19,8 @@ FIELDS = (
     *("jpg", "jpeg", "png", "webp", "images", "image_paths", "image_files", "image_url", "image_urls", "img_url"),
 )  # that hold images, the first of them that says one
 PLURAL = ("images", "image_paths", "image_files", "image_urls")  # where there is none, the record has no image
-FILES = (
-    "file_name",
-    "filename",
-    "filepath",
-    "file_path",
-    "file",
-    "path",
-)  # of an image, if its name or a caption says so
+# names of files, of images if a caption is beside them or their endings say so
+FILES = ("file_name", "filename", "filepath", "file_path", "file", "path")
 URLS = ("url", "uri")  # the same; of a page as often
 CAPTIONS = ("caption", "captions")  # of an image always
 REMEDY = "name the images' with --image-column, or the text's with --text-column to read texts alone"
@@ -37,9 +31,8 @@ _SHOWS = re.compile("image|img|picture|photo|pixel|video", re.IGNORECASE)
 
 def is_image(path: str) -> bool:
     """Whether a path or a URL ends as an image's does."""
-    name = (
-        re.split("[?#]", path)[0].rpartition("/")[2].lower() if "://" in path else path.rpartition("/")[2].lower()
-    )
+    whole = re.split("[?#]", path)[0] if "://" in path else path
+    name = whole.rpartition("/")[2].lower()
     return name.endswith(tuple(f".{extension}" for extension in IMAGES)) and not name.startswith(".")
 
 
