@@ -178,8 +178,9 @@ class Everything:
         kept = whole.count(b"\n")
         assert kept > 1000
         self.holds("cut.jsonl.zst", *([text] for text in texts[:kept]), **{f"@{len(whole)}": "broken file"})
-        command = ["zstd", "-q", "--long=31", "-c"]
-        long = subprocess.run(command, input=b'{"text": "a long window"}\n', capture_output=True, check=True).stdout
+        parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+        packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        long = packer.compress(b'{"text": "a long window"}\n') + packer.flush()
         self.put("long.jsonl.zst", long, ["a long window"])
         os.mkfifo(self.folder / "pipe.jsonl")
         (self.folder / "nowhere.tar").symlink_to("nothing.tar")

@@ -3,7 +3,6 @@ import gzip
 import json
 import os
 import socket
-import subprocess
 import tempfile
 
 import pytest
@@ -101,15 +100,14 @@ def test_a_folder_that_is_hidden_itself_is_read(tmp_path):
     assert files.matches(f"{tmp_path}/.data/*.jsonl") == [f"{tmp_path}/.data/a.jsonl"]
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_zstd_with_a_window_of_two_gigabytes_is_read(known, tmp_path):
+@pytest.mark.parametrize("log", [27, 28, 31])
+def test_zstd_with_a_long_window_is_read(log, tmp_path):
     data = b"".join(b'{"text": "%d"}\n' % n for n in range(999))
-    (tmp_path / "plain").write_bytes(data)
-    source = (tmp_path / "plain").open("rb")
-    command = ["zstd", "-q", "--long=31", *(["plain"] if known else []), "-c"]
-    packed = subprocess.run(command, stdin=source, cwd=tmp_path, capture_output=True, check=True).stdout
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=log)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    packed = packer.compress(data) + packer.flush()
+    assert zstandard.get_frame_parameters(packed).window_size == 1 << log
     (tmp_path / "a.jsonl.zst").write_bytes(packed)
-    assert zstandard.get_frame_parameters(packed).window_size == (1 << 31) or known
     assert len(read(tmp_path / "a.jsonl.zst")) == 999
 
 

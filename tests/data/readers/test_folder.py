@@ -39,6 +39,15 @@ def test_captions_stand_one_a_line_beside_their_images_in_sorted_order(tmp_path)
     assert list(found) == sorted(found)
 
 
+def test_too_many_captions_of_one_image_are_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "COUNTED", 3)
+    put(tmp_path, {"a.jpg": b"a", "a.txt": b"c\n" * 9, "b.jpg": b"b", "b.txt": b"c\n" * 5, "c.jpg": b"c"})
+    put(tmp_path, {"c.txt": b"1\n\n2\n3\n"})
+    found = outcomes(read(tmp_path))
+    assert {found["a.jpg"], found["b.jpg"]} == {"too many captions"}
+    assert [found[f"c.jpg#{n}"][0].text for n in range(3)] == ["1", "2", "3"]
+
+
 def test_tables_of_captions_name_their_images(tmp_path):
     lines = [b'{"file_name": "a.jpg", "text": ["one", "two"]}', b"{", b'{"text": "c"}', b'{"file_name": "b.jpg"}']
     put(tmp_path, {"x/a.jpg": b"a", "x/b.jpg": b"b", "x/unnamed.jpg": b"c", "x/metadata.jsonl": b"\n".join(lines)})

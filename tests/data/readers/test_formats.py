@@ -123,6 +123,16 @@ def test_inputs_that_cannot_be_read_are_a_sentence(inputs, format, options, word
         input_shards([str(tmp_path / name) for name in inputs], format, ReadOptions(**options))
 
 
+def test_a_home_and_a_scheme_of_files_are_paths(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/a.jsonl", f"file://{tmp_path}/a.jsonl"):
+        assert [s.path for s in input_shards([name], None, ReadOptions())] == [str(tmp_path / "a.jsonl")]
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ConfigError, match="is a named pipe"):
+        input_shards([f"file://{tmp_path}/pipe.jsonl"], None, ReadOptions())
+
+
 def test_a_shard_size_must_be_positive():
     with pytest.raises(ConfigError, match="--shard-size must be positive"):
         ReadOptions(shard_size=0)

@@ -75,7 +75,7 @@ def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
     name, _, rest = path.partition(":")
     if name in READERS and READERS[name].is_set:
         return [(name, rest)]
-    path = os.path.expanduser(path)
+    path = os.path.expanduser(path.removeprefix("file://"))
     files.check_reachable(path)
     if files.is_folder(path):
         return _expand_folder(path, format)

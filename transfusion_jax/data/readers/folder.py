@@ -121,7 +121,10 @@ def _lines(folder: ImageFolder, image: str, there: set[str]) -> list[bytes] | No
     beside = stem_of(image) + ".txt"
     if beside not in there:
         return None
-    return [line for line in folder.read(beside, "caption").splitlines() if line.strip()] or [b""]
+    data = folder.read(beside, "caption")
+    if data.count(b"\n") + data.count(b"\r") > 2 * records.COUNTED:
+        raise RecordError(f"too many captions: an image may have {records.COUNTED:,}")
+    return [line for line in data.splitlines() if line.strip()] or [b""]
 
 
 def _table_entries(folder: ImageFolder, table: str, text_column: str | None) -> Iterator[FolderEntry | Fault]:

@@ -21,7 +21,7 @@ LONGEST = 1 << 25  # bytes, or characters, of a text
 OBJECTS, ITEMS = 1 << 20, 1 << 24  # of a record, of which an empty one takes 64 bytes, and a number 32
 PIXELS = 1 << 28  # bytes of a document's images as they are stored
 MOST_DIGITS = 4000  # Python refuses a little more than that
-COUNTED = (1 << 16) - 1  # images of a document, which the index counts in 16 bits
+COUNTED = (1 << 16) - 1  # images of a document, which the index counts in 16 bits, and captions of an image
 
 Segments = tuple[RawText | RawImage, ...]
 
@@ -132,6 +132,9 @@ def pairs(key: str, image: bytes, captions: Any) -> Iterator[RawDocument | Fault
     """A caption and its image; a list of captions gives a document for each, with keys `key#0`, `key#1`, …"""
     named = [(key, captions)]
     if isinstance(captions, Sequence) and not isinstance(captions, str | bytes):
+        if len(captions) > COUNTED:
+            yield Fault(key, f"too many captions: {len(captions):,}, and an image may have {COUNTED:,}")
+            return
         named = [(f"{key}#{i}", caption) for i, caption in enumerate(captions)] or [(key, None)]
     for name, caption in named:
         try:
