@@ -258,6 +258,26 @@ def test_what_lies_apart_in_too_large_an_archive_is_a_fault(limit, value, tmp_pa
     assert [r.reason[:18] for r in found[1:]] == ["members lie apart,"] * 3
 
 
+def test_what_follows_the_end_of_a_compressed_archive_is_not_unpacked_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "UNPACKED", 1 << 16)
+    written = []
+    monkeypatch.setattr(archive.tempfile, "TemporaryFile", lambda: Counted(written))
+    data = archive_of("regular", "images, then captions") + bytes(32 << 20)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(data, 1))
+    assert outcomes(read(tmp_path / "a.tar.gz")) == PAIRS
+    assert sum(written) < 4 << 20
+
+
+class Counted(io.BytesIO):
+    def __init__(self, written):
+        super().__init__()
+        self.written = written
+
+    def write(self, data):
+        self.written.append(len(data))
+        return super().write(data)
+
+
 def test_hidden_members_are_no_data(tmp_path):
     names = ("._a.png", "__MACOSX/a.png", "__MACOSX/._a.png", ".ipynb_checkpoints/a.png", "in/.hidden/a.txt")
     members = [(name, b"hidden") for name in names]

@@ -211,14 +211,14 @@ def _target(info: tarfile.TarInfo, names: _Names) -> tarfile.TarInfo:
 
 @contextmanager
 def seekable(path: str) -> Iterator[IO[bytes]]:
-    """An archive that can be sought in: the file, or a copy that is unpacked, of what stands before damage."""
+    """An archive to seek in: the file, or an unpacked copy of bounded size, of what stands before damage."""
     with files.open_unpacked(path) as stream:
         if not files.is_packed(path):
             yield stream
             return
         with tempfile.TemporaryFile() as copy:
             try:
-                while data := files.read_some(stream, 1 << 20):
+                while copy.tell() <= UNPACKED and (data := files.read_some(stream, 1 << 20)):
                     copy.write(data)
             except files.DAMAGE as error:  # the archive breaks off there, too
                 files.damage(error)

@@ -66,7 +66,7 @@ class ImageFolder:
 
 def most_images(size: int, channels: int = 3) -> int:
     """How many images of so many pixels a side one document may hold."""
-    return min(COUNTED, PIXELS // (size * size * channels))
+    return max(1, min(COUNTED, PIXELS // (size * size * channels)))
 
 
 def text_of(value: Any, what: str = "text") -> str:
