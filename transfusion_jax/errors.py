@@ -29,6 +29,7 @@ STEERING = (
         f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069{SURROGATES}]"
     )
 )
+_HALVES = re.compile(f"[{SURROGATES}]")
 
 
 def printable(text: str) -> str:
@@ -38,7 +39,7 @@ def printable(text: str) -> str:
 
 def encodable(text: str) -> str:
     """A text that UTF-8 can hold: half characters are escaped."""
-    return re.sub(f"[{SURROGATES}]", _escape, text)
+    return text if text.isascii() else _HALVES.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -61,7 +61,8 @@ def read_shard(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument 
         yield Fault("file", f"no regular file: {what}")
         return
     for record in READERS[shard.format].read(shard, options):
-        yield replace(record, key=encodable(record.key))
+        key = encodable(record.key)
+        yield record if key == record.key else replace(record, key=key)
 
 
 def origin(shard: InputShard) -> str:

@@ -24,6 +24,8 @@ FILES = ("file_name", "filename", "filepath", "file_path", "file", "path")
 URLS = ("url", "uri")  # the same; of a page as often
 CAPTIONS = ("caption", "captions")  # of an image always
 REMEDY = "name the images' with --image-column, or the text's with --text-column to read texts alone"
+_ALL, _PATHS = frozenset(FIELDS), frozenset((*FILES, *URLS))
+_ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _BOXES = (b"ftypavif", b"ftypavis")
 _SHOWS = re.compile("image|img|picture|photo|pixel|video", re.IGNORECASE)
@@ -31,9 +33,9 @@ _SHOWS = re.compile("image|img|picture|photo|pixel|video", re.IGNORECASE)
 
 def is_image(path: str) -> bool:
     """Whether a path or a URL ends as an image's does."""
-    whole = re.split("[?#]", path)[0] if "://" in path else path
+    whole = path.partition("?")[0].partition("#")[0] if "://" in path else path
     name = whole.rpartition("/")[2].lower()
-    return name.endswith(tuple(f".{extension}" for extension in IMAGES)) and not name.startswith(".")
+    return name.endswith(_ENDINGS) and not name.startswith(".")
 
 
 def looks_like_image(data: bytes) -> bool:
@@ -48,11 +50,13 @@ def image_field(values: Mapping[str, Any], text: str | None) -> str | None:
         values: the record.
         text: the field that an option names for the text; then a URL is taken for where the text is from.
     """
-    named = [name for name in FIELDS if name in values and (values[name] or name not in PLURAL)]
-    captioned = any(name in values for name in CAPTIONS)
-    for name in FILES + (() if text else URLS):
+    there = values.keys()
+    named = (
+        [name for name in FIELDS if name in there and (values[name] or name not in PLURAL)] if there & _ALL else []
+    )
+    for name in FILES + (() if text else URLS) if there & _PATHS else ():
         value = values.get(name)
-        if isinstance(value, str) and value and (captioned or is_image(value)):
+        if isinstance(value, str) and value and (not there.isdisjoint(CAPTIONS) or is_image(value)):
             named.append(name)
     return next((name for name in named if values[name]), named[0] if named else None)
 
@@ -87,6 +91,8 @@ def names_of(values: Iterable[str]) -> str:
 
 def _pictures(value: Any) -> bool:
     """Whether a value is an image's name, or holds one, or an image's bytes as Hugging Face has them."""
+    if not isinstance(value, list | dict):
+        return isinstance(value, str) and is_image(value)
     parts = value if isinstance(value, list) else [value]
     inner = [v for part in parts for v in (part.values() if isinstance(part, dict) else [part])]
     return any(isinstance(part, dict) and "bytes" in part for part in parts) or any(

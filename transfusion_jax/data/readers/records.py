@@ -20,7 +20,6 @@ CAPTION_NAMES = ("caption", "captions", "text")  # where no option names the cap
 LONGEST = 1 << 25  # bytes, or characters, of a text
 OBJECTS, ITEMS = 1 << 20, 1 << 24  # of a record, of which an empty one takes 64 bytes, and a number 32
 PIXELS = 1 << 28  # bytes of a document's images as they are stored
-MOST_DIGITS = 4000  # Python refuses a little more than that
 COUNTED = (1 << 16) - 1  # images of a document, which the index counts in 16 bits, and captions of an image
 
 Segments = tuple[RawText | RawImage, ...]
@@ -102,7 +101,7 @@ def json_object(data: bytes, of_any_size: bool = False) -> dict[str, Any]:
     if many and not of_any_size:
         raise RecordError(f"too many values: more than {OBJECTS:,} objects and lists, or {ITEMS:,} commas")
     try:
-        values = json.loads(data.decode("utf-8-sig"), parse_int=_number)
+        values = _parsed(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RecordError("not UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -277,9 +276,14 @@ def image_bytes(value: Any, folder: ImageFolder) -> bytes:
     return folder.read(value)
 
 
-def _number(digits: str) -> float:
-    """A whole number; one of more digits than Python reads is as good as infinite."""
-    return int(digits) if len(digits) < MOST_DIGITS else float(digits)
+def _parsed(text: str) -> Any:
+    """JSON's values; a whole number of more digits than Python reads is as good as infinite."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(text, parse_int=float)
 
 
 def _unpacked(value: str) -> bytes:
