@@ -41,6 +41,7 @@ UNDERSTOOD = [
     ({"text": "c", "img": "a.png", "url": "http://x.org/page"}, pair("c", A.data)),
     ({"captions": ["c"], "image_file": "a.png", "id": 3}, pair("c", A.data)),
     ({"text": "c", "jpg": {"bytes": base64.b64encode(b"image a").decode()}}, pair("c", A.data)),
+    ({"text": "c", "image_url": "data:image/png;base64,aW1hZ2UgYQ=="}, pair("c", A.data)),
     ({"text": "no image", "images": []}, (RawText("no image"),)),
     ({"text": "no image", "images": None, "url": "https://x.org/"}, (RawText("no image"),)),
     (
@@ -82,6 +83,8 @@ REFUSED = [
         {"text": "c", "media": [{"kind": "photo", "at": "x/a.JPG"}]},
         "images in fields that are not known: keys are 'media'",
     ),
+    ({"text": "c", "data": "data:image/png;base64,aaaa"}, f"{UNKNOWN} 'data'"),
+    ({"text": "c", "image": "data:image/png;base64,a"}, "image is not base64"),
     ({"text": "c", "data": {"bytes": "aaaa"}}, "images in fields that are not known: keys are 'data'"),
     ({"image": "a.png", "conversations": []}, "no caption"),
     ({"info": {}, "images": [{"id": 1}], "annotations": []}, "images and no text: keys are 'info', 'images', 'ann"),

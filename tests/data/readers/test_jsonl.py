@@ -58,15 +58,21 @@ def test_segments_carry_their_meta(tmp_path):
     assert document == RawDocument("@0", (RawText("t"),), scene)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 5000, "[NaN, {}]"])
+def test_a_number_that_nobody_reads_spoils_nothing(number, tmp_path):
+    path = write(tmp_path, f'{{"text": "hello", "score": {number}}}'.encode(), f'{{"text": {number}}}'.encode())
+    assert list(outcomes(read(path)).values()) == [(RawText("hello"),), "text is not a text"]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         (b"{", "not JSON"),
         (b"\xff{}", "not UTF-8"),
         (b"[1]", "not a JSON object"),
-        (b"NaN", "not a JSON object"),
+        (b"NaN", "not JSON: NaN"),
         (b"[" * 100_000, "not JSON"),
-        (b"9" * 10_000, "not a JSON object"),
+        (b"9" * 10_000, "not JSON"),
         ({}, "neither image nor text: keys are "),
         ({"id": 3, "txt": "a"}, "neither image nor text: keys are 'id', 'txt'"),
         ({"text": ""}, "empty text"),

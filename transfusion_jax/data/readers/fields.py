@@ -13,6 +13,7 @@ IMAGES = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm", "jfif", "jpe"),
     *("pjpeg", "apng", "j2k", "jpx", "pbm"),
 )  # endings of names
+INLINE = "data:image/"  # a URL that is the image itself
 MARK = "<image>"  # where in a text one of its images stands
 FIELDS = (
     *("image", "image_path", "image_file", "image_name", "image_bytes", "img", "img_path", "picture", "photo"),
@@ -92,9 +93,9 @@ def names_of(values: Iterable[str]) -> str:
 def _pictures(value: Any) -> bool:
     """Whether a value is an image's name, or holds one, or an image's bytes as Hugging Face has them."""
     if not isinstance(value, list | dict):
-        return isinstance(value, str) and is_image(value)
+        return isinstance(value, str) and (value.startswith(INLINE) or is_image(value))
     parts = value if isinstance(value, list) else [value]
     inner = [v for part in parts for v in (part.values() if isinstance(part, dict) else [part])]
     return any(isinstance(part, dict) and "bytes" in part for part in parts) or any(
-        isinstance(v, str) and is_image(v) for v in inner
+        isinstance(v, str) and (v.startswith(INLINE) or is_image(v)) for v in inner
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,8 @@ def json_object(data: bytes, of_any_size: bool = False) -> dict[str, Any]:
         raise RecordError("not UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"not JSON: {error}") from error
+    if isinstance(values, float) and not math.isfinite(values):
+        raise RecordError(f"not JSON: {json.dumps(values)}")
     if not isinstance(values, dict):
         raise RecordError("not a JSON object")
     return values
@@ -271,6 +274,8 @@ def image_bytes(value: Any, folder: ImageFolder) -> bytes:
         return value
     if not isinstance(value, str):
         raise RecordError(f"image is not bytes or a path: {type(value).__name__}")
+    if value.startswith(fields.INLINE) and ";base64," in value[:80]:
+        return _unpacked(value.partition(",")[2])
     if files.is_url(value) and value.partition("://")[0] not in files.BUCKETS:
         raise RecordError(f"image is a URL: fetch the images first: {value[:100]}")
     return folder.read(value)
