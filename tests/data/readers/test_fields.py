@@ -163,3 +163,26 @@ def test_known_endings_and_beginnings_are_those_of_images():
     assert all(map(fields.looks_like_image, starts))
     assert not any(map(fields.looks_like_image, (b"", b"MM\0*", b"....ftypheic", b"RIFF....WAVE", b"a text")))
     assert len(set(fields.IMAGES)) == len(list(itertools.chain(fields.IMAGES)))
+
+
+KEYS = [*fields.FIELDS, *fields.FILES, *fields.URLS, *fields.CAPTIONS, "text", "texts", "text_list", "image_info"]
+KEYS += ["segments", "meta", "loss", "bytes", "path", "image_name", "raw_url", "matched_text_index", "x"]
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 3)
+    | st.floats()
+    | st.sampled_from(["", " ", "a.png", "<image> c", "c"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(record=st.dictionaries(st.sampled_from(KEYS), ANY, max_size=4))
+def test_any_record_is_a_document_or_has_a_line(record, folder):
+    assert of(folder, record)
+    (folder / "a.tar").write_bytes(tar([("0.json", json.dumps(record).encode()), ("1.txt", b"good")]))
+    found = outcomes(read(folder / "a.tar"))
+    assert found.pop("1") == (RawText("good"),)
+    assert found
