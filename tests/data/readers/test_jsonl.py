@@ -211,6 +211,14 @@ def test_a_line_of_too_many_values_is_a_fault(values, tmp_path, monkeypatch):
     assert list(outcomes(read(path)).values()) == [(RawText("a"),), "too many values", (RawText("c"),)]
 
 
+def test_a_text_that_is_too_long_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST", 5)
+    found = outcomes(
+        read(write(tmp_path, {"text": "ääääää"}, {"text": "äääää"}, {"image": "a.png", "caption": "c" * 6}))
+    )
+    assert list(found.values()) == ["text too long", (RawText("äääää"),), "caption too long"]
+
+
 def test_a_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
     path = write(tmp_path, {"text": "a"}, {"text": "b" * 100}, {"text": "c"})
     monkeypatch.setattr(files, "LARGEST", 50)

@@ -18,7 +18,7 @@ from transfusion_jax.data.readers.format import ReadOptions
 from transfusion_jax.data.readers.raw import Fault, RawDocument, RawImage, RawText, RecordError
 
 CAPTION_NAMES = ("caption", "captions", "text")  # where no option names the captions: the first that is there
-LONGEST = 1 << 25  # bytes, or characters, of a text
+LONGEST = 1 << 25  # characters of a text
 OBJECTS, ITEMS = 1 << 20, 1 << 24  # of a record, of which an empty one takes 64 bytes, and a number 32
 PIXELS = 1 << 28  # bytes of a document's images as they are stored
 COUNTED = (1 << 16) - 1  # images of a document, which the index counts in 16 bits, and captions of an image
@@ -82,13 +82,13 @@ def text_of(value: Any, what: str = "text") -> str:
             value = value.decode("utf-8-sig")
         if not isinstance(value, str):
             raise RecordError(f"{what} is not a text: {type(value).__name__}")
+        if len(value) > LONGEST:
+            raise RecordError(f"{what} too long: {len(value):,} characters, and one may have {LONGEST:,}")
         value.encode()  # half of a surrogate pair, which JSON can hold
     except UnicodeError as error:
         raise RecordError(f"{what} is not UTF-8") from error
     if not value.strip():
         raise RecordError(f"empty {what}")
-    if len(value) > LONGEST:
-        raise RecordError(f"{what} too long: {len(value):,} characters, and one may have {LONGEST:,}")
     return value
 
 
