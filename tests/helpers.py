@@ -271,9 +271,10 @@ def prepare(folder: Path, inputs: list[str], held_out: float = 0.0, **options: A
     """`transfusion prepare` in this process, with bytes as tokenizer unless another is named."""
     tokenizer = tokenizers.load_tokenizer(options.pop("tokenizer", "bytes"))
     form, channels = options.pop("format", None), options.pop("channels", 3)
+    min_size = options.pop("min_size", 0)
     reading = ReadOptions(**(dict(image_size=8) | options))
     shards = tuple(input_shards(inputs, form, reading))
-    job = PrepareJob(shards, reading, tokenizer.name, channels, held_out=held_out)
+    job = PrepareJob(shards, reading, tokenizer.name, channels, min_size, held_out)
     begin_preparing(job, tokenizer, folder)
     for number in range(len(shards)):
         prepare_shard(folder, job, number)

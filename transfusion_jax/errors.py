@@ -18,16 +18,44 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+SURROGATES = "\ud800-\udfff"  # half a character: JSON can hold them, and names of files that are not UTF-8
+STEERING = (
+    re.compile(  # controls of a terminal but for line ends and tabs, marks that turn the direction, half characters
+        f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069{SURROGATES}]"
+    )
+)
+_HALVES = re.compile(f"[{SURROGATES}]")
+
+
+def printable(text: str) -> str:
+    """A text from data such that printing it shows it and does nothing else: what steers a terminal is escaped."""
+    return STEERING.sub(_escape, text)
+
+
+def encodable(text: str) -> str:
+    """A text that UTF-8 can hold: half characters are escaped."""
+    return text if text.isascii() else _HALVES.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return found[0].encode("unicode_escape").decode()
 
 
 class UserError(Exception):
-    """An end that the user should read as one sentence, without a traceback."""
+    """An end that the user should read as one sentence, without a traceback, and that prints no data's escapes."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(UserError, ValueError):

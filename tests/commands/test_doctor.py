@@ -6,11 +6,13 @@ from PIL import Image
 
 from helpers import digits_config, prepare
 from transfusion_jax.cli import main
+from transfusion_jax.commands import doctor
 from transfusion_jax.config import kept_values
 from transfusion_jax.data.datasets import load_data, plain_statistics
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 from transfusion_jax.data.store.inspect import histogram
+from transfusion_jax.errors import STEERING
 from transfusion_jax.generation.contact_sheet import contact_sheet
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.facts import facts_of
@@ -147,3 +149,18 @@ def examined(folder, capsys, *parts, verify=False):
     assert all(part in said for part in parts), said
     assert ("WRONG" in said) == bool(code)
     return bool(code)
+
+
+def test_what_a_row_is_made_of_steers_no_terminal(capsys):
+    piece = {
+        "source": "s",
+        "document": 3,
+        "origin": "a.tar: \x1b[31mred\u202e",
+        "elements": [0, 9],
+        "text": "\x9b31m",
+    }
+    report = {"row": 1, "phase": 0, "elements": 9, "padding": 0, "left_out": False, "pictures": None}
+    doctor._print_row(report | {"documents": [piece]})
+    said = capsys.readouterr().out
+    assert not STEERING.search(said)
+    assert r"a.tar: \x1b[31mred\u202e" in said

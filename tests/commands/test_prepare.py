@@ -21,7 +21,7 @@ def test_a_folder_of_photographs_is_prepared_and_said_to_be(tmp_path, capsys):
     assert f"train on it with --config.data.sources.out.path={tmp_path / 'out'}" in said
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "16", "--held-out", "0.2"]) == 0
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "8", "--held-out", "0.2"]) == 2
-    assert "image_size" in capsys.readouterr().err
+    assert "--image-size: 16 -> 8" in capsys.readouterr().err
 
 
 def test_what_is_not_used_is_counted_with_its_reason(tmp_path, capsys):
@@ -94,18 +94,61 @@ def test_what_cannot_be_prepared_is_one_sentence(tmp_path, capsys):
     for arguments, message in [
         (["nothing/*.tar"], "nothing matches nothing/*.tar"),
         (["shapes:5", "--held-out", "1.5"], "--held-out must lie between 0 and 1"),
-        (["shapes:5", "--image-size", "0"], "image_size must be positive"),
+        (["shapes:5", "--image-size", "0"], "--image-size must be positive"),
         (["shapes:5", "--shard", "2/2"], "--shard 2/2 must be I/N"),
         (["shapes:5", "--workers", "-1"], "--workers must be at least 1"),
         (["shapes:5", "--runner", "ray", "--workers", "2"], "--workers goes with --runner local"),
         (["shapes:5", "--tokenizer", "none.model"], "tokenizer none.model: there is no such file"),
-        (["shapes:5", "--text-column", "x"], "text_column means nothing to shapes"),
+        (["shapes:5", "--text-column", "x"], "--text-column means nothing to shapes"),
     ]:
         assert main(["prepare", *arguments, *output(tmp_path)]) == 2, arguments
         assert message in capsys.readouterr().err
     assert main(["prepare", "shapes:5", "--output", "s3://bucket/data"]) == 2
     assert "s3:// cannot be used here; give a local path or gs://" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_where_no_document_is_found_the_command_says_so_and_fails(more, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    command = ["prepare", str(tmp_path / "a.jsonl"), *output(tmp_path), *more]
+    for _ in range(2):
+        assert main(command) == 2
+        said = capsys.readouterr()
+        assert f"no document was found: {tmp_path / 'out/quarantine.jsonl'}" in said.err
+        assert "train on it" not in said.out
+    assert json.loads((tmp_path / "out/quarantine.jsonl").read_text())["reason"] == "empty text"
+
+
+def test_paths_out_of_the_folder_are_read_where_the_job_allows_it(tmp_path, capsys):
+    folder = tmp_path / "in"
+    photos(tmp_path)
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"image": "../photos/0001.png", "caption": "c"}\n{"text": "x"}\n')
+    command = ["prepare", str(folder / "a.jsonl"), "--image-size", "16", "--held-out", "0"]
+    assert main([*command, *output(tmp_path)]) == 0
+    assert Prepared.open(tmp_path / "out").manifest["splits"]["train"]["images"] == 0
+    [line] = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
+    assert "--allow-paths reads it" in line
+    assert "allow_paths" not in (tmp_path / "out/job.json").read_text()  # as folders of earlier versions have it
+    assert main([*command, *output(tmp_path), "--allow-paths"]) == 2
+    assert "--allow-paths: false -> true" in capsys.readouterr().err
+    assert main([*command, "--allow-paths", "--output", str(tmp_path / "allowed")]) == 0
+    assert Prepared.open(tmp_path / "allowed").manifest["splits"]["train"]["images"] == 1
+    assert json.loads((tmp_path / "allowed/job.json").read_text())["reading"]["allow_paths"] is True
+    assert main([*command, "--output", str(tmp_path / "allowed")]) == 2
+    assert "--allow-paths: true -> false" in capsys.readouterr().err
+
+
+def test_inputs_of_several_formats_are_prepared_together(tmp_path, capsys):
+    write_tar(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "alone"}\n')
+    inputs = [str(tmp_path / "photographs.tar"), str(tmp_path / "a.jsonl"), "shapes:3"]
+    command = ["prepare", *inputs, *output(tmp_path), "--image-size", "16", "--held-out", "0"]
+    assert main([*command, "--dry-run"]) == 0
+    assert "3 shard(s) of format jsonl, shapes, webdataset" in capsys.readouterr().out
+    assert main(command) == 0
+    assert Prepared.open(tmp_path / "out").manifest["splits"]["train"]["documents"] == 14
 
 
 def photos(tmp_path):

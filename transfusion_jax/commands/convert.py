@@ -29,6 +29,7 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import Codec, read_codec
 from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
 from transfusion_jax.data.tokenizer_files import HuggingFace
+from transfusion_jax.errors import printable
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.atomic import write_whole
@@ -166,7 +167,7 @@ def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for row in rows:
         shape = "×".join(map(str, row["shape"])) or "scalar"
         odd = "" if row["finite"] else "  NOT FINITE"
-        print(f"{row['name']:<{width}}  {row['dtype']:<8}  {shape:<18}  rms {row['rms']:<10.4g}{odd}")
+        print(printable(f"{row['name']:<{width}}  {row['dtype']:<8}  {shape:<18}  rms {row['rms']:<10.4g}{odd}"))
     print(f"{len(rows)} leaves, {total:,} parameters")
     return 0
 
@@ -180,7 +181,7 @@ def _diff(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print(json.dumps({"differences": [vars(difference) for difference in found]}))
     else:
         for difference in found:
-            print(f"{difference.name}: {difference.what}")
+            print(printable(f"{difference.name}: {difference.what}"))
         print(f"{len(found)} of {len(trees[0].keys() | trees[1].keys())} leaves differ")
     return DIFFERENT if found else 0
 

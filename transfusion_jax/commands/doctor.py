@@ -18,6 +18,7 @@ from transfusion_jax.data.packing import plan_store
 from transfusion_jax.data.store import inspect
 from transfusion_jax.data.store.dataset import SPLITS, Prepared, PreparedDocuments
 from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.errors import printable
 from transfusion_jax.generation.contact_sheet import contact_sheet
 from transfusion_jax.generation.png import grid, write_png
 from transfusion_jax.storage.paths import Place, place
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.json:
         print(json.dumps(report))
     elif of_run:
-        print("\n".join(f"WRONG: {line}" for line in wrong) or "\n".join(status.report_lines(report)))
+        _say("\n".join(f"WRONG: {line}" for line in wrong) or "\n".join(status.report_lines(report)))
     else:
         (_print_data if folder else _print_row)(report)
     return int(bool(report.get("wrong")))
@@ -110,28 +111,28 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
 
 
 def _print_data(report: dict[str, Any]) -> None:
-    print(report["data"])
+    _say(report["data"])
     for split in SPLITS:
         counts = [f"{report['splits'][split][of]:,} {of.replace('_', ' ')}" for of in inspect.COUNTED]
-        print(f"  {split.replace('_', ' '):<9}  {', '.join(counts)}")
-    print(f"  tokenizer  {report['tokenizer']['name']}, {report['tokenizer']['size']:,} entries")
+        _say(f"  {split.replace('_', ' '):<9}  {', '.join(counts)}")
+    _say(f"  tokenizer  {report['tokenizer']['name']}, {report['tokenizer']['size']:,} entries")
     for name, bins in report["lengths"].items():
-        print(f"tokens of {name}")
+        _say(f"tokens of {name}")
         for label, count in bins.items():
-            print(f"  {label:>13}  {count:>11,}  {'█' * round(WIDEST * count / max(bins.values()))}")
+            _say(f"  {label:>13}  {count:>11,}  {'█' * round(WIDEST * count / max(bins.values()))}")
     for name, about in report["encodings"].items():
         mean, std = (" ".join(f"{value:.3f}" for value in about[of]) for of in ("mean", "std"))
-        print(f"{name} {'×'.join(map(str, about['shape']))}: mean {mean}, deviation {std}")
-        print(f"  images that show nothing: {about['blank']:.1%}")
-        print(f"  coarse shape at {inspect.LATE:.0%} of the noise: {about['late_signal']:.2f} times the noise")
+        _say(f"{name} {'×'.join(map(str, about['shape']))}: mean {mean}, deviation {std}")
+        _say(f"  images that show nothing: {about['blank']:.1%}")
+        _say(f"  coarse shape at {inspect.LATE:.0%} of the noise: {about['late_signal']:.2f} times the noise")
     for name, about in report["codes"].items():
         shape = "×".join(map(str, about["shape"]))
-        print(f"{name} {shape}: codes, {about['entries']:,} entries in the images looked at")
+        _say(f"{name} {shape}: codes, {about['entries']:,} entries in the images looked at")
     for reason, count in report["quarantine"].items():
-        print(f"not used: {count:,} {reason}")
+        _say(f"not used: {count:,} {reason}")
     if report["pictures"]:
-        print(f"pictures in {report['pictures']}")
-    print("\n".join(f"WRONG: {line}" for line in report["wrong"]) or "nothing is wrong")
+        _say(f"pictures in {report['pictures']}")
+    _say("\n".join(f"WRONG: {line}" for line in report["wrong"]) or "nothing is wrong")
 
 
 def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
@@ -183,12 +184,16 @@ def _about_piece(data: Data, source: Source, number: int, stretch: tuple[int, in
 
 def _print_row(report: dict[str, Any]) -> None:
     padding = f"{report['padding']:,} padding"
-    print(f"row {report['row']}, phase from row {report['phase']} on: {report['elements']:,} elements, {padding}")
+    _say(f"row {report['row']}, phase from row {report['phase']} on: {report['elements']:,} elements, {padding}")
     if report["left_out"]:
-        print("this run leaves the row out (--skip-rows)")
+        _say("this run leaves the row out (--skip-rows)")
     for piece in report["documents"]:
         begin, end = piece["elements"]
         text = piece["text"] if len(piece["text"]) <= LONGEST else f"{piece['text'][: LONGEST - 1]}…"
-        print(f"  {piece['source']} {piece['document']} [{begin}:{end}]  {piece['origin']}\n    {text}")
+        _say(f"  {piece['source']} {piece['document']} [{begin}:{end}]  {piece['origin']}\n    {text}")
     if report["pictures"]:
-        print(f"pictures in {report['pictures']}")
+        _say(f"pictures in {report['pictures']}")
+
+
+def _say(line: str) -> None:
+    print(printable(line))

@@ -13,14 +13,14 @@ from itertools import chain, islice
 from typing import Any
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.config import READERS, ConfigError, extend, require
+from transfusion_jax.config import ConfigError, extend, require
 from transfusion_jax.data import prepare
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare import Encoders, PrepareJob, Progress
-from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, input_shards
+from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, input_shards, read_shard
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.data.tokenizer_files import train_byte_pairs
-from transfusion_jax.errors import StorageError
+from transfusion_jax.errors import StorageError, printable
 from transfusion_jax.storage.gcs import storage_errors
 from transfusion_jax.storage.paths import Place
 
@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         shard_size=arguments.shard_size,
         split=arguments.split,
         data_dir=arguments.data_dir,
+        allow_paths=arguments.allow_paths,
     )
     shards = tuple(input_shards(arguments.inputs, arguments.format, options))
     log = _say_aside if arguments.json else _say
@@ -98,6 +99,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print(json.dumps({"output": str(output), **_summary(manifest)}))
     else:
         _print_summary(output, manifest)
+    if manifest is not None and not any(split["documents"] for split in manifest["splits"].values()):
+        raise ConfigError(f"no document was found: {output / 'quarantine.jsonl'} says what is wrong, line by line")
     return 0
 
 
@@ -126,7 +129,7 @@ def _tokenizer(
     if kind != "bpe":
         return tokenizers.load_tokenizer(name, log)
     require(size.isdigit(), f"--tokenizer {name}: say how many entries, such as bpe:4096")
-    records = (record for shard in shards for record in READERS[shard.format].read(shard, options))
+    records = (record for shard in shards for record in read_shard(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
     texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
     found = train_byte_pairs(texts, int(size))
@@ -149,15 +152,16 @@ def _place(text: str | None) -> tuple[int, int]:
 
 def _show(job: PrepareJob, as_json: bool) -> None:
     """The inputs, and the first records as they are read."""
-    readings = (READERS[shard.format].read(shard, job.reading) for shard in job.shards)
+    readings = (read_shard(shard, job.reading) for shard in job.shards)
     found = list(islice(chain.from_iterable(readings), SHOWN))
+    formats = ", ".join(sorted({shard.format for shard in job.shards}))
     records = [{"key": r.key, "is": r.reason if isinstance(r, Fault) else _outline(r.segments)} for r in found]
     if as_json:
-        print(json.dumps({"format": job.shards[0].format, "shards": len(job.shards), "first": records}))
+        print(json.dumps({"format": formats, "shards": len(job.shards), "first": records}))
         return
-    print(f"{len(job.shards)} shard(s) of format {job.shards[0].format}; the first records:")
+    _say(f"{len(job.shards)} shard(s) of format {formats}; the first records:")
     for record in records:
-        print(f"  {record['key']}: {record['is']}")
+        _say(f"  {record['key']}: {record['is']}")
 
 
 def _outline(segments: Any) -> str:
@@ -176,22 +180,23 @@ def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
 def _print_summary(folder: Place, manifest: dict[str, Any]) -> None:
     for split, counts in manifest["splits"].items():
         shown = [f"{counts[of]:>12,} {of.replace('_', ' ')}" for of in ("documents", "images", "text_tokens")]
-        print(f"  {split.replace('_', ' '):<10}" + "".join(shown))
+        _say(f"  {split.replace('_', ' '):<10}" + "".join(shown))
     for reason, count in manifest["quarantine"].items():
-        print(f"  not used   {count:>12,} {reason}")
+        _say(f"  not used   {count:>12,} {reason}")
     if manifest["quarantine"]:
-        print(f"each with its source and reason in {folder / 'quarantine.jsonl'}")
+        _say(f"each with its source and reason in {folder / 'quarantine.jsonl'}")
     train, held_out = (manifest["splits"][split]["documents"] for split in ("train", "held_out"))
     if 0 < held_out < ENOUGH <= (train + held_out) / 5:
         share = math.ceil(100 * ENOUGH / (train + held_out)) / 100
         _say(f"{held_out} documents are few to evaluate on: --held-out {share} would keep about {ENOUGH}")
-    name = folder.name.replace("-", "_").replace(".", "_")
-    print(f"train on it with --config.data.sources.{name}.path={folder}")
+    if train + held_out:
+        name = folder.name.replace("-", "_").replace(".", "_")
+        _say(f"train on it with --config.data.sources.{name}.path={folder}")
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def _say_aside(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from transfusion_jax.commands.flags.sample import DEFAULTS
 from transfusion_jax.config import Config, SamplingConfig, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.errors import printable
 from transfusion_jax.generation.export import Sampled, write_album, write_page, write_samples, write_sheet
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.generation.interleaved import Drew, Ended, Event, generate
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     made = [Sampled(*each) for each in zip(labels, requests, samples, strict=True)]
     if arguments.output is None:
         for one in made:
-            print(f"{one.prompt}: {one.sample.text}")
+            print(printable(f"{one.prompt}: {one.sample.text}"))
         return 0
     how = {name: value for name, value in vars(sampling).items() if value != getattr(SamplingConfig(), name)}
     WRITERS[arguments.output.suffix.lower()](arguments.output, made, how | {"seed": arguments.seed})
@@ -210,5 +211,5 @@ def _caption_held_out(arguments: argparse.Namespace) -> int:
     width = max(map(len, true))
     print(f"{'held-out image':<{width}}    the model's caption")
     for expected, text in zip(true, written, strict=True):
-        print(f"{expected:<{width}}    {text}")
+        print(printable(f"{expected:<{width}}    {text}"))
     return 0

@@ -91,7 +91,7 @@ class Documents(Protocol):
         ...
 
     def text(self, number: int, begin: int, end: int) -> np.ndarray:
-        """Tokens `begin` to `end` of a document that is one text; fewer where it ends before."""
+        """Tokens `begin` to `end` of a document without images; fewer where it ends before."""
         ...
 
 
@@ -127,10 +127,9 @@ class DocumentList:
         return self.documents[number]
 
     def text(self, number: int, begin: int, end: int) -> np.ndarray:
-        """Tokens `begin` to `end` of a document that is one text."""
-        (segment,) = self.documents[number].segments
-        assert isinstance(segment, Text)
-        return segment.tokens[begin:end]
+        """Tokens `begin` to `end` of a document without images."""
+        texts = [s.tokens for s in self.documents[number].segments if isinstance(s, Text)]
+        return np.concatenate(texts)[begin:end]
 
 
 @dataclass(frozen=True)

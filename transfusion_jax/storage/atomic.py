@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.errors import StorageError, UserError
+from transfusion_jax.errors import STEERING, StorageError, UserError
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.paths import Place, put
 
@@ -155,8 +155,12 @@ def write_json(path: Place, values: dict[str, Any], indent: int | None = None) -
     Raises:
         StorageError: it cannot be written.
     """
-    text = json.dumps(values | {DIGEST: _digest(values)}, indent=indent, ensure_ascii=False)
-    write_whole(path, text + "\n")
+    write_whole(path, json_text(values | {DIGEST: _digest(values)}, indent) + "\n")
+
+
+def json_text(values: dict[str, Any], indent: int | None = None) -> str:
+    """An object as JSON that UTF-8 can hold and that a terminal can show, whatever stands in it."""
+    return STEERING.sub(lambda c: f"\\u{ord(c[0]):04x}", json.dumps(values, indent=indent, ensure_ascii=False))
 
 
 def read_json(path: Place, remedy: str) -> dict[str, Any]:

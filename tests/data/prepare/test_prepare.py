@@ -136,7 +136,7 @@ def test_hosts_that_share_the_work_write_the_bytes_of_one(tmp_path):
 def test_a_folder_goes_on_with_its_own_job_alone(tmp_path):
     inputs = [jsonl(tmp_path, [{"text": "a"}])]
     prepare(tmp_path / "out", inputs)
-    with pytest.raises(ConfigError, match=r"held_out: 0\.0 -> 0\.5"):
+    with pytest.raises(ConfigError, match=r"--held-out: 0\.0 -> 0\.5"):
         prepare(tmp_path / "out", inputs, held_out=0.5)
     with pytest.raises(ConfigError, match="holds other files"):
         prepare(tmp_path, inputs)

@@ -17,8 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from transfusion_jax.config import READERS
-from transfusion_jax.data.readers import Fault, RawDocument, RawImage, RawText, ReadOptions, input_shards
+from transfusion_jax.data.readers import (
+    Fault,
+    RawDocument,
+    RawImage,
+    RawText,
+    ReadOptions,
+    input_shards,
+    read_shard,
+)
 
 PYTHON = sys.executable
 BUILDER = """
@@ -93,7 +100,7 @@ def read(*inputs, format=None, **options):
     """Every record of the inputs, in order."""
     options = ReadOptions(**options)
     shards = input_shards([str(i) for i in inputs], format, options)
-    return [record for shard in shards for record in READERS[shard.format].read(shard, options)]
+    return [record for shard in shards for record in read_shard(shard, options)]
 
 
 def segments(records):

@@ -4,7 +4,7 @@ import pytest
 
 from data.readers.samples import outcomes, pair, read
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.readers import ReadOptions, input_shards
+from transfusion_jax.data.readers import ReadOptions, input_shards, records
 
 COCO = {
     "images": [{"id": 2, "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}, {"id": 3, "file_name": "no.jpg"}],
@@ -39,6 +39,15 @@ def test_captions_stand_one_a_line_beside_their_images_in_sorted_order(tmp_path)
     assert list(found) == sorted(found)
 
 
+def test_too_many_captions_of_one_image_are_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "COUNTED", 3)
+    put(tmp_path, {"a.jpg": b"a", "a.txt": b"c\n" * 9, "b.jpg": b"b", "b.txt": b"c\n" * 5, "c.jpg": b"c"})
+    put(tmp_path, {"c.txt": b"1\n\n2\n3\n"})
+    found = outcomes(read(tmp_path))
+    assert {found["a.jpg"], found["b.jpg"]} == {"too many captions"}
+    assert [found[f"c.jpg#{n}"][0].text for n in range(3)] == ["1", "2", "3"]
+
+
 def test_tables_of_captions_name_their_images(tmp_path):
     lines = [b'{"file_name": "a.jpg", "text": ["one", "two"]}', b"{", b'{"text": "c"}', b'{"file_name": "b.jpg"}']
     put(tmp_path, {"x/a.jpg": b"a", "x/b.jpg": b"b", "x/unnamed.jpg": b"c", "x/metadata.jsonl": b"\n".join(lines)})
@@ -60,7 +69,7 @@ def test_an_option_names_the_column_of_captions(tmp_path):
     put(tmp_path, {"a.jpg": b"a", "metadata.csv": "file_name,text,en\na.jpg,no,yes\n"})
     assert outcomes(read(tmp_path, text_column="en")) == {"a.jpg": pair("yes", b"a")}
     (tmp_path / "metadata.csv").unlink()
-    with pytest.raises(ConfigError, match=r"text_column needs a metadata\.jsonl or metadata\.csv"):
+    with pytest.raises(ConfigError, match=r"--text-column needs a metadata\.jsonl or metadata\.csv"):
         input_shards([str(tmp_path)], None, ReadOptions(text_column="en"))
 
 
@@ -72,7 +81,8 @@ def test_a_row_that_is_not_csv_or_not_utf8_leaves_the_others(tmp_path):
     assert list(found.values()) == ["not CSV", "caption is not UTF-8", pair("b", b"b")]
 
 
-def test_files_of_coco_give_each_caption_in_the_order_of_images(tmp_path):
+def test_files_of_coco_give_each_caption_in_the_order_of_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "OBJECTS", 3)  # such a file holds more than a record may
     put(tmp_path, {"pictures/a.jpg": b"a", "pictures/b.jpg": b"b", "captions.json": json.dumps(COCO)})
     found = outcomes(read(tmp_path / "captions.json", format="coco", images=str(tmp_path / "pictures")))
     assert found == {

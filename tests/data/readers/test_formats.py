@@ -48,6 +48,46 @@ def test_the_format_of_a_folder_is_told_by_its_files(names, format, tmp_path):
     assert found == (["."] if format == "folder" else sorted(names))
 
 
+MIXED = (
+    "p/a.png",
+    "p/a.txt",
+    "p/a.json",
+    "x.tar",
+    "x.parquet",
+    "x_stats.json",
+    "y.jsonl",
+    "in/z.json",
+)
+
+
+def test_a_folder_of_several_formats_is_read_as_each(tmp_path):
+    for name in MIXED:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = input_shards([str(tmp_path)], None, ReadOptions())
+    assert [(s.format, os.path.relpath(s.path, tmp_path)) for s in found] == [
+        ("folder", "."),
+        ("jsonl", "in/z.json"),
+        ("webdataset", "x.tar"),
+        ("jsonl", "y.jsonl"),
+    ]
+    (tmp_path / "p/a.txt").unlink()  # without captions, the images are those of the lines
+    assert [s.format for s in input_shards([str(tmp_path)], None, ReadOptions())] == [
+        "jsonl",
+        "webdataset",
+        "jsonl",
+    ]
+
+
+def test_what_img2dataset_writes_as_files_is_a_folder_of_images(tmp_path):
+    for name in ("0/1.jpg", "0/1.txt", "0/1.json", "0/2.json", "0.parquet", "0_stats.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    [images, *others] = input_shards([str(tmp_path)], None, ReadOptions())
+    assert images.format == "folder"
+    assert [os.path.basename(s.path) for s in others] == ["2.json"]
+
+
 def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
     for name in ("b.tar", "a.tar", "c[1].tar"):
         (tmp_path / name).write_bytes(b"")
@@ -60,7 +100,7 @@ def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
     ("inputs", "format", "options", "words"),
     [
         (["nothing*.tar"], None, {}, "nothing matches .*nothing.*name files, a folder or a pattern"),
-        (["a.tar", "b.jsonl"], None, {}, "several formats .jsonl, webdataset.*prepare each"),
+        (["a.tar", "b.jsonl"], None, {"split": "train"}, "--split means nothing to jsonl and webdataset"),
         (["notes.txt"], None, {}, "notes.txt does not say its format: name one of coco, digits"),
         (["a.tar"], "webdatasets", {}, "did you mean 'webdataset'"),
         (["empty"], None, {}, "empty holds no tar, Parquet"),
@@ -68,9 +108,9 @@ def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
         (["empty"], "folder", {}, "nothing to read"),
         (["empty"], "coco", {}, "empty is a folder: name its file of captions"),
         (["a.tar"], "folder", {}, "a.tar is not a folder"),
-        (["a.tar"], None, {"split": "train"}, "split means nothing to webdataset"),
-        (["a.tar"], None, {"shard_size": 3}, "shard_size means nothing to webdataset"),
-        (["b.jsonl"], None, {"data_dir": "x"}, "data_dir means nothing to jsonl"),
+        (["a.tar"], None, {"split": "train"}, "--split means nothing to webdataset"),
+        (["a.tar"], None, {"shard_size": 3}, "--shard-size means nothing to webdataset"),
+        (["b.jsonl"], None, {"data_dir": "x"}, "--data-dir means nothing to jsonl"),
         ([], None, {}, "nothing to read"),
     ],
 )
@@ -83,8 +123,18 @@ def test_inputs_that_cannot_be_read_are_a_sentence(inputs, format, options, word
         input_shards([str(tmp_path / name) for name in inputs], format, ReadOptions(**options))
 
 
+def test_a_home_and_a_scheme_of_files_are_paths(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/a.jsonl", f"file://{tmp_path}/a.jsonl"):
+        assert [s.path for s in input_shards([name], None, ReadOptions())] == [str(tmp_path / "a.jsonl")]
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ConfigError, match="is a named pipe"):
+        input_shards([f"file://{tmp_path}/pipe.jsonl"], None, ReadOptions())
+
+
 def test_a_shard_size_must_be_positive():
-    with pytest.raises(ConfigError, match="shard_size must be positive"):
+    with pytest.raises(ConfigError, match="--shard-size must be positive"):
         ReadOptions(shard_size=0)
 
 

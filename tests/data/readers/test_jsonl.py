@@ -15,6 +15,7 @@ from transfusion_jax.data.readers import (
     files,
     input_shards,
     jsonl,
+    records,
 )
 
 BASE64 = {"bytes": base64.b64encode(b"i").decode()}
@@ -57,6 +58,12 @@ def test_segments_carry_their_meta(tmp_path):
     assert document == RawDocument("@0", (RawText("t"),), scene)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 5000, "[NaN, {}]"])
+def test_a_number_that_nobody_reads_spoils_nothing(number, tmp_path):
+    path = write(tmp_path, f'{{"text": "hello", "score": {number}}}'.encode(), f'{{"text": {number}}}'.encode())
+    assert list(outcomes(read(path)).values()) == [(RawText("hello"),), "text is not a text"]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -86,9 +93,6 @@ def test_segments_carry_their_meta(tmp_path):
         ({"image": {"url": "http://x.org/a.png"}, "caption": "c"}, "image is a URL: fetch the images first"),
         ({"texts": "abc", "images": []}, "texts and images are not lists"),
         ({"texts": ["a"], "images": []}, "lists of unequal length"),
-        ({"texts": ["a", None], "images": [None, None]}, "a place must hold a text or an image: place 1"),
-        ({**MMC4, "image_info": [{"matched_text_index": 3}]}, "matched_text_index is not a sentence's number"),
-        ({**MMC4, "image_info": ["a.png"]}, "matched_text_index is not"),
         ({**MMC4, "text_list": None}, "text_list and image_info are not lists"),
         ({"segments": []}, "not of the form"),
         ({"segments": [{"text": "a"}], "loss": True}, "not of the form"),
@@ -115,13 +119,54 @@ def test_a_named_field_that_is_missing_is_not_made_up_for(tmp_path):
     assert list(outcomes(read(path, text_column="en")).values()) == ["no caption", "neither image nor text"]
 
 
-def test_a_lost_image_of_a_web_page_is_a_fault_and_the_page_stays(tmp_path):
-    info = [{"image_name": "no.png", "matched_text_index": 1}, {"raw_url": "http://x/y", "matched_text_index": 0}]
-    assert outcomes(read(write(tmp_path, {**MMC4, "image_info": info}))) == {
-        "@0#0": "image is a URL",
-        "@0#2": "image cannot be read",
-        "@0": (RawText("One."), RawText("Two. Three.")),
-    }
+PAGES = {  # by what is wrong: the record, its faults, and what stays
+    "images": (
+        {
+            **MMC4,
+            "image_info": [
+                {"image_name": "no.png", "matched_text_index": 1},
+                {"raw_url": "http://x/y", "matched_text_index": 0},
+            ],
+        },
+        {"@0#0": "image is a URL", "@0#2": "image cannot be read"},
+        (RawText("One."), RawText("Two. Three.")),
+    ),
+    "an image's sentence": (
+        {**MMC4, "image_info": [{"image_name": "a.png", "matched_text_index": 3}, "a.png"]},
+        dict.fromkeys(("@0#0", "@0#1"), "matched_text_index is not a sentence's number"),
+        (RawText("One. Two. Three."),),
+    ),
+    "a blank sentence": (
+        {"text_list": ["One.", " \n", "Three."], "image_info": [{"image_name": "a.png", "matched_text_index": 2}]},
+        {"@0#1": "empty text"},
+        (RawText("One."), A, RawText("Three.")),
+    ),
+    "sentences that are none": (
+        {"text_list": ["One.", None, 3, "\ud800"], "image_info": []},
+        {"@0#1": "no text", "@0#2": "text is not a text", "@0#3": "text is not UTF-8"},
+        (RawText("One."),),
+    ),
+    "places with nothing and with both": (
+        {"texts": ["x", None, "y", " "], "images": [None, None, "a.png", None]},
+        {"@0#1": "no text and no image", "@0#2": "a place must hold a text or an image", "@0#3": "empty text"},
+        (RawText("x"),),
+    ),
+    "an image of a marked text": (
+        {"text": "see <image> and <image>", "images": ["no.png", "b.png"]},
+        {"@0#1": "image cannot be read"},
+        (RawText("see "), RawText(" and "), B),
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", PAGES)
+def test_a_page_stays_without_what_is_wrong_in_it(wrong, tmp_path):
+    line, faults, segments = PAGES[wrong]
+    found = read(write(tmp_path, line))
+    assert outcomes(found) == faults | {"@0": segments}
+    lost = {int(key.partition("#")[2]) for key in faults}
+    assert not lost & set(found[-1].places)
+    assert len(found[-1].places) == len(segments)
 
 
 def test_blank_lines_and_marks_of_windows_are_passed_over(tmp_path):
@@ -156,6 +201,22 @@ def test_compressed_lines_are_read_and_what_came_before_a_cut_is_kept(suffix, pa
     assert fault.reason.startswith("broken file")
     path.write_bytes(b"garbage" * 99)
     assert [r.reason.partition(":")[0] for r in read(path)] == ["broken file"]
+
+
+@pytest.mark.parametrize("values", ["[{}]", "[[[[]]]]", "[1,2,3,4]"])
+def test_a_line_of_too_many_values_is_a_fault(values, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "OBJECTS", 2)
+    monkeypatch.setattr(records, "ITEMS", 3)
+    path = write(tmp_path, {"text": "a"}, f'{{"text": "b", "of": {values}}}'.encode(), {"text": "c"})
+    assert list(outcomes(read(path)).values()) == [(RawText("a"),), "too many values", (RawText("c"),)]
+
+
+def test_a_text_that_is_too_long_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST", 5)
+    found = outcomes(
+        read(write(tmp_path, {"text": "ääääää"}, {"text": "äääää"}, {"image": "a.png", "caption": "c" * 6}))
+    )
+    assert list(found.values()) == ["text too long", (RawText("äääää"),), "caption too long"]
 
 
 def test_a_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):

@@ -65,16 +65,9 @@ def test_relative_paths_lie_in_the_folder_of_the_option(tmp_path):
         ({"text": pa.array([b"a", b"\xff", b"c"])}, [(RawText("a"),), "text is not UTF-8", (RawText("c"),)]),
         (
             {"image": ["https://x.org/1.jpg", "../no.png", "\0"], "caption": ["a", "b", "c"]},
-            ["image is a URL", "image cannot be read", "image cannot be read"],
+            ["image is a URL", "image lies outside the folder of the input", "image cannot be read"],
         ),
-        (
-            {"images": [[b"i"], None, [None]], "texts": [["a"], ["b"], [None]]},
-            [
-                "a place must hold a text or an image",
-                "texts and images are not lists",
-                "a place must hold a text or an image",
-            ],
-        ),
+        ({"images": pa.array([None], pa.list_(pa.binary())), "texts": [["b"]]}, ["texts and images are not lists"]),
         ({"images": [[b"i"]], "texts": [["a", "b"]]}, ["lists of unequal length"]),
     ],
 )
@@ -99,14 +92,25 @@ def test_a_web_page_whose_image_is_only_a_url_keeps_the_rest(tmp_path):
     }
 
 
+def test_a_place_with_both_or_with_nothing_is_a_fault_and_the_page_stays(tmp_path):
+    columns = {"images": [[b"i", None], [None]], "texts": [["a", "b"], [None]]}
+    assert outcomes(read(write(tmp_path / "a.parquet", columns))) == {
+        "0#0": "a place must hold a text or an image",
+        "0": (RawText("b"),),
+        "1#0": "no text and no image",
+        "1": "no segment that can be used",
+    }
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "words"),
     [
         ({"URL": ["u"], "TEXT": ["t"]}, {}, "columns URL, TEXT: name those .*must be fetched first"),
         ({"caption": ["u"]}, {}, "columns caption: name those"),
         ({"image": [b"i"], "label": [3]}, {}, "columns image, label: name those"),
-        ({"text": ["t"], "b": [3]}, {"text_column": "c"}, "text_column is 'c', but .*columns text, b"),
-        ({"text": ["t"], "b": [3]}, {"image_column": "c"}, "image_column is 'c', but .*columns text, b"),
+        ({"text": ["t"], "b": [3]}, {"text_column": "c"}, "--text-column is 'c', but .*columns text, b"),
+        ({"text": ["t"], "b": [3]}, {"image_column": "c"}, "--image-column is 'c', but .*columns text, b"),
+        ({"text": ["t"], "pictures": [b"i"]}, {}, "columns text, pictures: name those"),
         ({"text": [3]}, {}, "column 'text' cannot be used, it is int64"),
         ({"text": ["t"], "image": [3.0]}, {}, "column 'image' cannot be used, it is double"),
         ({"text": [["t"]]}, {}, "lists of images need lists"),

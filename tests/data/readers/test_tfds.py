@@ -56,7 +56,7 @@ def test_options_name_the_features(data_dir):
             "nothing_of_this_name not found.*tfds build NAME --file_format=array_record",
         ),
         ("photos:train", {"text_column": "labels"}, "has the images image and the texts captions, image/filename"),
-        ("photos:train", {"image_column": "captions"}, "name one of each with image_column and text_column"),
+        ("photos:train", {"image_column": "captions"}, "name one of each with --image-column and --text-column"),
     ],
 )
 def test_a_name_or_feature_that_is_not_there_is_a_sentence(name, options, words, data_dir):

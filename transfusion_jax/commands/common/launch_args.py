@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from transfusion_jax import STARTED
 from transfusion_jax import config as configs
 from transfusion_jax.config import Run
+from transfusion_jax.errors import printable
 from transfusion_jax.parallel import processes
 from transfusion_jax.parallel.consistency import agree, code_hash
 from transfusion_jax.parallel.devices import check_backend, describe_devices
@@ -62,6 +63,6 @@ def log(line: str) -> None:
     if not processes.first():
         return
     try:
-        print(line, flush=True)
+        print(printable(line), flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends

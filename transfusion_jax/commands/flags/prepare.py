@@ -11,13 +11,14 @@ from transfusion_jax.storage.paths import place
 INPUTS = """inputs:
   a.tar 'shards/*.tar' gs://bucket/shards    WebDataset, as img2dataset writes it
   a.parquet                                  images and captions, texts, or interleaved lists of both
-  a.jsonl a.jsonl.gz                         texts, captioned images, interleaved documents, or "segments"
+  a.jsonl a.json a.jsonl.gz                  texts, captioned images, interleaved documents, or "segments"
   photos/                                    images with NAME.txt, metadata.jsonl or metadata.csv beside them
   captions.json --format coco                COCO's captions, or Karpathy's split of them (--split)
   tfds:coco_captions:train                   a data set of TFDS
   emoji shapes:20000 digits prose            sets that need no download
 
-The same command goes on where it was stopped, and ends with the same bytes."""
+The same command goes on where it was stopped, and ends with the same bytes. Where no document is found, it exits
+with 2; quarantine.jsonl says why."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--image-column", help="column, field or extension of the images (default: by name)")
     reading.add_argument("--text-column", help="the same of captions and texts")
     reading.add_argument("--images", help="the folder of relative image paths (default: the input's own)")
+    reading.add_argument(
+        "--allow-paths",
+        action="store_true",
+        help="read images that the data names outside that folder or in buckets: only if you trust it",
+    )
     reading.add_argument("--split", help="of a Karpathy file, such as train,restval")
     reading.add_argument("--data-dir", help="where TFDS keeps its data sets")
     reading.add_argument("--shard-size", type=int, default=4096, help="records per shard, about (4096)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +14,8 @@ from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.encode import encodings as encoded
 from transfusion_jax.data.prepare.job import PrepareJob, kept_tokenizer
-from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, faults_file, report_file
-from transfusion_jax.data.readers import origin
+from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, fault_line, faults_file, report_file
+from transfusion_jax.data.readers import Fault, origin
 from transfusion_jax.data.store.dataset import COLUMNS, REPREPARE, SCHEMA, SPLITS
 from transfusion_jax.data.store.latent_stats import Moments
 from transfusion_jax.storage.atomic import DamagedFile, parse_json, whole, write_json, write_whole
@@ -130,12 +129,8 @@ def _quarantine(
     for number, (shard, found) in enumerate(zip(shards, faults, strict=True)):
         lines.append(found.decode())
         for place in np.flatnonzero(~first[at : at + len(shard["record"])]):
-            line = {
-                "source": origin(job.shards[number]),
-                "key": f"record {shard['record'][place]}",
-                "reason": "duplicate: of a document in another shard",
-            }
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+            fault = Fault(f"record {shard['record'][place]}", "duplicate: of a document in another shard")
+            lines.append(fault_line(origin(job.shards[number]), fault))
             repeated += 1
         at += len(shard["record"])
     return "".join(lines), repeated

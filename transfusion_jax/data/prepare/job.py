@@ -13,6 +13,7 @@ from typing import Any
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.readers import InputShard, ReadOptions
+from transfusion_jax.data.readers.format import flag
 from transfusion_jax.data.store.dataset import REPREPARE, SCHEMA
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.storage.atomic import LostFolder, claimed, read_json, sweep_unfinished, write_json
@@ -20,6 +21,7 @@ from transfusion_jax.storage.paths import Place, version_of
 
 REMEDY = "copy it back from a backup, or choose another --output"
 TOKENIZER_HASH = "tokenizer_hash"
+WORDS = {"shards": "inputs", "schema": "schema", "extensions": "--extend"}  # of fields that are no option's
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class PrepareJob:
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         if not self.extensions:  # as folders of earlier versions have it
             del values["extensions"]
+        if not self.reading.allow_paths:
+            del values["reading"]["allow_paths"]
         return {"schema": SCHEMA, **values}
 
 
@@ -60,10 +64,13 @@ def begin_job(job: PrepareJob, tokenizer: Tokenizer, folder: Place) -> None:
     path, new = folder / "job.json", job.to_dict()
     if path.exists():
         old = read_json(path, REMEDY)
+        before, now = (
+            {**{name: j.get(name) for name in new}, **vars(ReadOptions()), **j["reading"]} for j in (old, new)
+        )
         changed = [
-            f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}"
-            for name in new
-            if old.get(name) != new[name]
+            f"{WORDS.get(name) or flag(name)}: {_short(before.get(name))} -> {_short(now.get(name))}"
+            for name in before | now
+            if name != "reading" and before.get(name) != now.get(name)
         ]
         if changed:
             raise ConfigError(

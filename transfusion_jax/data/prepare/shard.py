@@ -15,16 +15,25 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax.autoencoder.kinds.identity import Identity
-from transfusion_jax.config import READERS, extend
+from transfusion_jax.config import extend
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.job import PrepareJob, kept_tokenizer, owned_by_job
-from transfusion_jax.data.readers import Fault, RawDocument, RawText, origin
+from transfusion_jax.data.readers import Fault, RawDocument, RawImage, RawText, origin, read_shard
 from transfusion_jax.data.readers.pictures import PictureError, decode
+from transfusion_jax.data.readers.records import RecordError, check_count, most_images
 from transfusion_jax.data.store.dataset import PART, latents_of, shard_file
 from transfusion_jax.data.store.latent_stats import Moments
-from transfusion_jax.data.store.record import Record, Segment, belonging, pack, sealed_record, token_type
+from transfusion_jax.data.store.record import Record, Segment, belonging, merged, pack, sealed_record, token_type
 from transfusion_jax.data.tokenizer import Tokenizer
-from transfusion_jax.storage.atomic import DamagedFile, parse_json, read_json, whole, write_json, write_whole
+from transfusion_jax.storage.atomic import (
+    DamagedFile,
+    json_text,
+    parse_json,
+    read_json,
+    whole,
+    write_json,
+    write_whole,
+)
 from transfusion_jax.storage.paths import Place, file_sizes, read_all, sha256
 
 WRITE = "group_size:1,uncompressed"  # one record can be read alone; latents and ids hardly compress
@@ -45,6 +54,11 @@ def columns_file(folder: Place, shard: int) -> Place:
 def faults_file(folder: Place, shard: int) -> Place:
     """One line per record of the shard that was not used."""
     return folder / "shards" / f"{shard:05d}.quarantine.jsonl"
+
+
+def fault_line(source: str, fault: Fault) -> str:
+    """A line of the quarantine."""
+    return json_text({"source": source, "key": fault.key, "reason": fault.reason}) + "\n"
 
 
 def read_report(path: Place) -> dict[str, Any]:
@@ -124,8 +138,8 @@ def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
                 faults.append(found_document)
                 continue
             try:
-                document = _convert(found_document, job, tokenizer)
-            except PictureError as error:
+                document = _convert(found_document, job, tokenizer, faults)
+            except (PictureError, RecordError) as error:
                 faults.append(Fault(found_document.key, str(error)))
                 continue
             if document.key in seen:
@@ -148,8 +162,7 @@ def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **columns.arrays())
     write_whole(columns_file(folder, number), packed.getvalue())
-    lines = [{"source": input_name, "key": fault.key, "reason": fault.reason} for fault in faults]
-    write_whole(faults_file(folder, number), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_whole(faults_file(folder, number), "".join(fault_line(input_name, fault) for fault in faults))
     values = {
         "shard": number,
         "input": input_name,
@@ -212,42 +225,91 @@ class _Columns:
 
 def _read(job: PrepareJob, number: int) -> Iterator[RawDocument | Fault]:
     shard = job.shards[number]
-    return islice(READERS[shard.format].read(shard, job.reading), job.limit or None)
+    return islice(read_shard(shard, job.reading), job.limit or None)
 
 
-def _convert(raw: RawDocument, job: PrepareJob, tokenizer: Tokenizer) -> _Converted:
-    """Decodes images and encodes texts.
+def _convert(raw: RawDocument, job: PrepareJob, tokenizer: Tokenizer, faults: list[Fault]) -> _Converted:
+    """Decodes images and encodes texts; a page's parts that cannot be used become faults.
 
     Raises:
         PictureError: an image cannot be used.
+        RecordError: nothing else can, or the document is too large.
     """
+    _check_meta(raw)
+    images = sum(isinstance(segment, RawImage) for segment in raw.segments)
+    check_count(images, most_images(job.reading.image_size, job.channels))
     segments, pixels, key = [], [], hashlib.blake2b(digest_size=KEY_BYTES)
-    for segment in raw.segments:
-        if isinstance(segment, RawText):
-            content = segment.text.encode()
-            segments.append(Segment(tokenizer.encode(segment.text), segment.loss))
-        else:
-            pixels.append(decode(segment.data, job.reading.image_size, job.channels, job.min_size))
-            content = pixels[-1].tobytes()
-            segments.append(Segment(None, segment.loss))
+    for place, segment in enumerate(raw.segments):
+        try:
+            content, values = _encode(segment, job, tokenizer)
+        except (PictureError, RecordError) as error:
+            if not raw.places:
+                raise
+            faults.append(Fault(f"{raw.key}#{raw.places[place]}", str(error)))
+            continue
+        is_text = isinstance(segment, RawText)
+        if not is_text:
+            pixels.append(values)
+        segments.append(Segment(values if is_text else None, segment.loss))
         key.update(f"{type(segment).__name__} {segment.loss} {len(content)}:".encode() + content)
+    if not segments:
+        raise RecordError("no segment that can be used")
     shape = (len(pixels), job.reading.image_size, job.reading.image_size, job.channels)
-    images = np.stack(pixels) if pixels else np.zeros(shape, np.uint8)
-    split = hashlib.blake2b(images.tobytes() or key.digest(), digest_size=8).digest()
+    stored = np.stack(pixels) if pixels else np.zeros(shape, np.uint8)
+    split = hashlib.blake2b(stored.tobytes() or key.digest(), digest_size=8).digest()
     length = sum(len(s.tokens) for s in segments if s.tokens is not None)
     return _Converted(
-        key.digest(), int.from_bytes(split, "little") / 2**64, _records(segments, raw, images), images, length
+        key.digest(), int.from_bytes(split, "little") / 2**64, _records(segments, raw, stored), stored, length
     )
 
 
+def _check_meta(raw: RawDocument) -> None:
+    """Raises RecordError where what is to be kept cannot be."""
+    try:
+        json.dumps(dict(raw.meta), ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RecordError(f"meta cannot be kept: it is not JSON in UTF-8 ({str(error)[:100]})") from error
+
+
+def _encode(segment: RawText | RawImage, job: PrepareJob, tokenizer: Tokenizer) -> tuple[bytes, np.ndarray]:
+    """What a segment's hash is of, and its token ids or its pixels.
+
+    Raises:
+        PictureError: an image cannot be used.
+        RecordError: a text cannot.
+    """
+    if isinstance(segment, RawImage):
+        pixels = decode(segment.data, job.reading.image_size, job.channels, job.min_size)
+        return pixels.tobytes(), pixels
+    try:
+        content = segment.text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError("text is not UTF-8") from error
+    tokens = tokenizer.encode(segment.text)
+    if not len(tokens):
+        raise RecordError("no tokens: the tokenizer leaves nothing of the text")
+    return content, tokens
+
+
 def _records(segments: list[Segment], raw: RawDocument, images: np.ndarray) -> list[Record]:
-    """One record; a plain text is one segment, in as many records as it takes."""
+    """One record; texts without images, those that bear a loss alike in one, in as many records as they take."""
     meta = dict(raw.meta) | {"key": raw.key}
     if len(images):
         return [Record(tuple(segments), meta)]
-    tokens = np.concatenate([s.tokens for s in segments if s.tokens is not None])
-    parts = [tokens[at : at + PART] for at in range(0, max(len(tokens), 1), PART)]
-    return [Record((Segment(part),), meta if n == 0 else {}) for n, part in enumerate(parts)]
+    texts = merged(segments)
+    begins = range(0, sum(len(s.tokens) for s in texts if s.tokens is not None), PART)
+    return [Record(tuple(_between(texts, begin, begin + PART)), {} if begin else meta) for begin in begins]
+
+
+def _between(texts: list[Segment], begin: int, end: int) -> Iterator[Segment]:
+    """Tokens `begin` to `end` of texts laid end to end."""
+    at = 0
+    for text in texts:
+        assert text.tokens is not None
+        part = text.tokens[max(begin - at, 0) : max(end - at, 0)]
+        if len(part):
+            yield Segment(part, text.loss)
+        at += len(text.tokens)
 
 
 class ShardWriter:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from transfusion_jax.config import READERS, ConfigError
 from transfusion_jax.data.readers import files
-from transfusion_jax.data.readers.folder import is_image
-from transfusion_jax.data.readers.format import Format, ReadOptions
+from transfusion_jax.data.readers.fields import is_image
+from transfusion_jax.data.readers.folder import images_and_captions, stem_of
+from transfusion_jax.data.readers.format import Format, ReadOptions, flag
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
+from transfusion_jax.errors import encodable
 
 ALWAYS = ("image_size",)  # options that hold for every format
 
@@ -23,6 +26,7 @@ __all__ = [
     "ReadOptions",
     "input_shards",
     "origin",
+    "read_shard",
 ]
 
 
@@ -32,32 +36,39 @@ def input_shards(inputs: Sequence[str], format: str | None, options: ReadOptions
     An input is a file, a folder, a pattern such as `a/*.tar`, a URL of one of those, or a data set's name such as
     `tfds:coco_captions:train` or `emoji`. Files of a folder or a pattern are sorted. Without `format`, names tell.
 
+    Inputs may be of several formats.
+
     Raises:
-        ConfigError: nothing is found, the inputs are of several formats, or an option does not fit theirs.
+        ConfigError: nothing is found, or an option does not fit the formats.
     """
     if format is not None:
         READERS.check("--format", format)
     found = [pair for path in inputs for pair in _expand(path, format)]
-    names = sorted({name for name, _ in found})
-    if len(names) > 1:
-        raise ConfigError(
-            f"the inputs are of several formats ({', '.join(names)}): prepare each into its own folder"
-        )
-    for name in names:
-        _refuse_unused(name, options)
+    _refuse_unused(sorted({name for name, _ in found}), options)
     shards = [
         replace(shard, format=name)
         for name, path in dict.fromkeys(found)
-        for shard in READERS[name].shards(path, options)
+        for shard in ([InputShard(path)] if files.what_is(path) else READERS[name].shards(path, options))
     ]
     if not shards:
         raise ConfigError(f"there is nothing to read in {', '.join(inputs) or 'no inputs'}")
     return shards
 
 
+def read_shard(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
+    """What a shard holds; always the same, in the same order, under keys that UTF-8 can hold."""
+    if not READERS[shard.format].is_set and (what := files.what_is(shard.path)):
+        yield Fault("file", f"no regular file: {what}")
+        return
+    for record in READERS[shard.format].read(shard, options):
+        key = encodable(record.key)
+        yield record if key == record.key else replace(record, key=key)
+
+
 def origin(shard: InputShard) -> str:
     """What a shard is a part of: a path, or the name of a set."""
-    return f"{shard.format}:{shard.path}".removesuffix(":") if READERS[shard.format].is_set else shard.path
+    path = encodable(shard.path)
+    return f"{shard.format}:{path}".removesuffix(":") if READERS[shard.format].is_set else path
 
 
 def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
@@ -65,10 +76,13 @@ def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
     name, _, rest = path.partition(":")
     if name in READERS and READERS[name].is_set:
         return [(name, rest)]
+    path = os.path.expanduser(path.removeprefix("file://"))
     files.check_reachable(path)
     if files.is_folder(path):
         return _expand_folder(path, format)
-    paths = [path] if files.exists(path) else files.matches(path)
+    if what := files.what_is(path):
+        raise ConfigError(f"{path} is {what}: name files, a folder or a pattern such as 'data/*.tar'")
+    paths = [path] if files.exists(path) else _without_companions(files.matches(path))
     if not paths:
         raise ConfigError(f"nothing matches {path}: name files, a folder or a pattern such as 'data/*.tar'")
     return [(format or _format_of(p), p) for p in paths]
@@ -77,19 +91,29 @@ def _expand(path: str, format: str | None) -> list[tuple[str, str]]:
 def _expand_folder(path: str, format: str | None) -> list[tuple[str, str]]:
     if format is not None and not READERS[format].suffixes:
         return [(format, path)]
-    names = files.inside(path)
-    if format is None and any(map(is_image, names)):
-        return [("folder", path)]
+    names = _without_companions(files.inside(path))
+    images, captioned = images_and_captions(names) if format is None else ([], [])
+    beside = {*map(stem_of, images), *map(stem_of, captioned)}  # a.json of a.png says more about the image
     wanted = {name: READERS[name].suffixes for name in ([format] if format else READERS)}
     found = [
         (known, files.join(path, name))
         for name in names
         for known, suffixes in wanted.items()
-        if name.lower().endswith(suffixes)
+        if name.lower().endswith(suffixes) and stem_of(name) not in beside
     ]
+    if images and (captioned or not found):  # without captions of their own they are those of what was found
+        found = [("folder", path), *found]
     if not found:
         raise ConfigError(f"{path} holds no {format or 'tar, Parquet, JSONL or image'} files")
     return found
+
+
+def _without_companions(names: Sequence[str]) -> list[str]:
+    """Without what img2dataset writes beside 00000.tar, or a folder 00000: 00000.parquet and 00000_stats.json."""
+    tars, tables = ({n.removesuffix(e) for n in names if n.endswith(e)} for e in (".tar", ".parquet"))
+    tars |= {name.rpartition("/")[0] for name in names if is_image(name)}
+    beside = {f"{stem}.parquet" for stem in tars} | {f"{stem}_stats.json" for stem in tars | tables}
+    return [name for name in names if name not in beside]
 
 
 def _format_of(path: str) -> str:
@@ -99,7 +123,8 @@ def _format_of(path: str) -> str:
     raise ConfigError(f"the name of {path} does not say its format: name one of {', '.join(READERS)}")
 
 
-def _refuse_unused(format: str, options: ReadOptions) -> None:
+def _refuse_unused(formats: Sequence[str], options: ReadOptions) -> None:
+    honoured = {*ALWAYS, *(name for format in formats for name in READERS[format].options)}
     for name, value in vars(options).items():
-        if value != getattr(ReadOptions, name) and name not in (*ALWAYS, *READERS[format].options):
-            raise ConfigError(f"{name} means nothing to {format}: leave it out")
+        if formats and value != getattr(ReadOptions, name) and name not in honoured:
+            raise ConfigError(f"{flag(name)} means nothing to {' and '.join(formats)}: leave it out")

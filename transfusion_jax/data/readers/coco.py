@@ -10,7 +10,8 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers import files, records
 from transfusion_jax.data.readers.folder import Entries, FolderEntry, captioned_images, same
 from transfusion_jax.data.readers.format import ReadOptions
-from transfusion_jax.data.readers.raw import Fault
+from transfusion_jax.data.readers.raw import Fault, RecordError
+from transfusion_jax.data.readers.records import ImageFolder
 from transfusion_jax.errors import nearest, require
 
 
@@ -18,8 +19,8 @@ def _entries(path: str, options: ReadOptions) -> Entries:
     require(not files.is_folder(path), f"{path} is a folder: name its file of captions")
     with files.open_file(path) as file:
         try:
-            values = records.json_object(file.read())
-        except records.RecordError as error:
+            values = records.json_object(file.read(), of_any_size=True)
+        except RecordError as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
     images, notes = values.get("images"), values.get("annotations", [])
     if (
@@ -39,12 +40,12 @@ def _entries(path: str, options: ReadOptions) -> Entries:
     captions: dict[Any, list[Any]] = {}
     for note in notes:
         captions.setdefault(str(note.get("image_id")), []).append(note.get("caption"))
-    folder = files.folder_of(path) if options.images is None else options.images
+    folder = ImageFolder.of(path, options)
     return [_entry(number, image, captions, folder) for number, image in enumerate(images)]
 
 
 def _entry(
-    number: int, image: Mapping[str, Any], captions: Mapping[str, list[Any]], folder: str
+    number: int, image: Mapping[str, Any], captions: Mapping[str, list[Any]], folder: ImageFolder
 ) -> FolderEntry | Fault:
     name = image.get("file_name") or image.get("filename")
     if not isinstance(name, str):
@@ -54,7 +55,7 @@ def _entry(
     found = captions.get(str(image.get("id")), [])
     if isinstance(sentences := image.get("sentences"), list):
         found = [s.get("raw") if isinstance(s, dict) else s for s in sentences]
-    return FolderEntry(name, files.join(folder, name), partial(same, found))
+    return FolderEntry(name, partial(folder.read, name), partial(same, found))
 
 
-FORMAT = captioned_images(_entries, ("images", "split"))
+FORMAT = captioned_images(_entries, ("images", "allow_paths", "split"))

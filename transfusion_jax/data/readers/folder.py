@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from transfusion_jax.data.readers import files, jsonl, records
+from transfusion_jax.config import READERS
+from transfusion_jax.data.readers import files, lines, records
+from transfusion_jax.data.readers.fields import is_image
 from transfusion_jax.data.readers.format import Format, ReadOptions
-from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
-from transfusion_jax.data.readers.webdataset import IMAGES
+from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RecordError
+from transfusion_jax.data.readers.records import ImageFolder
 from transfusion_jax.errors import require
 
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -24,37 +28,41 @@ TABLES = ("metadata.jsonl", "metadata.csv")
 
 @dataclass(frozen=True)
 class FolderEntry:
-    """An image and where its captions are."""
+    """An image and its captions, and how either is read; both raise RecordError where it cannot be used."""
 
     key: str
-    image: str  # its path
+    image: Callable[[], bytes]
     captions: Callable[[], Any]
 
 
 Entries = list[FolderEntry | Fault]
 
 
-def is_image(path: str) -> bool:
-    """Whether a path ends as an image's does."""
-    name = path.rpartition("/")[2].lower()
-    return name.endswith(tuple(f".{extension}" for extension in IMAGES)) and not name.startswith(".")
+def captioned_images(
+    entries: Callable[[str, ReadOptions], Entries],
+    options: tuple[str, ...],
+    strays: Callable[[str], Iterable[Fault]] = lambda path: (),
+) -> Format:
+    """The format of images that `entries(path, options)` lists with their captions.
 
-
-def captioned_images(entries: Callable[[str, ReadOptions], Entries], options: tuple[str, ...]) -> Format:
-    """The format of images that `entries(path, options)` lists with their captions."""
+    What else is there, `strays(path)`, is told of first, and is not counted.
+    """
 
     def shards(path: str, options: ReadOptions) -> list[InputShard]:
         count, size = len(entries(path, options)), options.shard_size
-        return [InputShard(path, begin, min(begin + size, count)) for begin in range(0, count, size)]
+        found = [InputShard(path, begin, min(begin + size, count)) for begin in range(0, count, size)]
+        return found or [InputShard(path) for _ in itertools.islice(strays(path), 1)]
 
     def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
+        if not shard.begin:
+            yield from strays(shard.path)
         for entry in entries(shard.path, options)[shard.begin : shard.end or None]:
             if isinstance(entry, Fault):
                 yield entry
                 continue
             try:
-                yield from records.pairs(entry.key, records.read_image(entry.image), entry.captions())
-            except records.RecordError as error:
+                yield from records.pictured(entry.key, [entry.image()], entry.captions(), ImageFolder(""))
+            except RecordError as error:
                 yield Fault(entry.key, str(error))
 
     return Format(shards, read, options=("shard_size", *options))
@@ -62,56 +70,93 @@ def captioned_images(entries: Callable[[str, ReadOptions], Entries], options: tu
 
 def _folder_entries(path: str, options: ReadOptions) -> Entries:
     require(files.is_folder(path), f"{path} is not a folder: name the one that the images lie in")
-    names = files.inside(path)
-    tables = [name for name in names if name.rpartition("/")[2] in TABLES]
-    if tables:
-        return [entry for table in tables for entry in _table_entries(path, table, options.text_column)]
-    require(options.text_column is None, f"text_column needs a {' or '.join(TABLES)} in {path}, and there is none")
+    names, folder = files.inside(path), ImageFolder(path, options.allow_paths)
+    if tables := _tables(names):
+        return [entry for table in tables for entry in _table_entries(folder, table, options.text_column)]
+    require(
+        options.text_column is None, f"--text-column needs a {' or '.join(TABLES)} in {path}, and there is none"
+    )
     there = set(names)
     return [
-        FolderEntry(name, files.join(path, name), partial(_lines, path, name, there))
+        FolderEntry(name, partial(folder.read, name), partial(_lines, folder, name, there))
         for name in names
         if is_image(name)
     ]
 
 
-def _lines(folder: str, image: str, there: set[str]) -> list[bytes] | None:
+def images_and_captions(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The images among a folder's files, and what holds captions of theirs: tables, or texts of their names."""
+    images = [name for name in names if is_image(name)]
+    texts = {f"{stem_of(image)}.txt" for image in images}
+    return images, [name for name in names if name in texts or name.rpartition("/")[2] in TABLES] if images else []
+
+
+def _tables(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.rpartition("/")[2] in TABLES]
+
+
+def _strays(path: str) -> Iterator[Fault]:
+    """What in a folder without a table is no image, stands beside none of the same name, and is of no format."""
+    names = files.inside(path)
+    if _tables(names):
+        return
+    others = tuple(suffix for format in READERS.values() for suffix in format.suffixes)
+    stems = {stem_of(name) for name in names if is_image(name)}
+    for name in names:
+        ending = name[len(stem_of(name)) :]
+        if ending == ".txt" and stem_of(name) not in stems:
+            yield Fault(name, "captions of no image: none of this name is here that can be read")
+        elif not is_image(name) and stem_of(name) not in stems and not name.lower().endswith(others):
+            linked = "a link to a folder" if files.is_folder(files.join(path, name)) else ending or "no ending"
+            yield Fault(name, f"no image by its name: {linked}")
+
+
+def stem_of(name: str) -> str:
+    """A path without its ending."""
+    return os.path.splitext(name)[0]
+
+
+def _lines(folder: ImageFolder, image: str, there: set[str]) -> list[bytes] | None:
     """The captions beside an image."""
-    beside = image.rpartition(".")[0] + ".txt"
+    beside = stem_of(image) + ".txt"
     if beside not in there:
         return None
-    with files.open_file(files.join(folder, beside)) as file:
-        data = file.read(files.LARGEST)
+    data = folder.read(beside, "caption")
+    if data.count(b"\n") + data.count(b"\r") > 2 * records.COUNTED:
+        raise RecordError(f"too many captions: an image may have {records.COUNTED:,}")
     return [line for line in data.splitlines() if line.strip()] or [b""]
 
 
-def _table_entries(folder: str, table: str, text_column: str | None) -> Iterator[FolderEntry | Fault]:
+def _table_entries(folder: ImageFolder, table: str, text_column: str | None) -> Iterator[FolderEntry | Fault]:
     rows = _csv_rows if table.endswith(".csv") else _jsonl_rows
+    if what := files.what_is(files.join(folder.path, table)):
+        yield Fault(table, f"no regular file: {what}")
+        return
     inner = files.folder_of(table)  # names in a table are relative to it
-    for key, row in rows(files.join(folder, table)):
+    for key, row in rows(files.join(folder.path, table)):
         name = row if isinstance(row, Fault) else row.get("file_name")
         if isinstance(row, Fault) or not isinstance(name, str) or not name:
             yield Fault(f"{table}{key}", row.reason if isinstance(row, Fault) else "no file_name")
             continue
         captions = records.caption_of(row, text_column)
         image = files.join(inner, name)
-        yield FolderEntry(image, files.join(folder, image), partial(same, captions))
+        yield FolderEntry(image, partial(folder.read, image), partial(same, captions))
 
 
 def _jsonl_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any] | Fault]]:
-    for offset, line in jsonl.lines_of_shard(InputShard(path)):
+    for offset, line in lines.records_of_shard(InputShard(path)):
         key = f"@{offset}"
         try:
             if isinstance(line, Fault) or line.strip():
                 yield key, line if isinstance(line, Fault) else records.json_object(line)
-        except records.RecordError as error:
+        except RecordError as error:
             yield key, Fault(key, str(error))
 
 
 def _csv_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any] | Fault]]:
     with files.open_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")  # bad bytes are found in captions
-        rows = csv.DictReader(text)
+        rows = csv.DictReader(iter(partial(text.readline, files.LARGEST), ""))
         while True:
             try:
                 row = next(rows)
@@ -128,4 +173,4 @@ def same(captions: Any) -> Any:
     return captions
 
 
-FORMAT = captioned_images(_folder_entries, ("text_column",))
+FORMAT = captioned_images(_folder_entries, ("text_column", "allow_paths"), _strays)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
-from transfusion_jax.errors import positive
+from transfusion_jax.errors import require
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,11 @@ class ReadOptions:
     shard_size: int = 4096  # records per shard, about
     split: str | None = None  # of a Karpathy file, such as "train,restval"; None: all
     data_dir: str | None = None  # where TFDS keeps its data sets; None: its default
+    allow_paths: bool = False  # whether data may name files outside the input's folder, or `images`, and in buckets
 
     def __post_init__(self) -> None:
-        positive(self, "", "image_size", "shard_size")
+        for name in ("image_size", "shard_size"):
+            require(getattr(self, name) > 0, f"{flag(name)} must be positive, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Format:
     suffixes: tuple[str, ...] = ()  # of its files, in lower case
     options: tuple[str, ...] = ()  # fields of `ReadOptions` that it honours
     is_set: bool = False  # an input is its name, and what may follow it, as in shapes:20000, not a file
+
+
+def flag(name: str) -> str:
+    """The command line's option that sets a field."""
+    return f"--{name.replace('_', '-')}"
 
 
 def package(name: str, install: str) -> ModuleType:

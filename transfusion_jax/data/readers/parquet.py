@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.readers import files, records
-from transfusion_jax.data.readers.format import Format, ReadOptions, package
-from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
+from transfusion_jax.data.readers import fields, files, records
+from transfusion_jax.data.readers.format import Format, ReadOptions, flag, package
+from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RecordError
+from transfusion_jax.data.readers.records import ImageFolder
 from transfusion_jax.errors import require
 
 IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 TEXT_NAMES = ("texts", *records.CAPTION_NAMES, "txt")
-BATCH = 32  # rows in memory at a time
+BATCH = 32  # rows in memory at a time, fewer where they are large
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class _Columns:
     image: str | None
     text: str
     interleaved: bool  # both are lists
+    sure: bool  # whether an option names the text's
 
 
 def _shards(path: str, options: ReadOptions) -> list[InputShard]:
@@ -43,7 +45,7 @@ def _shards(path: str, options: ReadOptions) -> list[InputShard]:
 
 
 def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
-    folder = files.folder_of(shard.path) if options.images is None else options.images
+    folder = ImageFolder.of(shard.path, options)
     with files.open_file(shard.path) as file:
         try:
             table, counts = _open(file)
@@ -79,37 +81,46 @@ def _open(file: Any) -> tuple[Any, list[int]]:
 def _rows(table: Any, group: int, columns: _Columns) -> Iterator[tuple[Any, Any]]:
     """Image and text of each row as Arrow's scalars."""
     names = [name for name in (columns.image, columns.text) if name]
-    for batch in table.iter_batches(BATCH, row_groups=[group], columns=names, use_threads=False):
+    about = table.metadata.row_group(group)
+    rows = files.LARGEST * about.num_rows // max(about.total_byte_size, 1)
+    size = min(max(rows, 1), BATCH)
+    for batch in table.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
         texts = batch.column(columns.text)
         yield from zip(batch.column(columns.image) if columns.image else texts, texts, strict=True)
 
 
-def _documents(key: str, image: Any, text: Any, columns: _Columns, folder: str) -> Iterator[RawDocument | Fault]:
+def _documents(
+    key: str, image: Any, text: Any, columns: _Columns, folder: ImageFolder
+) -> Iterator[RawDocument | Fault]:
     try:
         text, image = text.as_py(), image.as_py()
         if columns.interleaved:
-            found = records.interleaved(key, records.aligned(text, image), folder)
+            yield from records.page(key, records.aligned(text, image), folder)
         elif columns.image:
-            found = records.pairs(key, records.image_bytes(image, folder), text)
+            yield from records.pictured(key, [image], text, folder)
         else:
-            found = records.document(key, text)
+            yield from records.document(key, text, columns.sure)
     except UnicodeDecodeError:
-        found = iter([Fault(key, "text is not UTF-8")])
-    except records.RecordError as error:
-        found = iter([Fault(key, str(error))])
-    yield from found
+        yield Fault(key, "text is not UTF-8")
+    except RecordError as error:
+        yield Fault(key, str(error))
 
 
 def _columns(path: str, schema: Any, options: ReadOptions) -> _Columns:
     present = f"{path} has the columns {', '.join(schema.names) or '(none)'}"
     for option in ("image_column", "text_column"):
         name = getattr(options, option)
-        require(name in (None, *schema.names), f"{option} is {name!r}, but {present}")
+        require(name in (None, *schema.names), f"{flag(option)} is {name!r}, but {present}")
     image = options.image_column or next((name for name in IMAGE_NAMES if name in schema.names), None)
     text = options.text_column or next((name for name in TEXT_NAMES if name in schema.names), None)
-    if text is None or (image is None and text != "text" and not options.text_column):
+    sure = options.text_column is not None
+    kinds = {name: _inner(schema.field(name).type) for name in schema.names}
+    odd = fields.unknown_images(
+        {n: n for n, kind in kinds.items() if not _arrow().types.is_primitive(kind)}, ("text",)
+    )
+    if text is None or (image is None and not sure and (text != "text" or odd)):
         raise ConfigError(
-            f"{present}: name those of images and texts with image_column and text_column; "
+            f"{present}: name those of images and texts with --image-column and --text-column; "
             "images that are URLs must be fetched first, as img2dataset does"
         )
     types = _arrow().types
@@ -124,7 +135,7 @@ def _columns(path: str, schema: Any, options: ReadOptions) -> _Columns:
         lists in ([True, True], [False, True], [False, False], [False]),
         f"lists of images need lists of texts beside them, and lists of texts an image: {present}",
     )
-    return _Columns(image, text, interleaved=lists == [True, True])
+    return _Columns(image, text, lists == [True, True], sure)
 
 
 def _is_list(kind: Any) -> bool:
@@ -137,4 +148,5 @@ def _inner(kind: Any) -> Any:
     return _inner(kind.value_type) if _is_list(kind) or _arrow().types.is_dictionary(kind) else kind
 
 
-FORMAT = Format(_shards, _read, (".parquet",), ("image_column", "text_column", "images", "shard_size"))
+OPTIONS = ("image_column", "text_column", "images", "allow_paths", "shard_size")
+FORMAT = Format(_shards, _read, (".parquet",), OPTIONS)

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 
 
+class RecordError(Exception):
+    """Why a record cannot be used: a few words, then details after a colon."""
+
+
 @dataclass(frozen=True)
 class RawText:
     """A text."""
@@ -32,11 +36,12 @@ class RawDocument:
     key: str  # within its shard: a tar's member, a table's row, a line's number, a file's name
     segments: tuple[RawText | RawImage, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)  # JSON values to keep, such as a scene graph
+    places: tuple[int, ...] = ()  # of a page's segments in it; a page stays without those that cannot be used
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A record that cannot be used, or that is one image or caption short."""
+    """A record that cannot be used, or what a page or an image with captions is short of."""
 
     key: str
     reason: str

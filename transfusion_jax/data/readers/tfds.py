@@ -23,6 +23,7 @@ def _shards(path: str, options: ReadOptions) -> list[InputShard]:
 
 def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
     source, image, text = _source(shard.path, options)
+    sure = options.text_column is not None
     for number in range(shard.begin, shard.end or len(source)):
         key = str(number)
         try:
@@ -32,7 +33,7 @@ def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fau
             continue
         texts = functools.reduce(operator.getitem, text, record)
         texts = texts if isinstance(texts, bytes) else list(texts)
-        yield from records.pairs(key, record[image], texts) if image else records.document(key, texts)
+        yield from records.pairs(key, record[image], texts) if image else records.document(key, texts, sure)
 
 
 def _source(path: str, options: ReadOptions) -> tuple[Sequence[Any], str | None, tuple[str, ...]]:
@@ -57,7 +58,7 @@ def _source(path: str, options: ReadOptions) -> tuple[Sequence[Any], str | None,
         reason = str(error).partition("\n")[0][:300]
         raise ConfigError(
             f"{path} cannot be read ({reason}): prepare it with `tfds build NAME --file_format=array_record`, "
-            "and say where it lies with data_dir"
+            "and say where it lies with --data-dir"
         ) from error
 
 
@@ -73,7 +74,7 @@ def _features(
         there = [", ".join(sorted(names)) or "(none)" for names in (images, texts)]
         raise ConfigError(
             f"{path} has the images {there[0]} and the texts {there[1]}: "
-            "name one of each with image_column and text_column"
+            "name one of each with --image-column and --text-column"
         )
     return image, texts[text]
 

@@ -1,133 +1,138 @@
-"""Tar files as WebDataset and img2dataset write them: members that share a key, such as 1.jpg and 1.txt."""
+"""Tar files as WebDataset and img2dataset write them: members that share a key, such as 1.jpg and 1.txt.
+
+An archive is read as it comes, for as long as samples are complete. Where one is not, or holds links, the archive's
+headers tell whether its other members lie elsewhere; then each sample's members are looked up.
+"""
 
 from __future__ import annotations
 
-import itertools
-import re
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
-from typing import IO, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from transfusion_jax.data.readers import files, records
+from transfusion_jax.data.readers import archive, fields, files, records
+from transfusion_jax.data.readers.archive import Survey, TarSample
+from transfusion_jax.data.readers.fields import IMAGES
 from transfusion_jax.data.readers.format import Format, ReadOptions
-from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
+from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RecordError
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
 CAPTIONS = ("txt", "caption")  # before the fields of .json
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # the key ends at the first dot of the last part
-
-
-class _Member(NamedTuple):
-    key: str
-    extension: str
-    data: bytes | None  # None: too large to read
+BESIDE = (*CAPTIONS, "json", "cls", "id", "index", "idx", "key", "url")  # what a text may have beside it
+APART = (
+    "members lie apart, or are links, and the archive is too large for them to be looked up: unpack it, or sort it"
+)
+Found = Iterator[RawDocument | Fault]
 
 
 def _shards(path: str, options: ReadOptions) -> list[InputShard]:
     return [InputShard(path)]
 
 
-def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
-    last: list[_Member | Fault] = []
+def _read(shard: InputShard, options: ReadOptions) -> Found:
+    survey: Survey | None = None
     with files.open_unpacked(shard.path) as stream:
-        for _, sample in itertools.groupby(_members(stream), attrgetter("key")):
-            previous, last = last, list(sample)
-            found = _documents(previous, options)
-            if isinstance(last[0], Fault):  # what else belonged to the previous sample may be lost
-                found = (d for d in found if isinstance(d, RawDocument) and len(d.segments) == 2)
-            yield from found
-    yield from _documents(last, options)
+        for sample in archive.samples(stream):
+            if isinstance(sample, Fault):
+                yield sample
+                continue
+            if sample.links or not _is_complete(sample, options):
+                survey = survey or _survey(shard.path)
+                if not survey.ordered:
+                    if _is_small(survey, shard.path):
+                        yield from _by_index(shard.path, options, sample.number, survey)
+                        return
+                    yield Fault(sample.key, APART)
+                    continue
+            yield from _documents(sample, options, survey)
 
 
-def _members(stream: IO[bytes]) -> Iterator[_Member | Fault]:
-    """The files in order, and a fault at the end if the tar is broken."""
-    where = 0
-    ending: Any = _Ending(stream)
+def _survey(path: str) -> Survey:
+    with files.open_unpacked(path) as stream:
+        return archive.survey_archive(stream)
+
+
+def _is_small(survey: Survey, path: str) -> bool:
+    """Whether an archive's index can be held, and the copy that is unpacked for it."""
+    copied = survey.size if files.is_packed(path) else 0
+    return survey.members <= archive.MEMBERS and copied <= archive.UNPACKED
+
+
+def _by_index(path: str, options: ReadOptions, begin: int, survey: Survey) -> Found:
+    with archive.seekable(path) as stream:
+        for sample in archive.indexed_samples(stream, begin):
+            yield from [sample] if isinstance(sample, Fault) else _documents(sample, options, survey)
+
+
+def _is_complete(sample: TarSample, options: ReadOptions) -> bool:
+    """Whether no more members are needed: the sample is a captioned image, or cannot be used."""
     try:
-        with tarfile.open(fileobj=ending, mode="r|", tarinfo=_Header, errors="backslashreplace") as tar:
-            while (member := tar.next()) is not None:
-                split = _NAME.fullmatch(member.name)
-                if member.isreg() and split:
-                    file = tar.extractfile(member) if member.size <= files.LARGEST else None
-                    yield _Member(split[1], split[2].lower(), file.read() if file else None)
-                tar.members.clear()  # type: ignore[attr-defined]  # or it remembers every header
-                where = tar.offset
-    except (tarfile.TarError, ValueError, *files.DAMAGE) as error:
-        yield Fault(f"byte {min(where, ending.passed)}", f"broken tar: {files.damage(error)}")
+        return bool(sample.reason) or None not in _parts(sample.data, options)
+    except RecordError:
+        return True
 
 
-@dataclass
-class _Ending:
-    """A stream that is not read on and on after its end, as tarfile would to pass over a member of a false size."""
-
-    stream: IO[bytes]
-    passed: int = 0
-    ends: int = 0
-
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
-        self.passed += len(data)
-        self.ends += not data
-        if self.ends > 9:  # it may look twice or three times in good faith
-            raise EOFError("unexpected end of data")
-        return data
-
-
-class _Header(tarfile.TarInfo):
-    """A header that says when it is broken; tarfile alone takes that for the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
-            raise
-        except tarfile.HeaderError as error:
-            empty = isinstance(error, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
-            raise tarfile.ReadError("no mark of its end" if empty else str(error)) from error
-
-
-def _documents(members: Sequence[_Member | Fault], options: ReadOptions) -> Iterator[RawDocument | Fault]:
-    sample: dict[str, bytes] = {}
-    for member in members:
-        if isinstance(member, Fault):
-            yield member
-            return
-        if member.data is None or member.extension in sample:
-            reason = "too large" if member.data is None else "twice in its sample"
-            yield Fault(member.key, f"member {reason}: .{member.extension}")
-            return
-        sample[member.extension] = member.data
-    if sample:
-        yield from _sample_documents(members[0].key, sample, options)
-
-
-def _sample_documents(key: str, sample: Mapping[str, bytes], options: ReadOptions) -> Iterator[RawDocument | Fault]:
-    wanted = (options.image_column.lower(),) if options.image_column else IMAGES
-    images = [extension for extension in wanted if extension in sample]
+def _documents(sample: TarSample, options: ReadOptions, survey: Survey | None) -> Found:
+    """What a sample holds; of one that is torn, what is complete: the archive's own fault tells of the rest."""
     try:
-        if len(images) > 1:
-            raise records.RecordError(f"several images: name one with image_column: .{', .'.join(images)}")
-        if options.image_column and not images:
-            raise records.RecordError(f"no image: members are .{', .'.join(sorted(sample))}")
-        text = _text(sample, options.text_column)
-        if not images and text is None:
-            raise records.RecordError(f"neither image nor text: members are .{', .'.join(sorted(sample))}")
-    except records.RecordError as error:
-        yield Fault(key, str(error))
+        if sample.reason:
+            raise RecordError(sample.reason)
+        image, text = _parts(sample.data, options)
+        if image is None:
+            _check_text_alone(sample, text, options, survey)
+    except RecordError as error:
+        if not sample.torn:
+            yield Fault(sample.key, str(error))
         return
-    yield from records.pairs(key, sample[images[0]], text) if images else records.document(key, text)
+    if image is not None and not (sample.torn and text is None):
+        yield from records.pairs(sample.key, image, text)
+    elif image is None and not sample.torn:
+        yield from records.document(sample.key, text, sure=False)
 
 
-def _text(sample: Mapping[str, bytes], field: str | None) -> Any:
+def _parts(data: Mapping[str, bytes], options: ReadOptions) -> tuple[bytes | None, Any]:
+    """The image of a sample and its text or texts, None for what is not there.
+
+    Raises:
+        RecordError: there are several images, or what an option names is missing or cannot be read.
+    """
+    named = options.image_column and options.image_column.lower()
+    images = [extension for extension in ((named,) if named else IMAGES) if extension in data]
+    if not named and not images:
+        images = [e for e in data if e not in BESIDE and fields.looks_like_image(data[e])]
+    if len(images) > 1:
+        raise RecordError(f"several images: name one with --image-column: .{', .'.join(images)}")
+    if named and not images:
+        raise RecordError(f"no image: members are {_names(data)}")
+    return data[images[0]] if images else None, _text(data, options.text_column)
+
+
+def _text(data: Mapping[str, bytes], field: str | None) -> Any:
     for extension in () if field else CAPTIONS:
-        if extension in sample:
-            return sample[extension]
-    if "json" not in sample:
-        return None
-    return records.caption_of(records.json_object(sample["json"]), field)
+        if extension in data:
+            return data[extension]
+    return records.caption_of(records.json_object(data["json"]), field) if "json" in data else None
+
+
+def _check_text_alone(sample: TarSample, text: Any, options: ReadOptions, survey: Survey | None) -> None:
+    """Returns where the text of a sample without an image is a document, and not an image's caption.
+
+    Raises:
+        RecordError: it may be one.
+    """
+    if text is None:
+        raise RecordError(f"neither image nor text: members are {_names(sample.data)}")
+    if sample.split:
+        raise RecordError("a caption without its image: there are more members of this name, of another sample")
+    if not set(sample.data) <= set(BESIDE):
+        names = _names(sample.data)
+        raise RecordError(f"no image that can be read: members are {names}; name the image's with --image-column")
+    if survey and not survey.whole and not survey.endings <= set(BESIDE):
+        raise RecordError("a caption without an image, which may be lost: the archive breaks off")
+    if "json" in sample.data and not options.text_column:
+        fields.check_text_alone(records.json_object(sample.data["json"]))
+
+
+def _names(data: Mapping[str, bytes]) -> str:
+    return f".{', .'.join(sorted(data))}"[:200]
 
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")

@@ -27,7 +27,7 @@ from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.store import index_cache
 from transfusion_jax.data.store.latent_stats import LatentStatistics, Moments
-from transfusion_jax.data.store.record import DamagedRecord, Record, belonging, token_type, unpack, unseal
+from transfusion_jax.data.store.record import DamagedRecord, Record, belonging, merged, token_type, unpack, unseal
 from transfusion_jax.data.store.remote_records import records_of_chunk
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.storage.atomic import DamagedFile, read_json
@@ -209,21 +209,20 @@ class PreparedDocuments:
 
     def __getitem__(self, number: int) -> Document:
         first = self.first_record(number)
-        parts = -(-int(self.text_lengths[number]) // PART) if not self.images[number] else 1
-        records = [self.record(first + part) for part in range(max(parts, 1))]
-        if len(records) > 1:
-            tokens = np.concatenate([segment.tokens for r in records for segment in r.segments])
-            return Document((Text(tokens, records[0].segments[0].loss),))
-        latents = iter(self.latents(first) if self.images[number] else ())
+        if not self.images[number]:
+            parts = max(-(-int(self.text_lengths[number]) // PART), 1)
+            texts = merged(s for part in range(parts) for s in self.record(first + part).segments)
+            return Document(tuple(Text(s.tokens, s.loss) for s in texts if s.tokens is not None))
+        latents = iter(self.latents(first))
         return Document(
             tuple(
                 Image(next(latents), s.loss) if s.tokens is None else Text(s.tokens, s.loss)
-                for s in records[0].segments
+                for s in self.record(first).segments
             )
         )
 
     def text(self, number: int, begin: int, end: int) -> np.ndarray:
-        """Tokens `begin` to `end` of a document that is one text."""
+        """Tokens `begin` to `end` of a document without images."""
         first, end = self.first_record(number), min(end, int(self.text_lengths[number]))
         parts = range(begin // PART, -(-end // PART))
         if not parts:

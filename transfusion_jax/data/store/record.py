@@ -8,9 +8,10 @@ A stored record, of a document or of images, ends in a checksum of its bytes and
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,14 @@ class Record:
 
     segments: Sequence[Segment]
     meta: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+
+
+def merged(texts: Iterable[Segment]) -> list[Segment]:
+    """Texts of which neighbours that bear a loss alike are one."""
+    return [
+        Segment(np.concatenate([s.tokens for s in alike if s.tokens is not None]), loss)
+        for loss, alike in itertools.groupby(texts, lambda segment: segment.loss)
+    ]
 
 
 class DamagedRecord(Exception):
