@@ -22,6 +22,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+MOST = 2**31 - 1  # the largest count: steps, rows and tokens are numbered in 32 bits on the devices
+LARGEST = 3.4e38  # number, of 32 bits as the devices compute with
+LONGEST_LINE = 2000  # characters of an error that are shown
 
 
 class UserError(Exception):
@@ -62,6 +65,48 @@ def some(names: Sequence[Any], most: int = 4) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+def printable(text: str) -> str:
+    """A message as a terminal may show it: control characters escaped but for line ends, long lines cut."""
+    return "\n".join(_shortened("".join(map(_escaped, line))) for line in text.split("\n"))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+def _shortened(line: str) -> str:
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
+
+
+def whole_number(text: str, most: int = MOST) -> int | None:
+    """The number that a word of decimal digits says; None for other words, and for numbers above `most`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
+        return None
+    number = int(text)
+    return number if number <= most else None
+
+
+def whole_range(text: str, between: str) -> tuple[int, int] | None:
+    """The two numbers of `A:B`, or with another sign between them; None for other words."""
+    first, _, second = text.partition(between)
+    numbers = whole_number(first), whole_number(second)
+    return None if None in numbers else numbers  # type: ignore[return-value]
+
+
+def check_text(text: str, name: str) -> None:
+    """Requires Unicode text without null characters: nothing else can be a file's name, or be encoded as UTF-8.
+
+    Raises:
+        ConfigError: it is not; `name` says what it is.
+    """
+    require("\0" not in text, f"{name} {text!r} contains a null character: leave it out")
+    require(
+        not any("\ud800" <= character <= "\udfff" for character in text),
+        f"{name} {text!r} is not UTF-8 text: rename what it names, or write it in UTF-8",
+    )
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless the condition holds."""
     if not condition:
@@ -73,6 +118,13 @@ def positive(config: Any, section: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(0 < value < math.inf, f"{section}{name} must be positive, not {value}")
+
+
+def not_negative(config: Any, section: str, *names: str) -> None:
+    """Requires the named fields to be zero or above, and finite; `section` is their dotted prefix."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value < math.inf, f"{section}{name} must not be negative, not {value}")
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:

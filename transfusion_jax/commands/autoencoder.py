@@ -72,7 +72,7 @@ def _train(
             "no images are held out to evaluate on: prepare them with --held-out, or set loop.evaluate_every to 0",
         )
         task = AutoencoderTask(config)
-        processes.each(lambda: task.perceptual)  # files that are missing are found before the workdir is begun
+        processes.each(lambda: bool(task.perceptual))  # missing files are found before the workdir is begun
         context = context_of(task, config, data, mesh)
     accepted = tuple((arguments.accept_changes or "").replace(",", " ").split())
     beat = Beat()

@@ -39,7 +39,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     of_run = folder is not None and Workdir(folder).exists()
     require(not arguments.verify or folder is not None, "--verify needs prepared data or a run")
     require(output is None or not of_run, "--output goes with prepared data, and with --row")
-    require(row is None or row >= 0, f"--row must not be negative, not {row}")
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
     if of_run:

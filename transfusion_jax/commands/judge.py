@@ -87,7 +87,6 @@ def _judge(name: str, extra: str) -> Any:
 
 def _prepare_harness(arguments: argparse.Namespace) -> Ask:
     shots, limit, include = arguments.num_fewshot, arguments.limit, arguments.include
-    require(shots is None or shots >= 0, f"--num-fewshot must not be negative, not {shots}")
     require(
         limit is None or 0 < limit < 1 or limit % 1 == 0 < limit, f"--limit must be a count or a share, not {limit}"
     )
@@ -107,7 +106,6 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
     require(bool(arguments.inception or arguments.clip), "name a judge of images: --inception, --clip or both")
     require(arguments.inception or not statistics, "--statistics goes with --inception")
     require(arguments.n is None or not protocol, f"leave -n out: --protocol {protocol} says how many images")
-    require(arguments.n is None or arguments.n >= 2, f"-n must be at least 2, not {arguments.n}")
     count = PROTOCOLS[protocol].images if protocol else arguments.n or IMAGES
     judges: list[Any] = []
     if arguments.inception:
@@ -147,7 +145,6 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
 
 
 def _prepare_cider(arguments: argparse.Namespace) -> Ask:
-    require(arguments.n is None or arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
     cider = _judge("cider", "captions")
     cider.require_java()
 
@@ -160,7 +157,6 @@ def _prepare_cider(arguments: argparse.Namespace) -> Ask:
 
 
 def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
-    require(arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
     lines, output = geneval.read_metadata(arguments.prompts), arguments.output
     used = processes.on_first(lambda: output.exists() and any(output.iterdir()))
     require(not used, f"{output} is not empty: choose another --output")

@@ -19,7 +19,7 @@ from transfusion_jax.data.prepare import Encoders, PrepareJob, Progress
 from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, input_shards
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.data.tokenizer_files import train_byte_pairs
-from transfusion_jax.errors import StorageError
+from transfusion_jax.errors import StorageError, whole_number, whole_range
 from transfusion_jax.storage.gcs import storage_errors
 from transfusion_jax.storage.paths import Place
 
@@ -36,7 +36,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     )
     extensions = extend(arguments.extend)
     workers = arguments.workers or os.cpu_count() or 1
-    require(workers > 0, f"--workers must be at least 1, not {workers}")
     output = arguments.output
     options = ReadOptions(
         image_column=arguments.image_column,
@@ -123,20 +122,22 @@ def _tokenizer(
     kind, _, size = name.partition(":")
     if kind != "bpe":
         return tokenizers.load_tokenizer(name, log)
-    require(size.isdigit(), f"--tokenizer {name}: say how many entries, such as bpe:4096")
+    entries = whole_number(size)
+    if entries is None:
+        raise ConfigError(f"--tokenizer {name}: say how many entries, such as bpe:4096")
     records = (record for shard in shards for record in READERS[shard.format].read(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
     texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
-    return train_byte_pairs(texts, int(size))
+    return train_byte_pairs(texts, entries)
 
 
 def _place(text: str | None) -> tuple[int, int]:
     if text is None:
         return prepare.place_among_hosts() or (0, 1)
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    found = whole_range(text, "/")
+    if found is None or found[0] >= found[1]:
         raise ConfigError(f"--shard {text} must be I/N with I from 0 to N-1, such as 0/4")
-    return int(index), int(count)
+    return found
 
 
 def _show(job: PrepareJob, as_json: bool) -> None:

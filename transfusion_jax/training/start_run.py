@@ -21,7 +21,7 @@ from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.parallel.processes import each, on_first
 from transfusion_jax.storage.jsonl import free_path, read_lines, write_lines
-from transfusion_jax.storage.paths import Place, place, within
+from transfusion_jax.storage.paths import place, within
 from transfusion_jax.training.changes import accepted_changes, check_names, rate_notes
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
 from transfusion_jax.training.checkpoint.manager import Checkpoints
@@ -274,14 +274,14 @@ def _rewind(start: Start, context: RunContext, data: Any, workdir: Workdir, chan
             f"{next_row}: rewind further, or skip later rows",
         )
 
-    def keep_records() -> Place:
+    def keep_records() -> str:
         kept = free_path(workdir.aside, "rewind")
         for path in (workdir.metrics, workdir.bad_steps):  # training cuts them back
             if records := read_lines(path):
                 write_lines(kept / path.name, records)
-        return kept
+        return str(kept)
 
-    kept = on_first(keep_records)
+    kept = place(on_first(keep_records))
     for step in on_first(lambda: checkpoints.steps[::-1]):
         if step > to:
             checkpoints.set_aside(step, kept)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from transfusion_jax.config import require
+from transfusion_jax.config import ConfigError, require
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.planning import topology as topologies
 from transfusion_jax.scaling import costs, ladder
@@ -46,8 +46,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for option in ("topology", "json"):
         require(not getattr(arguments, option), f"--{option} goes with --dry-run")
     require(arguments.workdir is not None, "scale run needs --workdir DIR (or --dry-run to look only)")
-    require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
-    launcher = ["launch", *shlex.split(arguments.launch)] if arguments.launch else []
+    launcher = ["launch", *_words(arguments.launch)] if arguments.launch else []
     for word in launcher:
         alone = word.partition("=")[0] in LAUNCH_ONE
         require(not alone, f"--launch: leave {word} out, it is for one job, and every run is a job of its own")
@@ -63,6 +62,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         note = ", at the sweep's end: a wider one may find a better" if ends else ""
         print(f"{family}: learning rate {rate:g}{note}", flush=True)
     return train(ladder.runs(found, rates), gathered=True)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:  # a quote that is not closed
+        raise ConfigError(f"--launch {text}: {error}") from error
 
 
 def _train(

@@ -62,8 +62,6 @@ def _source(arguments: argparse.Namespace) -> str:
 
 def _study(arguments: argparse.Namespace) -> tuple[Study, Place]:
     """The fits, and the folder that paths of samples are seen from."""
-    require(arguments.bootstrap >= 0, f"--bootstrap must not be negative, not {arguments.bootstrap}")
-    require(arguments.seed >= 0, f"--seed must not be negative, not {arguments.seed}")
     source = _source(arguments)
     options = Options(
         metrics=tuple(arguments.metric or ()),
