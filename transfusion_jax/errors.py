@@ -127,6 +127,13 @@ def not_negative(config: Any, section: str, *names: str) -> None:
         require(0 <= value < math.inf, f"{section}{name} must not be negative, not {value}")
 
 
+def from_to(config: Any, section: str, low: float, high: float, *names: str) -> None:
+    """Requires the named fields to lie between two numbers, or at one of them."""
+    for name in names:
+        value = getattr(config, name)
+        require(low <= value <= high, f"{section}{name} must lie between {low:g} and {high:g}, not {value}")
+
+
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:
     """Requires a value from the list, and names the nearest one otherwise."""
     choices = tuple(choices)

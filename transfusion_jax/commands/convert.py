@@ -32,6 +32,7 @@ from transfusion_jax.data.tokenizer_files import HuggingFace
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import remove
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
@@ -60,6 +61,8 @@ Made by `transfusion convert` of the run `{run}` ({which}).
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Converts, shows or compares; returns the exit code."""
     give_back()
+    if "output" in arguments:
+        check_output_folder(arguments.output)
     return CONVERSIONS[arguments.what](arguments, overrides)
 
 
@@ -295,7 +298,6 @@ def begin_conversion(
     output: Path = arguments.output
     there = list(output.iterdir()) if output.is_dir() else []
     begun = [path for path in there if path.name.startswith(BEGUN)]
-    require(not output.exists() or output.is_dir(), f"{output} is a file: choose another --output")
     require(bool(begun) or not there, f"{output} is not empty: choose another --output")
     for path in sorted(there, key=lambda path: path in begun):  # the mark goes last
         remove(path) if path.is_dir() else path.unlink()

@@ -27,6 +27,7 @@ from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
 from transfusion_jax.storage.cache_dirs import keep_programs
+from transfusion_jax.storage.outputs import check_writable
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.checkpoint.errors import DeletedCheckpoint
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     )
     workdir, config, weights = choose_weights(arguments)
     suites = _suites(arguments, config)
+    processes.on_first(lambda: check_writable(workdir.path))
     keep_programs()
     if arguments.protocol:
         config = PROTOCOLS[arguments.protocol].applied(config)

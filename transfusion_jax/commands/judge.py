@@ -28,6 +28,7 @@ from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
 from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.storage.outputs import check_output_folder, check_writable
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of, data_of
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     ask: Ask = JUDGES[arguments.judge](arguments)  # what is missing is said before weights are read
     stream = sys.stderr if arguments.json else sys.stdout
     log = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
+    processes.on_first(lambda: check_writable(arguments.workdir))
     task, params, workdir, step, weights = read_model(arguments, log, measuring_mesh)
     path = workdir.path / f"judge-{arguments.judge}.json"
     with workdir.owned(), jax.set_mesh(measuring_mesh(task)):
@@ -158,6 +160,7 @@ def _prepare_cider(arguments: argparse.Namespace) -> Ask:
 
 def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
     lines, output = geneval.read_metadata(arguments.prompts), arguments.output
+    processes.on_first(lambda: check_output_folder(output))
     used = processes.on_first(lambda: output.exists() and any(output.iterdir()))
     require(not used, f"{output} is not empty: choose another --output")
 

@@ -21,6 +21,7 @@ from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.data.tokenizer_files import train_byte_pairs
 from transfusion_jax.errors import StorageError, whole_number, whole_range
 from transfusion_jax.storage.gcs import storage_errors
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import Place
 
 SHOWN = 8  # records that --dry-run looks at
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         split=arguments.split,
         data_dir=arguments.data_dir,
     )
+    if not arguments.dry_run:
+        check_output_folder(output)
     shards = tuple(input_shards(arguments.inputs, arguments.format, options))
     log = _say_aside if arguments.json else _say
     tokenizer = _tokenizer(arguments.tokenizer, shards, options, log)

@@ -27,6 +27,7 @@ from transfusion_jax.generation.scoring import score_continuations
 from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.storage.outputs import check_output_file, check_output_folder
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of, data_of
 
@@ -104,6 +105,7 @@ def _check(arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
             suffix != ".png" or follows == {"image"},
             "a sheet shows one image of each sample: for texts name FILE.html, FILE.jsonl or a folder",
         )
+        (check_output_file if suffix else check_output_folder)(output)
 
 
 def _refuse(arguments: argparse.Namespace, why: str, *names: str) -> None:

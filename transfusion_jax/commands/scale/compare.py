@@ -16,6 +16,7 @@ from transfusion_jax.scaling import reference
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.reference import Reference, Verdict
 from transfusion_jax.scaling.running import FAILED, Training, run_trainings
+from transfusion_jax.storage.outputs import check_output_file, check_output_folder
 
 DIFFERENT = 1  # exit code: a loss is outside
 WAYS = ("model.compute_dtype=bfloat16", "accumulation=2")  # of the first seed, which must not matter
@@ -56,6 +57,8 @@ def make_reference(arguments: argparse.Namespace, overrides: list[str]) -> int:
         f"--output {output} must end in .json, in a folder that exists",
     )
     require(isinstance(root, Path), f"--workdir {root} must be a folder here: the trainings run on this machine")
+    check_output_file(output)
+    check_output_folder(root)
     config = configs.load(arguments.config, overrides)
     until = config.steps if arguments.until is None else arguments.until
     low = reference.WINDOWS * config.loop.log_every

@@ -26,6 +26,7 @@ from transfusion_jax.scaling.options import IN_WORKDIR
 from transfusion_jax.scaling.running import FAILED, Training, run_trainings
 from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.jsonl import write_lines
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import Place
 from transfusion_jax.training.monitoring.goodput import RESTART, account, read_attempts
 from transfusion_jax.training.monitoring.metrics import duration
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         require(not alone, f"--launch: leave {word} out, it is for one job, and every run is a job of its own")
     logs = arguments.logs or arguments.workdir
     require(isinstance(logs, Path), "--logs DIR is needed where the workdir is in a bucket")
+    for folder in (arguments.workdir, logs):
+        check_output_folder(folder)
     train = functools.partial(_train, root=arguments.workdir, logs=logs, jobs=arguments.jobs, launcher=launcher)
     sweep = ladder.sweep_runs(found)
     if (code := train(sweep)) or not _done(sweep, arguments.workdir):

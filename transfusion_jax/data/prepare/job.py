@@ -56,7 +56,6 @@ def begin_job(job: PrepareJob, tokenizer: Tokenizer, folder: Place) -> None:
         ConfigError: the folder was begun with another job.
         DamagedFile: the job that it was begun with cannot be read.
     """
-    require(folder.is_dir() or not folder.exists(), f"--output {folder} is a file: choose a folder")
     sweep_unfinished(folder)
     path, new = folder / "job.json", job.to_dict()
     if path.exists():
