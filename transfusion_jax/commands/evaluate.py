@@ -26,8 +26,8 @@ from transfusion_jax.evaluation.results import METRICS, Entry
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
+from transfusion_jax.storage.atomic import check_writable
 from transfusion_jax.storage.cache_dirs import keep_programs
-from transfusion_jax.storage.outputs import check_writable
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.checkpoint.errors import DeletedCheckpoint

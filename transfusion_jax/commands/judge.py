@@ -27,8 +27,8 @@ from transfusion_jax.evaluation.suites.frechet import Statistics
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
-from transfusion_jax.storage.atomic import write_whole
-from transfusion_jax.storage.outputs import check_output_folder, check_writable
+from transfusion_jax.storage.atomic import check_writable, write_whole
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of, data_of

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from transfusion_jax.config import Run
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.errors import StorageError, UserError
+from transfusion_jax.storage.atomic import check_writable
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.lock import answer_of, open_store
-from transfusion_jax.storage.outputs import check_writable
 from transfusion_jax.storage.paths import Place, place
 
 WITHIN = 25.0  # seconds for all of it

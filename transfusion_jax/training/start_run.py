@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, require
 from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.datasets import check_codec
 from transfusion_jax.data.packing.plan import VERSION
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.errors import CheckpointError
@@ -65,6 +66,7 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
     """
     if workdir.exists():
         codec = workdir.manifest()["codec"]
+        check_codec(workdir.path, codec)
     elif start.source:
         codec = read_checkpoint(start.source, CheckpointReader.manifest)["codec"]
     else:

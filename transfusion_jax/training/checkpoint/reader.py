@@ -251,7 +251,7 @@ class CheckpointReader:
         try:
             written = json.loads((self.path(step) / SIZES).read_bytes())
             return {str(name): int(size) for name, size in written.items()}
-        except (ValueError, TypeError, AttributeError, IsADirectoryError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, IsADirectoryError) as error:
             raise DamagedCheckpoint(step, f"{SIZES} cannot be read ({error})") from error
 
     @contextmanager
@@ -308,7 +308,10 @@ def own_sizes(folder: Place) -> dict[str, int]:
 def _concluded(path: Place) -> Any:
     """The metrics of a step that was evaluated after it was saved; a former version wrote nothing beside them."""
     data = path.read_bytes()
-    values = json.loads(data)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+        raise DamagedFile(f"{path} is damaged ({error}): the step is concluded again") from error
     return parse_json(data, path, "")["metrics"] if isinstance(values, dict) and DIGEST in values else values
 
 
