@@ -60,7 +60,7 @@ FORM = {  # of the manifest
     "tokenizer": {"name": str, "size": int, "hash": str},
     "encodings": {"pixels?": {**ENCODING, "shape": [int, int, int], "moments": SUMS}, ...: ENCODING},
     "quarantine": {...: int},
-    "shards": [{"records": int, "sha256": {...: str}}],
+    "shards": [{"input": str, "records": int, "sha256": {...: str}, "sealed?": [str]}],
     "index?": {f"{split}/{name}.npy": str for split in SPLITS for name in COLUMNS},
     "quarantine_hash?": str,
 }
