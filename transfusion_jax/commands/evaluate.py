@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for source in data.held_out.sources:
         if not len(source):
             log(f"{source.name} holds nothing out: nothing of it is measured")
+    for suite in suites.values():
+        suite.check(config, data)
     task = make_task(config)
     protocol, again = arguments.protocol, arguments.again
     job = _Job(task, data, measuring_mesh(task), workdir, weights, suites, protocol, again, log)
