@@ -17,7 +17,7 @@ from importlib import import_module
 from transfusion_jax import __version__
 from transfusion_jax.commands.flags.parser import Parser
 from transfusion_jax.config import ConfigError
-from transfusion_jax.errors import StorageError, UserError, check_text, printable
+from transfusion_jax.errors import StorageError, UserError, check_text, printable, require
 
 COMMANDS = {  # by name: what each does; its module in `commands.flags` has the same name
     "prepare": "files, tables and data sets into documents to train on",
@@ -67,6 +67,7 @@ def parse_command(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     for word in words:
         check_text(word, "the argument")
+        require(not (word.startswith("-") and word.endswith("=--")), f"{word}: -- is no value of an option")
     end = words.index("--") if "--" in words else len(words)
     words, launched = words[:end], words[end + 1 :]
     overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]

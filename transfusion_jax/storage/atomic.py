@@ -76,13 +76,13 @@ def check_writable(folder: Place) -> None:
         probe.write_bytes(b"probe")
         probe.unlink()
         return
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    require(there.is_dir(), f"{there} is a file: nothing can be written to {folder}")
     try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        require(there.is_dir(), f"{there} is a file: nothing can be written to {folder}")
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"probe")
     except OSError as error:
-        raise StorageError(f"cannot write to {there}: {error.strerror}") from error
+        raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def write_whole(path: Place, content: str | bytes) -> None:
