@@ -280,6 +280,8 @@ def _tokenizer(folder: Path, vocabulary: int) -> tuple[Tokenizer, bool]:
 
 def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]:
     """A run, its config, the parameters that the flags choose, read leaf by leaf, and which they are."""
+    one_of("--dtype", arguments.dtype, shards.DTYPES)
+    shards.parse_size(arguments.max_shard_size)
     workdir, config, weights = choose_weights(arguments)
     checkpoints = Checkpoints(workdir.checkpoints)
     step, tree = checkpoints.read(arguments.step, lambda step: (step, saved_tree(checkpoints, step, weights)))
@@ -294,7 +296,6 @@ def begin_conversion(
     Raises:
         ConfigError: the folder holds something else.
     """
-    one_of("--dtype", arguments.dtype, shards.DTYPES)
     output: Path = arguments.output
     there = list(output.iterdir()) if output.is_dir() else []
     begun = [path for path in there if path.name.startswith(BEGUN)]

@@ -22,6 +22,12 @@ class Parser(argparse.ArgumentParser):
         for kind, read in TYPES.items():
             self.register("type", kind, read)
 
+    def add_subparsers(self, **options: Any) -> Any:
+        """As argparse's; the words of a part are checked by that part's own parser."""
+        action = super().add_subparsers(**options)
+        action.type = str
+        return action
+
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError with argparse's message."""
         raise ConfigError(f"{message} (see {self.prog} --help)")
