@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from transfusion_jax import __version__
+from transfusion_jax.commands.flags.parser import Parser
 from transfusion_jax.config import ConfigError
-from transfusion_jax.errors import StorageError, UserError
+from transfusion_jax.errors import StorageError, UserError, check_text, printable, require, shortened
 
 COMMANDS = {  # by name: what each does; its module in `commands.flags` has the same name
     "prepare": "files, tables and data sets into documents to train on",
@@ -35,6 +36,7 @@ COMMANDS = {  # by name: what each does; its module in `commands.flags` has the 
 OVERRIDE = "--config."
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 CLOSED = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # where a command has nothing to save
         return _end(128 + signal.SIGINT, "interrupted")
     except OSError as error:
-        if error.errno not in FULL + CLOSED:
+        if error.errno not in FULL + CLOSED + NO_NAME:
             raise
-        return _end(StorageError.exit_code, error)
+        return _end((ConfigError if error.errno in NO_NAME else StorageError).exit_code, error)
     return code
 
 
@@ -60,9 +62,12 @@ def parse_command(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     `arguments.run` names what runs it, "MODULE:FUNCTION" in `commands`, and `arguments.command` the words after --.
 
     Raises:
-        ConfigError: an unknown option, or options that do not go together.
-        SystemExit: argparse found a mistake, or was asked for help.
+        ConfigError: an unknown option, a value that an option cannot have, or options that do not go together.
+        SystemExit: help was asked for.
     """
+    for word in words:
+        check_text(word, "the argument")
+        require(not (word.startswith("-") and word.endswith("=--")), f"{word}: -- is no value of an option")
     end = words.index("--") if "--" in words else len(words)
     words, launched = words[:end], words[end + 1 :]
     overrides = [word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE)]
@@ -104,9 +109,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def _parser(called: set[str]) -> argparse.ArgumentParser:
     """All commands by name, and the options of those that are called."""
-    parser = argparse.ArgumentParser(
-        "transfusion", description="Transfusion pretraining in JAX.", allow_abbrev=False
-    )
+    parser = Parser("transfusion", description="Transfusion pretraining in JAX.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"transfusion {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
@@ -119,10 +122,11 @@ def _parser(called: set[str]) -> argparse.ArgumentParser:
 
 
 def _end(code: int, error: Exception | str) -> int:
-    print(f"transfusion: {error}", file=sys.stderr)
+    text = shortened(printable(str(error)))
+    print(f"transfusion: {text}", file=sys.stderr)
     processes = sys.modules.get("transfusion_jax.parallel.processes")  # not imported: there is one process
     if processes and processes.process_count() > 1:  # the others must not wait for this one
-        processes.leave(code, str(error))
+        processes.leave(code, text)
     return code
 
 

@@ -23,6 +23,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+MOST = 2**31 - 1  # the largest count: steps, rows and tokens are numbered in 32 bits on the devices
+LARGEST = 3.4e38  # number, of 32 bits as the devices compute with
+LONGEST_LINE = 2000  # characters of an error that are shown
 SURROGATES = "\ud800-\udfff"  # half a character: JSON can hold them, and names of files that are not UTF-8
 STEERING = (
     re.compile(  # controls of a terminal but for line ends and tabs, marks that turn the direction, half characters
@@ -90,6 +93,44 @@ def some(names: Sequence[Any], most: int = 4) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+def shortened(text: str) -> str:
+    """A message whose long lines are cut."""
+    return "\n".join(map(_shortened, text.split("\n")))
+
+
+def _shortened(line: str) -> str:
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
+
+
+def whole_number(text: str, most: int = MOST) -> int | None:
+    """The number that a word of decimal digits says; None for other words, and for numbers above `most`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
+        return None
+    number = int(text)
+    return number if number <= most else None
+
+
+def whole_range(text: str, between: str) -> tuple[int, int] | None:
+    """The two numbers of `A:B`, or with another sign between them; None for other words."""
+    first, _, second = text.partition(between)
+    numbers = whole_number(first), whole_number(second)
+    return None if None in numbers else numbers  # type: ignore[return-value]
+
+
+def check_text(text: str, name: str) -> None:
+    """Requires Unicode text without null characters: nothing else can be a file's name, or be encoded as UTF-8.
+
+    Raises:
+        ConfigError: it is not; `name` says what it is.
+    """
+    require("\0" not in text, f"{name} {text!r} contains a null character: leave it out")
+    require(
+        not any("\ud800" <= character <= "\udfff" for character in text),
+        f"{name} {text!r} is not UTF-8 text: rename what it names, or write it in UTF-8",
+    )
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless the condition holds."""
     if not condition:
@@ -101,6 +142,20 @@ def positive(config: Any, section: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(0 < value < math.inf, f"{section}{name} must be positive, not {value}")
+
+
+def not_negative(config: Any, section: str, *names: str) -> None:
+    """Requires the named fields to be zero or above, and finite; `section` is their dotted prefix."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value < math.inf, f"{section}{name} must not be negative, not {value}")
+
+
+def from_to(config: Any, section: str, low: float, high: float, *names: str) -> None:
+    """Requires the named fields to lie between two numbers, or at one of them."""
+    for name in names:
+        value = getattr(config, name)
+        require(low <= value <= high, f"{section}{name} must lie between {low:g} and {high:g}, not {value}")
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Folders of diffusers' in every variant that it writes."""
+"""Folders of diffusers' in every variant that it writes, and files of tensors that are no autoencoder."""
 
 import json
 import re
@@ -83,3 +83,25 @@ def test_a_folder_without_weights_is_told_what_it_lacks(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(ConfigError, match=r"diffusion_pytorch_model\.safetensors is not there"):
         importing.read_autoencoder(tmp_path, "kept")
+
+
+NAMES = [
+    "encoder.foo",
+    "encoder.conv_in.weight",
+    "encoder.down.x.y",
+    "encoder.down.99999999999999999.block.0.conv1.weight",
+    "encoder.down_blocks.0.resnets.0.conv1.weight",
+    "decoder.up_blocks.0.x",
+    "quant_conv.weight",
+    "other.weight",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(), (3,), (4, 3, 3, 3)])
+def test_what_is_no_autoencoder_is_refused(name, shape, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    for others in ((), ("encoder.conv_out.weight",), ("encoder.conv_out.weight", NAMES[4])):
+        save_file({each: np.zeros(shape, np.float32) for each in (name, *others)}, path)
+        with pytest.raises(ConfigError):
+            importing.read_autoencoder(path, "x")

@@ -118,7 +118,7 @@ def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
         ([], "doctor needs either a folder"),
         (["--workdir", "x"], "doctor needs either a folder"),
         (["data", "--row", "3"], "doctor needs either a folder"),
-        (["--workdir", "x", "--row", "-1"], "--row must not be negative"),
+        (["--workdir", "x", "--row", "-1"], "--row: -1 must be at least 0"),
         (["--workdir", "x", "--row", "1", "--verify"], "--verify needs prepared data"),
         (["data", "--output", "sheet.jpg"], "--output must end in .png"),
         (["nowhere"], "nowhere holds no prepared data"),

@@ -15,9 +15,12 @@ import pytest
 from helpers import begin_run, digits_config, edit_run, prepare, stand_in
 from transfusion_jax.cli import main
 from transfusion_jax.commands import evaluate
-from transfusion_jax.config import SUITES, load
+from transfusion_jax.config import SUITES, ConfigError, load
 from transfusion_jax.data.datasets import load_data as load_data
+from transfusion_jax.data.readers import shapes
 from transfusion_jax.evaluation.protocols import PROTOCOLS, Protocol
+from transfusion_jax.evaluation.suite import anything
+from transfusion_jax.evaluation.suites import edits
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.manager import Checkpoints
@@ -60,6 +63,7 @@ def workdir(trained, tmp_path):
 
 
 def test_what_was_measured_is_kept_and_not_measured_again(workdir, capsys, monkeypatch):
+    monkeypatch.setattr(edits, "_some_texts", lambda data: [shapes.example(0, 0)[1]])
     first = evaluated(workdir, capsys)
     assert [(e["step"], e["weights"], e["suite"]) for e in first] == [(4, "ema", "loss"), (4, "ema", "shapes")]
     assert first == entries(workdir)
@@ -91,10 +95,23 @@ def test_what_an_earlier_version_drew_is_drawn_again(workdir, capsys, monkeypatc
 
 
 def test_a_suite_that_fails_leaves_those_before_it(workdir, capsys, monkeypatch):
+    def fail(*arguments):
+        raise ConfigError("no such digits")
+
     fake(monkeypatch, "loss", {"loss": 7.0})
+    stand_in(monkeypatch, SUITES, "digits", replace(SUITES["digits"], run=fail, check=anything))
     assert main(["evaluate", "--workdir", str(workdir), "--suite", "loss", "--suite", "digits"]) == 2
-    assert "needs captioned digits" in capsys.readouterr().err
+    assert "no such digits" in capsys.readouterr().err
     assert [entry["suite"] for entry in entries(workdir)] == ["loss"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "said"), [("digits", "needs captioned digits"), ("shapes", "asks for drawings of coloured shapes")]
+)
+def test_what_a_suite_lacks_is_said_before_anything_is_measured(workdir, capsys, suite, said):
+    assert main(["evaluate", "--workdir", str(workdir), "--suite", "loss", "--suite", suite]) == 2
+    assert said in capsys.readouterr().err
+    assert not (workdir / "evaluation.json").exists()
 
 
 def test_protocols_are_never_mixed(workdir, capsys, monkeypatch):
@@ -261,4 +278,4 @@ def entries(workdir):
 
 def fake(monkeypatch, name, metrics):
     """A suite that measures nothing and says this."""
-    stand_in(monkeypatch, SUITES, name, replace(SUITES[name], run=lambda *arguments: metrics))
+    stand_in(monkeypatch, SUITES, name, replace(SUITES[name], run=lambda *arguments: metrics, check=anything))

@@ -176,11 +176,11 @@ def test_the_suite_of_small_pixels_has_its_floor(run):
         (["images"], "name a judge of images"),
         (["images", "--inception", "no.pth"], "there is no file no.pth"),
         (["images", "--clip", "no", "--statistics", "x.npz"], "--statistics goes with --inception"),
-        (["images", "--inception", "x.pth", "-n", "1"], "-n must be at least 2"),
+        (["images", "--inception", "x.pth", "-n", "1"], "-n: 1 must be at least 2"),
         (["images", "--inception", "x.pth", "-n", "9", "--protocol", "section-4.2"], "says how many images"),
         (["harness", "--limit", "1.5"], "--limit must be a count or a share"),
         (["harness", "--include", "no"], "there is no folder no"),
-        (["cider", "-n", "0"], "-n must be at least 1"),
+        (["cider", "-n", "0"], "-n: 0 must be at least 1"),
         (["geneval", "no.jsonl", "--output", "x"], "there is no file no.jsonl"),
     ],
 )

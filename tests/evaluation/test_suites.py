@@ -5,7 +5,16 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import code_codec, corpus_of, digits_config, tiny_codec, tiny_config, tiny_corpus, token_config
+from helpers import (
+    code_codec,
+    corpus_of,
+    digits_config,
+    prepare,
+    tiny_codec,
+    tiny_config,
+    tiny_corpus,
+    token_config,
+)
 from transfusion_jax.cli import main
 from transfusion_jax.config import SUITES, ConfigError
 from transfusion_jax.data.datasets import Data, load_data
@@ -61,6 +70,22 @@ def test_what_draws_in_colour_refuses_a_grey_model(name, digits_folder):
     config = digits_config(digits_folder)
     with pytest.raises(ConfigError, match="draws in colour, and this model's images are grey"):
         SUITES[name].run(TransfusionTask(config), {}, load_data(config), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["shapes", "edits"])
+def test_what_draws_shapes_refuses_a_run_that_has_seen_none(name, tmp_path):
+    def data(folder):
+        model = dict(model__latent_shape=(8, 8, 3), model__vocabulary=256, model__patch_size=4)
+        config = tiny_config(data__sources={"some": {"path": str(folder)}}, **model)
+        return config, load_data(config)
+
+    prepare(tmp_path / "digits", ["digits"])
+    prepare(tmp_path / "shapes", ["shapes:40"], held_out=0.2)
+    prepare(tmp_path / "edits", ["edits:40"])
+    with pytest.raises(ConfigError, match=f"'{name}' asks for drawings of coloured shapes, and no caption"):
+        SUITES[name].check(*data(tmp_path / "digits"))
+    for folder in ("shapes", "edits"):
+        SUITES[name].check(*data(tmp_path / folder))
 
 
 def test_an_edit_is_done_where_its_own_drawing_comes_nearest():

@@ -137,7 +137,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(standin, capsys):
         ([*GKE, "--json", *TRAIN], "--json goes with --dry-run"),
         ([*GKE, *TRAIN[:-1], "runs/here"], "train needs --workdir gs://BUCKET/FOLDER"),
         ([*GKE, *TRAIN[:-2]], "train needs --workdir gs://BUCKET/FOLDER"),
-        ([*GKE, "--slices=0", *TRAIN], "--slices 0 must be positive"),
+        ([*GKE, "--slices=0", *TRAIN], "--slices: 0 must be at least 1"),
         ([*GKE, "--topology=2xv5e:4x4", "--slices=2", *TRAIN], "names its slices already"),
         ([*GKE, "--topology=h100:8x4", *TRAIN], "for GPUs: launch slurm"),
         ([*GKE, "--topology=v5e:3x3", *TRAIN], "does not fill hosts of 4 chips"),

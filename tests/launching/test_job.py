@@ -46,7 +46,7 @@ def test_a_run_s_own_config_is_taken_where_the_command_names_none(tmp_path):
     assert make_job(parsed(command), hosts=1).grace == UNKNOWN
     config = configs.load(str(ROOT / "configs/paper.py:0.37b"), ["data.sources=synthetic"])
     (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
-    write_json(tmp_path / "manifest.json", {"history": [], "codec": {}, "skip_rows": []})
+    write_json(tmp_path / "manifest.json", {"history": [{"event": "start"}], "codec": {}, "skip_rows": []})
     assert make_job(parsed(command), hosts=1).grace == grace_seconds(config, 1)
     assert make_job(parsed([*command, "--config.optimizer.ema_decay=0.9"]), 1).grace > grace_seconds(config, 1)
 

@@ -122,8 +122,8 @@ def test_options_stand_in_the_script(tmp_path, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--per-gpu"], "--per-gpu needs --gpus-per-node"),
-        (["--nodes=0"], "--nodes 0 must be positive"),
-        (["--tasks-per-node=0"], "--tasks-per-node 0 must be positive"),
+        (["--nodes=0"], "--nodes: 0 must be at least 1"),
+        (["--tasks-per-node=0"], "--tasks-per-node: 0 must be at least 1"),
         (["--grace=70000"], "at most --grace 65535"),
         (["--name=A_b"], "--name A_b must be at most 40"),
         ([], "this machine has no sbatch: run this where jobs are submitted"),

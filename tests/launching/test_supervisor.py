@@ -65,6 +65,14 @@ def finished(process):
     return json.loads(result), lines, err.splitlines()
 
 
+def test_lines_of_the_library_between_processes_are_left_out(launched):
+    text = "print('[Gloo] Rank 0 is connected to 1 peer ranks.'); print('step 1'); print('a [Gloo] b')"
+    result, lines, errors = finished(launched(text, text))
+    assert sorted(result["codes"]) == [[0, 0], [1, 0]]
+    assert lines == ["step 1", "a [Gloo] b"]
+    assert errors == ["[1] step 1", "[1] a [Gloo] b"]
+
+
 def test_process_0_prints_as_it_is_and_the_others_with_their_number(launched):
     text = "import os, sys; print('out of', os.environ['NUMBER']); print('error', file=sys.stderr)"
     result, lines, errors = finished(launched(text, text))

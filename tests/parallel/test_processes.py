@@ -4,13 +4,19 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import transfusion_jax
 from transfusion_jax.config import ConfigError
-from transfusion_jax.errors import LostProcess
+from transfusion_jax.errors import LostProcess, StorageError
+from transfusion_jax.parallel import processes
 from transfusion_jax.parallel.processes import each, first, how_to_connect, on_first
+from transfusion_jax.storage.atomic import DamagedFile
+from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint, DeletedCheckpoint
 
+PACKAGE = Path(transfusion_jax.__file__).parent
 LOST = LostProcess.exit_code
 
 
@@ -21,6 +27,15 @@ LOST = LostProcess.exit_code
         (
             dict(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1"),
             dict(coordinator_address="a:1", num_processes=2, process_id=1),
+        ),
+        (
+            dict(JAX_COORDINATOR_ADDRESS="127.0.0.1:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1"),
+            dict(
+                coordinator_address="127.0.0.1:1",
+                num_processes=2,
+                process_id=1,
+                coordinator_bind_address="127.0.0.1:1",  # no other machine is to reach it
+            ),
         ),
         (dict(SLURM_JOB_ID="7", SLURM_NTASKS="4"), None),  # a batch script is no step
         (dict(SLURM_STEP_NUM_TASKS="1"), None),
@@ -38,11 +53,66 @@ def test_how_processes_find_each_other(environment, expected):
     assert how_to_connect(environment) == expected
 
 
-@pytest.mark.parametrize("wrong", [dict(JAX_PROCESS_ID="2"), dict(JAX_NUM_PROCESSES=""), dict(JAX_PROCESS_ID="x")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(dict(JAX_PROCESS_ID=word) for word in ("2", "x", "²", "-1", "9" * 30)),
+        *(dict(JAX_NUM_PROCESSES=word) for word in ("", "²")),
+        dict(JAX_COORDINATOR_ADDRESS="a"),
+    ],
+)
 def test_half_an_address_is_refused(wrong):
     whole = dict(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1")
     with pytest.raises(ConfigError, match="and a number below it each"):
         how_to_connect(whole | wrong)
+
+
+class Unknown(DamagedFile):
+    """What another process does not know."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "arrives"),
+    [
+        (ConfigError("no such thing"), ConfigError),
+        (StorageError("full"), StorageError),
+        (DamagedCheckpoint(3, "torn"), DamagedCheckpoint),
+        (DeletedCheckpoint(4), DeletedCheckpoint),
+        (Unknown("odd"), DamagedFile),
+        (ConfigError(Path("a")), ConfigError),
+    ],
+)
+def test_an_error_travels_as_json_and_is_the_same_one(raised, arrives, monkeypatch):
+    """With a stand-in for the other process, whose outcome comes first."""
+
+    def fail():
+        raise raised
+
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_gather", lambda text: [text.replace("Unknown", "Elsewhere"), '{"value": 1}'])
+    with pytest.raises(arrives) as error:
+        each(fail)
+    assert type(error.value) is arrives
+    assert str(error.value) == str(raised)
+    assert vars(error.value) == vars(raised)
+
+
+def test_a_value_that_is_no_json_is_refused(monkeypatch):
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_gather", lambda text: [text, text])
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        each(lambda: Path("a"))
+    assert each(lambda: {"a": [1, None, 0.5, "é"]}) == [{"a": [1, None, 0.5, "é"]}] * 2
+
+
+def test_nothing_between_processes_is_a_pickle():
+    """But what the standard library and Ray send to processes that they start themselves."""
+    users = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"^\s*(import|from) (pickle|cloudpickle|marshal|shelve)\b", path.read_text(), re.MULTILINE)
+    ]
+    assert users == ["autoencoder/pickles.py"]  # which reads checkpoints of others, and executes nothing of them
 
 
 def test_alone_nothing_is_asked_of_others():

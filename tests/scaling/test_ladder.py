@@ -164,7 +164,7 @@ def test_a_sweep_cut_short_in_its_evaluation_is_not_done(tmp_path):
 def begun(root, point, values):
     """A workdir whose newest record is of the last step."""
     (root / point.name).mkdir(exist_ok=True)
-    write_json(root / point.name / "manifest.json", {"history": [], "codec": {}, "skip_rows": []})
+    write_json(root / point.name / "manifest.json", {"history": [{"event": "start"}], "codec": {}, "skip_rows": []})
     Workdir(root / point.name).metrics.write_text(json.dumps({"step": point.config.steps, **values}) + "\n")
     (root / point.name / "config.json").write_text(json.dumps(configs.to_dict(point.config)))
 

@@ -17,7 +17,7 @@ from transfusion_jax.scaling.reference import OWN, SEEDS, LossCurve, Reference
 
 ROOT = Path(__file__).parents[2]
 WRONG = Path(__file__).parent / "wrong.py"
-MANIFEST = {"history": [], "codec": {}, "skip_rows": []}
+MANIFEST = {"history": [{"event": "start"}], "codec": {}, "skip_rows": []}
 STEPS = 80
 
 

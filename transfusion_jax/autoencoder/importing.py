@@ -51,7 +51,8 @@ def read_autoencoder(path: Path, name: str) -> Trained:
     found = {key: value for key, value in found.items() if key.startswith(OWN)}
     require(bool(found), f"{weights} holds no autoencoder: no tensor is named encoder.… or {PREFIX}encoder.…")
     if any(key.startswith("encoder.down.") for key in found):
-        levels = 1 + max(int(number) for key in found for number in re.findall(r"^encoder\.down\.(\d+)\.", key))
+        numbers = (int(number) for key in found for number in re.findall(r"^encoder\.down\.(\d+)\.", key))
+        levels = 1 + max(numbers, default=-1)
         found = {names.from_compvis(key, levels): value for key, value in found.items()}
     architecture = _architecture(found, config.get("norm_num_groups", GROUPS))
     params = dict(names.from_diffusers(key, value) for key, value in found.items())
@@ -116,12 +117,15 @@ def _architecture(found: Tensors, groups: int) -> Architecture:
 
     def width(key: str, axis: int = 0) -> int:
         require(key in found, f"a tensor of the autoencoder is missing: {key}")
-        return int(found[key].shape[axis])
+        shape = found[key].shape
+        require(len(shape) > axis, f"a tensor of the autoencoder has another shape: {key} is {list(shape)}")
+        return int(shape[axis])
 
     def count(pattern: str) -> int:
         return 1 + max((int(n) for key in found for n in re.findall(pattern, key)), default=-1)
 
     levels = count(r"^encoder\.down_blocks\.(\d+)\.")
+    require(levels > 0, "tensors of the autoencoder are missing: encoder.down_blocks.0.…")
     widths = [width(f"encoder.down_blocks.{level}.resnets.0.conv1.weight") for level in range(levels)]
     codebook = found.get("quantize.embedding.weight")
     moments = 1 if codebook is not None else 2

@@ -16,6 +16,7 @@ from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.evaluation.reconstruction import measure_reconstruction, reconstruct, sheet, spread
 from transfusion_jax.generation.png import write_png
 from transfusion_jax.parallel import processes
+from transfusion_jax.storage.outputs import check_output_file, check_output_folder
 from transfusion_jax.tasks.autoencoder import AutoencoderTask
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.checkpoint.reader import to_devices
@@ -72,7 +73,7 @@ def _train(
             "no images are held out to evaluate on: prepare them with --held-out, or set loop.evaluate_every to 0",
         )
         task = AutoencoderTask(config)
-        processes.each(lambda: task.perceptual)  # files that are missing are found before the workdir is begun
+        processes.each(lambda: bool(task.perceptual))  # missing files are found before the workdir is begun
         context = context_of(task, config, data, mesh)
     accepted = tuple((arguments.accept_changes or "").replace(",", " ").split())
     beat = Beat()
@@ -127,7 +128,8 @@ def _read(arguments: argparse.Namespace) -> tuple[AutoencoderRun, Params, str]:
 def reconstruct_images(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Draws held-out images above their reconstructions; returns the exit code."""
     del overrides
-    require(arguments.output.suffix.lower() == ".png", "--output must be a FILE.png")
+    require(arguments.output.suffix.lower() == ".png", f"--output {arguments.output} must be a FILE.png")
+    check_output_file(arguments.output)
     config, params, _ = _read(arguments)
     network, held_out = Network(config.architecture), load_images(config).held_out
     require(len(held_out) > 0, "this run's data holds out no images")
@@ -143,6 +145,7 @@ def reconstruct_images(arguments: argparse.Namespace, overrides: list[str]) -> i
 def export(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Writes an autoencoder as a folder for `prepare --encode`; returns the exit code."""
     del overrides
+    check_output_folder(arguments.output)
     config, params, which = _read(arguments)
     Trained(arguments.name, config.architecture, params, f"{config.name}, {which}").save(arguments.output)
     print(f"written to {arguments.output}; transfusion prepare … --encode {arguments.output}")

@@ -33,6 +33,7 @@ from transfusion_jax.errors import printable
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import remove
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
@@ -61,6 +62,8 @@ Made by `transfusion convert` of the run `{run}` ({which}).
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Converts, shows or compares; returns the exit code."""
     give_back()
+    if "output" in arguments:
+        check_output_folder(arguments.output)
     return CONVERSIONS[arguments.what](arguments, overrides)
 
 
@@ -278,6 +281,8 @@ def _tokenizer(folder: Path, vocabulary: int) -> tuple[Tokenizer, bool]:
 
 def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]:
     """A run, its config, the parameters that the flags choose, read leaf by leaf, and which they are."""
+    one_of("--dtype", arguments.dtype, shards.DTYPES)
+    shards.parse_size(arguments.max_shard_size)
     workdir, config, weights = choose_weights(arguments)
     checkpoints = Checkpoints(workdir.checkpoints)
     step, tree = checkpoints.read(arguments.step, lambda step: (step, saved_tree(checkpoints, step, weights)))
@@ -292,11 +297,9 @@ def begin_conversion(
     Raises:
         ConfigError: the folder holds something else.
     """
-    one_of("--dtype", arguments.dtype, shards.DTYPES)
     output: Path = arguments.output
     there = list(output.iterdir()) if output.is_dir() else []
     begun = [path for path in there if path.name.startswith(BEGUN)]
-    require(not output.exists() or output.is_dir(), f"{output} is a file: choose another --output")
     require(bool(begun) or not there, f"{output} is not empty: choose another --output")
     for path in sorted(there, key=lambda path: path in begun):  # the mark goes last
         remove(path) if path.is_dir() else path.unlink()

@@ -21,6 +21,7 @@ from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.errors import printable
 from transfusion_jax.generation.contact_sheet import contact_sheet
 from transfusion_jax.generation.png import grid, write_png
+from transfusion_jax.storage.outputs import check_output_file
 from transfusion_jax.storage.paths import Place, place
 from transfusion_jax.training import verification
 from transfusion_jax.training.facts import data_of
@@ -43,9 +44,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     of_run = folder is not None and Workdir(folder).exists()
     require(not arguments.verify or folder is not None, "--verify needs prepared data or a run")
     require(output is None or not of_run, "--output goes with prepared data, and with --row")
-    require(row is None or row >= 0, f"--row must not be negative, not {row}")
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
+    if output is not None:
+        check_output_file(output)
     if of_run:
         wrong = verification.damaged_files(Workdir(folder)) if arguments.verify else []
         report = {"wrong": wrong} if wrong else status.examine(Workdir(folder))
@@ -67,6 +69,8 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     manifest = prepared.manifest
     wrong = inspect.damaged_shards(prepared) if verify else []
     shown = list(manifest["encodings"]) if manifest["splits"]["train"]["images"] and not wrong else []
+    if shown:
+        check_output_file(output)
     measured = {
         name: inspect.measure_images(prepared, name) for name in shown if manifest["encodings"][name]["moments"]
     }
@@ -137,6 +141,8 @@ def _print_data(report: dict[str, Any]) -> None:
 
 def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     config = workdir.config()
+    if config.model.images != "none":
+        check_output_file(output)
     data = data_of(workdir, config)
     rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
     pieces, images = [], []

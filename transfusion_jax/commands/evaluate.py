@@ -26,6 +26,7 @@ from transfusion_jax.evaluation.results import METRICS, Entry
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.parallel import processes
+from transfusion_jax.storage.atomic import check_writable
 from transfusion_jax.storage.cache_dirs import keep_programs
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.families import ModelTask
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     )
     workdir, config, weights = choose_weights(arguments)
     suites = _suites(arguments, config)
+    processes.on_first(lambda: check_writable(workdir.path))
     keep_programs()
     if arguments.protocol:
         config = PROTOCOLS[arguments.protocol].applied(config)
@@ -58,6 +60,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for source in data.held_out.sources:
         if not len(source):
             log(f"{source.name} holds nothing out: nothing of it is measured")
+    for suite in suites.values():
+        suite.check(config, data)
     task = make_task(config)
     protocol, again = arguments.protocol, arguments.again
     job = _Job(task, data, measuring_mesh(task), workdir, weights, suites, protocol, again, log)

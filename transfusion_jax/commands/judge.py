@@ -27,7 +27,8 @@ from transfusion_jax.evaluation.suites.frechet import Statistics
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
-from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.storage.atomic import check_writable, write_whole
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of, data_of
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     ask: Ask = JUDGES[arguments.judge](arguments)  # what is missing is said before weights are read
     stream = sys.stderr if arguments.json else sys.stdout
     log = lambda line: print(line, file=stream, flush=True) if processes.first() else None  # noqa: E731
+    processes.on_first(lambda: check_writable(arguments.workdir))
     task, params, workdir, step, weights = read_model(arguments, log, measuring_mesh)
     path = workdir.path / f"judge-{arguments.judge}.json"
     with workdir.owned(), jax.set_mesh(measuring_mesh(task)):
@@ -87,7 +89,6 @@ def _judge(name: str, extra: str) -> Any:
 
 def _prepare_harness(arguments: argparse.Namespace) -> Ask:
     shots, limit, include = arguments.num_fewshot, arguments.limit, arguments.include
-    require(shots is None or shots >= 0, f"--num-fewshot must not be negative, not {shots}")
     require(
         limit is None or 0 < limit < 1 or limit % 1 == 0 < limit, f"--limit must be a count or a share, not {limit}"
     )
@@ -107,7 +108,6 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
     require(bool(arguments.inception or arguments.clip), "name a judge of images: --inception, --clip or both")
     require(arguments.inception or not statistics, "--statistics goes with --inception")
     require(arguments.n is None or not protocol, f"leave -n out: --protocol {protocol} says how many images")
-    require(arguments.n is None or arguments.n >= 2, f"-n must be at least 2, not {arguments.n}")
     count = PROTOCOLS[protocol].images if protocol else arguments.n or IMAGES
     judges: list[Any] = []
     if arguments.inception:
@@ -147,7 +147,6 @@ def _prepare_images(arguments: argparse.Namespace) -> Ask:
 
 
 def _prepare_cider(arguments: argparse.Namespace) -> Ask:
-    require(arguments.n is None or arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
     cider = _judge("cider", "captions")
     cider.require_java()
 
@@ -160,8 +159,8 @@ def _prepare_cider(arguments: argparse.Namespace) -> Ask:
 
 
 def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
-    require(arguments.n >= 1, f"-n must be at least 1, not {arguments.n}")
     lines, output = geneval.read_metadata(arguments.prompts), arguments.output
+    processes.on_first(lambda: check_output_folder(output))
     used = processes.on_first(lambda: output.exists() and any(output.iterdir()))
     require(not used, f"{output} is not empty: choose another --output")
 

@@ -25,7 +25,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # no accelerator is to be taken for this
     topology = topologies.parse_topology(arguments.topology)
     require(arguments.host_rate > 0, "--host-rate must be above 0")
-    require(arguments.best > 0, "--best must be above 0")
     config = configs.load(arguments.config, overrides)
     contents, rate = expected(config), arguments.host_rate * 1e9
     if arguments.search:

@@ -20,8 +20,9 @@ from transfusion_jax.data.prepare import Encoders, PrepareJob, Progress
 from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, input_shards, read_shard
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.data.tokenizer_files import train_byte_pairs
-from transfusion_jax.errors import StorageError, printable
+from transfusion_jax.errors import StorageError, printable, whole_number, whole_range
 from transfusion_jax.storage.gcs import storage_errors
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import Place
 
 SHOWN = 8  # records that --dry-run looks at
@@ -38,7 +39,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     )
     extensions = extend(arguments.extend)
     workers = arguments.workers or os.cpu_count() or 1
-    require(workers > 0, f"--workers must be at least 1, not {workers}")
     output = arguments.output
     options = ReadOptions(
         image_column=arguments.image_column,
@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         data_dir=arguments.data_dir,
         allow_paths=arguments.allow_paths,
     )
+    if not arguments.dry_run:
+        check_output_folder(output)
     shards = tuple(input_shards(arguments.inputs, arguments.format, options))
     log = _say_aside if arguments.json else _say
     tokenizer = _tokenizer(arguments.tokenizer, shards, options, log)
@@ -128,14 +130,16 @@ def _tokenizer(
     kind, _, size = name.partition(":")
     if kind != "bpe":
         return tokenizers.load_tokenizer(name, log)
-    require(size.isdigit(), f"--tokenizer {name}: say how many entries, such as bpe:4096")
+    entries = whole_number(size)
+    if entries is None:
+        raise ConfigError(f"--tokenizer {name}: say how many entries, such as bpe:4096")
     records = (record for shard in shards for record in read_shard(shard, options))
     read = islice((r for r in records if not isinstance(r, Fault)), LEARNT_FROM)
     texts = (segment.text for record in read for segment in record.segments if isinstance(segment, RawText))
-    found = train_byte_pairs(texts, int(size))
-    if found.size < int(size):
+    found = train_byte_pairs(texts, entries)
+    if found.size < entries:
         log(
-            f"--tokenizer {name}: the text gave {found.size} of {size} entries; "
+            f"--tokenizer {name}: the text gave {found.size} of {entries} entries; "
             f"a config for this data needs --config.model.vocabulary={found.size}"
         )
     return found
@@ -144,10 +148,10 @@ def _tokenizer(
 def _place(text: str | None) -> tuple[int, int]:
     if text is None:
         return prepare.place_among_hosts() or (0, 1)
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    found = whole_range(text, "/")
+    if found is None or found[0] >= found[1]:
         raise ConfigError(f"--shard {text} must be I/N with I from 0 to N-1, such as 0/4")
-    return int(index), int(count)
+    return found
 
 
 def _show(job: PrepareJob, as_json: bool) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from transfusion_jax.commands.common.load_model import read_model
 from transfusion_jax.commands.common.prompts import (
-    SEEDS,
     Prompt,
     default_follow,
     document_of,
@@ -29,6 +28,7 @@ from transfusion_jax.generation.scoring import score_continuations
 from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
+from transfusion_jax.storage.outputs import check_output_file, check_output_folder
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of, data_of
 
@@ -75,8 +75,6 @@ WRITERS = {".png": write_sheet, ".html": write_page, ".jsonl": write_samples, ""
 def _check(arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
     """Raises ConfigError where options do not go together."""
     output, follows = arguments.output, {prompt.follow for prompt in prompts}
-    require(0 <= arguments.seed < SEEDS, f"--seed must lie between 0 and 2³² − 1, not {arguments.seed}")
-    require(arguments.max_images >= 1, f"--max-images must be at least 1, not {arguments.max_images}")
     if arguments.score:
         _refuse(
             arguments,
@@ -108,6 +106,7 @@ def _check(arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
             suffix != ".png" or follows == {"image"},
             "a sheet shows one image of each sample: for texts name FILE.html, FILE.jsonl or a folder",
         )
+        (check_output_file if suffix else check_output_folder)(output)
 
 
 def _refuse(arguments: argparse.Namespace, why: str, *names: str) -> None:
@@ -129,7 +128,6 @@ def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
         ConfigError: they ask for nothing, or for what does not go together.
     """
     count, edit, follow = arguments.n, arguments.edit, arguments.follow
-    require(count >= 1, f"-n must be at least 1, not {count}")
     if edit:
         require(bool(arguments.image and arguments.prompt), "--edit needs --image and --prompt")
         require(follow in (None, "image"), "--edit draws an image: leave --follow out")
@@ -197,7 +195,6 @@ def _score(
 def _caption_held_out(arguments: argparse.Namespace) -> int:
     others = "prompt", "image", "prompts", "follow", "edit", "score", "output", "n", "max_images"
     _refuse(arguments, "--held-out captions images", *others, *DRAWING)
-    require(arguments.held_out >= 1, f"--held-out must be at least 1, not {arguments.held_out}")
     writing = _writing(arguments)
     task, params, workdir, _, _ = read_model(arguments, print)
     data = data_of(workdir, task.config)

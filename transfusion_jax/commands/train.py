@@ -10,7 +10,7 @@ from transfusion_jax.commands.common.launch_args import context_of, log, make_re
 from transfusion_jax.config import HOOKS, Config, ConfigError, require
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.document_rows import make_rows
-from transfusion_jax.errors import INTERRUPTED
+from transfusion_jax.errors import INTERRUPTED, whole_range
 from transfusion_jax.generation.guidance import untrained_branch
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.training.checkpoint.partial_load import parse_mapping
@@ -75,10 +75,11 @@ def start_of(arguments: argparse.Namespace) -> Start:
 def _stretch(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    begin, _, end = text.partition(":")
-    require(begin.isdigit() and end.isdigit(), f"--skip-rows {text} must be A:B, such as 456:464")
-    require(int(begin) < int(end), f"--skip-rows {text} holds no row")
-    return int(begin), int(end)
+    rows = whole_range(text, ":")
+    if rows is None:
+        raise ConfigError(f"--skip-rows {text} must be A:B, such as 456:464")
+    require(rows[0] < rows[1], f"--skip-rows {text} holds no row")
+    return rows
 
 
 def config_of(arguments: argparse.Namespace, start: Start, overrides: list[str]) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transfusion_jax.errors import one_of, positive, require
+from transfusion_jax.errors import not_negative, one_of, positive, require
 
 KINDS = ("kl", "vq")
 PAPER = dict(multipliers=(1, 2, 4, 4), encoder_channels=192, latent_channels=8)  # ours for its 86M; see `paper`
@@ -30,6 +30,7 @@ class Architecture:
     def __post_init__(self) -> None:
         one_of("architecture.kind", self.kind, KINDS)
         positive(self, "architecture.", "image_channels", "channels", "blocks", "latent_channels", "groups")
+        not_negative(self, "architecture.", "codebook", "encoder_channels")
         require(bool(self.multipliers), "architecture.multipliers must name at least one resolution")
         for multiplier in self.multipliers:
             require(

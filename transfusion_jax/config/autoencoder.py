@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.config.base import Run, execution
-from transfusion_jax.errors import positive, require
+from transfusion_jax.errors import not_negative, positive, require
 
 SMALLEST_JUDGED = 24  # pixels of a side that the patch discriminator needs to give one number
 
@@ -23,7 +22,7 @@ class ImagesConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "data.sources is missing: name a folder that `transfusion prepare` wrote")
-        require(self.workers >= 0, "data.workers must not be negative")
+        not_negative(self, "data.", "workers")
 
 
 @dataclass(frozen=True)
@@ -44,19 +43,8 @@ class Losses:
     identity_weights: tuple[str, ...] = execution(())  # a file with ResNet-50's weights
 
     def __post_init__(self) -> None:
-        for name in (
-            "l1",
-            "l2",
-            "lpips",
-            "gan",
-            "identity",
-            "kl",
-            "codebook",
-            "commitment",
-            "coverage",
-            "gan_from",
-        ):
-            require(0 <= getattr(self, name) < math.inf, f"losses.{name} must not be negative")
+        weights = ("l1", "l2", "lpips", "gan", "identity", "kl", "codebook", "commitment", "coverage")
+        not_negative(self, "losses.", *weights, "gan_from")
         for term in ("lpips", "identity"):
             require(
                 not getattr(self, term) or bool(getattr(self, f"{term}_weights")),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transfusion_jax.config.choices import OPTIMIZERS, RATE_SCHEDULES
-from transfusion_jax.errors import one_of, positive, require
+from transfusion_jax.errors import MOST, not_negative, one_of, positive, require
 
 
 def execution(default: Any) -> Any:
@@ -56,15 +56,15 @@ class OptimizerConfig:
         RATE_SCHEDULES.check("optimizer.schedule", self.schedule)
         one_of("optimizer.frozen", self.frozen, ("none", "text"))
         one_of("optimizer.first_moment", self.first_moment, ("float32", "bfloat16"))
-        require(self.warmup_steps >= 0, "optimizer.warmup_steps must not be negative")
         require(
             0 <= self.final_learning_rate <= self.learning_rate,
-            "optimizer.final_learning_rate must lie between 0 and learning_rate",
+            f"optimizer.final_learning_rate must lie between 0 and learning_rate, {self.learning_rate}, not "
+            f"{self.final_learning_rate}",
         )
         for name in ("beta1", "beta2", "ema_decay"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name} must lie in [0, 1)")
-        require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative")
-        require(self.gradient_clip >= 0, "optimizer.gradient_clip must not be negative")
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optimizer.{name} must lie in [0, 1), not {value}")
+        not_negative(self, "optimizer.", "warmup_steps", "weight_decay", "gradient_clip")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         sizes = dataclasses.astuple(self)
-        require(all(n == -1 or n > 0 for n in sizes), "mesh axes must be positive, or -1 for what is left")
+        require(
+            all(n == -1 or n > 0 for n in sizes),
+            f"mesh axes must be positive, or -1 for what is left, not {list(sizes)}",
+        )
         require(sizes.count(-1) <= 1, "only one mesh axis can be -1")
 
 
@@ -112,8 +115,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         positive(self, "loop.", "log_every", "save_every", "keep")
-        for name in ("keep_every", "evaluate_every", "sample_every", "stop_at", "hang_after"):
-            require(getattr(self, name) >= 0, f"loop.{name} must not be negative")
+        not_negative(self, "loop.", "keep_every", "evaluate_every", "sample_every", "stop_at", "hang_after")
         require(
             self.keep_every % self.save_every == 0,
             f"loop.keep_every {self.keep_every} must be a multiple of save_every {self.save_every}",
@@ -125,7 +127,7 @@ class Run(ABC):
     """What the training loop asks of a config, whatever is trained."""
 
     name: str = field(metadata={"execution": True})
-    seed: int
+    seed: int = field(metadata={"most": 2**63 - 1})
     steps: int
     batch_rows: int  # rows per step, over all devices
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -139,7 +141,12 @@ class Run(ABC):
 
     def __post_init__(self) -> None:
         positive(self, "", "steps", "batch_rows", "accumulation")
-        require(self.seed >= 0, "seed must not be negative")
+        not_negative(self, "", "seed")
+        rows = self.steps * self.batch_rows
+        require(
+            rows <= MOST,
+            f"steps {self.steps} × batch_rows {self.batch_rows} are {rows:,} rows: at most {MOST:,} have numbers",
+        )
         require(
             self.batch_rows % self.accumulation == 0,
             f"accumulation {self.accumulation} must divide batch_rows {self.batch_rows}",

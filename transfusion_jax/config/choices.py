@@ -11,7 +11,9 @@ import ast
 import hashlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module, metadata
@@ -19,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transfusion_jax.errors import ConfigError, nearest, require
+from transfusion_jax.errors import ConfigError, UserError, nearest, require
 
 PACKAGE = Path(__file__).parents[1]
 GUIDE = "docs/extending.md"
@@ -188,12 +190,30 @@ def execute(file: str, text: str, kept: bool = False) -> tuple[ModuleType, bool]
     sys.modules[module.__name__] = module  # dataclasses look their module up
     _executing = Origin(file, kept)
     try:
-        exec(compile(text, file, "exec"), module.__dict__)
+        with errors_of(file):
+            exec(compile(text, file, "exec"), module.__dict__)
     finally:
         _executing = before[0]
     if added := len(_additions) > before[1]:
         _extensions[digest] = module
     return module, added
+
+
+@contextmanager
+def errors_of(file: str) -> Iterator[None]:
+    """Raises ConfigError, with the line, for whatever a Python file of the user's raises within."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        if isinstance(error, SyntaxError) and error.filename == file:
+            lines = [error.lineno]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        what = str(error.msg if isinstance(error, SyntaxError) else error)
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ConfigError(f"{where}: {kind}{what}") from error
 
 
 def extend(named: Any) -> dict[str, str]:
@@ -206,8 +226,9 @@ def extend(named: Any) -> dict[str, str]:
         ConfigError: there is no such module or file.
     """
     kept = isinstance(named, Mapping)
+    words = [*named, *named.values()] if kept else named
     require(
-        kept or (isinstance(named, list | tuple) and all(isinstance(name, str) for name in named)),
+        isinstance(words, list | tuple) and all(isinstance(word, str) for word in words),
         f"extensions must be a list of modules and .py files, not {named!r}",
     )
     found: dict[str, str] = {}
@@ -216,10 +237,8 @@ def extend(named: Any) -> dict[str, str]:
         if text:
             execute(name, text, kept)
         else:
-            try:
+            with errors_of(f"extensions: {name} cannot be imported"):
                 import_module(name)
-            except ModuleNotFoundError as error:
-                raise ConfigError(f"extensions: {name} cannot be imported ({error})") from error
         key = Path(name).name if text else name
         require(key not in found, f"extensions: two files are called {key}: rename one")
         found[key] = text
@@ -230,7 +249,19 @@ def _text_of(name: str) -> str:
     if not name.endswith(".py"):
         return ""
     require(Path(name).is_file(), f"extensions: there is no file {name}")
-    return Path(name).read_text()
+    return read_source(Path(name))
+
+
+def read_source(path: Path) -> str:
+    """The text of a Python file.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no Python file: it is not UTF-8 text ({error.reason})") from error
 
 
 ATTENTION = Choices("attention", "kernels/attention", "attention")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transfusion_jax.config.base import execution
-from transfusion_jax.errors import one_of, positive, require
+from transfusion_jax.errors import from_to, not_negative, one_of, positive, require, whole_number
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         positive(self, "data.", "context_length", "max_images")
-        for name in ("image_first", "caption_dropout", "clean_context"):
-            require(0 <= getattr(self, name) <= 1, f"data.{name} must be between 0 and 1")
-        require(0 <= self.max_text <= self.context_length, "data.max_text must lie between 0 and context_length")
-        require(self.workers >= 0, "data.workers must not be negative")
+        from_to(self, "data.", 0, 1, "image_first", "caption_dropout", "clean_context")
+        require(
+            0 <= self.max_text <= self.context_length,
+            f"data.max_text must lie between 0 and context_length, {self.context_length}, not {self.max_text}",
+        )
+        not_negative(self, "data.", "workers")
         for start, weights in self.phases.items():
             require(
-                start.isdigit() and int(start) > 0 and start == str(int(start)),
+                bool(number := whole_number(start)) and start == str(number),
                 f"data.phases.{start}: a phase is named by its first row, such as 200000; the weights from row 0 "
                 "on are those of data.sources",
             )

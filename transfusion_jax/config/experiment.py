@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +9,7 @@ from transfusion_jax.config.base import Run, execution
 from transfusion_jax.config.choices import SUITES
 from transfusion_jax.config.data import DataConfig
 from transfusion_jax.config.model import DiffusionConfig, ModelConfig
-from transfusion_jax.errors import one_of, positive, require
+from transfusion_jax.errors import from_to, not_negative, one_of, positive, require
 
 FOLLOWS = ("any", "text", "image")  # what a sample goes on with: texts and images, text alone, or one image
 
@@ -30,11 +29,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         positive(self, "sampling.", "steps")
         one_of("sampling.sampler", self.sampler, ("auto", "ancestral", "ddim", "dpm++", "euler", "heun"))
-        for name in ("guidance", "image_guidance", "temperature"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"sampling.{name} must not be negative, not {value}")
-        rescale, interval = self.guidance_rescale, self.guidance_interval
-        require(0 <= rescale <= 1, f"sampling.guidance_rescale must lie between 0 and 1, not {rescale}")
+        not_negative(self, "sampling.", "guidance", "image_guidance", "temperature")
+        from_to(self, "sampling.", 0, 1, "guidance_rescale")
+        interval = self.guidance_interval
         require(
             len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1,
             f"sampling.guidance_interval must be two numbers from 0 to 1, the lower first, not {list(interval)}",
@@ -77,8 +74,7 @@ class Config(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.image_loss_weight >= 0, "image_loss_weight must not be negative")
-        require(0 <= self.z_loss < math.inf, f"z_loss must not be negative, not {self.z_loss}")
+        not_negative(self, "", "image_loss_weight", "z_loss")
         require(
             self.sampling.steps <= self.diffusion.timesteps,
             f"sampling.steps {self.sampling.steps} must not exceed diffusion.timesteps {self.diffusion.timesteps}",

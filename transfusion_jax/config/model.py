@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from transfusion_jax.config.base import execution
@@ -13,7 +14,7 @@ from transfusion_jax.config.choices import (
     PATCH_CODERS,
     REMAT_POLICIES,
 )
-from transfusion_jax.errors import one_of, positive, require
+from transfusion_jax.errors import not_negative, one_of, positive, require
 
 VOCABULARY_MULTIPLE = 128
 PATCHES = "patches"  # the part of a layer's parameters that patches alone go through, where they are untied
@@ -51,6 +52,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         positive(self, "model.", "width", "layers", "heads", "mlp_width", "vocabulary", "patch_size", "init_std")
+        positive(self, "model.", "norm_epsilon", "unet_blocks")
+        not_negative(self, "model.", "codebook")
+        require(1 <= self.rope_theta < math.inf, f"model.rope_theta must be at least 1, not {self.rope_theta}")
         require(self.width % self.heads == 0, f"model.width {self.width} must be a multiple of heads {self.heads}")
         require(self.head_dim % 2 == 0, f"model.width / heads is {self.head_dim}: rotary embeddings need it even")
         require(min(self.latent_shape) > 0, f"model.latent_shape must be positive, not {list(self.latent_shape)}")
@@ -98,7 +102,6 @@ class ModelConfig:
             require(not channels, "model.unet_channels goes with model.patch_coder unet alone")
             require(self.unet_blocks == 2, "model.unet_blocks goes with model.patch_coder unet alone")
             return
-        positive(self, "model.", "unet_blocks")
         levels = k.bit_length()
         require(
             k in UNET_CHANNELS, f"model.patch_coder unet halves the image: model.patch_size 1, 2, 4 or 8, not {k}"
@@ -181,7 +184,8 @@ class DiffusionConfig:
         )
         require(
             1 <= self.image_first_limit <= self.timesteps,
-            f"diffusion.image_first_limit must lie between 1 and timesteps ({self.timesteps})",
+            f"diffusion.image_first_limit must lie between 1 and timesteps ({self.timesteps}), not "
+            f"{self.image_first_limit}",
         )
 
     @property

@@ -8,10 +8,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import inspect
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +20,10 @@ from ml_collections import ConfigDict
 
 from transfusion_jax.config.autoencoder import AutoencoderRun
 from transfusion_jax.config.base import Run
-from transfusion_jax.config.choices import execute, extend
+from transfusion_jax.config.choices import errors_of, execute, extend, read_source
 from transfusion_jax.config.data import SYNTHETIC, SYNTHETIC_TEXT
 from transfusion_jax.config.experiment import Config
-from transfusion_jax.errors import ConfigError, nearest, require
+from transfusion_jax.errors import LARGEST, MOST, ConfigError, check_text, nearest, require
 
 R = TypeVar("R", bound=Run)
 T = TypeVar("T")
@@ -105,7 +106,7 @@ def read_file(path: Path, function: str, *arguments: str) -> dict[str, Any]:
     """What a function of a Python file returns, as nested plain values.
 
     Raises:
-        ConfigError: there is no such file or function, it refuses its argument, or returns no ConfigDict.
+        ConfigError: there is no such file or function, it raises an error, or returns no ConfigDict.
     """
     return _read(path, function, *arguments)[0]
 
@@ -114,16 +115,33 @@ def _read(path: Path, function: str, *arguments: str) -> tuple[dict[str, Any], b
     """As `read_file`, and whether the file adds to a table."""
     if not path.is_file():
         raise ConfigError(f"no config file {path}: pass one such as configs/digits.py")
-    module, adds = execute(str(path), path.read_text())
-    if not hasattr(module, function):
+    module, adds = execute(str(path), read_source(path))
+    found = getattr(module, function, None)
+    if not inspect.isfunction(found):
         raise ConfigError(f"{path} defines no {function}({', '.join('arg' for _ in arguments)})")
+    arguments = _arguments_of(found, str(path), *arguments)
+    with errors_of(str(path)):
+        result = found(*arguments)
+        if not isinstance(result, ConfigDict):
+            raise ConfigError(f"{function} of {path} must return an ml_collections.ConfigDict")
+        return result.to_dict(), adds
+
+
+def _arguments_of(function: Callable, path: str, *given: str) -> tuple[str, ...]:
+    """What a function of a file is called with: one that takes no argument gets none, where none is given.
+
+    Raises:
+        ConfigError: it takes others.
+    """
+    takes = len(inspect.signature(function).parameters)
+    if takes == 0 and not any(given):
+        return ()
     try:
-        result = getattr(module, function)(*arguments)
-    except ValueError as error:  # what a config file raises for an argument that it does not know
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(result, ConfigDict):
-        raise ConfigError(f"{function} of {path} must return an ml_collections.ConfigDict")
-    return result.to_dict(), adds
+        inspect.signature(function).bind(*given)
+    except TypeError as error:
+        said = f"takes no argument: leave :{given[0]} out" if takes == 0 else f"must take {len(given)} argument(s)"
+        raise ConfigError(f"{path}: {function.__name__} {said}") from error
+    return given
 
 
 def parse_as(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -181,7 +199,7 @@ def _apply_override(values: dict[str, Any], entry: str) -> None:
     require(bool(equals), f"--config.{name} needs a value: --config.{name}=VALUE")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what literal_eval raises
         value = {"true": True, "false": False}.get(text.lower(), text)
     *parents, leaf = name.split(".")
     for parent in parents:
@@ -190,8 +208,8 @@ def _apply_override(values: dict[str, Any], entry: str) -> None:
     values[leaf] = value
 
 
-def _parse(kind: Any, value: Any, name: str) -> Any:
-    """`value` as the annotated type `kind`; `name` is its dotted path, for messages."""
+def _parse(kind: Any, value: Any, name: str, most: int = MOST) -> Any:
+    """`value` as the annotated type `kind`; `name` is its dotted path, for messages, and `most` an int's bound."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:  # KIND | None
         return None if value is None else _parse(arguments[0], value, name)
@@ -204,14 +222,26 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
         return tuple(_parse(k, v, name) for k, v in zip(inner, value, strict=True))
     if origin is Mapping:
         require(isinstance(value, dict), f"{name} must hold named entries, not {value!r}")
+        for key in value:
+            _parse(str, key, f"a name in {name}")
         return {key: _parse(arguments[1], entry, f"{name}.{key}") for key, entry in sorted(value.items())}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+    if kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return _parse_number(kind, value, name, most)
     matches = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     require(matches, f"{name} must be of type {kind.__name__}, not {value!r}")
+    if kind is str:
+        check_text(value, name)
     return value
+
+
+def _parse_number(kind: Any, value: float, name: str, most: int) -> Any:
+    shown = f"one of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >= 2**64 else value
+    if kind is float:
+        require(abs(value) <= LARGEST, f"{name} must be a finite number of 32 bits, not {shown}")
+        return float(value)
+    require(abs(value) <= most, f"{name} must be a whole number of at most {most:,}, not {shown}")
+    require(value == int(value), f"{name} must be of type int, not {value!r}")
+    return int(value)
 
 
 def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
@@ -220,9 +250,11 @@ def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
     prefix = f"{name}." if name else ""
     for key in value:
         if key not in hints:
-            raise ConfigError(f"unknown config key {prefix}{key}: {nearest(key, hints)}")
-    parsed = {key: _parse(hints[key], entry, prefix + key) for key, entry in value.items()}
-    for f in dataclasses.fields(kind):
+            raise ConfigError(f"unknown config key {prefix}{key}: {nearest(str(key), hints)}")
+    fields = dataclasses.fields(kind)
+    most = {f.name: f.metadata.get("most", MOST) for f in fields}
+    parsed = {key: _parse(hints[key], entry, prefix + key, most[key]) for key, entry in value.items()}
+    for f in fields:
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         require(f.name in parsed or optional, f"config key {prefix}{f.name} is missing")
     return kind(**parsed)

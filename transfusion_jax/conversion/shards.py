@@ -6,7 +6,6 @@ import ctypes
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data.marks import read_object
+from transfusion_jax.errors import whole_number
 from transfusion_jax.storage.atomic import whole, write_whole
 from transfusion_jax.training.checkpoint.checksums import Box
 from transfusion_jax.training.checkpoint.chunks import Leaf, boxes
@@ -142,10 +142,10 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: it is not of this form.
     """
-    found = re.fullmatch(r"(\d+)(KB|MB|GB)", text)
-    if found is None or not int(found[1]):
+    number = whole_number(text[:-2])
+    if not number or text[-2:] not in UNITS:
         raise ConfigError(f"--max-shard-size {text} should be a size such as 5GB or 200MB")
-    return int(found[1]) * UNITS[found[2]]
+    return number * UNITS[text[-2:]]
 
 
 def _names(path: Path) -> dict[str, Path]:

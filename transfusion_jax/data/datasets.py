@@ -17,7 +17,15 @@ from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 from transfusion_jax.data.store.latent_stats import LatentStatistics, Moments
 from transfusion_jax.data.synthetic import SyntheticDocuments
 from transfusion_jax.data.tokenizer import ByteTokenizer, Numbers, SpecialTokens, Tokenizer
+from transfusion_jax.storage.atomic import DamagedFile
+from transfusion_jax.storage.forms import misfit
 from transfusion_jax.storage.paths import Place
+
+RESTORED = "run the command that trains again, which restores it, or copy it back from a backup"
+CODEC = {  # the form of a manifest's `codec`
+    **{"tokenizer": str, "tokenizer_hash?": str, "encoding": str, "autoencoder": str, "autoencoder_hash?": str},
+    **{"latents": (None, {"mean": [float], "std": [float]}), "bos_first?": bool},
+}
 
 
 @dataclass(frozen=True)
@@ -210,14 +218,20 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     return Codec(tokenizer, SpecialTokens.of(tokenizer), autoencoder, statistics)
 
 
+def check_codec(folder: Place, values: dict[str, Any]) -> None:
+    """Raises DamagedFile where a manifest's `codec` is none."""
+    if wrong := misfit(values, CODEC):
+        raise DamagedFile(f"how {folder} codes texts and images is damaged ({wrong}): {RESTORED}")
+
+
 def read_codec(folder: Place, values: dict[str, Any]) -> Codec:
     """What a manifest's `codec` stands for, from the files that are kept beside it.
 
     Raises:
         UserError: one of them is missing or damaged.
     """
-    remedy = "run the command that trains again, which restores it, or copy it back from a backup"
-    tokens = tokenizers.load_saved_tokenizer(folder, values["tokenizer"], values.get("tokenizer_hash"), remedy)
+    check_codec(folder, values)
+    tokens = tokenizers.load_saved_tokenizer(folder, values["tokenizer"], values.get("tokenizer_hash"), RESTORED)
     return Codec(
         tokens,
         SpecialTokens.of(tokens),

@@ -13,6 +13,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data import marks as marking
 from transfusion_jax.data.marks import KEPT, Marks
 from transfusion_jax.data.tokenizer_files import REPLACEMENT, FileTokenizer, HuggingFace, open_tokenizer
+from transfusion_jax.errors import whole_number
 from transfusion_jax.storage.atomic import DamagedFile, write_whole
 from transfusion_jax.storage.paths import Place, place
 
@@ -231,8 +232,9 @@ def load_saved_tokenizer(
         DamagedFile: the file is missing, or not what was written.
     """
     kind, _, size = name.partition("-")
-    if kind == "numbers" and size.isdigit():
-        found: Tokenizer = Numbers(int(size), marks=marking.kept_marks(folder))
+    entries = whole_number(size)
+    if kind == "numbers" and entries is not None:
+        found: Tokenizer = Numbers(entries, marks=marking.kept_marks(folder))
     elif name == ByteTokenizer.name:
         found = ByteTokenizer()
     else:

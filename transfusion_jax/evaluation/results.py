@@ -56,7 +56,8 @@ def read_entries(workdir: Workdir) -> list[Entry]:
     if not workdir.evaluation.exists():
         return []
     remedy = "move it away and evaluate again"
-    entries: list[Entry] = read_json(workdir.evaluation, remedy).get(EVALUATIONS, [])
+    form = {f"{EVALUATIONS}?": [{"step": int, METRICS: dict}]}
+    entries: list[Entry] = read_json(workdir.evaluation, remedy, form).get(EVALUATIONS, [])
     return entries
 
 

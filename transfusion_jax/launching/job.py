@@ -75,9 +75,7 @@ def make_job(arguments: argparse.Namespace, hosts: int, topology: Topology | Non
         require_sources(config)
         if topology is not None:
             on_mesh(config, topology)
-    require(arguments.restarts >= 0, f"--restarts {arguments.restarts} must not be negative")
     grace = grace_seconds(config, hosts) if arguments.grace is None else arguments.grace
-    require(grace > 0, f"--grace {grace} must be a positive number of seconds")
     return Job(
         command,
         _name(getattr(arguments, "name", None), command),

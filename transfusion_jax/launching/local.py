@@ -20,10 +20,6 @@ DEVICES = "--xla_force_host_platform_device_count"
 
 def launch(arguments: argparse.Namespace) -> int:
     """Runs the job to its end and returns its exit code."""
-    require(arguments.processes > 0, f"--processes {arguments.processes} must be positive")
-    require(
-        arguments.devices_per_process > 0, f"--devices-per-process {arguments.devices_per_process} must be positive"
-    )
     require(arguments.dry_run or not arguments.json, "--json goes with --dry-run")
     job = make_job(arguments, arguments.processes)
     if arguments.dry_run:

@@ -64,8 +64,6 @@ scontrol requeue "$SLURM_JOB_ID"
 
 def launch(arguments: argparse.Namespace) -> int:
     """Submits the job and says under which number."""
-    require(arguments.nodes > 0, f"--nodes {arguments.nodes} must be positive")
-    require(arguments.tasks_per_node > 0, f"--tasks-per-node {arguments.tasks_per_node} must be positive")
     require(not arguments.per_gpu or arguments.gpus_per_node, "--per-gpu needs --gpus-per-node N")
     job = make_job(arguments, arguments.nodes)
     require(job.grace <= LONGEST_GRACE, f"Slurm takes at most --grace {LONGEST_GRACE}, not {job.grace}")

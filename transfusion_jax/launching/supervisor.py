@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import IO
+from typing import IO, TextIO
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
+NOISE = b"[Gloo] "  # what the library between CPU processes prints of every connection that it makes
 LAST_GRACE = 5  # seconds between SIGTERM and SIGKILL for processes that outstay the grace
 GUARD = "import os, signal, sys; sys.stdin.buffer.read(); os.killpg(0, signal.SIGKILL)"
 
@@ -74,8 +75,8 @@ def run_together(
     """Runs the programs until all have ended, and everything that they started with them.
 
     Process 0 has this process's output; lines of the others go to stderr with their number before them, but for
-    those that have a log. Signals are passed on to all. Once a process has failed the others have `grace` seconds
-    to end; then they are ended.
+    those that have a log; `NOISE` is left out. Signals are passed on to all. Once a process has failed the others
+    have `grace` seconds to end; then they are ended.
 
     Returns:
         The ends, in the order in which they happened, and whether a signal came.
@@ -84,10 +85,11 @@ def run_together(
         readers = []
         processes = []
         for number, program in enumerate(programs):
-            process = _start(program, group, captured=number > 0)
+            process = _start(program, group, together=number > 0)
             processes.append(process)
             if process.stdout is not None:
-                readers.append(threading.Thread(target=_pass_on, args=(number, process.stdout), daemon=True))
+                into, mark = (sys.stderr, f"[{number}] ") if number else (sys.stdout, "")
+                readers.append(threading.Thread(target=_pass_on, args=(process.stdout, into, mark), daemon=True))
             threading.Thread(target=_await, args=(number, process, events), daemon=True).start()
         for reader in readers:
             reader.start()
@@ -151,17 +153,18 @@ def _guarded() -> Iterator[int]:
         guard.stdin.close()
 
 
-def _start(program: ProcessProgram, group: int, captured: bool) -> subprocess.Popen:
+def _start(program: ProcessProgram, group: int, together: bool) -> subprocess.Popen:
+    """Starts a program whose stdout is read here, with its stderr if `together`, unless both go to its log."""
     with ExitStack() as files:
-        output: int | IO[bytes] | None = subprocess.PIPE if captured else None
+        output: int | IO[bytes] = subprocess.PIPE
         if program.log is not None:
-            output = files.enter_context(program.log.open("ab"))
+            output, together = files.enter_context(program.log.open("ab")), True
         return subprocess.Popen(
             program.words,
             env=os.environ | program.environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=None if output is None else subprocess.STDOUT,
+            stderr=subprocess.STDOUT if together else None,
             process_group=group,
         )
 
@@ -171,12 +174,14 @@ def _await(number: int, process: subprocess.Popen, events: Events) -> None:
     events.put(ProcessEnded(number, code if code >= 0 else 128 - code))
 
 
-def _pass_on(number: int, lines: IO[bytes]) -> None:
-    """Prints lines with the process's number; where nobody listens they are read all the same."""
+def _pass_on(lines: IO[bytes], into: TextIO, mark: str) -> None:
+    """Prints lines with a mark before each; where nobody listens they are read all the same."""
     with lines:
         for line in lines:
+            if line.startswith(NOISE):
+                continue
             try:
-                sys.stderr.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")
-                sys.stderr.flush()
+                into.write(f"{mark}{line.decode(errors='replace').rstrip()}\n")
+                into.flush()
             except OSError:
                 continue

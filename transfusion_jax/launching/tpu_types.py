@@ -74,7 +74,6 @@ def slices(arguments: argparse.Namespace, one_host_of_eight: bool) -> Slices:
     topology = parse_topology(arguments.topology)
     if topology.chip.name not in NAMES:
         raise ConfigError(f"--topology {arguments.topology}: TPUs alone are launched here; for GPUs: launch slurm")
-    require(arguments.slices > 0, f"--slices {arguments.slices} must be positive")
     require(
         topology.slices == 1 or arguments.slices == 1, f"--topology {arguments.topology} names its slices already"
     )

@@ -7,17 +7,16 @@ there is a mesh, and it has deadlines. All processes must call the same function
 from __future__ import annotations
 
 import atexit
-import base64
 import contextlib
 import importlib.util
 import itertools
+import json
 import os
-import pickle
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -25,11 +24,12 @@ import jax
 from jax._src.distributed import global_state  # the store has no public name (jax 0.10, 0.11)
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.errors import LostProcess, UserError
+from transfusion_jax.errors import LostProcess, UserError, whole_number
 
 T = TypeVar("T")
 
 PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 PATIENCE = 600  # seconds that processes wait for each other: one may be planning rows, or loading, for that long
 FOUND_IN = 300  # seconds for all processes to start
@@ -81,14 +81,16 @@ def how_to_connect(environment: Mapping[str, str]) -> dict[str, Any] | None:
     given = [environment.get(name, "") for name in PLAIN]
     if any(given):
         address, processes, process = given
-        numbers = processes.isdigit() and process.isdigit() and int(process) < int(processes)
-        if not numbers or ":" not in address:
+        count, number = whole_number(processes), whole_number(process)
+        if count is None or number is None or number >= count or ":" not in address:
             names = ", ".join(f"{name}={value}" for name, value in zip(PLAIN, given, strict=True))
             raise ConfigError(
                 f"many processes need host:port, their number, and a number below it each, not {names}"
             )
-        return dict(coordinator_address=address, num_processes=int(processes), process_id=int(process))
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        here = address.rpartition(":")[0] in LOOPBACK  # else JAX would listen on every network of this machine
+        bound = dict(coordinator_bind_address=address) if here else {}
+        return dict(coordinator_address=address, num_processes=count, process_id=number, **bound)
+    if (whole_number(environment.get("SLURM_STEP_NUM_TASKS", "1")) or 1) > 1:
         one_each = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
         # JAX gives every task of Slurm one GPU; a task that has its node alone takes all of them.
         return dict(cluster_detection_method="slurm") | (dict(local_device_ids=[]) if one_each else {})
@@ -116,23 +118,45 @@ def first() -> bool:
 def each(function: Callable[[], T]) -> list[T]:
     """What the function returns on every process, in their order, everywhere.
 
+    Between processes it travels as JSON, which it must be made of: objects, lists, texts, numbers.
+
     Raises:
         UserError: what it raised on any process is raised on all.
         LostProcess: a process does not answer.
     """
     if process_count() == 1:
         return [function()]
-    outcome: Any
     try:
-        outcome = function()
+        outcome = json.dumps({"value": function()})
     except UserError as error:
-        outcome = error
-    outcomes = [pickle.loads(base64.b64decode(text)) for text in _gather(base64.b64encode(pickle.dumps(outcome)))]
+        outcome = json.dumps({"error": _error_to_json(error)}, default=str)
+    outcomes = [json.loads(text) for text in _gather(outcome)]
     for number, other in enumerate(outcomes):  # the first error of all, everywhere
-        if isinstance(other, UserError):
-            other.args = (f"process {number}: {other}",) if number else other.args
-            raise other
-    return outcomes
+        if "error" in other:
+            raised = _error_of_json(other["error"])
+            raised.args = (f"process {number}: {raised}",) if number else raised.args
+            raise raised
+    return [other["value"] for other in outcomes]
+
+
+def _error_to_json(error: UserError) -> dict[str, Any]:
+    """The error's classes, the nearest first, and what the first one is constructed from."""
+    kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, UserError)]
+    return {"kinds": kinds, "arguments": list(error.__reduce__()[1]), "message": str(error)}
+
+
+def _error_of_json(values: dict[str, Any]) -> UserError:
+    """The error, as the nearest of its classes that this process knows."""
+    known = {kind.__name__: kind for kind in _kinds_of(UserError)}
+    kind = next(known[name] for name in values["kinds"] if name in known)
+    exact = kind.__name__ == values["kinds"][0]
+    return kind(*values["arguments"]) if exact else kind(values["message"])
+
+
+def _kinds_of(kind: type[UserError]) -> Iterator[type[UserError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _kinds_of(child)
 
 
 def on_first(function: Callable[[], T]) -> T:
@@ -160,7 +184,7 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _gather(text: bytes) -> list[str]:
+def _gather(text: str) -> list[str]:
     client, key = global_state.client, f"transfusion/{next(_numbers)}"
     assert client is not None
     end = time.monotonic() + PATIENCE
@@ -170,7 +194,7 @@ def _gather(text: bytes) -> list[str]:
         return str(client.blocking_key_value_get(name, left))
 
     try:
-        client.key_value_set(f"{key}/{index()}", text.decode())
+        client.key_value_set(f"{key}/{index()}", text)
         if first():
             joined = "\n".join(get(f"{key}/{number}") for number in range(process_count()))
             client.key_value_set(f"{key}/all", joined)

@@ -17,6 +17,8 @@ from transfusion_jax.planning.topology import CHIPS, Chip, Topology
 from transfusion_jax.training.loop import Pace
 from transfusion_jax.training.step.state import RunContext
 
+SMALL = 2**28  # bytes per device; of smaller steps buffers and calls are the most
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -27,8 +29,10 @@ class Beside:
     mfu: tuple[float, float]  # planned, at most
 
     def lines(self) -> list[str]:
-        """For the log."""
+        """For the log; nothing of a step so small that most of it is what formulas leave out."""
         b, s, m = self.bytes, self.seconds, self.mfu
+        if b[0] < SMALL:
+            return []
         error = f"{b[0] / b[1] - 1:+.0%}" if b[1] else "not measured"
         return [
             f"plan   per device {b[0] / 2**20:,.0f} MiB by formulas, {b[1] / 2**20:,.0f} measured ({error})",

@@ -16,10 +16,12 @@ import re
 from dataclasses import dataclass
 
 from transfusion_jax.config import ConfigError, nearest, require
+from transfusion_jax.errors import whole_number
 from transfusion_jax.parallel.devices import PUBLISHED_PEAK
 
 GIB = 2**30
 CHIPS_PER_HOST = 4  # of TPU slices with several hosts, of every kind
+MOST_CHIPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,11 @@ def parse_topology(text: str) -> Topology:
             "(GPUs per node × nodes)"
         )
     slices, name, shape, count = match.groups()
+    numbers = [whole_number(n, MOST_CHIPS) for n in (slices or "1", count or "1", *(shape or "1").split("x"))]
+    require(
+        math.prod(MOST_CHIPS + 1 if n is None else n for n in numbers) <= MOST_CHIPS,
+        f"--topology {text}: at most {MOST_CHIPS:,} chips are planned for",
+    )
     name = BOOKED_AS.get(name, name)
     require(name in CHIPS, f"--topology {text}: unknown chip {name}: {nearest(name, CHIPS)}")
     chip = CHIPS[name]

@@ -13,6 +13,7 @@ from pathlib import Path
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError, positive, require
 from transfusion_jax.config.parsing import parse_as, read_file
+from transfusion_jax.errors import not_negative
 from transfusion_jax.flops import count_parameters, six_nd
 from transfusion_jax.scaling.running import Training
 from transfusion_jax.storage.paths import Place
@@ -36,7 +37,7 @@ class Family:
 
     def __post_init__(self) -> None:
         require("{size}" in self.config, f"families.*.config {self.config!r} must hold {{size}}, a size's name")
-        require(self.learning_rate >= 0, "families.*.learning_rate must not be negative")
+        not_negative(self, "families.*.", "learning_rate")
         require(0 < self.share <= 1, f"families.*.share must lie above 0 and not above 1, not {self.share}")
 
 
@@ -62,7 +63,12 @@ class Sweep:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(bool(self.rates) and min(self.rates) > 0, "sweep.rates must be positive")
+        require(
+            bool(self.rates) and min(self.rates) > 0,
+            f"sweep.rates must be positive numbers, not {list(self.rates)}",
+        )
+        positive(self, "sweep.", "elements")
+        not_negative(self, "sweep.", "seed")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,11 @@ def load_reference(name: str) -> Reference:
         raise ConfigError(
             f"no reference {name}: one of {packaged_references()}, or a file that `scale reference` wrote"
         )
-    return parse_as(Reference, read_json(path, "write it again with scale reference"))
+    remedy = "write it again with scale reference"
+    try:
+        return parse_as(Reference, read_json(path, remedy))
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no reference ({error}): {remedy}") from error
 
 
 def packaged_references() -> str:

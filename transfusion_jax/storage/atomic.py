@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.errors import STEERING, StorageError, UserError
+from transfusion_jax.errors import STEERING, StorageError, UserError, require
+from transfusion_jax.storage.forms import misfit
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.paths import Place, put
 
@@ -61,6 +62,27 @@ def check_own(path: Place) -> None:
     for folder, check in list(_claims):
         if f"{path.absolute()}/".startswith(folder):
             check()
+
+
+def check_writable(folder: Place) -> None:
+    """Returns once a folder, or the one that it would be made in, has been written to; nothing stays there.
+
+    Raises:
+        ConfigError: what it would be made in is a file.
+        StorageError: it cannot be written to.
+    """
+    if isinstance(folder, BucketPath):
+        probe = folder / f"probe-{socket.gethostname()}-{os.getpid()}"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+        return
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        require(there.is_dir(), f"{there} is a file: nothing can be written to {folder}")
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"probe")
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def write_whole(path: Place, content: str | bytes) -> None:
@@ -163,30 +185,33 @@ def json_text(values: dict[str, Any], indent: int | None = None) -> str:
     return STEERING.sub(lambda c: f"\\u{ord(c[0]):04x}", json.dumps(values, indent=indent, ensure_ascii=False))
 
 
-def read_json(path: Place, remedy: str) -> dict[str, Any]:
+def read_json(path: Place, remedy: str, form: Any = dict) -> dict[str, Any]:
     """The object that `write_json` wrote, or one without a hash, as former versions did.
 
     Args:
         path: the file.
         remedy: how to repair it, for the error.
+        form: what a reader needs of it; see `forms`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFile: it is not what was written.
+        DamagedFile: it is not what was written, or does not fit the form.
     """
-    return parse_json(path.read_bytes(), path, remedy)
+    return parse_json(path.read_bytes(), path, remedy, form)
 
 
-def parse_json(data: bytes, path: Place, remedy: str) -> dict[str, Any]:
+def parse_json(data: bytes, path: Place, remedy: str, form: Any = dict) -> dict[str, Any]:
     """As `read_json`, for a file's bytes."""
     try:
         values = json.loads(data)
-    except ValueError as error:  # also bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
         raise DamagedFile(f"{path} is damaged ({error}): {remedy}") from error
     if not isinstance(values, dict):
         raise DamagedFile(f"{path} is damaged (it is not a JSON object): {remedy}")
     if values.pop(DIGEST, None) not in (None, _digest(values)):
         raise DamagedFile(f"{path} is damaged (its hash does not match its content): {remedy}")
+    if wrong := misfit(values, form):
+        raise DamagedFile(f"{path} is damaged, or of another program ({wrong}): {remedy}")
     return values
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from transfusion_jax.config import Run
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.errors import StorageError, UserError
+from transfusion_jax.storage.atomic import check_writable
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.lock import answer_of, open_store
 from transfusion_jax.storage.paths import Place, place
@@ -42,12 +42,7 @@ def _write(workdir: Place) -> None:
             raise StorageError(f"{workdir} does not hold what is written to it")
         probe.unlink()
         return
-    folder = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"probe")
-    except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
+    check_writable(workdir)
 
 
 def _all_within(seconds: float, checks: list[tuple[Place, Callable[[], object]]]) -> None:

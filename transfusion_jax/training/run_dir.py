@@ -32,6 +32,15 @@ from transfusion_jax.training.ownership import is_at, owned
 DAMAGED = "damaged checkpoint"
 CONFIGS = "config_hashes"  # of config.json as it is, and as a kill may have left it
 RUN = "run"  # the run's identity, which it keeps for good
+MANIFEST = {
+    "history": [{"event": str, "longest_context?": (None, int)}],
+    "codec": dict,  # see `data.datasets.check_codec`; an autoencoder's run has an empty one
+    "skip_rows": [[int, int]],
+    "row_plan?": int,
+    "flags?": dict,
+    f"{CONFIGS}?": [str],
+    f"{RUN}?": (None, str),
+}
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,10 @@ class Workdir:
             raise DamagedFile(
                 f"{path} is not what was written (changes belong on the command line): {self._remedy()}"
             )
-        return config.kept(config.parse_run(parse_json(data, path, self._remedy())))
+        try:
+            return config.kept(config.parse_run(parse_json(data, path, self._remedy())))
+        except ConfigError as error:
+            raise ConfigError(f"{path} is of another version, or damaged ({error}): {self._remedy()}") from error
 
     def manifest(self) -> dict[str, Any]:
         """The run's manifest.
@@ -227,12 +239,11 @@ class Workdir:
         """
         path = self.path / "manifest.json"
         try:
-            values = read_json(path, self._remedy())
+            values = read_json(path, self._remedy(), MANIFEST)
         except FileNotFoundError as error:
             raise DamagedFile(f"{path} is missing: {self._remedy()}") from error
-        missing = [name for name in ("history", "codec", "skip_rows") if name not in values]
-        if missing:
-            raise DamagedFile(f"{path} is damaged ({', '.join(missing)} missing): {self._remedy()}")
+        if not values["history"]:
+            raise DamagedFile(f"{path} is damaged (its history is empty): {self._remedy()}")
         return values
 
     def began_from_nothing(self) -> bool:

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, require
 from transfusion_jax.data import tokenizer as tokenizers
+from transfusion_jax.data.datasets import check_codec
 from transfusion_jax.data.packing.plan import VERSION
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.parallel.processes import each, on_first
 from transfusion_jax.storage.jsonl import free_path, read_lines, write_lines
-from transfusion_jax.storage.paths import Place, place, within
+from transfusion_jax.storage.paths import place, within
 from transfusion_jax.training.changes import accepted_changes, check_names, rate_notes
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
 from transfusion_jax.training.checkpoint.manager import Checkpoints
@@ -65,6 +66,7 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
     """
     if workdir.exists():
         codec = workdir.manifest()["codec"]
+        check_codec(workdir.path, codec)
     elif start.source:
         codec = read_checkpoint(start.source, CheckpointReader.manifest)["codec"]
     else:
@@ -274,14 +276,14 @@ def _rewind(start: Start, context: RunContext, data: Any, workdir: Workdir, chan
             f"{next_row}: rewind further, or skip later rows",
         )
 
-    def keep_records() -> Place:
+    def keep_records() -> str:
         kept = free_path(workdir.aside, "rewind")
         for path in (workdir.metrics, workdir.bad_steps):  # training cuts them back
             if records := read_lines(path):
                 write_lines(kept / path.name, records)
-        return kept
+        return str(kept)
 
-    kept = on_first(keep_records)
+    kept = place(on_first(keep_records))
     for step in on_first(lambda: checkpoints.steps[::-1]):
         if step > to:
             checkpoints.set_aside(step, kept)

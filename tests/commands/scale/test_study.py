@@ -189,8 +189,8 @@ def test_options_change_what_is_fitted(workdir, capsys):
         (["--points", "paper", "--flops", "exact"], "has no flops_exact: use --flops 6nd"),
         (["--points", "paper", "--reference", "llama"], "no point is of --reference llama"),
         (["--points", "paper", "--metric", "fid"], "--metric fid: no point has it"),
-        (["--points", "paper", "--bootstrap", "-1"], "--bootstrap must not be negative"),
-        (["--points", "paper", "--seed", "-1"], "--seed must not be negative"),
+        (["--points", "paper", "--bootstrap", "-1"], "--bootstrap: -1 must be at least 0"),
+        (["--points", "paper", "--seed", "-1"], "--seed: -1 must be at least 0"),
     ],
 )
 def test_what_cannot_be_honoured_is_one_sentence(arguments, message, capsys):

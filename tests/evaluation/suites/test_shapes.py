@@ -6,6 +6,7 @@ from helpers import tiny_codec, tiny_config, tiny_corpus
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError, EvaluationConfig
 from transfusion_jax.data.datasets import Codec, Data, plain_statistics
+from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.evaluation.suites import edits, shapes
 from transfusion_jax.evaluation.suites.edits import picture
@@ -93,7 +94,9 @@ def test_the_suite_asks_the_model_for_drawings_of_captions_and_captions_of_drawi
     monkeypatch.setattr(shapes, "draw_images", draw)
     monkeypatch.setattr(shapes, "caption_images", lambda *_: [*captions[:34], "a cat"])
     task = make_task(tiny_config(**CONFIG))
-    data = Data(tiny_corpus(), tiny_corpus(), codec())
+    tokens = codec().tokenizer.encode(captions[0])
+    seen = Corpus((Source("shapes", DocumentList([Document((Text(tokens), Image(TRUE[0])))])),))
+    data = Data(seen, seen, codec())
     found = shapes.run(task, None, data, jax.random.key(0))
     assert found["judge_accuracy"] == found["generation_accuracy"] == found["generation_accuracy_whole"] == 1
     assert found["caption_accuracy"] == pytest.approx(34 / 35)

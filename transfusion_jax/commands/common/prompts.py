@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from transfusion_jax.commands.flags.sample import MOST_SAMPLES, SEEDS
 from transfusion_jax.config import FOLLOWS, Config, ConfigError, nearest, one_of, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
@@ -18,7 +19,6 @@ from transfusion_jax.generation.prompt import pixels_of
 from transfusion_jax.storage.paths import Place, place
 
 KEYS = ("prompt", "follow", "n", "seed")
-SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,10 @@ def _read_line(value: Any, folder: Place, follow: str | None, count: int) -> Pro
         require(good, f'a prompt is made of strings and of {{"image": FILE}}, not of {segment!r}')
         segments.append(place(segment["image"]) if "://" in segment["image"] else folder / segment["image"])
     asked, number, seed = value.get("follow", follow), value.get("n", count), value.get("seed")
-    require(type(number) is int and number >= 1, f"n must be a whole number of at least 1, not {number!r}")
+    require(
+        type(number) is int and 1 <= number <= MOST_SAMPLES,
+        f"n must be a whole number from 1 to {MOST_SAMPLES:,}, not {number!r}",
+    )
     require(seed is None or (type(seed) is int and 0 <= seed < SEEDS), f"seed must be below 2³², not {seed!r}")
     if asked is not None:
         one_of("follow", asked, FOLLOWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from transfusion_jax.commands.flags.parser import between
 from transfusion_jax.commands.flags.shared import add_json
 from transfusion_jax.storage.paths import place
 
@@ -17,7 +18,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="read every file and compare hashes; of data also this machine's cached row plans",
     )
     parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
-    parser.add_argument("--row", type=int, help="a row of the run's stream: its documents and a picture")
+    parser.add_argument("--row", type=between(0), help="a row of the run's stream: its documents and a picture")
     parser.add_argument("--output", type=place, help="PNG for the pictures (default: doctor.png, or row-N.png)")
     add_json(parser)
     parser.set_defaults(run="doctor:run", takes_overrides=False)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from transfusion_jax.commands.flags.parser import between
 from transfusion_jax.commands.flags.shared import add_weights
 from transfusion_jax.evaluation.protocols import PROTOCOLS
 
@@ -33,7 +34,7 @@ def _harness(parser: argparse.ArgumentParser) -> None:
         help="tasks or groups of lm-evaluation-harness; llama (default) is the paper's suite of seven",
     )
     parser.add_argument(
-        "--num-fewshot", type=int, metavar="N", help="examples before a question (default: the task's)"
+        "--num-fewshot", type=between(0), metavar="N", help="examples before a question (default: the task's)"
     )
     parser.add_argument("--limit", type=float, metavar="N", help="documents of each task; below 1, their share")
     parser.add_argument("--include", type=Path, metavar="FOLDER", help="a folder with tasks of your own, as YAML")
@@ -48,7 +49,7 @@ def _images(parser: argparse.ArgumentParser) -> None:
         "--clip", type=Path, metavar="FOLDER", help="CLIP score by this CLIP, saved by transformers"
     )
     _pictures(parser)
-    parser.add_argument("-n", type=int, metavar="N", help=f"images at most (default: {IMAGES})")
+    parser.add_argument("-n", type=between(2), metavar="N", help=f"images at most (default: {IMAGES})")
     parser.add_argument(
         "--protocol", choices=sorted(PROTOCOLS), help="as a section of the paper does: its guidance and images"
     )
@@ -64,10 +65,10 @@ def _pictures(parser: argparse.ArgumentParser) -> None:
 
 def _cider(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--prompt", default="", metavar="TEXT", help="between an image and its caption (default: nothing)"
+        "--prompt", type=str, default="", metavar="TEXT", help="between an image and its caption (default: nothing)"
     )
     _pictures(parser)
-    parser.add_argument("-n", type=int, metavar="N", help="images at most (default: all that are held out)")
+    parser.add_argument("-n", type=between(1), metavar="N", help="images at most (default: all that are held out)")
 
 
 def _geneval(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +78,7 @@ def _geneval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-n",
-        type=int,
+        type=between(1),
         default=IMAGES_OF_PROMPT,
         metavar="N",
         help="images of each prompt (default: %(default)s, as in GenEval's paper)",

@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from transfusion_jax.commands.flags.parser import between
+
 EPILOG = (
     "After -- stands any other command, as in: "
     "transfusion launch local --processes 4 -- train --config configs/debug.py --workdir runs/debug"
 )
+MANY = between(1, 1000)  # on one machine
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -25,20 +28,28 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def _local(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--processes", type=MANY, default=2, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument(
-        "--devices-per-process", type=int, default=1, metavar="N", help="CPU devices of each (default: %(default)s)"
+        "--devices-per-process",
+        type=MANY,
+        default=1,
+        metavar="N",
+        help="CPU devices of each (default: %(default)s)",
     )
     add_job(parser, restarts=0)
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
 
 
 def _slurm(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each node")
+    parser.add_argument("--nodes", type=between(1), default=1, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--gpus-per-node", type=between(1), metavar="N", help="GPUs of each node")
     tasks = parser.add_mutually_exclusive_group()
     tasks.add_argument(
-        "--tasks-per-node", type=int, default=1, metavar="N", help="processes of each node (default: %(default)s)"
+        "--tasks-per-node",
+        type=between(1),
+        default=1,
+        metavar="N",
+        help="processes of each node (default: %(default)s)",
     )
     tasks.add_argument(
         "--per-gpu", action="store_true", help="one process for each GPU instead of one for each node"
@@ -113,14 +124,14 @@ def add_job(parser: argparse.ArgumentParser, restarts: int) -> None:
     )
     parser.add_argument(
         "--restarts",
-        type=int,
+        type=between(0),
         default=restarts,
         metavar="N",
         help="start again at most N times after exit codes that mean so (default: %(default)s)",
     )
     parser.add_argument(
         "--grace",
-        type=int,
+        type=between(1),
         metavar="SECONDS",
         help="between the signal to end and the kill (default: from the checkpoint's size)",
     )
@@ -137,5 +148,5 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 def _add_slices(parser: argparse.ArgumentParser) -> None:
     """`--topology`, `--slices` and `--image`."""
     parser.add_argument("--topology", required=True, help="of one slice, such as v5e:16x16, v5p:4x4x4 or v6e-256")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--slices", type=between(1), default=1, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--image", required=True, help="built from launch/Dockerfile with LOCK=tpu, and pushed")

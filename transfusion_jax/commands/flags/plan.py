@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from transfusion_jax.commands.flags.parser import between
 from transfusion_jax.commands.flags.shared import add_json
 
 
@@ -29,7 +30,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--search", action="store_true", help="rank meshes, parts of a batch and policies of rematerialisation"
     )
     parser.add_argument(
-        "--best", type=int, default=2, metavar="N", help="of --search: plan the best N (default: %(default)s)"
+        "--best",
+        type=between(1),
+        default=2,
+        metavar="N",
+        help="of --search: plan the best N (default: %(default)s)",
     )
     parser.add_argument(
         "--host-rate", type=float, default=0.5, metavar="GB/S", help="what one host writes (default: %(default)s)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from transfusion_jax.commands.flags.parser import between
 from transfusion_jax.commands.flags.shared import add_extend, table
 from transfusion_jax.config import READERS
 from transfusion_jax.storage.paths import place
@@ -35,13 +36,17 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="bytes, a SentencePiece .model, a tokenizer.json, or bpe:SIZE to train one on the inputs",
     )
     add_extend(parser)
-    parser.add_argument("--image-size", type=int, default=256, help="side of the cropped images, pixels (256)")
+    parser.add_argument(
+        "--image-size", type=between(1, 16_384), default=256, help="side of the cropped images, pixels (256)"
+    )
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="3: colour (default), 1: grey")
     parser.add_argument(
-        "--min-size", type=int, default=0, help="images with a shorter side are left out, pixels (0)"
+        "--min-size", type=between(0), default=0, help="images with a shorter side are left out, pixels (0)"
     )
     parser.add_argument("--held-out", type=float, default=0.01, help="share kept from training (0.01)")
-    parser.add_argument("--limit", type=int, default=0, help="records of each input shard: to try things out")
+    parser.add_argument(
+        "--limit", type=between(0), default=0, help="records of each input shard: to try things out"
+    )
     encoding = parser.add_argument_group("encoding", "Pixels are always stored; encodings can be added later.")
     encoding.add_argument(
         "--encode",
@@ -62,12 +67,14 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     reading.add_argument("--split", help="of a Karpathy file, such as train,restval")
     reading.add_argument("--data-dir", help="where TFDS keeps its data sets")
-    reading.add_argument("--shard-size", type=int, default=4096, help="records per shard, about (4096)")
+    reading.add_argument("--shard-size", type=between(1), default=4096, help="records per shard, about (4096)")
     running = parser.add_argument_group("running")
     running.add_argument(
         "--runner", choices=("local", "ray"), default="local", help="processes here, or a Ray cluster"
     )
-    running.add_argument("--workers", type=int, help="processes of --runner local (default: one per core)")
+    running.add_argument(
+        "--workers", type=between(1, 10_000), help="processes of --runner local (default: one per core)"
+    )
     running.add_argument(
         "--shard", metavar="I/N", help="this host's part, I from 0 (default: as Slurm, a JobSet or a TPU VM says)"
     )

@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from transfusion_jax.commands.flags.parser import between
 from transfusion_jax.commands.flags.shared import add_json
 from transfusion_jax.scaling.options import ALL, BASELINE, FLOPS, FRONTIER, IN_WORKDIR, PAPER, Options
 from transfusion_jax.storage.paths import place
 
+MANY = between(1, 10_000)  # processes
 PLOTS = "plots"  # in a workdir
 RUN = """Trains a ladder's models, each in a workdir of its own, and gathers their numbers.
 
@@ -59,9 +61,15 @@ def _fit(parser: argparse.ArgumentParser) -> None:
         help="points that no other of the family beats with as few FLOPs, or all (default: %(default)s)",
     )
     parser.add_argument(
-        "--bootstrap", type=int, default=defaults.bootstrap, metavar="N", help="draws (default: %(default)s)"
+        "--bootstrap",
+        type=between(0, 1_000_000),
+        default=defaults.bootstrap,
+        metavar="N",
+        help="draws (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=between(0), default=defaults.seed, help="of the draws (default: %(default)s)"
+    )
 
 
 def _plot(parser: argparse.ArgumentParser) -> None:
@@ -76,10 +84,10 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", type=place, help="where the runs and their numbers are kept")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="of what they print (default: the workdir)")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (default: 1)"
+        "--jobs", type=MANY, default=1, metavar="N", help="runs at a time on this machine (default: 1)"
     )
     parser.add_argument(
-        "--launch", metavar="WORDS", default="", help="a launcher's job for each run, as --launch 'slurm --nodes 4'"
+        "--launch", metavar="WORDS", help="a launcher's job for each run, as --launch 'slurm --nodes 4'"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what every run takes, and stop")
     parser.add_argument("--topology", metavar="NAME", help="of --dry-run: the machine (default: the ladder's)")
@@ -100,11 +108,11 @@ def _reference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:arg]", help="the recipe")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--workdir", type=place, required=True, help="where the runs are kept")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=between(3, 1000), default=5, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
         "--until", type=int, metavar="STEP", help="train and compare no further (default: to the end)"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument("--jobs", type=MANY, default=1, metavar="N", help="runs at a time (default: 1)")
 
 
 PARTS: dict[str, tuple[Callable, str, str, str]] = {  # by name: options, function, help, and what --help says

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from transfusion_jax.commands.flags.parser import between
 from transfusion_jax.commands.flags.shared import add_accept_changes, add_training
 
 
@@ -19,7 +20,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--init-from", metavar=run_or_path, help="a new run with the weights of another, and they alone"
     )
     one.add_argument("--fork-from", metavar=run_or_path, help="a new run with the whole state of another")
-    one.add_argument("--rewind-to", metavar="STEP", type=int, help="go back to a checkpoint of this run")
+    one.add_argument("--rewind-to", metavar="STEP", type=between(0), help="go back to a checkpoint of this run")
     starts.add_argument(
         "--weights", choices=("ema", "raw"), help="of --init-from (default: ema where there are any)"
     )

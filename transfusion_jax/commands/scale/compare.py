@@ -16,6 +16,7 @@ from transfusion_jax.scaling import reference
 from transfusion_jax.scaling.ladder import training
 from transfusion_jax.scaling.reference import Reference, Verdict
 from transfusion_jax.scaling.running import FAILED, Training, run_trainings
+from transfusion_jax.storage.outputs import check_output_file, check_output_folder
 
 DIFFERENT = 1  # exit code: a loss is outside
 WAYS = ("model.compute_dtype=bfloat16", "accumulation=2")  # of the first seed, which must not matter
@@ -50,14 +51,14 @@ def _sentences(verdict: Verdict) -> str:
 
 def make_reference(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains a reference's runs and writes it; returns the exit code."""
-    require(arguments.seeds > 2, f"--seeds {arguments.seeds} make no band: 3 at least")
-    require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
     output, root = arguments.output, arguments.workdir
     require(
         output.suffix == ".json" and output.parent.is_dir(),
         f"--output {output} must end in .json, in a folder that exists",
     )
     require(isinstance(root, Path), f"--workdir {root} must be a folder here: the trainings run on this machine")
+    check_output_file(output)
+    check_output_folder(root)
     config = configs.load(arguments.config, overrides)
     until = config.steps if arguments.until is None else arguments.until
     low = reference.WINDOWS * config.loop.log_every

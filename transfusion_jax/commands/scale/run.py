@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from transfusion_jax.config import require
+from transfusion_jax.config import ConfigError, require
 from transfusion_jax.errors import INTERRUPTED
 from transfusion_jax.planning import topology as topologies
 from transfusion_jax.scaling import costs, ladder
@@ -26,6 +26,7 @@ from transfusion_jax.scaling.options import IN_WORKDIR
 from transfusion_jax.scaling.running import FAILED, Training, run_trainings
 from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.jsonl import write_lines
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import Place
 from transfusion_jax.training.monitoring.goodput import RESTART, account, read_attempts
 from transfusion_jax.training.monitoring.metrics import duration
@@ -46,13 +47,14 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for option in ("topology", "json"):
         require(not getattr(arguments, option), f"--{option} goes with --dry-run")
     require(arguments.workdir is not None, "scale run needs --workdir DIR (or --dry-run to look only)")
-    require(arguments.jobs > 0, f"--jobs {arguments.jobs} must be positive")
-    launcher = ["launch", *shlex.split(arguments.launch)] if arguments.launch else []
+    launcher = ["launch", *_words(arguments.launch)] if arguments.launch else []
     for word in launcher:
         alone = word.partition("=")[0] in LAUNCH_ONE
         require(not alone, f"--launch: leave {word} out, it is for one job, and every run is a job of its own")
     logs = arguments.logs or arguments.workdir
     require(isinstance(logs, Path), "--logs DIR is needed where the workdir is in a bucket")
+    for folder in (arguments.workdir, logs):
+        check_output_folder(folder)
     train = functools.partial(_train, root=arguments.workdir, logs=logs, jobs=arguments.jobs, launcher=launcher)
     sweep = ladder.sweep_runs(found)
     if (code := train(sweep)) or not _done(sweep, arguments.workdir):
@@ -63,6 +65,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         note = ", at the sweep's end: a wider one may find a better" if ends else ""
         print(f"{family}: learning rate {rate:g}{note}", flush=True)
     return train(ladder.runs(found, rates), gathered=True)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:  # a quote that is not closed
+        raise ConfigError(f"--launch {text}: {error}") from error
 
 
 def _train(

@@ -12,6 +12,7 @@ from transfusion_jax.scaling import tables
 from transfusion_jax.scaling.options import IN_WORKDIR, PAPER, Options
 from transfusion_jax.scaling.points import read_points
 from transfusion_jax.scaling.study import Study, chosen, study, study_to_dict
+from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import Place, place
 
 NEEDED = "transfusion scale plot needs matplotlib: pip install 'transfusion-jax[plot]'"
@@ -45,8 +46,9 @@ def plot(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from transfusion_jax.scaling.report import write_report
     except ModuleNotFoundError as error:
         raise ConfigError(f"{NEEDED} ({error.name} is missing)") from error
-    found, folder = _study(arguments)
     output = arguments.output or arguments.workdir / PLOTS
+    check_output_folder(output)
+    found, folder = _study(arguments)
     written = write_report(found, folder, output)
     if arguments.json:
         print(json.dumps({**study_to_dict(found), "written": [str(path) for path in written]}))
@@ -62,8 +64,6 @@ def _source(arguments: argparse.Namespace) -> str:
 
 def _study(arguments: argparse.Namespace) -> tuple[Study, Place]:
     """The fits, and the folder that paths of samples are seen from."""
-    require(arguments.bootstrap >= 0, f"--bootstrap must not be negative, not {arguments.bootstrap}")
-    require(arguments.seed >= 0, f"--seed must not be negative, not {arguments.seed}")
     source = _source(arguments)
     options = Options(
         metrics=tuple(arguments.metric or ()),

@@ -20,7 +20,7 @@ from transfusion_jax.config import require
 from transfusion_jax.data.prepare.job import PrepareJob
 from transfusion_jax.data.prepare.progress import ImageProgress, Progress
 from transfusion_jax.data.prepare.shard import WRITE, ShardWriter, columns_file, read_report, report_file
-from transfusion_jax.data.store.dataset import latents_of, remedy, shard_file
+from transfusion_jax.data.store.dataset import SUMS, latents_of, remedy, shard_file
 from transfusion_jax.data.store.latent_stats import Moments
 from transfusion_jax.data.store.record import DamagedRecord, belonging, unseal
 from transfusion_jax.storage.atomic import DamagedFile, parse_json, write_json
@@ -28,6 +28,10 @@ from transfusion_jax.storage.paths import Place, on_disk, read_all, size_of
 
 BATCH = 64  # images encoded together; a shard's last batch is filled up
 REMEDY = "delete it and run the command that encoded it again"
+OF_ENCODING = {  # the form of what is known of a shard in an encoding
+    **{"autoencoder": str, "autoencoder_hash": str, "dtype": str, "shape": [int], "sha256": str},
+    "moments": (None, SUMS),
+}
 LOG_VARIANCE = "-log-variance"  # of a second encoding, beside the means
 
 
@@ -157,7 +161,7 @@ def _is_encoded(folder: Place, names: list[str], number: int) -> bool:
         if not report.exists() or not path.is_file():
             return False
         try:
-            written = read_report(report).get("bytes")
+            written = read_report(report, OF_ENCODING).get("bytes")
         except DamagedFile:
             return False
         if written not in (None, size_of(path)):
@@ -212,7 +216,9 @@ def encodings(folder: Place, pictured: list[int], keys: bytes) -> dict[str, dict
         files = [encoding_file(folder, name, number) for number in pictured]
         if not all(file.name in there for file in files):
             continue
-        reports = [parse_json(data, file, REMEDY) for file, data in zip(files, read_all(files), strict=True)]
+        reports = [
+            parse_json(data, file, REMEDY, OF_ENCODING) for file, data in zip(files, read_all(files), strict=True)
+        ]
         first = reports[0]
         moments = [Moments.from_dict(report["moments"]) for report in reports if report["moments"]]
         total = sum(moments[1:], moments[0]) if moments else None

@@ -14,7 +14,7 @@ from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.encode import encodings as encoded
 from transfusion_jax.data.prepare.job import PrepareJob, kept_tokenizer
-from transfusion_jax.data.prepare.shard import KEY_BYTES, columns_file, fault_line, faults_file, report_file
+from transfusion_jax.data.prepare.shard import KEY_BYTES, REPORT, columns_file, fault_line, faults_file, report_file
 from transfusion_jax.data.readers import Fault, origin
 from transfusion_jax.data.store.dataset import COLUMNS, REPREPARE, SCHEMA, SPLITS
 from transfusion_jax.data.store.latent_stats import Moments
@@ -30,7 +30,7 @@ def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
     """
     numbers = range(len(job.shards))
     paths = [report_file(folder, n) for n in numbers]
-    reports = [parse_json(data, path, REPREPARE) for path, data in zip(paths, read_all(paths), strict=True)]
+    reports = [parse_json(data, path, REPREPARE, REPORT) for path, data in zip(paths, read_all(paths), strict=True)]
     starts = np.concatenate([[0], np.cumsum([report["records"] for report in reports])])
     files = _read(folder, reports, "columns", columns_file)
     shards = [dict(np.load(io.BytesIO(data))) for data in files]

@@ -16,6 +16,7 @@ from transfusion_jax.data.readers import InputShard, ReadOptions
 from transfusion_jax.data.readers.format import flag
 from transfusion_jax.data.store.dataset import REPREPARE, SCHEMA
 from transfusion_jax.data.tokenizer import Tokenizer
+from transfusion_jax.errors import whole_range
 from transfusion_jax.storage.atomic import LostFolder, claimed, read_json, sweep_unfinished, write_json
 from transfusion_jax.storage.paths import Place, version_of
 
@@ -59,7 +60,6 @@ def begin_job(job: PrepareJob, tokenizer: Tokenizer, folder: Place) -> None:
         ConfigError: the folder was begun with another job.
         DamagedFile: the job that it was begun with cannot be read.
     """
-    require(folder.is_dir() or not folder.exists(), f"--output {folder} is a file: choose a folder")
     sweep_unfinished(folder)
     path, new = folder / "job.json", job.to_dict()
     if path.exists():
@@ -135,11 +135,18 @@ def place_among_hosts() -> tuple[int, int] | None:
     """Which of how many hosts this is, as Slurm, an indexed Kubernetes job (JobSet) or a TPU VM says."""
     for index, count in (("SLURM_PROCID", "SLURM_NTASKS"), ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS")):
         if index in os.environ and count in os.environ:
-            return int(os.environ[index]), int(os.environ[count])
+            return _place_of(index, count, os.environ[count])
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if "TPU_WORKER_ID" in os.environ and "," in hosts:
-        return int(os.environ["TPU_WORKER_ID"]), len(hosts.split(","))
+        return _place_of("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", str(len(hosts.split(","))))
     return None
+
+
+def _place_of(index: str, counted: str, count: str) -> tuple[int, int]:
+    found = whole_range(f"{os.environ[index]}/{count}", "/")
+    if found is None or found[0] >= found[1]:
+        raise ConfigError(f"{index}={os.environ[index]} and {counted} name no host of {count}: give --shard I/N")
+    return found
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from transfusion_jax.data.prepare.job import PrepareJob, owned_by_job
 from transfusion_jax.data.prepare.progress import DocumentProgress, Progress
 from transfusion_jax.data.prepare.shard import prepare_shard, report_file, sound
 from transfusion_jax.data.readers.format import package
-from transfusion_jax.errors import UserError
+from transfusion_jax.errors import UserError, whole_number
 from transfusion_jax.parallel.children import end_with_parent
 from transfusion_jax.storage.atomic import sweep_unfinished
 from transfusion_jax.storage.gcs import BucketPath
@@ -97,8 +97,8 @@ def _finished(folder: Place) -> set[int]:
     shards = folder / "shards"
     if not isinstance(shards, BucketPath) and not shards.is_dir():
         return set()
-    stems = (entry.name.removesuffix(".json") for entry in shards.iterdir())
-    return {int(stem) for stem in stems if stem.isdigit()}
+    numbers = (whole_number(entry.name.removesuffix(".json")) for entry in shards.iterdir())
+    return {number for number in numbers if number is not None}
 
 
 def _leave(shard: int) -> None:

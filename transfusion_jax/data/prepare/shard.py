@@ -56,18 +56,21 @@ def faults_file(folder: Place, shard: int) -> Place:
     return folder / "shards" / f"{shard:05d}.quarantine.jsonl"
 
 
+REPORT = {"input": str, "records": int, "pictured": bool, "faults": {...: int}, "sha256": {...: str}}
+
+
 def fault_line(source: str, fault: Fault) -> str:
     """A line of the quarantine."""
     return json_text({"source": source, "key": fault.key, "reason": fault.reason}) + "\n"
 
 
-def read_report(path: Place) -> dict[str, Any]:
+def read_report(path: Place, form: Any = REPORT) -> dict[str, Any]:
     """What is known of a finished shard, or of one in an encoding.
 
     Raises:
         DamagedFile: it is not what was written.
     """
-    return read_json(path, "delete it and run the command that prepared it again")
+    return read_json(path, "delete it and run the command that prepared it again", form)
 
 
 def sound(folder: Place, numbers: Iterable[int]) -> set[int]:
@@ -87,7 +90,7 @@ def sound(folder: Place, numbers: Iterable[int]) -> set[int]:
 
 def _is_sound(folder: Place, there: dict[str, int], number: int, path: Place, data: bytes) -> bool:
     try:
-        report = parse_json(data, path, "")
+        report = parse_json(data, path, "", REPORT)
     except DamagedFile:
         return False
     small = {columns_file(folder, number): "columns", faults_file(folder, number): "faults"}

@@ -11,6 +11,7 @@ import numpy as np
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
+from transfusion_jax.errors import whole_number
 from transfusion_jax.worlds.shapes import captions, scenes
 
 COUNT = 20_000
@@ -54,13 +55,14 @@ def parse_name(name: str, path: str) -> tuple[int, int, str]:
         ConfigError: the path says something else.
     """
     found = re.fullmatch(rf"(?:([1-9]\d*)(?::(\d+)(?::({'|'.join(scenes.ARRANGEMENTS)}))?)?)?", path)
-    if found is None:
+    count, seed, arrangement = found.groups() if found else ("", "", "")
+    numbers = whole_number(count or str(COUNT)), whole_number(seed or "0")
+    if found is None or None in numbers:
         raise ConfigError(
             f"{name}:{path} should be a number of scenes, with or without a seed, as {name}:20000:7, and "
             f"an arrangement, {' or '.join(scenes.ARRANGEMENTS)}, after it"
         )
-    count, seed, arrangement = found.groups()
-    return int(count or COUNT), int(seed or 0), arrangement or scenes.FREE
+    return *numbers, arrangement or scenes.FREE  # type: ignore[return-value]
 
 
 FORMAT = Format(shards, read, options=("shard_size",), is_set=True)

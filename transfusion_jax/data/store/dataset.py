@@ -31,6 +31,7 @@ from transfusion_jax.data.store.record import DamagedRecord, Record, belonging, 
 from transfusion_jax.data.store.remote_records import records_of_chunk
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.storage.atomic import DamagedFile, read_json
+from transfusion_jax.storage.forms import misfit
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.paths import Place, place, sha256
 
@@ -47,7 +48,22 @@ class DamagedData(DamagedFile):
 
 REPREPARE = "run the command that prepared the data again, which repairs it"
 REMEDY = f"{REPREPARE}, or copy the data again"
-MANIFEST = ("splits", "tokenizer", "encodings", "quarantine", "shards")
+COUNTS = {"documents": int, "images": int, "text_tokens": int, "hash": str}
+SUMS = {"count": int, "total": [float], "squares": [float]}
+ENCODING = {
+    **{"autoencoder": str, "autoencoder_hash": str, "dtype": str, "hash?": str, "moments": (None, SUMS)},
+    "shape": ([int, int], [int, int, int]),
+}
+FORM = {  # of the manifest
+    "schema": int,
+    "splits": dict.fromkeys(SPLITS, COUNTS),
+    "tokenizer": {"name": str, "size": int, "hash": str},
+    "encodings": {"pixels?": {**ENCODING, "shape": [int, int, int], "moments": SUMS}, ...: ENCODING},
+    "quarantine": {...: int},
+    "shards": [{"input": str, "records": int, "sha256": {...: str}, "sealed?": [str]}],
+    "index?": {f"{split}/{name}.npy": str for split in SPLITS for name in COLUMNS},
+    "quarantine_hash?": str,
+}
 
 
 @dataclass(frozen=True)
@@ -75,13 +91,12 @@ class Prepared:
                 else f"{folder} holds no prepared data: transfusion prepare INPUT… --output {folder}"
             )
         manifest = read_json(folder / "data.json", REMEDY)
-        if manifest.get("schema") != SCHEMA:
+        if manifest.get("schema", SCHEMA) != SCHEMA:
             raise ConfigError(
                 f"{folder} was prepared by another version (schema {manifest.get('schema')}): prepare it again"
             )
-        missing = [name for name in MANIFEST if name not in manifest]
-        if missing:
-            raise DamagedData(f"{folder / 'data.json'} is damaged ({', '.join(missing)} missing): {REMEDY}")
+        if wrong := misfit(manifest, FORM):
+            raise DamagedData(f"{folder / 'data.json'} is damaged, or of another program ({wrong}): {REMEDY}")
         return cls(folder, manifest, verified)
 
     @cached_property

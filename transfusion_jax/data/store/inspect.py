@@ -124,7 +124,7 @@ def _damaged(prepared: Prepared) -> Iterator[str]:
     for about in manifest["encodings"].values():
         coder = about["autoencoder"], about["autoencoder_hash"]
         yield from _refused(partial(autoencoders.load_saved_autoencoder, folder, *coder))
-    yield from _refused(lambda: _read_if_there(folder / "job.json"))
+    yield from _refused(lambda: _read_if_there(folder / "job.json", dict))
     for number, shard in enumerate(manifest["shards"]):
         for kind, expected in shard["sha256"].items():
             yield from _changed(shard_file(folder, kind, number), expected, remedy(kind, number))
@@ -135,7 +135,7 @@ def _damaged(prepared: Prepared) -> Iterator[str]:
 def _check_report(folder: Place, number: int, kind: str, written: dict[str, Any]) -> None:
     """Raises DamagedFile where what is known of a shard, beside the manifest, is not what was written."""
     path = folder / "shards" / (f"{number:05d}.json" if kind == "documents" else f"{number:05d}.{kind}.json")
-    report = _read_if_there(path)
+    report = _read_if_there(path, {"sha256": (str, {...: str}), "hashes?": {"columns?": str, "faults?": str}})
     known = report.get("sha256", {})
     if (known if isinstance(known, dict) else {kind: known}).items() - written.items():
         raise DamagedFile(f"{path} is of another shard: {remedy(kind, number)}")
@@ -145,8 +145,8 @@ def _check_report(folder: Place, number: int, kind: str, written: dict[str, Any]
             raise DamagedFile(line)
 
 
-def _read_if_there(path: Place) -> dict[str, Any]:
-    return read_json(path, REPREPARE) if path.exists() else {}
+def _read_if_there(path: Place, form: Any) -> dict[str, Any]:
+    return read_json(path, REPREPARE, form) if path.exists() else {}
 
 
 def _changed(path: Place, expected: str, remedy: str) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 
@@ -13,8 +15,9 @@ from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.png import to_pixels
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
-from transfusion_jax.worlds.shapes import edits, scenes
+from transfusion_jax.worlds.shapes import captions, edits, scenes
 
+LOOKED_AT = 100  # documents of a source, to see whether it holds shapes
 SEED = 2**31 - 1  # of the scenes; training sets have smaller ones
 
 
@@ -60,12 +63,27 @@ def drawing_size(suite: str, config: Config, data: Data) -> int:
     """Pixels of a side of the model's drawings.
 
     Raises:
-        ConfigError: it draws nothing, or draws in grey.
+        ConfigError: it draws nothing, draws in grey, or has seen no shapes.
     """
     require(config.model.images != "none", f"the suite {suite!r} draws, and this is a model of text alone")
     size, _, channels = data.codec.autoencoder.image_shape(config.model.latent_shape)
     require(channels == 3, f"the suite {suite!r} draws in colour, and this model's images are grey")
+    require(
+        any(captions.parse_caption(text) for text in _some_texts(data)),
+        f"the suite {suite!r} asks for drawings of coloured shapes, and no caption of this run describes any: "
+        "it is for runs on `transfusion prepare shapes` or edits",
+    )
     return size
+
+
+def _some_texts(data: Data) -> Iterator[str]:
+    """Texts of documents with images, from all over each source of the training data."""
+    for source in data.train.sources:
+        if source.pictured:
+            for number in np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)).tolist():
+                for segment in source.documents[number].segments:
+                    if isinstance(segment, Text):
+                        yield data.codec.tokenizer.decode(segment.tokens)
 
 
 def edit_document(scene: scenes.Scene, text: str, size: int, codec: Codec) -> Document:

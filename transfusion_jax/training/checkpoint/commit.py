@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transfusion_jax.errors import whole_number
 from transfusion_jax.storage.atomic import check_own
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.paths import Place, remove
@@ -33,7 +34,8 @@ def numbered(directory: Place) -> list[int]:
     """The numbers that name whole folders, in order."""
     if isinstance(directory, Path) and not directory.is_dir():
         return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and is_whole(entry))
+    found = {whole_number(entry.name): entry for entry in directory.iterdir()}
+    return sorted(number for number, entry in found.items() if number is not None and is_whole(entry))
 
 
 def is_whole(folder: Place) -> bool:

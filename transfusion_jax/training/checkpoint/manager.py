@@ -18,7 +18,7 @@ from transfusion_jax.parallel.processes import each, first, on_first
 from transfusion_jax.parallel.tree import leaf_shapes, nested
 from transfusion_jax.storage.atomic import LostFolder, check_own, write_json, write_whole
 from transfusion_jax.storage.jsonl import free_path
-from transfusion_jax.storage.paths import Place, for_orbax
+from transfusion_jax.storage.paths import Place, for_orbax, place
 from transfusion_jax.training.checkpoint import chunks, commit
 from transfusion_jax.training.checkpoint.checksums import checksums
 from transfusion_jax.training.checkpoint.errors import save_errors
@@ -180,11 +180,11 @@ class Checkpoints(CheckpointReader):
     def set_aside(self, step: int, folder: Place) -> Place:
         """Moves a step's folder into another one, under a name that is free there; returns where it is."""
 
-        def move() -> Place:
+        def move() -> str:
             folder.mkdir(parents=True, exist_ok=True)
-            return commit.move(self.path(step), free_path(folder, str(step)))
+            return str(commit.move(self.path(step), free_path(folder, str(step))))
 
-        return on_first(move)
+        return place(on_first(move))
 
     def _prune(self) -> None:
         steps = self.steps

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-from transfusion_jax.errors import CheckpointError, StorageError, some
+from transfusion_jax.errors import CheckpointError, StorageError, some, whole_number
 from transfusion_jax.parallel.processes import each, on_first
 from transfusion_jax.parallel.tree import leaf_names, leaf_shapes, shape_text
 from transfusion_jax.storage.atomic import DIGEST, DamagedFile, parse_json
@@ -101,9 +101,10 @@ class CheckpointReader:
         named: dict[str, Callable[[], int]] = {"latest": lambda: steps[-1], "best": self._required_best}
         if step in named:
             return named[step]()
-        if not step.isdigit() or int(step) not in steps:
+        number = whole_number(step)
+        if number not in steps:
             raise CheckpointError(f"no checkpoint {step}: there are {', '.join(map(str, steps))}, latest and best")
-        return int(step)
+        return number
 
     def read(self, step: str, function: Callable[[int], T]) -> T:
         """What a function reads of the checkpoint that `N`, `latest` or `best` names, the same on every process.
@@ -114,7 +115,7 @@ class CheckpointReader:
             CheckpointError: there is no such checkpoint, or it is damaged.
             DeletedCheckpoint: it was deleted, time and again where a word named it.
         """
-        for _ in range(ATTEMPTS if not step.isdigit() else 1):
+        for _ in range(ATTEMPTS if whole_number(step) is None else 1):
             try:
                 return function(on_first(lambda: self.find(step)))
             except DeletedCheckpoint as error:
@@ -250,7 +251,7 @@ class CheckpointReader:
         try:
             written = json.loads((self.path(step) / SIZES).read_bytes())
             return {str(name): int(size) for name, size in written.items()}
-        except (ValueError, TypeError, AttributeError, IsADirectoryError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, IsADirectoryError) as error:
             raise DamagedCheckpoint(step, f"{SIZES} cannot be read ({error})") from error
 
     @contextmanager
@@ -306,7 +307,10 @@ def own_sizes(folder: Place) -> dict[str, int]:
 def _concluded(path: Place) -> Any:
     """The metrics of a step that was evaluated after it was saved; a former version wrote nothing beside them."""
     data = path.read_bytes()
-    values = json.loads(data)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+        raise DamagedFile(f"{path} is damaged ({error}): the step is concluded again") from error
     return parse_json(data, path, "")["metrics"] if isinstance(values, dict) and DIGEST in values else values
 
 

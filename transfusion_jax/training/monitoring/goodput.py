@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from transfusion_jax.storage.atomic import DamagedFile, parse_json, write_json
+from transfusion_jax.storage.atomic import parse_json, write_json
 from transfusion_jax.storage.paths import Place, read_all
 from transfusion_jax.training.monitoring.metrics import duration
 
@@ -91,6 +91,13 @@ class Attempt:
     def last_heard(self) -> float:
         """When it ended, or wrote last."""
         return self.began + sum(self.seconds.values())
+
+
+FORM: dict[str, Any] = {  # of an attempt's file
+    **{"number": int, "first_step": int, "step": int, "began": float, "updated": float},
+    **{"doing": str, "ended?": (None, str), "seconds": {...: float}},
+    "about?": {"hosts?": [str], "memory?": (None, dict), "seconds_per_step?": (None, float)},
+}
 
 
 @dataclass(frozen=True)
@@ -173,10 +180,10 @@ def read_attempts(folder: Place) -> list[Attempt]:
 
 def _parse(data: bytes, path: Place) -> Attempt:
     remedy = "move it away: the account of the run's time then lacks that attempt"
-    try:
-        return Attempt(**parse_json(data, path, remedy))
-    except TypeError as error:
-        raise DamagedFile(f"{path} is damaged ({error}): {remedy}") from error
+    values = parse_json(data, path, remedy, FORM)
+    seconds = dict.fromkeys(KINDS, 0.0) | values["seconds"]  # a former version had fewer kinds
+    known = {f.name for f in dataclasses.fields(Attempt)}
+    return Attempt(**{name: value for name, value in values.items() if name in known} | {"seconds": seconds})
 
 
 def write_attempt(folder: Place, attempt: Attempt) -> None:

@@ -40,10 +40,17 @@ class Heartbeat:
     pace: float | None  # seconds per step so far, with all work between steps; None until known
 
 
+FORM = {
+    "process": {"host": str, "process": int, "machine": (None, str), "began": (None, str, float)},
+    **dict.fromkeys(("every", "patience", "written", "since", "progress"), float),
+    **{"doing": str, "step": int, "pace": (None, float)},
+}
+
+
 def read_heartbeat(path: Place) -> Heartbeat | None:
     """The newest heartbeat; None where no run is alive, or the file is no heartbeat."""
     try:
-        return Heartbeat(**read_json(path, ""))
+        return Heartbeat(**read_json(path, "", FORM))
     except (FileNotFoundError, IsADirectoryError, DamagedFile, TypeError):
         return None
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import jax
 
-from transfusion_jax.config import require
+from transfusion_jax.config import ConfigError, require
+from transfusion_jax.errors import whole_range
 from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.paths import Place
 
@@ -35,11 +36,10 @@ def parse_steps(text: str, last: int) -> StepRange:
     Raises:
         ConfigError: it names none, or some that the run does not have.
     """
-    begin, _, end = text.partition(":")
-    require(
-        begin.isdigit() and end.isdigit(), f"--profile {text} must be A:B, such as 10:15, which is steps 10 to 14"
-    )
-    steps = StepRange(int(begin), int(end))
+    numbers = whole_range(text, ":")
+    if numbers is None:
+        raise ConfigError(f"--profile {text} must be A:B, such as 10:15, which is steps 10 to 14")
+    steps = StepRange(*numbers)
     require(steps.begin >= 1, f"--profile {text}: the first step is 1")
     require(steps.begin < steps.end, f"--profile {text} holds no step: 10:15 is steps 10 to 14")
     require(steps.end <= last + 1, f"--profile {text}: the run has {last} steps, so {last + 1} is the largest end")

@@ -66,13 +66,13 @@ def examine(workdir: Workdir, now: float | None = None) -> dict[str, Any]:
         "restarts": [_restart(*pair) for pair in pairwise(attempts)][-SHOWN:],
         "goodput": account.fractions if attempts else None,
         "lost_steps": account.lost_steps,
-        "hosts": last.about["hosts"] if last else [heart.process["host"]] if heart else [],
-        "devices": last.about["devices"] if last else None,
+        "hosts": last.about.get("hosts", []) if last else [heart.process["host"]] if heart else [],
+        "devices": last.about.get("devices") if last else None,
         "memory": last.about.get("memory") if last else None,
         "slow_host": last.about.get("slow") if last else None,
         "bad_steps": {"count": len(bad), "newest": [bad_steps.describe_bad_step(one) for one in bad[-SHOWN:]]},
         "damaged_checkpoints": [entry for entry in history if entry["event"] == DAMAGED][-SHOWN:],
-        "flags": workdir.manifest()["flags"],
+        "flags": workdir.manifest().get("flags", {}),
     }
     report["wrong"] = list(_wrong(report, config, attempts, heart, trains, now))
     report["advice"] = list(_advice(report, config, last)) + list(_slow_step(heart, trains, now))
@@ -95,7 +95,7 @@ def is_training(workdir: Workdir, last: Attempt | None, heart: Heartbeat | None,
         return True if now - heart.written < SILENT else None
     if last is None or last.ended is not None:
         return False
-    here = last.about["hosts"][0] == socket.gethostname()
+    here = last.about.get("hosts", [])[:1] == [socket.gethostname()]
     if (here and LOCKS.exists() and isinstance(workdir.path, Path)) or workdir.heartbeat.exists():
         return False
     return True if now - last.updated < SILENT else None

@@ -122,7 +122,7 @@ def open_tracker(
 def _id_of(workdir: Workdir, project: str) -> str:
     path = workdir.path / RUN_FILE
     if path.exists():
-        kept = read_json(path, "delete it, and a new run in Weights & Biases is begun")
+        kept = read_json(path, "delete it, and a new run in Weights & Biases is begun", {"project": str, "id": str})
         require(
             kept["project"] == project,
             f"{workdir.path} is tracked in project {kept['project']}, not {project}: keep to it, or delete {path}",
