@@ -167,7 +167,7 @@ def test_the_coder_changes_the_coder_alone():
             UNET | dict(model__latent_shape=(6, 6, 2), model__patch_size=3),
             "unet halves the image: model.patch_size 1, 2, 4 or 8, not 3",
         ),
-        (dict(data__clean_context=1.5), "data.clean_context must be between 0 and 1"),
+        (dict(data__clean_context=1.5), "data.clean_context must lie between 0 and 1"),
     ],
     ids=str,
 )

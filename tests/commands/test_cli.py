@@ -185,7 +185,7 @@ def test_sample_reads_prompts_with_images_and_writes_what_it_made(trained, tmp_p
         ('{"prompt": "x", "folow": "any"}', "unknown key 'folow'; did you mean 'follow'"),
         ('{"prompt": "x", "follow": "images"}', "did you mean 'image'"),
         ('{"prompt": ["x", 3]}', "a prompt is made of strings"),
-        ('{"prompt": "x", "n": 0}', "n must be a whole number of at least 1"),
+        ('{"prompt": "x", "n": 0}', "n must be a whole number from 1 to 1,000,000"),
         ('{"prompt": "x", "seed": -1}', "seed must be below"),
     ],
 )
@@ -245,9 +245,9 @@ def test_what_cannot_be_read_is_one_sentence(trained, tmp_path, capsys):
         (["sample", "--workdir", workdir, "--prompt", "x" * 200, "--output", output], "the model's context is 128"),
         (
             ["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "--sampling-steps", "0"],
-            "sampling.steps must be positive",
+            "--sampling-steps: 0 must be at least 1",
         ),
-        (["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "-n", "0"], "-n must be"),
+        (["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "-n", "0"], "-n: 0 must be"),
         (["sample", "--workdir", workdir, "--image", "no.png"], "cannot read image no.png"),
         (
             ["sample", "--workdir", workdir, "--held-out", "3", "--edit"],

@@ -94,9 +94,9 @@ def test_what_cannot_be_prepared_is_one_sentence(tmp_path, capsys):
     for arguments, message in [
         (["nothing/*.tar"], "nothing matches nothing/*.tar"),
         (["shapes:5", "--held-out", "1.5"], "--held-out must lie between 0 and 1"),
-        (["shapes:5", "--image-size", "0"], "--image-size must be positive"),
+        (["shapes:5", "--image-size", "0"], "--image-size: 0 must be at least 1"),
         (["shapes:5", "--shard", "2/2"], "--shard 2/2 must be I/N"),
-        (["shapes:5", "--workers", "-1"], "--workers must be at least 1"),
+        (["shapes:5", "--workers", "-1"], "--workers: -1 must be at least 1"),
         (["shapes:5", "--runner", "ray", "--workers", "2"], "--workers goes with --runner local"),
         (["shapes:5", "--tokenizer", "none.model"], "tokenizer none.model: there is no such file"),
         (["shapes:5", "--text-column", "x"], "--text-column means nothing to shapes"),

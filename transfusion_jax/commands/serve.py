@@ -20,7 +20,6 @@ TOKEN = "TRANSFUSION_TOKEN"
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Serves until it is told to end; returns the exit code."""
     del overrides
-    require(arguments.waiting >= 1, f"--waiting must be at least 1, not {arguments.waiting}")
     try:
         from transfusion_jax.serving.access import access_of
         from transfusion_jax.serving.address import resolve
