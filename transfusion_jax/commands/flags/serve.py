@@ -12,9 +12,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     add_weights(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    parser.add_argument(
-        "--port", type=between(0, 65535), default=8000, help="port (8000; 0 takes a free one)"
-    )
+    parser.add_argument("--port", type=between(0, 65535), default=8000, help="port (8000; 0 takes a free one)")
     parser.add_argument("--waiting", type=between(1), default=64, help="requests that may wait (default: 64)")
     parser.add_argument(
         "--token",
