@@ -17,7 +17,7 @@ from importlib import import_module
 from transfusion_jax import __version__
 from transfusion_jax.commands.flags.parser import Parser
 from transfusion_jax.config import ConfigError
-from transfusion_jax.errors import StorageError, UserError, check_text, printable, require, shortened
+from transfusion_jax.errors import StorageError, UserError, check_text, printable, require, cut_lines
 
 COMMANDS = {  # by name: what each does; its module in `commands.flags` has the same name
     "prepare": "files, tables and data sets into documents to train on",
@@ -122,7 +122,7 @@ def _parser(called: set[str]) -> argparse.ArgumentParser:
 
 
 def _end(code: int, error: Exception | str) -> int:
-    text = shortened(printable(str(error)))
+    text = cut_lines(printable(str(error)))
     print(f"transfusion: {text}", file=sys.stderr)
     processes = sys.modules.get("transfusion_jax.parallel.processes")  # not imported: there is one process
     if processes and processes.process_count() > 1:  # the others must not wait for this one

@@ -93,7 +93,7 @@ def some(names: Sequence[Any], most: int = 4) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def shortened(text: str) -> str:
+def cut_lines(text: str) -> str:
     """A message whose long lines are cut."""
     return "\n".join(map(_shortened, text.split("\n")))
 

@@ -27,7 +27,7 @@ from transfusion_jax.commands import (
 from transfusion_jax.commands.flags.parser import TYPES
 from transfusion_jax.commands.scale import compare, study
 from transfusion_jax.commands.scale import run as scale_run
-from transfusion_jax.errors import ConfigError, StorageError, printable, shortened
+from transfusion_jax.errors import ConfigError, StorageError, printable, cut_lines
 from transfusion_jax.launching import job
 from transfusion_jax.training.preflight import check_storage
 from transfusion_jax.training.run_dir import Workdir
@@ -256,7 +256,7 @@ def test_what_ended_in_a_traceback_ends_in_a_sentence(words, said, here, monkeyp
 
 
 def test_a_long_message_is_cut_and_a_list_keeps_its_lines():
-    text = shortened(printable(f"no file {'x' * 9000}:\n  a\x07\n  b\u202e\r"))
+    text = cut_lines(printable(f"no file {'x' * 9000}:\n  a\x07\n  b\u202e\r"))
     assert len(text) < 2100
     assert text.splitlines()[1:] == [r"  a\x07", r"  b\u202e\r"]
 
