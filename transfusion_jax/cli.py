@@ -17,7 +17,7 @@ from importlib import import_module
 from transfusion_jax import __version__
 from transfusion_jax.commands.flags.parser import Parser
 from transfusion_jax.config import ConfigError
-from transfusion_jax.errors import StorageError, UserError, check_text, printable, require, cut_lines
+from transfusion_jax.errors import StorageError, UserError, check_text, cut_lines, printable, require
 
 COMMANDS = {  # by name: what each does; its module in `commands.flags` has the same name
     "prepare": "files, tables and data sets into documents to train on",

@@ -27,7 +27,7 @@ from transfusion_jax.commands import (
 from transfusion_jax.commands.flags.parser import TYPES
 from transfusion_jax.commands.scale import compare, study
 from transfusion_jax.commands.scale import run as scale_run
-from transfusion_jax.errors import ConfigError, StorageError, printable, cut_lines
+from transfusion_jax.errors import ConfigError, StorageError, cut_lines, printable
 from transfusion_jax.launching import job
 from transfusion_jax.training.preflight import check_storage
 from transfusion_jax.training.run_dir import Workdir
