@@ -291,7 +291,7 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, capsys):
     for arguments, message in [
         ([*config, *workdir, "--config.model.widht=8"], "unknown config key model.widht: did you mean 'width'?"),
         ([*config, *workdir, "--config.data.context_length=6"], "an image takes 7 elements"),
-        ([*config, *workdir, "--config.data.sources.pairs.path=none"], "none holds no prepared data"),
+        ([*config, *workdir, "--config.data.sources.pairs.path=none"], "none does not exist"),
         ([*config, *workdir, "--config.batch_rows=4"], "cannot be split over data × fsdp = 8 devices"),
         ([*config, *workdir, "--config.data.max_images=1"], "images on average and data.max_images is 1"),
         ([*config, *workdir, "--config.data.sources={}"], "names no data"),

@@ -92,9 +92,12 @@ def test_damaged_plans_of_rows_are_found(digits_folder, tmp_path, capsys, monkey
 
 
 def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
-    config = digits_config(digits_folder, data__image_first=0.0, data__caption_dropout=0.0)
+    config = digits_config(digits_folder, data__image_first=0.0, data__caption_dropout=0.0, steps=1000)
     data = load_data(config)
     Workdir(tmp_path).begin(config, facts_of(make_task(config), config, data), data, "start")
+    rows = config.steps * config.batch_rows
+    assert main(["doctor", "--workdir", str(tmp_path), "--row", str(rows)]) == 2
+    assert f"is beyond the run, whose rows are 0 to {rows - 1}" in capsys.readouterr().err
     assert json.loads((tmp_path / "config.json").read_text()) == kept_values(config)
     picture = tmp_path / "row.png"
     command = ["doctor", "--workdir", str(tmp_path), "--row", "1234", "--output", str(picture)]
@@ -115,13 +118,14 @@ def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "doctor needs either a folder"),
-        (["--workdir", "x"], "doctor needs either a folder"),
-        (["data", "--row", "3"], "doctor needs either a folder"),
+        ([], "doctor needs a folder that prepare or train wrote"),
+        (["data", "--workdir", "x"], "or --workdir DIR: one of them"),
+        (["--workdir", "x"], "no run in x"),
+        (["data", "--row", "3"], "no run in data"),
         (["--workdir", "x", "--row", "-1"], "--row: -1 must be at least 0"),
-        (["--workdir", "x", "--row", "1", "--verify"], "--verify needs prepared data"),
+        (["--workdir", "x", "--row", "1", "--verify"], "--verify reads whole files: leave out --row"),
         (["data", "--output", "sheet.jpg"], "--output must end in .png"),
-        (["nowhere"], "nowhere holds no prepared data"),
+        (["nowhere"], "nowhere does not exist"),
     ],
 )
 def test_what_cannot_be_examined_is_one_sentence(arguments, message, capsys):

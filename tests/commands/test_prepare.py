@@ -18,7 +18,7 @@ def test_a_folder_of_photographs_is_prepared_and_said_to_be(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 of 1 shards to read" in said
     assert "10 documents" in said
-    assert f"train on it with --config.data.sources.out.path={tmp_path / 'out'}" in said
+    assert f"with --config.data.sources.out.path={tmp_path / 'out'}" in said
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "16", "--held-out", "0.2"]) == 0
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "8", "--held-out", "0.2"]) == 2
     assert "--image-size: 16 -> 8" in capsys.readouterr().err
@@ -214,7 +214,9 @@ def test_a_tokenizer_that_the_text_does_not_fill_is_said_to_be_smaller(tmp_path,
 def test_too_few_documents_to_evaluate_on_are_said_with_the_share_that_keeps_some_tens(tmp_path, capsys):
     command = ["prepare", "shapes:150", "--image-size", "8", "--workers", "1", "--output"]
     assert main([*command, str(tmp_path / "a"), "--held-out", "0.02"]) == 0
-    assert "documents are few to evaluate on: --held-out 0.2 would keep about 30" in capsys.readouterr().out
+    assert "documents are few to evaluate on: --held-out 0.14 would keep about 20" in capsys.readouterr().out
     for name, share in (("b", "0.3"), ("c", "0")):
         assert main([*command, str(tmp_path / name), "--held-out", share]) == 0
         assert "few to evaluate on" not in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "d"), "--held-out", "1e-9"]) == 0
+    assert "0 documents are few to evaluate on" in capsys.readouterr().out

@@ -74,7 +74,7 @@ def test_synthetic_sources_need_no_files_and_fit_their_rows():
     ("changes", "message"),
     [
         (dict(data__sources={}), "names no data"),
-        (dict(data__sources={"a": {"path": "nowhere"}}), "nowhere holds no prepared data"),
+        (dict(data__sources={"a": {"path": "nowhere"}}), "nowhere does not exist"),
         (dict(data__sources={"a": {"path": "synthetic:pears"}}), "did you mean 'pairs'"),
         (
             dict(model__vocabulary=300),

@@ -32,9 +32,9 @@ def test_each_failure_is_one_sentence(remote, tmp_path):
             "mistyped-bucket/run cannot be used: there is no",
         ),
         (tmp_path, "gs://forbidden-bucket/data", StorageError, "cannot be used: forbidden to these credentials"),
-        (tmp_path, "gs://mistyped-bucket/data", ConfigError, "gs://mistyped-bucket/data holds no prepared data"),
+        (tmp_path, "gs://mistyped-bucket/data", ConfigError, "gs://mistyped-bucket/data does not exist"),
         (tmp_path, "hdfs://host/data", UserError, "hdfs:// cannot be used here"),
-        (tmp_path, str(tmp_path / "none"), ConfigError, "holds no prepared data"),
+        (tmp_path, str(tmp_path / "none"), ConfigError, "none does not exist"),
         ("/proc/run", None, StorageError, "cannot write to /proc"),
     ]:
         config = digits_config(source) if source else tiny_config()

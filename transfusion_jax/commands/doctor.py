@@ -36,13 +36,14 @@ LONGEST = 80  # characters shown of a text
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Examines; returns 1 where something is wrong with data or a run, else 0."""
     del overrides
-    folder, workdir, row, output = arguments.place, arguments.workdir, arguments.row, arguments.output
+    row, output = arguments.row, arguments.output
     require(
-        (folder is None) != (workdir is None) and (workdir is None) == (row is None),
-        "doctor needs either a folder that prepare or train wrote, or --workdir DIR --row N",
+        (arguments.place is None) != (arguments.workdir is None),
+        "doctor needs a folder that prepare or train wrote, or --workdir DIR: one of them",
     )
-    of_run = folder is not None and Workdir(folder).exists()
-    require(not arguments.verify or folder is not None, "--verify needs prepared data or a run")
+    folder: Place = arguments.place or arguments.workdir
+    of_run = row is None and (arguments.place is None or Workdir(folder).exists())
+    require(row is None or not arguments.verify, "--verify reads whole files: leave out --row")
     require(output is None or not of_run, "--output goes with prepared data, and with --row")
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output must end in .png, not {output}")
@@ -51,16 +52,16 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if of_run:
         wrong = verification.damaged_files(Workdir(folder)) if arguments.verify else []
         report = {"wrong": wrong} if wrong else status.examine(Workdir(folder))
-    elif folder:
+    elif row is None:
         report = _examine(folder, arguments.verify, output or place("doctor.png"))
     else:
-        report = _look_up(Workdir(workdir), row, output or place(f"row-{row}.png"))
+        report = _look_up(Workdir(folder), row, output or place(f"row-{row}.png"))
     if arguments.json:
         print(json.dumps(report))
     elif of_run:
         _say("\n".join(f"WRONG: {line}" for line in wrong) or "\n".join(status.report_lines(report)))
     else:
-        (_print_data if folder else _print_row)(report)
+        (_print_data if row is None else _print_row)(report)
     return int(bool(report.get("wrong")))
 
 
@@ -141,6 +142,8 @@ def _print_data(report: dict[str, Any]) -> None:
 
 def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
     config = workdir.config()
+    beyond = config.steps * config.batch_rows + sum(end - begin for begin, end in workdir.skip_rows)
+    require(row < beyond, f"--row {row} is beyond the run, whose rows are 0 to {beyond - 1}")
     if config.model.images != "none":
         check_output_file(output)
     data = data_of(workdir, config)

@@ -26,7 +26,7 @@ from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import Place
 
 SHOWN = 8  # records that --dry-run looks at
-ENOUGH = 30  # held-out documents; with fewer, a loss on them says little
+ENOUGH = 20  # held-out documents; with fewer, a loss on them says little
 LEARNT_FROM = 200_000  # records, the first, that a tokenizer is trained on
 
 
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif arguments.json:
         print(json.dumps({"output": str(output), **_summary(manifest)}))
     else:
-        _print_summary(output, manifest)
+        _print_summary(output, manifest, arguments.held_out)
     if manifest is not None and not any(split["documents"] for split in manifest["splits"].values()):
         raise ConfigError(f"no document was found: {output / 'quarantine.jsonl'} says what is wrong, line by line")
     return 0
@@ -181,7 +181,7 @@ def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print_summary(folder: Place, manifest: dict[str, Any]) -> None:
+def _print_summary(folder: Place, manifest: dict[str, Any], asked: float) -> None:
     for split, counts in manifest["splits"].items():
         shown = [f"{counts[of]:>12,} {of.replace('_', ' ')}" for of in ("documents", "images", "text_tokens")]
         _say(f"  {split.replace('_', ' '):<10}" + "".join(shown))
@@ -190,12 +190,14 @@ def _print_summary(folder: Place, manifest: dict[str, Any]) -> None:
     if manifest["quarantine"]:
         _say(f"each with its source and reason in {folder / 'quarantine.jsonl'}")
     train, held_out = (manifest["splits"][split]["documents"] for split in ("train", "held_out"))
-    if 0 < held_out < ENOUGH <= (train + held_out) / 5:
+    if held_out < ENOUGH <= (train + held_out) / 5 and asked:
         share = math.ceil(100 * ENOUGH / (train + held_out)) / 100
         _say(f"{held_out} documents are few to evaluate on: --held-out {share} would keep about {ENOUGH}")
     if train + held_out:
         name = folder.name.replace("-", "_").replace(".", "_")
-        _say(f"train on it with --config.data.sources.{name}.path={folder}")
+        alone = json.dumps({name: {"path": str(folder)}})
+        _say(f"train on it alone with --config.data.sources='{alone}', or beside a config's own sources")
+        _say(f"with --config.data.sources.{name}.path={folder}")
 
 
 def _say(line: str) -> None:

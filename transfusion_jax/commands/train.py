@@ -51,6 +51,8 @@ def _train(
         rows = replace(rows, skipped=workdir.skip_rows)
         size, elements = context.facts["parameters"] / 1e6, config.elements_per_step
         log(f"{config.name}: {size:.2f}M parameters, {elements:,} elements per step")
+        sources = (f"{source.name} ({len(source.documents.images):,} documents)" for source in data.train.sources)
+        log(f"trains on {', '.join(sources)}")
         for line in untrained_branch(config):
             log(line)
         return train_run(context, workdir, rows, interruption, hooks, watching, beat)

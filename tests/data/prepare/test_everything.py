@@ -77,7 +77,7 @@ class Everything:
         os.mkfifo(self.folder / "photos/pipe.png")
         self.documents.append(["of a Latin name", COLOURS[5]])
         self.faults |= {
-            ("", "photos/c.heic"): "no image by its name: .heic",
+            ("", "photos/c.heic"): ".heic is not read: convert it to JPEG or PNG",
             ("", "photos/c.txt"): "captions of no image",
             ("", "photos/d.png#0"): "damaged image",
             ("", "photos/e.png#0"): "caption is not UTF-8",

@@ -17,7 +17,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read every file and compare hashes; of data also this machine's cached row plans",
     )
-    parser.add_argument("--workdir", type=place, help="a run's directory, with --row")
+    parser.add_argument("--workdir", type=place, help="a run's directory, too")
     parser.add_argument("--row", type=between(0), help="a row of the run's stream: its documents and a picture")
     parser.add_argument("--output", type=place, help="PNG for the pictures (default: doctor.png, or row-N.png)")
     add_json(parser)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from transfusion_jax.config import READERS, ConfigError
 from transfusion_jax.data.readers import files
-from transfusion_jax.data.readers.fields import is_image
+from transfusion_jax.data.readers.fields import is_image, unread_image
 from transfusion_jax.data.readers.folder import images_and_captions, stem_of
 from transfusion_jax.data.readers.format import Format, ReadOptions, flag
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
@@ -104,7 +104,9 @@ def _expand_folder(path: str, format: str | None) -> list[tuple[str, str]]:
     if images and (captioned or not found):  # without captions of their own they are those of what was found
         found = [("folder", path), *found]
     if not found:
-        raise ConfigError(f"{path} holds no {format or 'tar, Parquet, JSONL or image'} files")
+        unread = next(filter(None, map(unread_image, names)), "")
+        said = f"{path} holds no {format or 'tar, Parquet, JSONL or image'} files"
+        raise ConfigError(f"{said}: {unread}" if unread else said)
     return found
 
 

@@ -13,6 +13,7 @@ IMAGES = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm", "jfif", "jpe"),
     *("pjpeg", "apng", "j2k", "jpx", "pbm"),
 )  # endings of names
+UNREAD = ("heic", "heif", "dng", "cr2", "nef", "arw", "raw", "svg", "psd")  # images that Pillow alone does not read
 INLINE = "data:image/"  # a URL that is the image itself
 MARK = "<image>"  # where in a text one of its images stands
 FIELDS = (
@@ -30,6 +31,12 @@ _ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _BOXES = (b"ftypavif", b"ftypavis")
 _SHOWS = re.compile("image|img|picture|photo|pixel|video", re.IGNORECASE)
+
+
+def unread_image(name: str) -> str:
+    """What to do with an image of a kind that is not read, by its name; empty for other files."""
+    ending = name.rpartition(".")[2]
+    return f".{ending} is not read: convert it to JPEG or PNG" if ending.lower() in UNREAD else ""
 
 
 def is_image(path: str) -> bool:

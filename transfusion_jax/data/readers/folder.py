@@ -17,11 +17,11 @@ from typing import Any
 
 from transfusion_jax.config import READERS
 from transfusion_jax.data.readers import files, lines, records
-from transfusion_jax.data.readers.fields import is_image
+from transfusion_jax.data.readers.fields import is_image, unread_image
 from transfusion_jax.data.readers.format import Format, ReadOptions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RecordError
 from transfusion_jax.data.readers.records import ImageFolder
-from transfusion_jax.errors import require
+from transfusion_jax.errors import require, some
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 
@@ -108,7 +108,11 @@ def _strays(path: str) -> Iterator[Fault]:
             yield Fault(name, "captions of no image: none of this name is here that can be read")
         elif not is_image(name) and stem_of(name) not in stems and not name.lower().endswith(others):
             linked = "a link to a folder" if files.is_folder(files.join(path, name)) else ending or "no ending"
-            yield Fault(name, f"no image by its name: {linked}")
+            yield Fault(name, unread_image(name) or f"no image by its name: {linked}")
+
+
+def _without_name(row: Mapping[str, Any]) -> str:
+    return f"no file_name: its fields are {some([str(field)[:40] for field in row])}"
 
 
 def stem_of(name: str) -> str:
@@ -136,7 +140,7 @@ def _table_entries(folder: ImageFolder, table: str, text_column: str | None) -> 
     for key, row in rows(files.join(folder.path, table)):
         name = row if isinstance(row, Fault) else row.get("file_name")
         if isinstance(row, Fault) or not isinstance(name, str) or not name:
-            yield Fault(f"{table}{key}", row.reason if isinstance(row, Fault) else "no file_name")
+            yield Fault(f"{table}{key}", row.reason if isinstance(row, Fault) else _without_name(row))
             continue
         captions = records.caption_of(row, text_column)
         image = files.join(inner, name)

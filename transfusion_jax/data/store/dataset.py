@@ -84,12 +84,13 @@ class Prepared:
         """
         folder = place(folder)
         if not (folder / "data.json").is_file():
-            unfinished = (folder / "job.json").exists()
-            raise ConfigError(
-                f"the data in {folder} is unfinished: run the command that prepares it again, and it continues"
-                if unfinished
-                else f"{folder} holds no prepared data: transfusion prepare INPUT… --output {folder}"
-            )
+            if (folder / "job.json").exists():
+                said = f"the data in {folder} is unfinished: run the command that prepares it again, to go on"
+            elif folder.exists():
+                said = f"{folder} holds no prepared data: name the --output of transfusion prepare"
+            else:
+                said = f"{folder} does not exist: transfusion prepare INPUT… --output {folder} makes it"
+            raise ConfigError(said)
         manifest = read_json(folder / "data.json", REMEDY)
         if manifest.get("schema", SCHEMA) != SCHEMA:
             raise ConfigError(
