@@ -85,10 +85,14 @@ def _folder_entries(path: str, options: ReadOptions) -> Entries:
 
 
 def images_and_captions(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The images among a folder's files, and what holds captions of theirs: tables, or texts of their names."""
+    """The images among a folder's files, and what holds captions of theirs: tables, or texts of their names.
+
+    Where there are no images, a metadata.jsonl may hold records of any kind.
+    """
     images = [name for name in names if is_image(name)]
-    texts = {f"{stem_of(image)}.txt" for image in images}
-    return images, [name for name in names if name in texts or name.rpartition("/")[2] in TABLES] if images else []
+    tables = _tables(names) if images else [name for name in _tables(names) if name.endswith(".csv")]
+    holders = {*tables, *(f"{stem_of(image)}.txt" for image in images)}
+    return images, [name for name in names if name in holders]
 
 
 def _tables(names: Iterable[str]) -> list[str]:
@@ -106,7 +110,7 @@ def _strays(path: str) -> Iterator[Fault]:
         ending = name[len(stem_of(name)) :]
         if ending == ".txt" and stem_of(name) not in stems:
             yield Fault(name, "captions of no image: none of this name is here that can be read")
-        elif not is_image(name) and stem_of(name) not in stems and not name.lower().endswith(others):
+        elif not is_image(name) and ending != ".txt" and not name.lower().endswith(others):
             linked = "a link to a folder" if files.is_folder(files.join(path, name)) else ending or "no ending"
             yield Fault(name, f"no image by its name: {linked}")
 
