@@ -58,6 +58,7 @@ def test_tables_of_captions_name_their_images(tmp_path):
         "x/metadata.jsonl@47": "not JSON",
         "x/metadata.jsonl@49": "no file_name",
         "x/b.jpg": "no caption",
+        "x/unnamed.jpg": "not named in x/metadata.jsonl",
         "y/../x/b.jpg": pair('of "b",\nand c', b"b"),
         "y/no.jpg": "image cannot be read",
         "y/metadata.csv@5": "no file_name",
@@ -79,6 +80,80 @@ def test_a_row_that_is_not_csv_or_not_utf8_leaves_the_others(tmp_path):
     put(tmp_path, {"metadata.csv": b"\n".join([b"file_name,text", long, latin, b"b.jpg,b"])})
     found = outcomes(read(tmp_path))
     assert list(found.values()) == ["not CSV", "caption is not UTF-8", pair("b", b"b")]
+
+
+DOUBTFUL = {  # rows of a table, and what becomes of each image
+    "an unclosed quote": ['a.png,"a sign', "b.png,a car", "c.png,a tree"],
+    "one that a later row closes": ['a.png,"a sign', 'b.png,"a car"', "c.png,a tree"],
+    "one that a later row seems to close": ['a.png,"a sign', "b.png,a car", 'c.png,"'],
+    "one that a text's quote closes": ['a.png,"a sign', 'b.png,a "red" car', "c.png,a tree"],
+    "a long text of several lines": ['a.png,"' + "x" * 140_000, "b.png,said by a", '"', "c.png,a tree"],
+    "two unclosed quotes": ['a.png,"a sign', 'b.png,"', 'c.png,"a tree'],
+}
+
+
+@pytest.mark.parametrize("kind", DOUBTFUL)
+def test_a_caption_never_holds_rows_and_a_row_is_never_made_of_a_caption(kind, tmp_path):
+    put(tmp_path, dict.fromkeys(("a.png", "b.png", "c.png"), b"i"))
+    put(tmp_path, {"metadata.csv": "\n".join(["file_name,caption", *DOUBTFUL[kind]]) + "\n"})
+    found = outcomes(read(tmp_path))
+    assert {"a.png", "b.png", "c.png"} <= found.keys()
+    assert [r for r in found.values() if not isinstance(r, str)] in ([], [pair("a tree", b"i")])
+    assert [key for key in found if key.startswith("metadata.csv@")]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("file_name,caption\na.png,a sign, and a car\n", "more fields than columns"),
+        ("file_name,caption,caption\na.png,one,two\n", "two columns are called 'caption'"),
+    ],
+)
+def test_a_row_that_leaves_doubt_has_a_line(table, reason, tmp_path):
+    put(tmp_path, {"a.png": b"i", "metadata.csv": table})
+    assert outcomes(read(tmp_path)) == {"metadata.csv@2": reason, "a.png": "not named in metadata.csv"}
+
+
+def test_a_row_after_one_that_is_not_csv_is_read_where_no_quote_is_open(tmp_path):
+    put(tmp_path, {"a.png": b"i", "b.png": b"i"})
+    put(tmp_path, {"metadata.csv": 'file_name,caption\na.png,"a" sign\nb.png,"one,\ntwo"\n'})
+    assert outcomes(read(tmp_path)) == {
+        "metadata.csv@2": "not CSV",
+        "b.png": pair("one,\ntwo", b"i"),
+        "a.png": "not named in metadata.csv",
+    }
+
+
+def test_a_table_says_what_is_read_of_its_own_folder_alone(tmp_path):
+    put(
+        tmp_path,
+        {"a/metadata.csv": "file_name,text\n1.png,one\n../b/4.png,four\n", "a/1.png": b"1", "a/x.md": b"x"},
+    )
+    put(tmp_path, {"a/2.png": b"2", "a/2.txt": "two", "b/3.png": b"3", "b/3.txt": "three", "b/4.png": b"4"})
+    put(tmp_path, {"b/5.heic": b"5", "b/6.png": b"6", "ab.png": b"7", "ab.txt": b"of ab"})
+    assert outcomes(read(tmp_path)) == {
+        "a/1.png": pair("one", b"1"),
+        "a/../b/4.png": pair("four", b"4"),
+        "a/2.png": "not named in a/metadata.csv",
+        "a/2.txt": "not used",
+        "a/x.md": "no image by its name",
+        "b/3.png#0": pair("three", b"3"),
+        "b/5.heic": "no image by its name",
+        "b/6.png": "no caption",
+        "ab.png#0": pair("of ab", b"7"),
+    }
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_table_that_is_a_link_out_of_the_folder_is_read_where_paths_are_allowed(name, tmp_path):
+    table = "file_name,text\na.png,c\n" if name.endswith("csv") else '{"file_name": "a.png", "text": "c"}'
+    put(tmp_path, {"in/a.png": b"i", "out": table})
+    (tmp_path / "in" / name).symlink_to(tmp_path / "out")
+    assert outcomes(read(tmp_path / "in")) == {
+        name: "table lies outside the folder of the input",
+        "a.png": f"not named in {name}",
+    }
+    assert outcomes(read(tmp_path / "in", allow_paths=True)) == {"a.png": pair("c", b"i")}
 
 
 def test_files_of_coco_give_each_caption_in_the_order_of_images(tmp_path, monkeypatch):

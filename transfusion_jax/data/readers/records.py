@@ -40,6 +40,17 @@ class ImageFolder:
         path = files.folder_of(file) if options.images is None else options.images
         return cls(path, options.allow_paths, most_images(options.image_size))
 
+    def path_of(self, name: str, what: str) -> str:
+        """The path of a file by its name in the folder; `what` says in errors what it should hold.
+
+        Raises:
+            RecordError: it lies elsewhere.
+        """
+        path = files.join(self.path, name)
+        if not self.anywhere and not files.lies_in(path, self.path):
+            raise RecordError(f"{what} lies outside the folder of the input: --allow-paths reads it: {name[:200]}")
+        return path
+
     def read(self, name: str, what: str = "image") -> bytes:
         """The bytes of a file by its name in the folder; `what` says in errors what it should hold.
 
@@ -48,11 +59,7 @@ class ImageFolder:
         """
         path = files.join(self.path, name)
         try:
-            if not self.anywhere and not files.lies_in(path, self.path):
-                raise RecordError(
-                    f"{what} lies outside the folder of the input: --allow-paths reads it: {name[:200]}"
-                )
-            with files.open_file(path) as file:
+            with files.open_file(self.path_of(name, what)) as file:
                 data = file.read(files.LARGEST + 1)
         except (ConnectionError, TimeoutError):
             raise
