@@ -201,7 +201,31 @@ def test_bad_entries_of_coco_are_faults(tmp_path):
         "a.jpg#0": "no caption",
         "a.jpg#1": "caption is not a text",
         "a.jpg#2": pair("c", b"a"),
+        "annotations[0]": "caption of no image",
     }
+
+
+def test_a_caption_of_coco_is_of_the_one_image_that_has_its_id(tmp_path):
+    images = [
+        {"file_name": "none.jpg"},
+        {"id": None, "file_name": "null.jpg"},
+        {"id": 1, "file_name": "a.jpg", "split": "train"},
+        {"id": 1, "file_name": "b.jpg", "split": "train"},
+        {"id": 2, "file_name": "c.jpg", "split": "train"},
+        {"id": "2", "file_name": "c.jpg", "split": "train"},
+        {"id": 3, "file_name": "d.jpg", "split": "test"},
+    ]
+    about = [None, 1, 2, 3, 7, "x"]
+    notes = [{"caption": "of none"}, *({"image_id": a, "caption": f"of {a}"} for a in about)]
+    put(tmp_path, {image["file_name"]: image["file_name"] for image in images})
+    put(tmp_path, {"captions.json": json.dumps({"images": images, "annotations": notes})})
+    lost = dict.fromkeys((f"annotations[{n}]" for n in (0, 1, 5, 6)), "caption of no image")
+    several = dict.fromkeys(("a.jpg", "b.jpg"), "captions of several images")
+    found = {"c.jpg#0": pair("of 2", b"c.jpg")}
+    rest = {"none.jpg": "no caption", "null.jpg": "no caption", "d.jpg#0": pair("of 3", b"d.jpg")}
+    path = tmp_path / "captions.json"
+    assert outcomes(read(path, format="coco")) == lost | several | found | rest
+    assert outcomes(read(path, format="coco", split="train")) == lost | several | found
 
 
 def put(folder, contents):
