@@ -80,7 +80,7 @@ def text_of(value: Any, what: str = "text") -> str:
     """A text as it is, from a string or from bytes in UTF-8; `what` names it in errors.
 
     Raises:
-        RecordError: it is missing, empty, not a text, not UTF-8 or too long.
+        RecordError: it is missing, empty, not a text, not UTF-8, or too long, or holds zeros.
     """
     if value is None:
         raise RecordError(f"no {what}")
@@ -94,6 +94,8 @@ def text_of(value: Any, what: str = "text") -> str:
         value.encode()  # half of a surrogate pair, which JSON can hold
     except UnicodeError as error:
         raise RecordError(f"{what} is not UTF-8") from error
+    if "\0" in value:
+        raise RecordError(f"{what} holds characters of the value 0, as UTF-16 does where it is taken for UTF-8")
     if not value.strip():
         raise RecordError(f"empty {what}")
     return value
