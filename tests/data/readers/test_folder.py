@@ -4,7 +4,7 @@ import pytest
 
 from data.readers.samples import outcomes, pair, read
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.readers import ReadOptions, input_shards, records
+from transfusion_jax.data.readers import ReadOptions, files, input_shards, read_shard, records
 
 COCO = {
     "images": [{"id": 2, "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}, {"id": 3, "file_name": "no.jpg"}],
@@ -142,6 +142,31 @@ def test_a_table_says_what_is_read_of_its_own_folder_alone(tmp_path):
         "b/6.png": "no caption",
         "ab.png#0": pair("of ab", b"7"),
     }
+
+
+@pytest.mark.parametrize("kind", ["metadata.csv", "metadata.jsonl", "captions.json"])
+def test_a_table_is_read_once_for_all_its_shards_and_again_where_it_changes(kind, tmp_path, monkeypatch):
+    names = [f"{n}.png" for n in range(20)]
+    rows = [
+        {"file_name": name, "text": name, "id": n, "image_id": n, "caption": name} for n, name in enumerate(names)
+    ]
+    content = {
+        "metadata.csv": "\n".join(["file_name,text", *(f"{name},{name}" for name in names)]),
+        "metadata.jsonl": "\n".join(map(json.dumps, rows)),
+        "captions.json": json.dumps({"images": rows, "annotations": rows}),
+    }[kind]
+    put(tmp_path, dict.fromkeys(names, b"i") | {kind: content})
+    path, format = (tmp_path / kind, "coco") if kind == "captions.json" else (tmp_path, None)
+    options = ReadOptions(shard_size=3)
+    shards = input_shards([str(path)], format, options)
+    opened = []
+    open_file = files.open_file
+    monkeypatch.setattr(files, "open_file", lambda path: opened.append(path) or open_file(path))
+    found = [record for shard in shards for record in read_shard(shard, options)]
+    assert [r.key.partition("#")[0] for r in found] == names
+    assert opened.count(str(tmp_path / kind)) == 1
+    put(tmp_path, {kind: content.replace("1.png", "x.png")})
+    assert [r.key.partition("#")[0] for r in read_shard(shards[0], options)] == ["0.png", "x.png", "2.png"]
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])

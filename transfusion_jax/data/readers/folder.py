@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from transfusion_jax.config import READERS
@@ -42,13 +42,16 @@ def captioned_images(
     entries: Callable[[str, ReadOptions], Entries],
     options: tuple[str, ...],
     strays: Callable[[str], Iterable[Fault]] = lambda path: (),
+    state: Callable[[str], str] = files.state,
 ) -> Format:
     """The format of images that `entries(path, options)` lists with their captions.
 
-    What else is there, `strays(path)`, is told of first, and is not counted.
+    What else is there, `strays(path)`, is told of first, and is not counted. Whoever reads shard after shard of a
+    path lists its entries once, as long as its `state(path)` stays the same.
     """
 
     def shards(path: str, options: ReadOptions) -> list[InputShard]:
+        _listed.cache_clear()  # whoever lists shards need not read one
         count, size = len(entries(path, options)), options.shard_size
         found = [InputShard(path, begin, min(begin + size, count)) for begin in range(0, count, size)]
         return found or [InputShard(path) for _ in itertools.islice(strays(path), 1)]
@@ -56,7 +59,8 @@ def captioned_images(
     def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
         if not shard.begin:
             yield from strays(shard.path)
-        for entry in entries(shard.path, options)[shard.begin : shard.end or None]:
+        listed = _listed(entries, shard.path, options, state(shard.path))
+        for entry in listed[shard.begin : shard.end or None]:
             if isinstance(entry, Fault):
                 yield entry
                 continue
@@ -66,6 +70,16 @@ def captioned_images(
                 yield Fault(entry.key, str(error))
 
     return Format(shards, read, options=("shard_size", *options))
+
+
+@lru_cache(maxsize=1)
+def _listed(entries: Callable[[str, ReadOptions], Entries], path: str, options: ReadOptions, state: str) -> Entries:
+    return entries(path, options)
+
+
+def _folder_state(path: str) -> str:
+    names = files.inside(path)
+    return f"{hash(tuple(names))} {[files.state(files.join(path, table)) for table in _tables(names)]}"
 
 
 def _folder_entries(path: str, options: ReadOptions) -> Entries:
@@ -239,4 +253,4 @@ def same(captions: Any) -> Any:
     return captions
 
 
-FORMAT = captioned_images(_folder_entries, ("text_column", "allow_paths"), _strays)
+FORMAT = captioned_images(_folder_entries, ("text_column", "allow_paths"), _strays, _folder_state)
