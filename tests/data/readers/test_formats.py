@@ -77,6 +77,7 @@ def test_a_folder_of_several_formats_is_read_as_each(tmp_path):
         "webdataset",
         "jsonl",
         "jsonl",
+        "jsonl",
     ]
 
 
@@ -95,6 +96,14 @@ NEIGHBOURS = {  # what lies in a folder, and every key that must be told of
     "files beside an image": (
         {"p.png": IMAGE, "p.txt": b"c", "p.caption": b"d", "p.heic": b"e", "p.json": b"{}"},
         {"p.png#0", "p.caption", "p.heic"},
+    ),
+    "an array beside its preview": (
+        {"p.png": IMAGE, "p.txt": b"c", "p.json": b'[{"text": "a"}]'},
+        {"p.png#0", "p.json"},
+    ),
+    "objects beside their preview": (
+        {"p.png": IMAGE, "p.txt": b"c", "p.json": b'{"text": "a"}\n{"text": "b"}'},
+        {"p.png#0", "p.json"},
     ),
     "a table of images that are none": (
         {"x.tar": tar([("a.txt", b"a")]), "metadata.csv": b"file_name,text\np.heic,c\n", "p.heic": b"e"},

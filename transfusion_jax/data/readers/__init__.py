@@ -92,20 +92,19 @@ def _expand_folder(path: str, format: str | None) -> list[tuple[str, str]]:
     if format is not None and not READERS[format].suffixes:
         return [(format, path)]
     names = _without_companions(files.inside(path))
-    images, captioned = images_and_captions(names) if format is None else ([], [])
-    beside = {*captioned, *(f"{stem_of(image)}.json" for image in images)}  # a.json of a.png says more about it
+    images, captioned = images_and_captions(names) if format is None else ([], set())
+    of_images = {files.join(path, f"{stem_of(image)}.json") for image in images}  # which say more about them
     wanted = {name: READERS[name].suffixes for name in ([format] if format else READERS)}
     found = [
         (known, files.join(path, name))
         for name in names
         for known, suffixes in wanted.items()
-        if name.lower().endswith(suffixes) and name not in beside
+        if name.lower().endswith(suffixes) and name not in captioned
     ]
-    named = any(
-        "images" in READERS[known].options for known, _ in found
-    )  # by lines or rows: then they need no captions
+    others = [(known, file) for known, file in found if file not in of_images]
+    named = any("images" in READERS[known].options for known, _ in others)  # by lines or rows, which have captions
     if captioned or (images and not named):
-        found = [("folder", path), *found]
+        found = [("folder", path), *others]
     if not found:
         raise ConfigError(f"{path} holds no {format or 'tar, Parquet, JSONL or image'} files")
     return found

@@ -120,15 +120,14 @@ def _table_over(name: str, tables: Mapping[str, str]) -> str:
     return ""
 
 
-def images_and_captions(names: Sequence[str]) -> tuple[list[str], list[str]]:
+def images_and_captions(names: Sequence[str]) -> tuple[list[str], set[str]]:
     """The images among a folder's files, and what holds captions of theirs: tables, or texts of their names.
 
     Where there are no images, a metadata.jsonl may hold records of any kind.
     """
     images = [name for name in names if is_image(name)]
     tables = _tables(names) if images else [name for name in _tables(names) if name.endswith(".csv")]
-    holders = {*tables, *(f"{stem_of(image)}.txt" for image in images)}
-    return images, [name for name in names if name in holders]
+    return images, {*tables, *(f"{stem_of(image)}.txt" for image in images)} & set(names)
 
 
 def _tables(names: Iterable[str]) -> list[str]:
@@ -147,11 +146,23 @@ def _strays(path: str) -> Iterator[Fault]:
             yield Fault(name, f"not used: the captions are those of {table}")
         elif ending == ".txt" and stem_of(name) not in stems:
             yield Fault(name, "captions of no image: none of this name is here that can be read")
+        elif ending == ".json" and stem_of(name) in stems and not _is_about_one(path, name):
+            yield Fault(
+                name, "not read: an image has its name, and it is no JSON object about that; rename one of them"
+            )
         elif not (
             is_image(name) or ending == ".txt" or name.rpartition("/")[2] in TABLES or name.lower().endswith(others)
         ):
             linked = "a link to a folder" if files.is_folder(files.join(path, name)) else ending or "no ending"
             yield Fault(name, f"no image by its name: {linked}")
+
+
+def _is_about_one(path: str, name: str) -> bool:
+    """Whether a file beside an image is a JSON object; in a bucket, where looking is slow, it is taken for one."""
+    try:
+        return files.is_url(path) or records.json_object(ImageFolder(path).read(name, "JSON")) is not None
+    except RecordError:
+        return False
 
 
 def stem_of(name: str) -> str:
