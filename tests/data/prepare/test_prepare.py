@@ -105,6 +105,7 @@ def test_what_cannot_be_used_is_reported_and_the_rest_is_there(tmp_path):
     assert len(report) == sum(prepared.manifest["quarantine"].values()) == 4
     assert prepared.manifest["quarantine"]["duplicate"] == 2
     assert {line["source"] for line in report} == {first, second}
+    assert [line["key"] for line in report if line["source"] == second] == ["@0"]
 
 
 def test_a_killed_run_that_goes_on_writes_the_bytes_of_a_clean_one(tmp_path):

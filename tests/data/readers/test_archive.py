@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import tarfile
 import tracemalloc
 
@@ -113,7 +114,7 @@ def unmarked(data):
 ENDS = {  # what is done to an archive, and the faults that tell of it
     "whole": (lambda data: data, set()),
     "without a mark": (unmarked, {"broken tar"}),
-    "garbage after the mark": (lambda data: data + b"garbage" * 999, set()),
+    "garbage after the mark": (lambda data: data + b"garbage" * 999, {"what follows the end of a tar is none"}),
     "garbage for a mark": (lambda data: unmarked(data) + b"x" * 1024, {"broken tar"}),
 }
 
@@ -126,6 +127,56 @@ def test_the_end_of_an_archive_spoils_nothing_before_it(end, order, tmp_path):
     found = outcomes(read(tmp_path / "a.tar"))
     assert {key: found.pop(key) for key in PAIRS} == PAIRS
     assert set(found.values()) == faults
+
+
+JOINTS = {  # how a second archive follows the first
+    "as it is": lambda one, two: one + two,
+    "after one block of zeros": lambda one, two: unmarked(one) + bytes(512) + two,
+    "after many": lambda one, two: one + bytes(1 << 16) + two,
+    "and garbage": lambda one, two: one + two + b"garbage" * 999,
+}
+
+
+@pytest.mark.parametrize("joint", JOINTS)
+@pytest.mark.parametrize("suffix", PACKS)
+@pytest.mark.parametrize("order", ["sorted", "images, then captions"])
+def test_archives_that_follow_each_other_are_read_as_one(joint, suffix, order, tmp_path):
+    more = tar([("x.png", IMAGES["1"]), ("x.txt", b"caption 1"), ("y.txt", b"alone")])
+    (tmp_path / f"a{suffix}").write_bytes(PACKS[suffix](JOINTS[joint](archive_of("regular", order), more)))
+    found = outcomes(read(tmp_path / f"a{suffix}"))
+    expected = PAIRS | {"x": PAIRS["1"], "y": (RawText("alone"),)}
+    assert {key: found.pop(key) for key in expected} == expected
+    assert set(found.values()) == ({"what follows the end of a tar is none"} if joint == "and garbage" else set())
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(tar(SAMPLE)) + gzip.compress(more))
+    assert outcomes(read(tmp_path / "b.tar.gz")) == {"0": PAIRS["0"], "x": PAIRS["1"], "y": (RawText("alone"),)}
+
+
+def test_a_name_of_no_member_is_no_mark_of_the_end(tmp_path):
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 2
+    whole = unmarked(tar([*SAMPLE, ("x.txt", b"of an image?")]))
+    (tmp_path / "a.tar").write_bytes(whole + long.tobuf(tarfile.GNU_FORMAT) + b"n".ljust(512, b"\0") + bytes(9999))
+    found = outcomes(read(tmp_path / "a.tar"))
+    assert found.pop("0") == PAIRS["0"]
+    assert list(found.values()) == ["broken tar"]
+
+
+WAYS = ("./{}", "{}", "/{}", ".//{}", "in/../{}", "././{}")  # to write a member's name
+
+
+@pytest.mark.parametrize("folder", ["", "d/", "d.x/e/"])
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_members_of_a_sample_are_its_own_however_their_names_are_written(folder, order, apart, tmp_path):
+    expected = {}
+    images, texts = [], []
+    for number, (one, other) in enumerate(itertools.product(WAYS, repeat=2)):
+        images.append((one.format(f"{folder}{number}.png"), IMAGES["1"]))
+        texts.append((other.format(f"{folder}{number}.txt"), b"caption 1"))
+        expected[f"{folder}{number}"] = PAIRS["1"]
+    members = images + texts if apart else [m for both in zip(images, texts, strict=True) for m in both]
+    (tmp_path / "a.tar").write_bytes(tar(members[::order]))
+    assert outcomes(read(tmp_path / "a.tar")) == expected
 
 
 NOWHERE = "member is a link to what the archive does not hold"
@@ -282,7 +333,7 @@ def test_hidden_members_are_no_data(tmp_path):
     names = ("._a.png", "__MACOSX/a.png", "__MACOSX/._a.png", ".ipynb_checkpoints/a.png", "in/.hidden/a.txt")
     members = [(name, b"hidden") for name in names]
     (tmp_path / "a.tar").write_bytes(tar([*members, ("./a.png", IMAGES["1"]), ("./a.txt", b"caption 1"), *members]))
-    assert outcomes(read(tmp_path / "a.tar")) == {"./a": PAIRS["1"]}
+    assert outcomes(read(tmp_path / "a.tar")) == {"a": PAIRS["1"]}
 
 
 @pytest.mark.parametrize(

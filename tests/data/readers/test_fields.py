@@ -58,6 +58,63 @@ def test_layouts_that_leave_no_doubt_are_understood(record, expected, folder):
     assert list(of(folder, record).values()) == [expected]
 
 
+SAME = [  # what says the image again, or where it is from
+    {"image_path": "in/a.png"},
+    {"file_name": "./a.png"},
+    {"image_url": "http://x.org/of.jpg"},
+    {"source": "http://x.org/of.jpg"},
+    {"url": "http://x.org/of.jpg", "image_id": "a", "image_size": [3, 4]},
+    {"images": ["a.png"]},
+    {"images": []},
+    {"image_bytes": None},
+]
+OTHER = [  # what says another
+    {"image_2": "b.png"},
+    {"image_path": "b.png"},
+    {"images": ["a.png", "b.png"]},
+    {"mask": {"path": "b.png"}},
+    {"after": "data:image/png;base64,aaaa"},
+    {"second": {"bytes": "aGk=", "path": "a.png"}},
+    {"file_name": "b.png"},
+    {"image_2": "http://x.org/of.jpg"},
+    {"pages": [{"file": "b.png"}, {"file": "c.png"}]},
+]
+
+
+@pytest.mark.parametrize("text", ["text", "caption"])
+@pytest.mark.parametrize("beside", SAME)
+def test_fields_that_say_the_same_image_leave_no_doubt(beside, text, folder):
+    assert list(of(folder, {text: "c", "image": "a.png"} | beside).values()) == [pair("c", A.data)]
+
+
+@pytest.mark.parametrize("text", ["text", "caption"])
+@pytest.mark.parametrize("beside", OTHER)
+def test_an_image_in_another_field_is_never_left_out(beside, text, folder):
+    record = {text: "c", "image": "a.png"} | beside
+    assert list(of(folder, record).values()) == ["images in several fields"]
+    assert list(of(folder, record, image_column="image").values()) == [pair("c", A.data)]
+
+
+@pytest.mark.parametrize("path", [None, "x.png"])
+def test_names_beside_the_bytes_of_an_image_are_its_own(path, folder):
+    image = {"bytes": base64.b64encode(b"image a").decode(), "path": path}
+    assert list(of(folder, {"text": "c", "image": image, "file_name": "b.png"}).values()) == [pair("c", A.data)]
+    assert list(of(folder, {"text": "c", "image": image, "image_2": image}).values()) == [pair("c", A.data)]
+    other = image | {"bytes": "aGk="}
+    assert list(of(folder, {"text": "c", "image": image, "image_2": other}).values()) == [
+        "images in several fields"
+    ]
+
+
+def test_files_of_one_name_in_two_folders_are_two_images(folder):
+    (folder / "before").mkdir()
+    (folder / "before/a.png").write_bytes(A.data)
+    record = {"text": "c", "image": "before/a.png", "image_2": "after/a.png"}
+    assert list(of(folder, record).values()) == ["images in several fields"]
+    many = {"text": "c", "images": [f"{n}.png" for n in range(99)], "paths": [f"in/{n}.png" for n in range(99)]}
+    assert list(of(folder, many).values()) == ["images in several fields"]  # they are too many to be compared
+
+
 UNKNOWN = "images in fields that are not known: keys are"
 REFUSED = [
     (

@@ -3,10 +3,11 @@ import os
 
 import fsspec
 import pytest
+from PIL import Image
 
-from data.readers.samples import WRITERS, expected, photographs, read, segments, tar
+from data.readers.samples import WRITERS, encoded, expected, photographs, read, segments, tar
 from transfusion_jax.config import READERS, ConfigError
-from transfusion_jax.data.readers import InputShard, ReadOptions, input_shards
+from transfusion_jax.data.readers import InputShard, ReadOptions, _without_companions, files, input_shards
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -52,9 +53,9 @@ MIXED = (
     "p/a.png",
     "p/a.txt",
     "p/a.json",
-    "x.tar",
-    "x.parquet",
-    "x_stats.json",
+    "0.tar",
+    "0.parquet",
+    "0_stats.json",
     "y.jsonl",
     "in/z.json",
 )
@@ -67,16 +68,65 @@ def test_a_folder_of_several_formats_is_read_as_each(tmp_path):
     found = input_shards([str(tmp_path)], None, ReadOptions())
     assert [(s.format, os.path.relpath(s.path, tmp_path)) for s in found] == [
         ("folder", "."),
+        ("webdataset", "0.tar"),
         ("jsonl", "in/z.json"),
-        ("webdataset", "x.tar"),
         ("jsonl", "y.jsonl"),
     ]
     (tmp_path / "p/a.txt").unlink()  # without captions, the images are those of the lines
     assert [s.format for s in input_shards([str(tmp_path)], None, ReadOptions())] == [
-        "jsonl",
         "webdataset",
         "jsonl",
+        "jsonl",
+        "jsonl",
     ]
+
+
+IMAGE = encoded(Image.new("RGB", (8, 8)), "PNG")
+NEIGHBOURS = {  # what lies in a folder, and every key that must be told of
+    "a preview beside a tar": ({"train.png": IMAGE, "train.tar": tar([("a.txt", b"a")])}, {"train.png", "a"}),
+    "lines beside their preview": (
+        {"p.png": IMAGE, "p.txt": b"c", "p.jsonl": b'{"text": "a"}', "p.ndjson": b'{"text": "b"}'},
+        {"p.png#0", "@0"},
+    ),
+    "lines beside a table": (
+        {"p.png": IMAGE, "metadata.csv": b"file_name,text\np.png,c\n", "metadata.json": b'{"text": "a"}'},
+        {"p.png", "@0"},
+    ),
+    "an array beside a tar": ({"x.tar": tar([("a.txt", b"a")]), "x_stats.json": b'[{"text": "b"}]'}, {"a", "@1"}),
+    "files beside an image": (
+        {"p.png": IMAGE, "p.txt": b"c", "p.caption": b"d", "p.heic": b"e", "p.json": b"{}"},
+        {"p.png#0", "p.caption", "p.heic"},
+    ),
+    "an array beside its preview": (
+        {"p.png": IMAGE, "p.txt": b"c", "p.json": b'[{"text": "a"}]'},
+        {"p.png#0", "p.json"},
+    ),
+    "objects beside their preview": (
+        {"p.png": IMAGE, "p.txt": b"c", "p.json": b'{"text": "a"}\n{"text": "b"}'},
+        {"p.png#0", "p.json"},
+    ),
+    "a table of images that are none": (
+        {"x.tar": tar([("a.txt", b"a")]), "metadata.csv": b"file_name,text\np.heic,c\n", "p.heic": b"e"},
+        {"a", "p.heic"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NEIGHBOURS)
+def test_no_file_is_passed_over_because_of_what_lies_beside_it(kind, tmp_path):
+    contents, keys = NEIGHBOURS[kind]
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    assert {r.key for r in read(tmp_path)} == keys
+
+
+@pytest.mark.parametrize("beside", ["photos/1.png", "photos.tar", "photos.png"])
+def test_a_table_beside_images_or_a_tar_of_its_name_is_read(beside, tmp_path):
+    for name, data in {beside: IMAGE, "photos.parquet": b""}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    names = _without_companions(files.inside(str(tmp_path)))
+    assert "photos.parquet" in names
 
 
 def test_what_img2dataset_writes_as_files_is_a_folder_of_images(tmp_path):

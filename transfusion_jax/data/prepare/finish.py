@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,15 @@ from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare.encode import encodings as encoded
 from transfusion_jax.data.prepare.job import PrepareJob, kept_tokenizer
-from transfusion_jax.data.prepare.shard import KEY_BYTES, REPORT, columns_file, fault_line, faults_file, report_file
+from transfusion_jax.data.prepare.shard import (
+    KEY_BYTES,
+    NAMES,
+    REPORT,
+    columns_file,
+    fault_line,
+    faults_file,
+    report_file,
+)
 from transfusion_jax.data.readers import Fault, origin
 from transfusion_jax.data.store.dataset import COLUMNS, REPREPARE, SCHEMA, SPLITS
 from transfusion_jax.data.store.latent_stats import Moments
@@ -33,7 +42,7 @@ def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
     reports = [parse_json(data, path, REPREPARE, REPORT) for path, data in zip(paths, read_all(paths), strict=True)]
     starts = np.concatenate([[0], np.cumsum([report["records"] for report in reports])])
     files = _read(folder, reports, "columns", columns_file)
-    shards = [dict(np.load(io.BytesIO(data))) for data in files]
+    shards = [_columns(data) for data in files]
     columns = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     columns["record"] += np.repeat(starts[:-1], [len(shard["record"]) for shard in shards])
     first = _first(columns["key"])
@@ -100,6 +109,20 @@ def _read(
         yield data
 
 
+def _columns(data: bytes) -> dict[str, np.ndarray]:
+    """A shard's columns but for the names, which are many bytes that only duplicates need."""
+    held = np.load(io.BytesIO(data))
+    return {name: held[name] for name in held.files if name != NAMES}
+
+
+def _names(folder: Place, shard: int, records: np.ndarray) -> list[str]:
+    """Where each document of a shard was found."""
+    held = np.load(io.BytesIO(columns_file(folder, shard).read_bytes()))
+    if NAMES not in held.files:
+        return [f"record {record}" for record in records]
+    return list(map(str, json.loads(held[NAMES].tobytes())))
+
+
 def _write_column(path: Place, column: np.ndarray) -> str:
     """Returns the file's hash."""
     with whole(path) as beside:
@@ -128,8 +151,10 @@ def _quarantine(
     faults = _read(folder, reports, "faults", faults_file)
     for number, (shard, found) in enumerate(zip(shards, faults, strict=True)):
         lines.append(found.decode())
-        for place in np.flatnonzero(~first[at : at + len(shard["record"])]):
-            fault = Fault(f"record {shard['record'][place]}", "duplicate: of a document in another shard")
+        places = np.flatnonzero(~first[at : at + len(shard["record"])])
+        names = _names(folder, number, shard["record"]) if len(places) else []
+        for place in places:
+            fault = Fault(names[place], "duplicate: of a document in another shard")
             lines.append(fault_line(origin(job.shards[number]), fault))
             repeated += 1
         at += len(shard["record"])

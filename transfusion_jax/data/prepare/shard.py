@@ -39,6 +39,7 @@ from transfusion_jax.storage.paths import Place, file_sizes, read_all, sha256
 WRITE = "group_size:1,uncompressed"  # one record can be read alone; latents and ids hardly compress
 WRITE_TEXT = "group_size:1,zstd:3"
 KEY_BYTES = 16
+NAMES = "names"  # a column of JSON's bytes, which older versions did not write
 
 
 def report_file(folder: Place, shard: int) -> Place:
@@ -150,7 +151,7 @@ def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
                 continue
             seen[document.key] = found_document.key
             held_out = document.chance < job.held_out
-            columns.add(document, documents.records, held_out)
+            columns.add(document, found_document.key, documents.records, held_out)
             for record in document.records:
                 documents.write(pack(record, dtype))
                 pixels.write(document.pixels.tobytes())
@@ -200,6 +201,7 @@ class _Columns:
     """One entry per document."""
 
     key: list[bytes]
+    name: list[str]  # where it was found: the record's key
     record: list[int]
     text_lengths: list[int]
     images: list[int]
@@ -207,10 +209,11 @@ class _Columns:
 
     @classmethod
     def empty(cls) -> _Columns:
-        return cls([], [], [], [], [])
+        return cls([], [], [], [], [], [])
 
-    def add(self, document: _Converted, record: int, held_out: bool) -> None:
+    def add(self, document: _Converted, name: str, record: int, held_out: bool) -> None:
         self.key.append(document.key)
+        self.name.append(name)
         self.record.append(record)
         self.text_lengths.append(document.text_length)
         self.images.append(len(document.pixels))
@@ -219,6 +222,7 @@ class _Columns:
     def arrays(self) -> dict[str, np.ndarray]:
         return {
             "key": np.frombuffer(b"".join(self.key), np.uint8).reshape(-1, KEY_BYTES),
+            NAMES: np.frombuffer(json.dumps(self.name).encode(), np.uint8),
             "record": np.array(self.record, np.int64),
             "text_lengths": np.array(self.text_lengths, np.int64),
             "images": np.array(self.images, np.int64),

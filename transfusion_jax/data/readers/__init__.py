@@ -92,17 +92,19 @@ def _expand_folder(path: str, format: str | None) -> list[tuple[str, str]]:
     if format is not None and not READERS[format].suffixes:
         return [(format, path)]
     names = _without_companions(files.inside(path))
-    images, captioned = images_and_captions(names) if format is None else ([], [])
-    beside = {*map(stem_of, images), *map(stem_of, captioned)}  # a.json of a.png says more about the image
+    images, captioned = images_and_captions(names) if format is None else ([], set())
+    of_images = {files.join(path, f"{stem_of(image)}.json") for image in images}  # which say more about them
     wanted = {name: READERS[name].suffixes for name in ([format] if format else READERS)}
     found = [
         (known, files.join(path, name))
         for name in names
         for known, suffixes in wanted.items()
-        if name.lower().endswith(suffixes) and stem_of(name) not in beside
+        if name.lower().endswith(suffixes) and name not in captioned
     ]
-    if images and (captioned or not found):  # without captions of their own they are those of what was found
-        found = [("folder", path), *found]
+    others = [(known, file) for known, file in found if file not in of_images]
+    named = any("images" in READERS[known].options for known, _ in others)  # by lines or rows, which have captions
+    if captioned or (images and not named):
+        found = [("folder", path), *others]
     if not found:
         unread = next(filter(None, map(unread_image, names)), "")
         said = f"{path} holds no {format or 'tar, Parquet, JSONL or image'} files"
@@ -111,10 +113,14 @@ def _expand_folder(path: str, format: str | None) -> list[tuple[str, str]]:
 
 
 def _without_companions(names: Sequence[str]) -> list[str]:
-    """Without what img2dataset writes beside 00000.tar, or a folder 00000: 00000.parquet and 00000_stats.json."""
+    """Without what img2dataset writes beside 00000.tar, or a folder 00000: 00000.parquet and 00000_stats.json.
+
+    Its shards are numbers. Under other names, what is beside a shard may be data.
+    """
     tars, tables = ({n.removesuffix(e) for n in names if n.endswith(e)} for e in (".tar", ".parquet"))
     tars |= {name.rpartition("/")[0] for name in names if is_image(name)}
-    beside = {f"{stem}.parquet" for stem in tars} | {f"{stem}_stats.json" for stem in tars | tables}
+    numbers = {stem for stem in tars | tables if stem.rpartition("/")[2].isdecimal()}
+    beside = {f"{stem}.parquet" for stem in tars & numbers} | {f"{stem}_stats.json" for stem in numbers}
     return [name for name in names if name not in beside]
 
 

@@ -76,6 +76,10 @@ class Survey:
     size: int = 0  # bytes, unpacked
 
 
+class _Rest(Fault):
+    """What follows an archive's end and is none itself: it tears no sample."""
+
+
 class _Member(NamedTuple):
     key: str  # empty where it is of no sample
     extension: str
@@ -95,7 +99,7 @@ def samples(stream: IO[bytes]) -> Iterator[TarSample | Fault]:
     for member in _members(stream, "r|", fits):
         if isinstance(member, Fault):
             strays.append(member)
-            if sample:
+            if sample and not isinstance(member, _Rest):
                 sample.torn = True
         elif not member.key:
             strays += _stray(member.info)
@@ -115,7 +119,7 @@ def survey_archive(stream: IO[bytes]) -> Survey:
     found, seen, last = Survey(), set[int](), None
     for member in _members(stream, "r|", lambda key, info: False):
         if isinstance(member, Fault):
-            found.whole = False
+            found.whole = isinstance(member, _Rest)
             continue
         found.members += 1
         found.size = member.info.offset_data + member.info.size
@@ -144,14 +148,15 @@ def indexed_samples(stream: IO[bytes], begin: int) -> Iterator[TarSample | Fault
         if isinstance(member, Fault):
             after.append(member)
             continue
-        names[posixpath.normpath(member.info.name)] = member.info
+        names[_path(member.info.name)] = member.info
         if not member.key:
             after += _stray(member.info)
         elif runs and runs[-1][0].key == member.key:
             runs[-1].append(member)
         else:
             runs.append([member])
-    last = runs[-1][-1] if runs and after and after[-1].key.startswith("byte") else None
+    torn = bool(after) and after[-1].key.startswith("byte") and not isinstance(after[-1], _Rest)
+    last = runs[-1][-1] if runs and torn else None
     joined = _joined(runs[begin:])
     times = Counter(run[0].key for run in runs[:begin]) + Counter(members[0].key for members in joined)
     stream.seek(0)
@@ -202,7 +207,7 @@ def _target(info: tarfile.TarInfo, names: _Names) -> tarfile.TarInfo:
         if not (info.islnk() or info.issym()):
             return info
         folder = posixpath.dirname(info.name) if info.issym() else ""
-        name = posixpath.normpath(posixpath.join(folder, info.linkname))
+        name = _path(posixpath.join(folder, info.linkname))
         if name not in names or names[name] is info:
             raise RecordError(f"member is a link to what the archive does not hold: {info.linkname[:200]}")
         info = names[name]
@@ -226,6 +231,11 @@ def seekable(path: str) -> Iterator[IO[bytes]]:
             yield copy
 
 
+def _path(name: str) -> str:
+    """A member's name, however it is written: `./a//b.png` is unpacked to where `a/b.png` is."""
+    return posixpath.normpath(name).lstrip("/")
+
+
 def _stray(info: tarfile.TarInfo) -> list[Fault]:
     return [] if files.is_hidden(info.name) else [Fault(info.name, "member of no sample: its name has no ending")]
 
@@ -235,14 +245,17 @@ def _members(
 ) -> Iterator[_Member | Fault]:
     """The members in order but for folders, and a fault at the end if the archive is broken.
 
-    A folder that is called as an image is a member: what stands beside it is no text of its own.
+    A folder that is called as an image is a member: what stands beside it is no text of its own. Archives that
+    follow each other in one file are read as one.
     """
+    tar: _Archive | None = None
     where, ending = 0, _Ending(stream)
     end = stream.seek(0, 2) - stream.seek(0) if mode == "r:" else 0
     try:
         tar = _opened(ending if mode == "r|" else stream, mode)
         while (info := tar.next()) is not None:
-            found = None if files.is_hidden(info.name) else _NAME.fullmatch(info.name)
+            name = _path(info.name)
+            found = None if files.is_hidden(name) else _NAME.fullmatch(name)
             key, extension = (found[1], found[2].lower()) if found else ("", "")
             if not info.isdir() or extension in IMAGES:
                 file = tar.extractfile(info) if key and info.isreg() and wanted(key, info) else None
@@ -252,11 +265,21 @@ def _members(
                 raise tarfile.ReadError("unexpected end of data")
             where = tar.offset
     except _BROKEN as error:
-        yield Fault(f"byte {min(where, end or ending.passed)}", f"broken tar: {files.damage(error)}")
+        byte = f"byte {min(where, end or ending.passed)}"
+        if tar and tar.ended:
+            yield _Rest(byte, f"what follows the end of a tar is none: {files.damage(error)}")
+        else:
+            yield Fault(byte, f"broken tar: {files.damage(error)}")
 
 
-def _opened(stream: Any, mode: Any) -> tarfile.TarFile:
-    return tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header, errors="backslashreplace")
+class _Archive(tarfile.TarFile):
+    """An archive, or several one after the other."""
+
+    ended = False  # whether the last block was the mark of an end
+
+
+def _opened(stream: Any, mode: Any) -> _Archive:
+    return _Archive.open(fileobj=stream, mode=mode, tarinfo=_Header, errors="backslashreplace", ignore_zeros=True)
 
 
 @dataclass
@@ -301,10 +324,18 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
+        assert isinstance(archive, _Archive)
+        ended = archive.ended
         try:
-            return super().fromtarfile(archive)
+            found = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
+            archive.ended = True
             raise
         except tarfile.HeaderError as error:
+            archive.ended = ended  # a name that zeros follow is no mark
             empty = isinstance(error, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+            if empty and ended:
+                raise
             raise tarfile.ReadError("no mark of its end" if empty else str(error)) from error
+        archive.ended = False
+        return found

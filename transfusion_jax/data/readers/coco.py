@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,28 +31,58 @@ def _entries(path: str, options: ReadOptions) -> Entries:
         raise ConfigError(
             f"{path} is not a file of COCO's captions: it needs lists of objects, images and annotations"
         )
+    names = _names_by_id(images)
     if options.split:
         there = {str(image["split"]) for image in images if "split" in image}
         wanted = set(options.split.split(","))
         for name in sorted(wanted - there):
             raise ConfigError(f"{path} has no split {name!r}: {nearest(name, there)}")
         images = [image for image in images if str(image.get("split")) in wanted]
-    captions: dict[Any, list[Any]] = {}
-    for note in notes:
-        captions.setdefault(str(note.get("image_id")), []).append(note.get("caption"))
+    captions: dict[str | None, list[Any]] = {}
+    strays: Entries = []
+    for number, note in enumerate(notes):
+        if (about := _id(note, "image_id")) in names:
+            captions.setdefault(about, []).append(note.get("caption"))
+        else:
+            strays.append(Fault(f"annotations[{number}]", f"caption of no image: image_id is {str(about)[:80]}"))
     folder = ImageFolder.of(path, options)
-    return [_entry(number, image, captions, folder) for number, image in enumerate(images)]
+    return [_entry(number, image, captions, names, folder) for number, image in enumerate(images)] + strays
+
+
+def _names_by_id(images: Iterable[Mapping[str, Any]]) -> dict[str | None, str | None]:
+    """The name of the image that has an id; None where several images have it."""
+    names: dict[str | None, str | None] = {}
+    for image in images:
+        if (about := _id(image, "id")) is not None:
+            names[about] = _name(image) if names.get(about, _name(image)) == _name(image) else None
+    return names
+
+
+def _id(values: Mapping[str, Any], field: str) -> str | None:
+    """An id, which some write as a number and some as a text."""
+    return None if values.get(field) is None else str(values[field])
+
+
+def _name(image: Mapping[str, Any]) -> str | None:
+    name, inner = image.get("file_name") or image.get("filename"), image.get("filepath")
+    if not isinstance(name, str):
+        return None
+    return files.join(inner, name) if isinstance(inner, str) else name
 
 
 def _entry(
-    number: int, image: Mapping[str, Any], captions: Mapping[str, list[Any]], folder: ImageFolder
+    number: int,
+    image: Mapping[str, Any],
+    captions: Mapping[str | None, list[Any]],
+    names: Mapping[str | None, str | None],
+    folder: ImageFolder,
 ) -> FolderEntry | Fault:
-    name = image.get("file_name") or image.get("filename")
-    if not isinstance(name, str):
+    name, about = _name(image), _id(image, "id")
+    if name is None:
         return Fault(f"images[{number}]", "no file_name")
-    if isinstance(inner := image.get("filepath"), str):
-        name = files.join(inner, name)
-    found = captions.get(str(image.get("id")), [])
+    found = captions.get(about, [])
+    if found and names[about] is None:
+        return Fault(name, f"captions of several images: their id is {str(about)[:80]}")
     if isinstance(sentences := image.get("sentences"), list):
         found = [s.get("raw") if isinstance(s, dict) else s for s in sentences]
     return FolderEntry(name, partial(folder.read, name), partial(same, found))

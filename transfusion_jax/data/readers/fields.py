@@ -25,11 +25,13 @@ PLURAL = ("images", "image_paths", "image_files", "image_urls")  # where there i
 FILES = ("file_name", "filename", "filepath", "file_path", "file", "path")
 URLS = ("url", "uri")  # the same; of a page as often
 CAPTIONS = ("caption", "captions")  # of an image always
+COMPARED = 1 << 12  # pairs of paths
 REMEDY = "name the images' with --image-column, or the text's with --text-column to read texts alone"
 _ALL, _PATHS = frozenset(FIELDS), frozenset((*FILES, *URLS))
 _ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _BOXES = (b"ftypavif", b"ftypavis")
+_FROM = re.compile("ur[il]|src|source|link|origin", re.IGNORECASE)
 _SHOWS = re.compile("image|img|picture|photo|pixel|video", re.IGNORECASE)
 
 
@@ -75,8 +77,39 @@ def unknown_images(values: Mapping[str, Any], known: Iterable[str]) -> list[str]
     return [
         name
         for name, value in others.items()
-        if _pictures(value) or (_SHOWS.search(name) and isinstance(value, str | list | dict))
+        if _images_in(value) or (_SHOWS.search(name) and isinstance(value, str | list | dict))
     ]
+
+
+def check_one_field(values: Mapping[str, Any], name: str) -> None:
+    """Returns where a record's images are all in the field of this name.
+
+    Other fields may name the same files, with more or fewer of their folders, and URLs say where an image is from.
+    Beside an image's bytes, so may names.
+
+    Raises:
+        RecordError: another field holds other images.
+    """
+    held = values[name]
+    known = (name, *CAPTIONS, "text", *(() if isinstance(held, str) else FILES))
+    others = [other for other in unknown_images(values, known) if _says_more(other, values[other], held)]
+    if others:
+        raise RecordError(f"images in several fields: {names_of((name, *others))}; name one with --image-column")
+
+
+def _says_more(name: str, value: Any, held: Any) -> bool:
+    """Whether a field says images besides those of the field that holds a record's."""
+    found, there = _images_in(value), _images_in(held)
+    if value == held or (found == {URLS[0]} and _FROM.search(name)):
+        return False
+    more = found - there
+    if INLINE in found or len(more) * len(there) > COMPARED:
+        return True
+    return any(not any(_ends_with(one, other) or _ends_with(other, one) for other in there) for one in more)
+
+
+def _ends_with(path: str, end: str) -> bool:
+    return f"/{path}".endswith(f"/{end}")
 
 
 def check_text_alone(values: Mapping[str, Any]) -> None:
@@ -97,12 +130,13 @@ def names_of(values: Iterable[str]) -> str:
     return f"keys are {', '.join(map(repr, itertools.islice(values, 8)))}"[:200]
 
 
-def _pictures(value: Any) -> bool:
-    """Whether a value is an image's name, or holds one, or an image's bytes as Hugging Face has them."""
-    if not isinstance(value, list | dict):
-        return isinstance(value, str) and (value.startswith(INLINE) or is_image(value))
+def _images_in(value: Any) -> set[str]:
+    """What a value says of images: paths of files, `url` for a URL, and `INLINE` for an image itself."""
     parts = value if isinstance(value, list) else [value]
     inner = [v for part in parts for v in (part.values() if isinstance(part, dict) else [part])]
-    return any(isinstance(part, dict) and "bytes" in part for part in parts) or any(
-        isinstance(v, str) and (v.startswith(INLINE) or is_image(v)) for v in inner
-    )
+    found = {INLINE for part in parts if isinstance(part, dict) and "bytes" in part}  # as Hugging Face has them
+    for text in inner:
+        if isinstance(text, str) and (text.startswith(INLINE) or is_image(text)):
+            path = text.removeprefix("./")
+            found.add(INLINE if text.startswith(INLINE) else URLS[0] if "://" in text else path)
+    return found

@@ -93,6 +93,12 @@ def size(path: str) -> int:
     return int(system.size(name))
 
 
+def state(path: str) -> str:
+    """What is known of a file without reading it: something else once it has changed."""
+    system, name = _system(path)
+    return str(sorted(system.info(name).items()))
+
+
 def is_folder(path: str) -> bool:
     """Whether the path is a folder."""
     system, name = _system(path)

@@ -53,6 +53,8 @@ def _documents(key: str, values: Mapping[str, Any], folder: ImageFolder, options
         if caption is None and isinstance(value, list) and value:
             help = "name the text's with --text-column; COCO's captions are --format coco"
             raise RecordError(f"images and no text: {fields.names_of(values)}; {help}")
+        if not image:
+            fields.check_one_field(values, name)
         return records.pictured(key, value if isinstance(value, list) and value else [value], caption, folder)
     if caption is None:
         raise RecordError(f"neither image nor text: {fields.names_of(values)}; name the text's with --text-column")

@@ -84,7 +84,7 @@ def _values(path: str) -> Places:
                     value.append(part)
                 if not mark:
                     continue
-                if mark != b"[" and size:
+                if size and (ended or mark != b"["):  # before the first array stands a mark of Windows at most
                     whole = b"".join(value)
                     yield begin, whole if len(whole) == size else Fault(f"@{begin}", "value too long")
                 value, size, ended = [], 0, mark in b"]}"

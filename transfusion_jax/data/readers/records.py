@@ -40,6 +40,17 @@ class ImageFolder:
         path = files.folder_of(file) if options.images is None else options.images
         return cls(path, options.allow_paths, most_images(options.image_size))
 
+    def path_of(self, name: str, what: str) -> str:
+        """The path of a file by its name in the folder; `what` says in errors what it should hold.
+
+        Raises:
+            RecordError: it lies elsewhere.
+        """
+        path = files.join(self.path, name)
+        if not self.anywhere and not files.lies_in(path, self.path):
+            raise RecordError(f"{what} lies outside the folder of the input: --allow-paths reads it: {name[:200]}")
+        return path
+
     def read(self, name: str, what: str = "image") -> bytes:
         """The bytes of a file by its name in the folder; `what` says in errors what it should hold.
 
@@ -48,11 +59,7 @@ class ImageFolder:
         """
         path = files.join(self.path, name)
         try:
-            if not self.anywhere and not files.lies_in(path, self.path):
-                raise RecordError(
-                    f"{what} lies outside the folder of the input: --allow-paths reads it: {name[:200]}"
-                )
-            with files.open_file(path) as file:
+            with files.open_file(self.path_of(name, what)) as file:
                 data = file.read(files.LARGEST + 1)
         except (ConnectionError, TimeoutError):
             raise
@@ -73,7 +80,7 @@ def text_of(value: Any, what: str = "text") -> str:
     """A text as it is, from a string or from bytes in UTF-8; `what` names it in errors.
 
     Raises:
-        RecordError: it is missing, empty, not a text, not UTF-8 or too long.
+        RecordError: it is missing, empty, not a text, not UTF-8, or too long, or holds zeros.
     """
     if value is None:
         raise RecordError(f"no {what}")
@@ -87,6 +94,8 @@ def text_of(value: Any, what: str = "text") -> str:
         value.encode()  # half of a surrogate pair, which JSON can hold
     except UnicodeError as error:
         raise RecordError(f"{what} is not UTF-8") from error
+    if "\0" in value:
+        raise RecordError(f"{what} holds characters of the value 0, as UTF-16 does where it is taken for UTF-8")
     if not value.strip():
         raise RecordError(f"empty {what}")
     return value
