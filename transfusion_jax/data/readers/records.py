@@ -93,15 +93,14 @@ def text_of(value: Any, what: str = "text") -> str:
     return value
 
 
-def json_object(data: bytes, of_any_size: bool = False) -> dict[str, Any]:
+def json_object(data: bytes, objects: int = OBJECTS) -> dict[str, Any]:
     """A JSON object in UTF-8; NaN, as Python writes it, and numbers of any length may stand in it.
 
     Raises:
         RecordError: it is none, or holds so many values that they would fill the memory.
     """
-    many = data.count(b"{") + data.count(b"[") > OBJECTS or data.count(b",") > ITEMS
-    if many and not of_any_size:
-        raise RecordError(f"too many values: more than {OBJECTS:,} objects and lists, or {ITEMS:,} commas")
+    if data.count(b"{") + data.count(b"[") > objects or data.count(b",") > ITEMS:
+        raise RecordError(f"too many values: more than {objects:,} objects and lists, or {ITEMS:,} commas")
     try:
         values = _parsed(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
