@@ -93,14 +93,19 @@ def text_of(value: Any, what: str = "text") -> str:
     return value
 
 
-def json_object(data: bytes, objects: int = OBJECTS) -> dict[str, Any]:
+def json_object(data: bytes, objects: int | None = None) -> dict[str, Any]:
     """A JSON object in UTF-8; NaN, as Python writes it, and numbers of any length may stand in it.
+
+    Args:
+        data: the bytes.
+        objects: how many objects and lists there may be; `OBJECTS`, unless said otherwise.
 
     Raises:
         RecordError: it is none, or holds so many values that they would fill the memory.
     """
-    if data.count(b"{") + data.count(b"[") > objects or data.count(b",") > ITEMS:
-        raise RecordError(f"too many values: more than {objects:,} objects and lists, or {ITEMS:,} commas")
+    most = OBJECTS if objects is None else objects
+    if data.count(b"{") + data.count(b"[") > most or data.count(b",") > ITEMS:
+        raise RecordError(f"too many values: more than {most:,} objects and lists, or {ITEMS:,} commas")
     try:
         values = _parsed(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
