@@ -1,6 +1,7 @@
 """What becomes of a document between a reader and its record: losses, parts of pages, limits."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -256,3 +257,29 @@ def test_a_text_of_no_tokens_is_a_fault():
     assert faults == [Fault("k#0", "no tokens: the tokenizer leaves nothing of the text")]
     assert [s.tokens is None for s in made.records[0].segments] == [True, False]
     assert isinstance(Image(made.pixels), Image)
+
+
+def test_faults_are_written_as_they_come_and_none_is_kept(tmp_path, monkeypatch):
+    alive = weakref.WeakSet()
+
+    def faults(part, options):
+        for number in range(500):
+            alive.add(fault := Fault(f"{part.path[-7]}{number}" + "k" * 2000, "of some kind: " + "r" * 2000))
+            yield fault
+            del fault
+            assert len(alive) <= 2
+        yield RawDocument("good", (RawText("good"),))
+
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("{}")
+    monkeypatch.setattr(shard, "read_shard", faults)
+    prepared = helpers.prepare(tmp_path / "out", [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [line["key"].rstrip("k") for line in lines[:-1]] == [f"{name}{n}" for name in "ab" for n in range(500)]
+    assert {len(line["key"]) for line in lines[:-1]} == {shard.SHOWN}
+    assert lines[-1]["reason"].startswith("duplicate: of a document in another shard")
+    assert json.loads((tmp_path / "out/data.json").read_text())["quarantine"] == {
+        "duplicate": 1,
+        "of some kind": 1000,
+    }
+    assert documents_of(prepared) == [["good"]]

@@ -387,3 +387,84 @@ def test_names_before_names_without_end_break_the_archive(order, tmp_path):
     (tmp_path / "a.tar").write_bytes(whole + (long.tobuf(tarfile.GNU_FORMAT) + b"n".ljust(512, b"\0")) * 3000)
     found = outcomes(read(tmp_path / "a.tar"))
     assert found == PAIRS | {f"byte {len(whole)}": "broken tar"}
+
+
+def endless(data):
+    """An archive without the blocks of zeros at its end."""
+    data = data.rstrip(b"\0")
+    return data + bytes(-len(data) % 512)
+
+
+def pax(keys, size, kind=tarfile.XHDTYPE):
+    """A PAX header of some bytes, whose keys begin with given letters."""
+    lines = b"".join(b"%d %s%06x=\n" % (len(keys) + 11, keys.encode(), n) for n in range(size // (len(keys) + 11)))
+    return header(kind, lines)
+
+
+def header(kind, data, name="x"):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data)
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def sparse(blocks):
+    """The header of an old GNU sparse file whose map goes on for many blocks."""
+    info = tarfile.TarInfo("x.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    first = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    first[386:410], first[482] = b"00000000000\0" * 2, 1
+    first[148:156] = b" " * 8
+    first[148:156] = b"%06o\0 " % sum(first)
+    entries = (b"00000000000\0" * 42).ljust(512, b"\1")
+    return bytes(first) + entries * blocks
+
+
+HEADERS = {
+    "names before names": header(tarfile.GNUTYPE_LONGNAME, b"n" * 600) * 20,
+    "PAX headers in a row": pax("k", 4000) * 4,
+    "Solaris's in a row": pax("k", 4000, tarfile.SOLARIS_XHDTYPE) * 4,
+    "global ones in a row": pax("k", 4000, tarfile.XGLTYPE) * 4,
+    "one of Solaris": pax("k", 12000, tarfile.SOLARIS_XHDTYPE),
+    "a map of a sparse file": sparse(20),
+    "its map as PAX has it": header(tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n")
+    + header(tarfile.REGTYPE, b"9999\n" + b"0\n" * 9999, "x.png"),
+}
+
+
+@pytest.mark.parametrize("order", ["sorted", "images, then captions"])
+@pytest.mark.parametrize("kind", HEADERS)
+def test_headers_of_a_member_that_are_long_together_break_the_archive_there(kind, order, tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "LONGEST", 8000)
+    whole = endless(archive_of("regular", order))
+    (tmp_path / "a.tar").write_bytes(whole + HEADERS[kind] + tar([("x.png", b"i"), ("x.txt", b"c")]))
+    [fault] = [record for record in read(tmp_path / "a.tar") if isinstance(record, Fault)]
+    assert fault.reason.startswith("broken tar: headers of a member of more than 8,000 bytes")
+    assert outcomes(read(tmp_path / "a.tar")) == PAIRS | {f"byte {len(whole)}": "broken tar"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_headers_of_other_members_are_not_kept(kind, tmp_path):
+    data = b"".join(pax(f"{n}k", 4000, kind) + header(tarfile.REGTYPE, b"c", f"{n}.txt") for n in range(9))
+    members = list(archive._members(io.BytesIO(data + bytes(1024)), "r:", lambda key, info: False))
+    assert [(member.key, member.info.pax_headers) for member in members] == [(str(n), {}) for n in range(9)]
+
+
+def test_an_index_of_long_names_is_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "NAMES", 1000)
+    for length in (300, 990):
+        path = tmp_path / f"{length}.tar"
+        first = written([regular("n" * length + ".cls", b"1")])
+        path.write_bytes(endless(first) + archive_of("regular", "images, then captions"))
+        found = outcomes(read(path))
+        assert {found[key] == PAIRS[key] for key in PAIRS} == {length == 300}
+
+
+def test_members_of_no_sample_have_so_many_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "STRAYS", 3)
+    for order in ORDERS:
+        path = tmp_path / f"{order}.tar"
+        first = written([regular(f"{n}" * 2000, b"x") for n in range(9)])
+        path.write_bytes(endless(first) + archive_of("regular", order))
+        faults = [record for record in read(path) if isinstance(record, Fault)]
+        assert [len(fault.key) for fault in faults] == [archive.SHOWN] * 4
+        assert faults[-1].reason.endswith("and perhaps others, after 3 that have a line each")

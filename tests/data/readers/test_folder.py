@@ -4,7 +4,7 @@ import pytest
 
 from data.readers.samples import outcomes, pair, read
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.readers import ReadOptions, files, input_shards, read_shard, records
+from transfusion_jax.data.readers import ReadOptions, coco, files, input_shards, read_shard, records
 
 COCO = {
     "images": [{"id": 2, "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}, {"id": 3, "file_name": "no.jpg"}],
@@ -211,6 +211,24 @@ def test_what_is_no_file_of_coco_is_a_sentence(text, tmp_path):
     (tmp_path / "captions.json").write_text(text)
     with pytest.raises(ConfigError, match=r"captions\.json (cannot be read|is not a file of COCO)"):
         read(tmp_path / "captions.json", format="coco")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"x": [[]] * 5}, "too many values: more than 5 objects"),
+        ({"x": [{}] * 5}, "too many values: more than 5 objects"),
+        ({"x": [1] * 50}, "too many values: .* 40 commas"),
+        ({"x": "x" * 999}, "too large: above"),
+    ],
+)
+def test_a_file_of_coco_that_would_fill_the_memory_is_a_sentence(values, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(coco, "BYTES", 900)
+    monkeypatch.setattr(coco, "OBJECTS", 5)
+    monkeypatch.setattr(records, "ITEMS", 40)
+    (tmp_path / "c.json").write_text(json.dumps({"images": [], "annotations": []} | values))
+    with pytest.raises(ConfigError, match=f"c.json cannot be read: {words}"):
+        read(tmp_path / "c.json", format="coco")
 
 
 def test_bad_entries_of_coco_are_faults(tmp_path):

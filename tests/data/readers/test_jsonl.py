@@ -211,6 +211,27 @@ def test_a_line_of_too_many_values_is_a_fault(values, tmp_path, monkeypatch):
     assert list(outcomes(read(path)).values()) == [(RawText("a"),), "too many values", (RawText("c"),)]
 
 
+@pytest.mark.parametrize("value", [None, 0, "t", "", [1], {}])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda value, count: {"texts": [value] * count, "images": [0] * count},
+        lambda value, count: {"texts": [0] * count, "images": [value] * count},
+        lambda value, count: {"text_list": [value] * count, "image_info": []},
+        lambda value, count: {"text_list": [], "image_info": [value] * count},
+        lambda value, count: {"segments": [value] * count},
+        lambda value, count: {"segments": [{"text": value}] * count},
+    ],
+)
+def test_a_document_of_too_many_parts_is_one_fault(form, value, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "PARTS", 20)
+    path = write(tmp_path, {"text": "a"}, form(value, 20), form(value, 21), {"text": "c"})
+    first, *within, past, last = [(r.key, outcomes([r])[r.key]) for r in read(path)]
+    assert (first[1], last[1]) == ((RawText("a"),), (RawText("c"),))
+    assert past[1] in {"too many parts", "too many images"}
+    assert {key.partition("#")[0] for key, _ in within} == {within[0][0].partition("#")[0]}
+
+
 def test_a_text_that_is_too_long_is_a_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "LONGEST", 5)
     found = outcomes(

@@ -2,13 +2,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.readers.samples import outcomes, pair, photographs, read, segments
+from data.readers.samples import outcomes, pair, photographs, read, segments, tar
 from transfusion_jax.config import READERS, ConfigError
-from transfusion_jax.data.readers import Fault, InputShard, RawImage, RawText, ReadOptions, input_shards
+from transfusion_jax.data.readers import (
+    Fault,
+    InputShard,
+    RawImage,
+    RawText,
+    ReadOptions,
+    files,
+    input_shards,
+    parquet,
+    records,
+)
 
 
 def write(path, columns, **options):
-    pq.write_table(pa.table(columns), path, **options)
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), path, **options)
     return path
 
 
@@ -114,6 +124,9 @@ def test_a_place_with_both_or_with_nothing_is_a_fault_and_the_page_stays(tmp_pat
         ({"text": [3]}, {}, "column 'text' cannot be used, it is int64"),
         ({"text": ["t"], "image": [3.0]}, {}, "column 'image' cannot be used, it is double"),
         ({"text": [["t"]]}, {}, "lists of images need lists"),
+        (pa.table([["t"], ["u"]], ["text", "text"]), {}, "several columns are called 'text'"),
+        (pa.table([[b"i"], ["u"], [b"j"]], ["jpg", "a", "jpg"]), {"text_column": "a"}, "are called 'jpg'"),
+        (pa.table([["t"], ["u"]], ["a", "a"]), {"text_column": "a"}, "are called 'a'"),
         ({"text": ["t"], "image": [[b"i"]]}, {}, "lists of images need lists"),
     ],
 )
@@ -161,3 +174,97 @@ def test_rows_are_read_in_batches_of_bounded_memory(tmp_path):
     before = pa.total_allocated_bytes()
     for _ in READERS["parquet"].read(InputShard(str(path)), ReadOptions()):
         assert pa.total_allocated_bytes() - before < 60_000_000  # the row group is 128 MB
+
+
+def test_columns_of_one_name_that_are_not_asked_for_do_no_harm(tmp_path):
+    table = pa.table([["t"], [1], [2]], ["text", "a", "a"])
+    assert segments(read(write(tmp_path / "a.parquet", table))) == [(RawText("t"),)]
+
+
+UNFIT = {
+    "no text": pa.table({"status": [1]}),
+    "numbers": pa.table({"text": [1]}),
+    "one name": pa.table([["t"], ["u"]], ["text", "text"]),
+    "lists": pa.table({"text": [["t"]]}),
+}
+
+
+@pytest.mark.parametrize("other", ["a.jsonl", "a.tar", "a.parquet"])
+@pytest.mark.parametrize("wrong", UNFIT)
+def test_a_table_of_other_columns_is_a_line_beside_other_inputs_and_alone_an_error(wrong, other, tmp_path):
+    unfit = write(tmp_path / "stats.parquet", UNFIT[wrong])
+    for inputs in (tmp_path, unfit, tmp_path / "*.parquet"):
+        with pytest.raises(ConfigError, match=r"stats\.parquet has the columns"):
+            read(inputs)
+    if other == "a.parquet":
+        write(tmp_path / other, {"text": ["t"]})
+    else:
+        (tmp_path / other).write_bytes(b'{"text": "t"}' if other == "a.jsonl" else tar([("0.txt", b"t")]))
+    found = outcomes(read(tmp_path))
+    assert found.pop("file") == "columns that cannot be used"
+    assert list(found.values()) == [(RawText("t"),)]
+    with pytest.raises(ConfigError, match=r"stats\.parquet has the columns"):
+        read(tmp_path / other, unfit)
+
+
+LIMITS = {"LARGEST": 1_000_000, "PAGE": 2_000_000, "VALUES": 5000, "PARTS": 2000}
+
+
+def lists(values, times):
+    """A table of pages, of which the second points to values many times, and the others to the first once."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, *times, 0], pa.int32()), values)
+    offsets = [0, 1, 1 + len(times), 2 + len(times)]
+    images = pa.ListArray.from_arrays(offsets, pa.nulls(len(texts), pa.binary()))
+    return pa.table({"texts": pa.ListArray.from_arrays(offsets, texts), "images": images})
+
+
+BOMBS = {
+    "a text": ({"text": ["a", "x" * 1_500_000, "b"]}, {"use_dictionary": False}, "value too large"),
+    "a text in a page that is too large": ({"text": ["a", "x" * 3_000_000]}, {"use_dictionary": False}, None),
+    "an image": (
+        {"jpg": [b"i", b"x" * 1_500_000, b"i"], "txt": list("abb")},
+        {"use_dictionary": False},
+        "value too",
+    ),
+    "an image within": (
+        {"image": [{"bytes": b"x" * n, "path": None} for n in (1, 1_500_000, 1)], "text": list("abb")},
+        {"use_dictionary": False},
+        "value too large",
+    ),
+    "a dictionary": ({"text": ["a", *["x" * 1_500_000] * 9]}, {}, None),
+    "captions": ({"jpg": [b"i"] * 3, "txt": [["a"], ["a"] * 2001, ["b"]]}, {}, "too many parts"),
+    "a list": (lists(pa.array(["a", "b"]), [1] * 2001), {}, "too many parts"),
+    "a list of nulls": (lists(pa.array(["a"]), [None] * 2001), {}, "too many parts"),
+    "a list with many others": (lists(pa.array(["a", "b"]), [1] * 6000), {}, None),
+    "a value in a list, many times": (lists(pa.array(["a", "x" * 5000]), [1] * 300), {}, "value too large"),
+}
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_would_fill_the_memory_is_a_fault(bomb, version, compression, tmp_path, monkeypatch):
+    for name, value in LIMITS.items():
+        monkeypatch.setattr({"LARGEST": files, "PARTS": records}.get(name, parquet), name, value)
+    columns, options, reason = BOMBS[bomb]
+    options = {"store_schema": False, "dictionary_pagesize_limit": 1 << 30, "compression": compression} | options
+    path = write(tmp_path / "a.parquet", columns, data_page_version=version, **options)
+    found = read(path)
+    if reason is None:
+        [fault] = found
+        assert fault.reason.startswith("row group too large: ")
+        assert fault.key == "0"
+    else:
+        [fault] = [record for record in found if isinstance(record, Fault) and "#" not in record.key]
+        assert fault.key == "1"
+        assert fault.reason.startswith(reason)
+        assert {record.key[0] for record in found if not isinstance(record, Fault)} == {"0", "2"}
+
+
+def test_a_value_that_lists_point_to_is_unpacked_for_one_row_at_a_time(tmp_path):
+    many = [(n % 3) or None for n in range(4000)]
+    columns = lists(pa.array(["a", "x" * 100_000, "y"]), many)
+    path = write(tmp_path / "a.parquet", columns, store_schema=False, dictionary_pagesize_limit=1 << 30)
+    before = pa.total_allocated_bytes()
+    for _ in READERS["parquet"].read(InputShard(str(path)), ReadOptions()):
+        assert pa.total_allocated_bytes() - before < 10_000_000  # 130 MB

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,8 +28,8 @@ from transfusion_jax.data.prepare.shard import (
 from transfusion_jax.data.readers import Fault, origin
 from transfusion_jax.data.store.dataset import COLUMNS, REPREPARE, SCHEMA, SPLITS
 from transfusion_jax.data.store.latent_stats import Moments
-from transfusion_jax.storage.atomic import DamagedFile, parse_json, whole, write_json, write_whole
-from transfusion_jax.storage.paths import Place, read_all, sha256
+from transfusion_jax.storage.atomic import DamagedFile, parse_json, whole, write_json
+from transfusion_jax.storage.paths import Place, on_disk, read_all, sha256
 
 
 def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
@@ -41,13 +42,11 @@ def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
     paths = [report_file(folder, n) for n in numbers]
     reports = [parse_json(data, path, REPREPARE, REPORT) for path, data in zip(paths, read_all(paths), strict=True)]
     starts = np.concatenate([[0], np.cumsum([report["records"] for report in reports])])
-    files = _read(folder, reports, "columns", columns_file)
-    shards = [_columns(data) for data in files]
+    shards = [_without_names(data) for data in _columns(folder, reports)]
     columns = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     columns["record"] += np.repeat(starts[:-1], [len(shard["record"]) for shard in shards])
     first = _first(columns["key"])
-    quarantine, repeated = _quarantine(folder, job, reports, shards, first)
-    write_whole(folder / "quarantine.jsonl", quarantine)
+    quarantine_hash, repeated = _write_quarantine(folder, job, reports, shards, first)
     tokenizer = kept_tokenizer(folder, job.tokenizer)
     splits, index = {}, dict[str, np.ndarray]()
     for split in SPLITS:
@@ -85,7 +84,7 @@ def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
         },
         "encodings": encodings,
         "index": index_hashes,
-        "quarantine_hash": hashlib.sha256(quarantine.encode()).hexdigest(),
+        "quarantine_hash": quarantine_hash,
         "quarantine": dict(sorted((+faults).items())),
         "shards": shards_about,
     }
@@ -93,23 +92,19 @@ def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
     return manifest
 
 
-def _read(
-    folder: Place, reports: list[dict[str, Any]], name: str, path_of: Callable[[Place, int], Place]
-) -> Iterator[bytes]:
-    """A small file of each shard.
+def _columns(folder: Place, reports: list[dict[str, Any]]) -> Iterator[bytes]:
+    """The columns of each shard.
 
     Raises:
-        DamagedFile: one is not what was written.
+        DamagedFile: some are not what was written.
     """
-    paths = [path_of(folder, number) for number in range(len(reports))]
+    paths = [columns_file(folder, number) for number in range(len(reports))]
     for path, report, data in zip(paths, reports, read_all(paths), strict=True):
-        expected = report.get("hashes", {}).get(name)
-        if expected not in (None, hashlib.sha256(data).hexdigest()):
-            raise DamagedFile(f"{path} is damaged: {REPREPARE}")
+        _check(path, report, "columns", hashlib.sha256(data).hexdigest())
         yield data
 
 
-def _columns(data: bytes) -> dict[str, np.ndarray]:
+def _without_names(data: bytes) -> dict[str, np.ndarray]:
     """A shard's columns but for the names, which are many bytes that only duplicates need."""
     held = np.load(io.BytesIO(data))
     return {name: held[name] for name in held.files if name != NAMES}
@@ -121,6 +116,12 @@ def _names(folder: Place, shard: int, records: np.ndarray) -> list[str]:
     if NAMES not in held.files:
         return [f"record {record}" for record in records]
     return list(map(str, json.loads(held[NAMES].tobytes())))
+
+
+def _check(path: Place, report: dict[str, Any], name: str, found: str) -> None:
+    """Raises DamagedFile where a file's hash is another than its shard's report has."""
+    if report.get("hashes", {}).get(name) not in (None, found):
+        raise DamagedFile(f"{path} is damaged: {REPREPARE}")
 
 
 def _write_column(path: Place, column: np.ndarray) -> str:
@@ -138,27 +139,44 @@ def _first(keys: np.ndarray) -> np.ndarray:
     return first
 
 
-def _quarantine(
+def _write_quarantine(
     folder: Place,
     job: PrepareJob,
     reports: list[dict[str, Any]],
     shards: list[dict[str, np.ndarray]],
     first: np.ndarray,
 ) -> tuple[str, int]:
-    """All lines of all shards, and one for each duplicate of an earlier shard's document; and their number."""
+    """All lines of all shards, and one for each duplicate of an earlier shard's document.
+
+    Returns:
+        The file's hash, and how many of its lines are duplicates of an earlier shard's.
+    """
     at = repeated = 0
-    lines = []
-    faults = _read(folder, reports, "faults", faults_file)
-    for number, (shard, found) in enumerate(zip(shards, faults, strict=True)):
-        lines.append(found.decode())
-        places = np.flatnonzero(~first[at : at + len(shard["record"])])
-        names = _names(folder, number, shard["record"]) if len(places) else []
-        for place in places:
-            fault = Fault(names[place], "duplicate: of a document in another shard")
-            lines.append(fault_line(origin(job.shards[number]), fault))
-            repeated += 1
-        at += len(shard["record"])
-    return "".join(lines), repeated
+    with whole(folder / "quarantine.jsonl") as beside:
+        with beside.open("wb") as file:
+            for number, (shard, report) in enumerate(zip(shards, reports, strict=True)):
+                if report["faults"]:
+                    _copy(faults_file(folder, number), report, file)
+                places = np.flatnonzero(~first[at : at + len(shard["record"])])
+                names = _names(folder, number, shard["record"]) if len(places) else []
+                for place in places:
+                    fault = Fault(names[place], "duplicate: of a document in another shard")
+                    file.write(fault_line(origin(job.shards[number]), fault).encode())
+                    repeated += 1
+                at += len(shard["record"])
+        return sha256(beside), repeated
+
+
+def _copy(path: Place, report: dict[str, Any], to: IO[bytes]) -> None:
+    """Adds the lines of a shard, which may be more than fit the memory.
+
+    Raises:
+        DamagedFile: they are not what was written.
+    """
+    with on_disk(path) as local:
+        _check(path, report, "faults", sha256(local))
+        with local.open("rb") as file:
+            shutil.copyfileobj(file, to)
 
 
 def _pixels(job: PrepareJob, reports: list[dict[str, Any]], keys: np.ndarray) -> dict[str, Any]:

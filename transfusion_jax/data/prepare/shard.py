@@ -40,6 +40,7 @@ WRITE = "group_size:1,uncompressed"  # one record can be read alone; latents and
 WRITE_TEXT = "group_size:1,zstd:3"
 KEY_BYTES = 16
 NAMES = "names"  # a column of JSON's bytes, which older versions did not write
+SHOWN = 1000  # characters of a key, and of a reason, in a line of the quarantine
 
 
 def report_file(folder: Place, shard: int) -> Place:
@@ -62,7 +63,7 @@ REPORT = {"input": str, "records": int, "pictured": bool, "faults": {...: int}, 
 
 def fault_line(source: str, fault: Fault) -> str:
     """A line of the quarantine."""
-    return json_text({"source": source, "key": fault.key, "reason": fault.reason}) + "\n"
+    return json_text({"source": source, "key": fault.key[:SHOWN], "reason": fault.reason[:SHOWN]}) + "\n"
 
 
 def read_report(path: Place, form: Any = REPORT) -> dict[str, Any]:
@@ -126,9 +127,9 @@ def prepare_shard(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]
 
 
 def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
-    shard, columns, faults = job.shards[number], _Columns.empty(), []
-    moments = Moments.none(job.channels)
-    tokenizer, input_name = kept_tokenizer(folder, job.tokenizer), origin(shard)
+    columns, moments = _Columns.empty(), Moments.none(job.channels)
+    reasons: Counter[str] = Counter()
+    tokenizer, input_name = kept_tokenizer(folder, job.tokenizer), origin(job.shards[number])
     dtype = token_type(tokenizer.size)
     pictured = False
     texts = belonging("documents", tokenizers.hash_of(tokenizer), input_name, number)
@@ -136,22 +137,19 @@ def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
     with ExitStack() as stack:
         documents = stack.enter_context(ShardWriter(shard_file(folder, "documents", number), WRITE_TEXT, texts))
         pixels = stack.enter_context(ShardWriter(shard_file(folder, "pixels", number), WRITE, images))
+        partial = stack.enter_context(whole(faults_file(folder, number)))
+        lines = stack.enter_context(partial.open("w", encoding="utf-8"))
         seen: dict[bytes, str] = {}
-        for found_document in _read(job, number):
-            if isinstance(found_document, Fault):
-                faults.append(found_document)
+        for found in _read(job, number):
+            faults = [found] if isinstance(found, Fault) else []
+            document = None if isinstance(found, Fault) else _new(found, job, tokenizer, seen, faults)
+            for fault in faults:  # as they come: there may be more of them than fit the memory
+                lines.write(fault_line(input_name, fault))
+                reasons[fault.reason.partition(":")[0]] += 1
+            if document is None:
                 continue
-            try:
-                document = _convert(found_document, job, tokenizer, faults)
-            except (PictureError, RecordError) as error:
-                faults.append(Fault(found_document.key, str(error)))
-                continue
-            if document.key in seen:
-                faults.append(Fault(found_document.key, f"duplicate: of {seen[document.key]}"))
-                continue
-            seen[document.key] = found_document.key
             held_out = document.chance < job.held_out
-            columns.add(document, found_document.key, documents.records, held_out)
+            columns.add(document, found.key, documents.records, held_out)
             for record in document.records:
                 documents.write(pack(record, dtype))
                 pixels.write(document.pixels.tobytes())
@@ -166,14 +164,13 @@ def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **columns.arrays())
     write_whole(columns_file(folder, number), packed.getvalue())
-    write_whole(faults_file(folder, number), "".join(fault_line(input_name, fault) for fault in faults))
     values = {
         "shard": number,
         "input": input_name,
         "records": records,
         "documents": len(columns.key),
         "pictured": pictured,
-        "faults": dict(sorted(Counter(fault.reason.partition(":")[0] for fault in faults).items())),
+        "faults": dict(sorted(reasons.items())),
         "moments": moments.to_dict(),
         "size": sum(file.size for file in written.values()),
         "bytes": {kind: file.size for kind, file in written.items()},
@@ -233,6 +230,22 @@ class _Columns:
 def _read(job: PrepareJob, number: int) -> Iterator[RawDocument | Fault]:
     shard = job.shards[number]
     return islice(read_shard(shard, job.reading), job.limit or None)
+
+
+def _new(
+    raw: RawDocument, job: PrepareJob, tokenizer: Tokenizer, seen: dict[bytes, str], faults: list[Fault]
+) -> _Converted | None:
+    """A document that is new to the shard, or None where it cannot be used; what is wrong becomes faults."""
+    try:
+        document = _convert(raw, job, tokenizer, faults)
+    except (PictureError, RecordError) as error:
+        faults.append(Fault(raw.key, str(error)))
+        return None
+    if document.key in seen:
+        faults.append(Fault(raw.key, f"duplicate: of {seen[document.key]}"))
+        return None
+    seen[document.key] = raw.key[:SHOWN]
+    return document
 
 
 def _convert(raw: RawDocument, job: PrepareJob, tokenizer: Tokenizer, faults: list[Fault]) -> _Converted:

@@ -10,7 +10,7 @@ from transfusion_jax.config import READERS, ConfigError
 from transfusion_jax.data.readers import files
 from transfusion_jax.data.readers.fields import is_image, unread_image
 from transfusion_jax.data.readers.folder import images_and_captions, stem_of
-from transfusion_jax.data.readers.format import Format, ReadOptions, flag
+from transfusion_jax.data.readers.format import Format, ReadOptions, UnfitFile, flag
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 from transfusion_jax.errors import encodable
 
@@ -39,17 +39,13 @@ def input_shards(inputs: Sequence[str], format: str | None, options: ReadOptions
     Inputs may be of several formats.
 
     Raises:
-        ConfigError: nothing is found, or an option does not fit the formats.
+        ConfigError: nothing is found, an option does not fit the formats, or no file of an input can be used.
     """
     if format is not None:
         READERS.check("--format", format)
-    found = [pair for path in inputs for pair in _expand(path, format)]
-    _refuse_unused(sorted({name for name, _ in found}), options)
-    shards = [
-        replace(shard, format=name)
-        for name, path in dict.fromkeys(found)
-        for shard in ([InputShard(path)] if files.what_is(path) else READERS[name].shards(path, options))
-    ]
+    found = {path: _expand(path, format) for path in inputs}
+    _refuse_unused(sorted({name for pairs in found.values() for name, _ in pairs}), options)
+    shards = list(dict.fromkeys(shard for pairs in found.values() for shard in _shards_of(pairs, options)))
     if not shards:
         raise ConfigError(f"there is nothing to read in {', '.join(inputs) or 'no inputs'}")
     return shards
@@ -69,6 +65,26 @@ def origin(shard: InputShard) -> str:
     """What a shard is a part of: a path, or the name of a set."""
     path = encodable(shard.path)
     return f"{shard.format}:{path}".removesuffix(":") if READERS[shard.format].is_set else path
+
+
+def _shards_of(found: Sequence[tuple[str, str]], options: ReadOptions) -> list[InputShard]:
+    """The parts of the files that an input stands for; one that does not fit is read for its fault.
+
+    Raises:
+        UnfitFile: none of them fits.
+    """
+    shards: list[InputShard] = []
+    unfit: list[UnfitFile] = []
+    for name, path in found:
+        try:
+            parts = [InputShard(path)] if files.what_is(path) else READERS[name].shards(path, options)
+        except UnfitFile as error:
+            unfit.append(error)
+            parts = [InputShard(path)]
+        shards += [replace(part, format=name) for part in parts]
+    if unfit and len(unfit) == len(found):
+        raise unfit[0]
+    return shards
 
 
 def _expand(path: str, format: str | None) -> list[tuple[str, str]]:

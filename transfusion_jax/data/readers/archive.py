@@ -20,7 +20,12 @@ MEMBERS = 1 << 17  # of an archive that is read by its index
 UNPACKED = 1 << 30  # bytes of a compressed one that is
 MOST = 256  # members of one sample
 HOPS = 8  # from link to link
-LONGEST = 1 << 20  # bytes of a name, or of other headers of a member, which are held in memory
+LONGEST = 1 << 20  # bytes of all headers of a member, its name among them, which are held in memory
+NAMES = (
+    1 << 25
+)  # characters of all names of an archive that is read by its index, and 64 for each hole of a sparse file
+STRAYS = 1 << 16  # members of no sample that have a line each
+SHOWN = 1000  # characters of such a member's name
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # the key ends at the first dot of the last part
 _KINDS = {
     tarfile.DIRTYPE: "a folder",
@@ -30,7 +35,6 @@ _KINDS = {
 }
 _Names = dict[str, tarfile.TarInfo]  # members by their normal paths
 _BROKEN = (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError, *files.DAMAGE)
-_EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 
 
 @dataclass
@@ -74,6 +78,7 @@ class Survey:
     endings: set[str] = field(default_factory=set)  # some of its members' extensions
     members: int = 0
     size: int = 0  # bytes, unpacked
+    names: int = 0  # as `NAMES` counts
 
 
 class _Rest(Fault):
@@ -102,7 +107,7 @@ def samples(stream: IO[bytes]) -> Iterator[TarSample | Fault]:
             if sample and not isinstance(member, _Rest):
                 sample.torn = True
         elif not member.key:
-            strays += _stray(member.info)
+            strays += _stray(member.info, strays)
         else:
             if sample is None or member.key != sample.key:
                 if sample:
@@ -122,6 +127,7 @@ def survey_archive(stream: IO[bytes]) -> Survey:
             found.whole = isinstance(member, _Rest)
             continue
         found.members += 1
+        found.names += len(member.info.name) + len(member.info.linkname) + 64 * len(member.info.sparse or ())
         found.size = member.info.offset_data + member.info.size
         if member.key:
             key = hash(member.key)
@@ -150,7 +156,7 @@ def indexed_samples(stream: IO[bytes], begin: int) -> Iterator[TarSample | Fault
             continue
         names[_path(member.info.name)] = member.info
         if not member.key:
-            after += _stray(member.info)
+            after += _stray(member.info, after)
         elif runs and runs[-1][0].key == member.key:
             runs[-1].append(member)
         else:
@@ -236,8 +242,11 @@ def _path(name: str) -> str:
     return posixpath.normpath(name).lstrip("/")
 
 
-def _stray(info: tarfile.TarInfo) -> list[Fault]:
-    return [] if files.is_hidden(info.name) else [Fault(info.name, "member of no sample: its name has no ending")]
+def _stray(info: tarfile.TarInfo, before: list[Fault]) -> list[Fault]:
+    if files.is_hidden(info.name) or len(before) > STRAYS:
+        return []
+    more = f": and perhaps others, after {STRAYS:,} that have a line each" if len(before) == STRAYS else ""
+    return [Fault(info.name[:SHOWN], f"member of no sample: its name has no ending{more}")]
 
 
 def _members(
@@ -261,6 +270,7 @@ def _members(
                 file = tar.extractfile(info) if key and info.isreg() and wanted(key, info) else None
                 yield _Member(key, extension, info, file.read() if file else None)
             tar.members.clear()  # type: ignore[attr-defined]  # or it remembers every header
+            tar.pax_headers, info.pax_headers = {}, {}  # nothing there is needed any more
             if mode == "r:" and tar.offset > end:
                 raise tarfile.ReadError("unexpected end of data")
             where = tar.offset
@@ -312,20 +322,34 @@ class _Ending:
         return b"".join(parts)
 
 
+@dataclass
+class _Metered:
+    """A stream while a member's headers are read, which gives no more than they may have."""
+
+    stream: Any
+    left: int = field(default_factory=lambda: LONGEST + 2 * tarfile.BLOCKSIZE)
+
+    def read(self, size: int) -> bytes:
+        """As the stream's; raises ReadError where headers are too long."""
+        self.left -= size
+        if self.left < 0:
+            raise tarfile.ReadError(f"headers of a member of more than {LONGEST:,} bytes")
+        data: bytes = self.stream.read(size)
+        return data
+
+    def tell(self) -> int:
+        """As the stream's."""
+        return int(self.stream.tell())
+
+
 class _Header(tarfile.TarInfo):
     """A header that says when it is broken; tarfile alone takes that for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        found = super().frombuf(buf, encoding, errors)
-        if found.type in _EXTENSIONS and found.size > LONGEST:
-            raise tarfile.ReadError(f"a header of {found.size:,} bytes, and one may have {LONGEST:,}")
-        return found
-
-    @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
         assert isinstance(archive, _Archive)
-        ended = archive.ended
+        ended, stream = archive.ended, archive.fileobj
+        archive.fileobj = _Metered(stream)  # type: ignore[assignment]  # within another's, where one header follows another
         try:
             found = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
@@ -337,5 +361,7 @@ class _Header(tarfile.TarInfo):
             if empty and ended:
                 raise
             raise tarfile.ReadError("no mark of its end" if empty else str(error)) from error
+        finally:
+            archive.fileobj = stream
         archive.ended = False
         return found

@@ -14,12 +14,18 @@ from transfusion_jax.data.readers.raw import Fault, RecordError
 from transfusion_jax.data.readers.records import ImageFolder
 from transfusion_jax.errors import nearest, require
 
+BYTES = 1 << 28  # of a file; Karpathy's of COCO has half as many
+OBJECTS = 1 << 21  # and lists of a file; his has 1.6 million
+
 
 def _entries(path: str, options: ReadOptions) -> Entries:
     require(not files.is_folder(path), f"{path} is a folder: name its file of captions")
     with files.open_file(path) as file:
         try:
-            values = records.json_object(file.read(), of_any_size=True)
+            data = file.read(BYTES + 1)
+            if len(data) > BYTES:
+                raise RecordError(f"too large: above {BYTES >> 20} MiB")
+            values = records.json_object(data, OBJECTS)
         except RecordError as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
     images, notes = values.get("images"), values.get("annotations", [])

@@ -12,6 +12,10 @@ from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
 from transfusion_jax.errors import require
 
 
+class UnfitFile(ConfigError):
+    """A file that does not hold what its format asks for: an error, or a fault where it came with others."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How inputs are read. A format refuses an option that means nothing to it."""

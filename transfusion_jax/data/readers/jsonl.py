@@ -68,6 +68,7 @@ def _segments(key: str, values: Mapping[str, Any], folder: ImageFolder) -> Found
     known = isinstance(segments, list) and isinstance(meta, dict) and set(values) <= {"segments", "meta"}
     if not known or not segments:
         raise RecordError('not of the form {"segments": [{...}, ...], "meta": {...}}')
+    records.check_parts(len(segments))
     records.check_count(sum(isinstance(s, dict) and "image" in s for s in segments), folder.most)
     return iter([RawDocument(key, records.together(_segment(s, folder) for s in segments), meta)])
 
@@ -92,6 +93,7 @@ def _mmc4(key: str, values: Mapping[str, Any], folder: ImageFolder) -> Found:
     sentences, images = values["text_list"], values["image_info"]
     if not isinstance(sentences, list) or not isinstance(images, list):
         raise RecordError("text_list and image_info are not lists")
+    records.check_parts(len(sentences) + len(images))
     before: dict[int, list[Any]] = {}
     entries: list[tuple[str, Any]] = []
     for image in images:

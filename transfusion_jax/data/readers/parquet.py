@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from transfusion_jax.config import ConfigError
 from transfusion_jax.data.readers import fields, files, records
-from transfusion_jax.data.readers.format import Format, ReadOptions, flag, package
+from transfusion_jax.data.readers.format import Format, ReadOptions, UnfitFile, flag, package
+from transfusion_jax.data.readers.parquet_pages import Pages, claimed_pages, pages_of
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RecordError
 from transfusion_jax.data.readers.records import ImageFolder
-from transfusion_jax.errors import require
 
 IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 TEXT_NAMES = ("texts", *records.CAPTION_NAMES, "txt")
-BATCH = 32  # rows in memory at a time, fewer where they are large
+BATCH = 32  # rows in memory at a time, fewer where they may be large
+PAGE = 1 << 29  # bytes of a page, which is unpacked at once
+VALUES = 1 << 25  # of a column of lists in a row group, all of which one row may hold
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,19 @@ def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fau
         except _broken() as error:
             yield Fault("file", f"broken Parquet file: {files.damage(error)}")
             return
-        columns = _columns(shard.path, table.schema_arrow, options)
+        try:
+            columns = _columns(shard.path, table.schema_arrow, options)
+        except UnfitFile as error:
+            yield Fault("file", f"columns that cannot be used: {error}")
+            return
         for group in range(shard.begin, shard.end or len(counts)):
             number = sum(counts[:group])
             try:
-                for image, text in _rows(table, group, columns):
+                for image, text in _rows(shard.path, file, table, group, columns):
                     yield from _documents(str(number), image, text, columns, folder)
                     number += 1
+            except RecordError as error:
+                yield Fault(str(number), f"row group too large: {error}")
             except _broken() as error:
                 yield Fault(str(number), f"broken row group: {files.damage(error)}")
 
@@ -71,29 +78,77 @@ def _arrow() -> Any:
     return package("pyarrow", "transfusion-jax[prepare]")
 
 
-def _open(file: Any) -> tuple[Any, list[int]]:
+def _open(file: Any, **options: Any) -> tuple[Any, list[int]]:
     """The table and the rows of each of its row groups."""
     parquet = package("pyarrow.parquet", "transfusion-jax[prepare]")
-    table = parquet.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True)
+    table = parquet.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True, **options)
     return table, [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
 
 
-def _rows(table: Any, group: int, columns: _Columns) -> Iterator[tuple[Any, Any]]:
-    """Image and text of each row as Arrow's scalars."""
+def _rows(path: str, file: Any, table: Any, group: int, columns: _Columns) -> Iterator[tuple[Any, Any]]:
+    """Image and text of each row as arrays of one value.
+
+    Raises:
+        RecordError: what must be unpacked at once would fill the memory.
+    """
     names = [name for name in (columns.image, columns.text) if name]
-    about = table.metadata.row_group(group)
-    rows = files.LARGEST * about.num_rows // max(about.total_byte_size, 1)
-    size = min(max(rows, 1), BATCH)
+    pages = _pages(path, file, table, group, names)
+    widest = sum(max(found.largest, found.dictionary) for found in pages.values())
+    size = min(max(files.LARGEST // max(widest, 1), 1), BATCH)
+    if pointers := _lists_of_pointers(table, pages):
+        table, _ = _open(file, metadata=table.metadata, read_dictionary=pointers)
     for batch in table.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
-        texts = batch.column(columns.text)
-        yield from zip(batch.column(columns.image) if columns.image else texts, texts, strict=True)
+        for row in range(batch.num_rows):
+            image, text = (batch.column(name).slice(row, 1) for name in (names[0], names[-1]))
+            yield image, text
+
+
+def _pages(path: str, file: Any, table: Any, group: int, names: list[str]) -> dict[int, Pages]:
+    """The pages of some columns in a row group, by the number of each of their parts.
+
+    Raises:
+        RecordError: they are too large, or too many.
+    """
+    about, found = table.metadata.row_group(group), {}
+    for number in range(about.num_columns):
+        chunk = about.column(number)
+        if chunk.path_in_schema not in names and not chunk.path_in_schema.startswith(tuple(f"{n}." for n in names)):
+            continue
+        # a bucket's files are not read twice where they need not be
+        believed = files.is_url(path) and chunk.total_uncompressed_size <= files.LARGEST
+        pages = found[number] = claimed_pages(chunk) if believed else pages_of(file, chunk)
+        listed = table.schema.column(number).max_repetition_level > 0
+        for size, most, what in (
+            (pages.dictionary, files.LARGEST, "a dictionary of {:,} bytes, and one may have {:,}"),
+            (pages.largest, PAGE, "a page of {:,} bytes, and one may have {:,}"),
+            (pages.values if listed else 0, VALUES, "{:,} values in lists, and it may have {:,}"),
+        ):
+            if size > most:
+                raise RecordError(f"{what.format(size, most)}: write it with smaller row groups and pages")
+    return found
+
+
+def _lists_of_pointers(table: Any, pages: dict[int, Pages]) -> list[str]:
+    """Columns of lists to be read as pointers into dictionaries: a row may hold a value of one any number of times.
+
+    What they hold without a dictionary is kept until the row group's end, so those that hold much are left out.
+    """
+    columns = {number: table.schema.column(number) for number in pages}
+    return [
+        column.path
+        for number, column in columns.items()
+        if column.max_repetition_level > 0
+        and column.physical_type == "BYTE_ARRAY"
+        and pages[number].dictionary > 0
+        and pages[number].data <= files.LARGEST
+    ]
 
 
 def _documents(
     key: str, image: Any, text: Any, columns: _Columns, folder: ImageFolder
 ) -> Iterator[RawDocument | Fault]:
     try:
-        text, image = text.as_py(), image.as_py()
+        image, text = _value(image), _value(text)
         if columns.interleaved:
             yield from records.page(key, records.aligned(text, image), folder)
         elif columns.image:
@@ -106,20 +161,49 @@ def _documents(
         yield Fault(key, str(error))
 
 
+def _value(column: Any) -> Any:
+    """The one value of an array.
+
+    Raises:
+        RecordError: it is too large.
+    """
+    inner = column
+    while _is_list(inner.type):
+        inner = inner.flatten()
+        records.check_parts(len(inner))
+    if _size(inner) > files.LARGEST:
+        raise RecordError(f"value too large: above {files.LARGEST >> 20} MiB")
+    return column[0].as_py()
+
+
+def _size(values: Any) -> int:
+    """The bytes of an array's values, counted as often as they are pointed to."""
+    if _arrow().types.is_struct(values.type):
+        return sum(map(_size, values.flatten()))
+    if _arrow().types.is_dictionary(values.type):
+        compute = package("pyarrow.compute", "transfusion-jax[prepare]")
+        counted = values.indices.drop_null().value_counts()
+        lengths = compute.binary_length(values.dictionary.take(counted.field("values"))).cast("int64")
+        return int(compute.sum(compute.multiply(lengths, counted.field("counts"))).as_py() or 0)
+    return int(values.nbytes)
+
+
 def _columns(path: str, schema: Any, options: ReadOptions) -> _Columns:
     present = f"{path} has the columns {', '.join(schema.names) or '(none)'}"
     for option in ("image_column", "text_column"):
         name = getattr(options, option)
-        require(name in (None, *schema.names), f"{flag(option)} is {name!r}, but {present}")
+        _require(name in (None, *schema.names), f"{flag(option)} is {name!r}, but {present}")
     image = options.image_column or next((name for name in IMAGE_NAMES if name in schema.names), None)
     text = options.text_column or next((name for name in TEXT_NAMES if name in schema.names), None)
     sure = options.text_column is not None
-    kinds = {name: _inner(schema.field(name).type) for name in schema.names}
+    for name in (image, text):
+        _require(schema.names.count(name) < 2, f"several columns are called {name!r}: {present}")
+    kinds = {field.name: _inner(field.type) for field in schema}
     odd = fields.unknown_images(
         {n: n for n, kind in kinds.items() if not _arrow().types.is_primitive(kind)}, ("text",)
     )
     if text is None or (image is None and not sure and (text != "text" or odd)):
-        raise ConfigError(
+        raise UnfitFile(
             f"{present}: name those of images and texts with --image-column and --text-column; "
             "images that are URLs must be fetched first, as img2dataset does"
         )
@@ -130,12 +214,19 @@ def _columns(path: str, schema: Any, options: ReadOptions) -> _Columns:
     for name, tests in ((text, texts + binaries), (image, (*texts, *binaries, types.is_struct))):
         if name is not None:
             inner = _inner(schema.field(name).type)
-            require(any(test(inner) for test in tests), f"column {name!r} cannot be used, it is {inner}: {present}")
-    require(
+            _require(
+                any(test(inner) for test in tests), f"column {name!r} cannot be used, it is {inner}: {present}"
+            )
+    _require(
         lists in ([True, True], [False, True], [False, False], [False]),
         f"lists of images need lists of texts beside them, and lists of texts an image: {present}",
     )
     return _Columns(image, text, lists == [True, True], sure)
+
+
+def _require(fits: bool, message: str) -> None:
+    if not fits:
+        raise UnfitFile(message)
 
 
 def _is_list(kind: Any) -> bool:

@@ -21,6 +21,7 @@ CAPTION_NAMES = ("caption", "captions", "text")  # where no option names the cap
 LONGEST = 1 << 25  # characters of a text
 OBJECTS, ITEMS = 1 << 20, 1 << 24  # of a record, of which an empty one takes 64 bytes, and a number 32
 PIXELS = 1 << 28  # bytes of a document's images as they are stored
+PARTS = 1 << 18  # texts and images of a document, and its parts that are lost, each of which has a line
 COUNTED = (1 << 16) - 1  # images of a document, which the index counts in 16 bits, and captions of an image
 
 Segments = tuple[RawText | RawImage, ...]
@@ -101,15 +102,19 @@ def text_of(value: Any, what: str = "text") -> str:
     return value
 
 
-def json_object(data: bytes, of_any_size: bool = False) -> dict[str, Any]:
+def json_object(data: bytes, objects: int | None = None) -> dict[str, Any]:
     """A JSON object in UTF-8; NaN, as Python writes it, and numbers of any length may stand in it.
+
+    Args:
+        data: the bytes.
+        objects: how many objects and lists there may be; `OBJECTS`, unless said otherwise.
 
     Raises:
         RecordError: it is none, or holds so many values that they would fill the memory.
     """
-    many = data.count(b"{") + data.count(b"[") > OBJECTS or data.count(b",") > ITEMS
-    if many and not of_any_size:
-        raise RecordError(f"too many values: more than {OBJECTS:,} objects and lists, or {ITEMS:,} commas")
+    most = OBJECTS if objects is None else objects
+    if data.count(b"{") + data.count(b"[") > most or data.count(b",") > ITEMS:
+        raise RecordError(f"too many values: more than {most:,} objects and lists, or {ITEMS:,} commas")
     try:
         values = _parsed(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -180,6 +185,7 @@ def pictured(key: str, images: Sequence[Any], caption: Any, folder: ImageFolder)
         raise RecordError(
             f"marks and images differ: {len(texts) - 1:,} marks {fields.MARK} and {len(images):,} images"
         )
+    check_count(len(images), folder.most)
     entries: list[tuple[str, Any]] = [("text", texts[0])]
     for image, text in zip(images, texts[1:], strict=True):
         entries += [("image", image), ("text", text)]
@@ -211,6 +217,16 @@ def check_count(images: int, most: int) -> None:
         raise RecordError(f"too many images: {images:,}, and a document of this image size holds {most:,} at most")
 
 
+def check_parts(count: int) -> None:
+    """Returns where a document may have so many parts.
+
+    Raises:
+        RecordError: it may not.
+    """
+    if count > PARTS:
+        raise RecordError(f"too many parts: {count:,}, and a document may have {PARTS:,}")
+
+
 def page(key: str, entries: Sequence[tuple[str, Any]], folder: ImageFolder) -> Iterator[RawDocument | Fault]:
     """Texts and images in order, from `("text", …)`, `("image", …)` and `("lost", the reason)`.
 
@@ -219,6 +235,7 @@ def page(key: str, entries: Sequence[tuple[str, Any]], folder: ImageFolder) -> I
     Raises:
         RecordError: the page is too large.
     """
+    check_parts(len(entries))
     check_count(sum(kind == "image" for kind, _ in entries), folder.most)
     places: list[int] = []
     faults: list[Fault] = []
@@ -250,12 +267,13 @@ def aligned(texts: Any, images: Any) -> list[tuple[str, Any]]:
     """The entries of two lists of which each place holds a text in one or an image in the other, as in OBELICS.
 
     Raises:
-        RecordError: they are not such lists.
+        RecordError: they are not such lists, or too long.
     """
     if not (isinstance(texts, list) and isinstance(images, list)):
         raise RecordError("texts and images are not lists")
     if len(texts) != len(images):
         raise RecordError(f"lists of unequal length: {len(texts)} texts and {len(images)} images")
+    check_parts(len(texts))
     both, neither = (
         ("lost", "a place must hold a text or an image: it holds both"),
         ("lost", "no text and no image"),

@@ -53,7 +53,7 @@ def _survey(path: str) -> Survey:
 def _is_small(survey: Survey, path: str) -> bool:
     """Whether an archive's index can be held, and the copy that is unpacked for it."""
     copied = survey.size if files.is_packed(path) else 0
-    return survey.members <= archive.MEMBERS and copied <= archive.UNPACKED
+    return survey.members <= archive.MEMBERS and survey.names <= archive.NAMES and copied <= archive.UNPACKED
 
 
 def _by_index(path: str, options: ReadOptions, begin: int, survey: Survey) -> Found:
