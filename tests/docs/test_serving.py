@@ -19,6 +19,7 @@ SCHEMA = Generate.model_json_schema()["properties"]
 BOUNDS = {  # by field: the beginning of its row, and what stands there
     "body": ("a request's body", f"{LIMITS.body // MIB} MiB (413)"),
     "bodies": ("all bodies", f"{LIMITS.bodies // MIB} MiB (503)"),
+    "chunks": ("chunks that a body", f"{LIMITS.chunks} (413)"),
     "marks": ("characters of a body's JSON", f"{LIMITS.marks} (413)"),
     "depth": ("depth of", f"{LIMITS.depth} (413)"),
     "escapes": ("backslashes", f"{LIMITS.escapes} (413)"),

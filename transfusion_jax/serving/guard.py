@@ -19,9 +19,9 @@ GENERATE, CAPTION = "/v1/generate", "/v1/caption"  # the paths that take a body
 class RequestGuard:
     """An ASGI application before another.
 
-    What may not be asked is refused before its body is read. A body is read here, and nowhere but for the paths that
-    take one; then the request takes a place in the engine's queue, `request.state.place`, and has it until it is
-    decoded or answered, or its client leaves. To the application every other request is one without a body.
+    What may not be asked is refused before its body is read. A body is read here, for the paths that take one; then
+    the request takes a place in the engine's queue, `request.state.place`, and has it until it is decoded or
+    answered, or its client leaves. To the application every other request is one without a body.
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, access: Access, limits: ServerLimits):
