@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from transfusion_jax.commands.serve import TOKEN
-from transfusion_jax.data.readers.pictures import LARGEST
+from transfusion_jax.data.readers.effort import LARGEST, PASSES
 from transfusion_jax.serving.limits import MIB, ServerLimits
 from transfusion_jax.serving.schema import MOST_IMAGE, MOST_TEXT, Generate
 
@@ -24,6 +24,7 @@ BOUNDS = {  # by field: the beginning of its row, and what stands there
     "depth": ("depth of", f"{LIMITS.depth} (413)"),
     "escapes": ("backslashes", f"{LIMITS.escapes} (413)"),
     "pixels": ("pixels of one image", f"{LARGEST}, {LIMITS.pixels} (400)"),
+    "scans": ("scans of a JPEG", f"{PASSES * LARGEST} (400)"),
     "readers": ("threads", f"{LIMITS.readers}"),
     "faults": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),
     "words": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),
