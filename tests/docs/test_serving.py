@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from transfusion_jax.commands.serve import TOKEN
-from transfusion_jax.data.readers.pictures import LARGEST
+from transfusion_jax.data.readers.effort import LARGEST, PASSES
 from transfusion_jax.serving.limits import MIB, ServerLimits
+from transfusion_jax.serving.reading import LARGE
 from transfusion_jax.serving.schema import MOST_IMAGE, MOST_TEXT, Generate
 
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
@@ -19,10 +20,13 @@ SCHEMA = Generate.model_json_schema()["properties"]
 BOUNDS = {  # by field: the beginning of its row, and what stands there
     "body": ("a request's body", f"{LIMITS.body // MIB} MiB (413)"),
     "bodies": ("all bodies", f"{LIMITS.bodies // MIB} MiB (503)"),
+    "chunks": ("chunks that a body", f"{LIMITS.chunks} (413)"),
     "marks": ("characters of a body's JSON", f"{LIMITS.marks} (413)"),
     "depth": ("depth of", f"{LIMITS.depth} (413)"),
     "escapes": ("backslashes", f"{LIMITS.escapes} (413)"),
     "pixels": ("pixels of one image", f"{LARGEST}, {LIMITS.pixels} (400)"),
+    "scans": ("scans of a JPEG", f"{PASSES * LARGEST} (400)"),
+    "large": (f"images of more than {LARGE} pixels", "1"),
     "readers": ("threads", f"{LIMITS.readers}"),
     "faults": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),
     "words": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),

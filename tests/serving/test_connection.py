@@ -10,6 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from served import codec, made, server
+from transfusion_jax.serving.connection import TURN
 from transfusion_jax.serving.engine import Engine
 from transfusion_jax.serving.limits import ServerLimits
 from transfusion_jax.serving.measures import Measures
@@ -49,6 +50,97 @@ def test_a_head_that_comes_byte_by_byte_is_told_so():
                 with contextlib.suppress(TimeoutError):
                     answer = client.recv(2**16)
     assert answer.startswith(b"HTTP/1.1 408")
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"1\r\n \r\n"
+
+
+async def reading(scope, receive, send):
+    """Answers when the body is whole."""
+    if scope["type"] == "http":
+        length, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            length, more = length + len(message["body"]), message["more_body"]
+        await PlainTextResponse(str(length))(scope, receive, send)
+
+
+@pytest.mark.parametrize(("app", "answer"), [(reading, b"200"), (refusing, b"415")])
+def test_as_many_chunks_as_may_be(app, answer):
+    limits = ServerLimits(chunks=1000)
+    with listening(app, limits) as address, socket.create_connection(address) as client:
+        for _ in range(2):  # each body is counted on its own
+            client.sendall(CHUNKED + CHUNK * 1000 + b"0\r\n\r\n")
+            said = b""
+            while b"\r\n\r\n" not in said or said.endswith(b"\r\n\r\n"):
+                said += client.recv(2**16)
+            assert said.startswith(b"HTTP/1.1 " + answer)
+            assert app is refusing or said.endswith(b"\r\n\r\n1000")
+
+
+@pytest.mark.parametrize(("app", "answer"), [(reading, b"413"), (refusing, b"415")])
+def test_a_body_in_too_many_chunks_ends_the_connection(app, answer):
+    limits = ServerLimits(chunks=1000)
+    with listening(app, limits) as address, socket.create_connection(address) as client:
+        client.sendall(CHUNKED + CHUNK * 1000)
+        client.sendall(CHUNK)
+        said = read(client)
+    assert said.startswith(b"HTTP/1.1 " + answer)
+    assert app is refusing or b"1000 chunks" in said
+
+
+@pytest.mark.parametrize("app", [reading, refusing])
+@pytest.mark.parametrize("size", [1, 2000])  # so that bodies stay below what is held, and pass it
+def test_other_connections_have_their_turn_between_chunks(app, size):
+    async def parsing():
+        web = web_server(app, ServerLimits(), waiting=1)
+        web.config.load()
+        connection = web.config.http_protocol_class(
+            config=web.config, server_state=web.server_state, app_state={}, _loop=asyncio.get_running_loop()
+        )
+        connection.connection_made(transport := Transport())
+        chunk = b"%x\r\n%b\r\n" % (size, b" " * size)
+        connection.data_received(CHUNKED + chunk * 1000 + b"0\r\n\r\n")
+        turns = 0
+        while left := len(connection.conn.trailing_data[0]):
+            assert left >= len(chunk) * (1000 - TURN * (turns + 1))  # no more than its turn
+            if connection.flow.waiting:
+                assert not transport.reading  # what comes meanwhile is held nowhere
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 1000 // TURN
+        while b"\r\n\r\n" not in transport.written:
+            await asyncio.sleep(0)
+        assert transport.reading
+        connection.connection_lost(None)
+
+    asyncio.run(asyncio.wait_for(parsing(), 60))
+
+
+class Transport(asyncio.Transport):
+    """Stands in for a socket's: remembers what was written, and whether more may come."""
+
+    def __init__(self):
+        super().__init__()
+        self.written, self.reading = b"", True
+
+    def write(self, data):
+        self.written += data
+
+    def pause_reading(self):
+        self.reading = False
+
+    def resume_reading(self):
+        self.reading = True
+
+    def is_closing(self):
+        return False
+
+    def close(self):
+        pass
 
 
 def test_who_says_nothing_is_let_go():

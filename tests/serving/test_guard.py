@@ -18,6 +18,7 @@ from served import app_of, codec, made, text
 from transfusion_jax.generation.interleaved import Ended
 from transfusion_jax.serving import engine
 from transfusion_jax.serving.engine import Engine
+from transfusion_jax.serving.guard import CAPTION, GENERATE
 from transfusion_jax.serving.limits import ServerLimits
 from transfusion_jax.serving.measures import Measures
 
@@ -49,6 +50,7 @@ def parts(*given_parts, **more):
     return json.dumps({"parts": given_parts, "max_tokens": 1, "follow": "text", **more})
 
 
+WIDE = {"utf-16-le": 422, "utf-16-be": 422, "utf-32-le": 422, "utf-32-be": 422}  # as UTF-8 they are NULs
 BODIES = {  # name: the body, and the statuses that may answer it
     "fine": (parts(text("a")), 200),
     "fine, with as many escapes as may be": (parts(text("\n" * 100)), 200),
@@ -80,9 +82,11 @@ BODIES = {  # name: the body, and the statuses that may answer it
     "null": ("null", 422),
     "a word": (f'"{SECRET}"', 422),
     "no JSON": (SECRET, 422),
-    "bytes": (b"\x00\xff\xfe" * 1000, 422),
+    "bytes": (b"\x00\xff\xfe" * 1000, 400),
     "NUL without end": (b"\x00" * 10**6, 413),
-    "UTF-16": (parts(text("a")).encode("utf-16"), 200),
+    "UTF-8 with a mark": (parts(text("a")).encode("utf-8-sig"), 200),
+    "UTF-16 with a mark": (parts(text("a")).encode("utf-16"), 400),
+    **{f"{name} without a mark": (parts(text("a")).encode(name), status) for name, status in WIDE.items()},
     "no UTF-8": (b'{"parts":[{"type":"text","text":"\xff"}]}', 400),
     "no base64": (parts({"type": "image", "image": SECRET + "§"}), 400),
     "no image": (parts({"type": "image", "image": base64.b64encode(SECRET.encode()).decode()}), 400),
@@ -185,6 +189,41 @@ def test_a_token_is_asked_for_before_anything_is_read():
     asks = {path for path, how in paths.items() for operation in how.values() if "security" in operation}
     assert asks == {"/metrics", "/v1/model", "/v1/generate", "/v1/caption"}
     assert "securitySchemes" not in fresh().openapi()["components"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/health", 405), ("/", 405), ("/page/page.js", 405), ("/v1/generate", 401), ("/v1/generate\n", 401)],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "QUERY"])
+def test_strangers_send_no_body_at_all(method, path, status):
+    app = app_of(Engine(TASK, PARAMS, codec(), 4, Measures()), LIMITS, token="s3cret")
+
+    async def sending():
+        async with running(app):
+            asked = Exchange(app, path, method)
+            assert await asyncio.wait_for(asked.answer(), 60) == status  # nothing was sent
+            short_and_told(asked)
+            assert guard_of(app).bodies.held == 0
+
+    asyncio.run(sending())
+
+
+def test_the_paths_that_take_a_body_are_those_whose_bodies_are_bounded(app):
+    paths = {
+        path for path, how in app.openapi()["paths"].items() if any("requestBody" in each for each in how.values())
+    }
+    assert paths == {GENERATE, CAPTION}
+
+
+@pytest.mark.parametrize("path", ["/v1/generate\n", "/v1/generate/", "/v1/model", "/nowhere"])
+def test_elsewhere_no_body_is_taken(app, path):
+    async def sending():
+        async with running(app):
+            asked = Exchange(app, path)
+            assert await asyncio.wait_for(asked.answer(), 60) >= 307  # nothing was sent
+
+    asyncio.run(sending())
 
 
 @pytest.mark.parametrize("length", [b"1", b"0", b"2097152"])

@@ -29,7 +29,7 @@ from transfusion_jax.serving.access import Access
 from transfusion_jax.serving.bodies import RETRY
 from transfusion_jax.serving.engine import Compiling, Engine, QueuedRequest, Stopped
 from transfusion_jax.serving.faults import faults_of
-from transfusion_jax.serving.guard import RequestGuard
+from transfusion_jax.serving.guard import CAPTION, GENERATE, RequestGuard
 from transfusion_jax.serving.inbox import Inbox
 from transfusion_jax.serving.limits import ServerLimits
 from transfusion_jax.serving.reading import read_request
@@ -152,7 +152,7 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
 
     streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}, **PROBLEMS}
 
-    @app.post("/v1/generate", responses=streamed, dependencies=locked)
+    @app.post(GENERATE, responses=streamed, dependencies=locked)
     async def generate(asked: Annotated[Generate, Body()], request: Request) -> Answer:
         """Makes what follows a prompt of texts and images; the same seed and prompt give the same."""
         inbox = await submitted(asked, request)
@@ -160,7 +160,7 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
             return StreamingResponse(_told(inbox), media_type="text/event-stream")  # type: ignore[return-value]
         return await _gathered(inbox)
 
-    @app.post("/v1/caption", responses=PROBLEMS, dependencies=locked)
+    @app.post(CAPTION, responses=PROBLEMS, dependencies=locked)
     async def caption(asked: Annotated[Caption, Body()], request: Request) -> Words:
         """Puts an image into words."""
         whole = Generate(parts=[ImagePart(image=asked.image)], follow="text", max_tokens=asked.max_tokens)  # type: ignore[call-arg]
@@ -175,7 +175,7 @@ def _parsing_in(readers: ThreadPoolExecutor) -> type[APIRoute]:
 
     class Parsed(Request):
         async def json(self) -> Any:
-            return await asyncio.get_running_loop().run_in_executor(readers, json.loads, await self.body())
+            return await asyncio.get_running_loop().run_in_executor(readers, _parsed, await self.body())
 
     class Route(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -187,6 +187,20 @@ def _parsing_in(readers: ThreadPoolExecutor) -> type[APIRoute]:
             return handler
 
     return Route
+
+
+def _parsed(body: bytes) -> Any:
+    """A body's JSON; what counted its characters took it for UTF-8, so that it is nothing else.
+
+    Raises:
+        HTTPException: it is no UTF-8.
+        json.JSONDecodeError: it is no JSON.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, "a request's JSON must be UTF-8") from error
+    return json.loads(text)
 
 
 async def _gathered(inbox: Inbox) -> Answer:

@@ -13,12 +13,15 @@ from transfusion_jax.serving.bodies import RETRY, Bodies, ClientLeft
 from transfusion_jax.serving.engine import Engine, Full, QueuePlace, Stopped
 from transfusion_jax.serving.limits import ServerLimits
 
+GENERATE, CAPTION = "/v1/generate", "/v1/caption"  # the paths that take a body
+
 
 class RequestGuard:
     """An ASGI application before another.
 
-    What may not be asked is refused before its body is read. A body is read here; then the request takes a place in
-    the engine's queue, `request.state.place`, and has it until it is decoded or answered, or its client leaves.
+    What may not be asked is refused before its body is read. A body is read here, for the paths that take one; then
+    the request takes a place in the engine's queue, `request.state.place`, and has it until it is decoded or
+    answered, or its client leaves. To the application every other request is one without a body.
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, access: Access, limits: ServerLimits):
@@ -33,10 +36,10 @@ class RequestGuard:
         told = self._counting(send)
         try:
             self.access.check(scope)
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and scope["path"] in (GENERATE, CAPTION):
                 await self._post(scope, receive, told)
             else:
-                await self.app(scope, receive, told)
+                await self.app(scope, _sent(b""), told)
         except HTTPException as refusal:
             answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
             await answer(scope, receive, told)
@@ -46,17 +49,11 @@ class RequestGuard:
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(reversed(scope["headers"]))
         with self.bodies.counted() as count:
-            body = await self.bodies.read(headers, receive, count)
+            sent = _sent(await self.bodies.read(headers, receive, count))
             place = self._reserve()
-            messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-            del body
-
-            async def replay() -> Message:
-                return messages.pop() if messages else await asyncio.get_running_loop().create_future()
-
             try:
                 scope.setdefault("state", {})["place"] = place
-                await _until_left(self.app, scope, receive, replay, send)
+                await _until_left(self.app, scope, receive, sent, send)
             finally:
                 self.engine.leave(place)
 
@@ -80,8 +77,18 @@ class RequestGuard:
         self.engine.measures.requests.labels(str(status)).inc()
 
 
-async def _until_left(app: ASGIApp, scope: Scope, receive: Receive, replay: Receive, send: Send) -> None:
-    """Has an application answer a request that `replay` gives it, while the client waits.
+def _sent(body: bytes) -> Receive:
+    """Gives an application a body that was read."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await asyncio.get_running_loop().create_future()
+
+    return replay
+
+
+async def _until_left(app: ASGIApp, scope: Scope, receive: Receive, sent: Receive, send: Send) -> None:
+    """Has an application answer a request whose body was read, while the client waits.
 
     Raises:
         ClientLeft: it is gone.
@@ -101,7 +108,7 @@ async def _until_left(app: ASGIApp, scope: Scope, receive: Receive, replay: Rece
             left = True
             answering.cancel()
 
-    answering = asyncio.ensure_future(app(scope, replay, sending))
+    answering = asyncio.ensure_future(app(scope, sent, sending))
     watching = asyncio.create_task(watch())
     try:
         await answering

@@ -13,6 +13,7 @@ class ServerLimits:
 
     body: int = 48 * MIB  # bytes of a request's body, counted as they arrive
     bodies: int = 256 * MIB  # bytes of the bodies of all requests that are not answered yet
+    chunks: int = 2**13  # that a body may come in, where it is sent chunked
     marks: int = 4096  # characters of a body's JSON outside its strings, blanks aside
     depth: int = 8  # of nested arrays and objects
     escapes: int = 2**18  # backslashes in a body

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data.datasets import Codec
@@ -17,6 +18,8 @@ from transfusion_jax.serving.schema import Generate, ImagePart, TextPart, file_o
 from transfusion_jax.tasks.families import ModelTask
 
 PREVIEWS = 8  # that the page asks for
+LARGE = 1 << 24  # pixels: an image with more is decoded while no other such is, for the memory that it takes
+_large = threading.Lock()
 
 
 class Departed(Exception):
@@ -80,13 +83,15 @@ def _document(asked: Generate, task: ModelTask, codec: Codec, pixels: int, left:
             if part.text:
                 segments.append(Text(codec.tokenizer.encode(part.text)))
             continue
-        if left():
-            raise Departed
         try:
             file = file_of(part.image)
-            pixels -= area(file)
+            pixels -= (size := area(file))
             require(pixels >= 0, f"the images up to part {number} have too many pixels together: make them smaller")
-            segments.append(Image(codec.latents(pixels_of(file, config, codec)[None])[0]))
+            with _large if size > LARGE else nullcontext():
+                if left():  # it may have waited
+                    raise Departed
+                shown = pixels_of(file, config, codec)
+            segments.append(Image(codec.latents(shown[None])[0]))
         except PictureError as error:
             raise ConfigError(f"part {number} is no image that can be read: {error}") from error
     return Document(tuple(segments))

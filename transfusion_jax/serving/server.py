@@ -7,6 +7,7 @@ import signal
 import socket
 
 import uvicorn
+from PIL import Image
 from starlette.types import ASGIApp
 
 from transfusion_jax.model.transfusion import Params
@@ -21,6 +22,8 @@ from transfusion_jax.serving.reading import usual_requests
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.run_dir import Workdir
+
+BLOCK = 1 << 26  # bytes of memory that Pillow takes at a time: threads keep for themselves what is below 32 MiB
 
 
 def serve(
@@ -45,6 +48,7 @@ def serve(
         url: of the page, which is printed.
         waiting: requests that may wait.
     """
+    Image.core.set_block_size(BLOCK)
     codec, limits = codec_of(workdir), ServerLimits()
     engine = Engine(task, params, codec, waiting, Measures(), usual_requests(task, codec))
     app = make_app(engine, Served(workdir.path.name, *read), access, limits)

@@ -15,6 +15,7 @@ from data.readers import profiles
 from data.readers.image_files import INTERLACED, ORIENTED, SIDE, Kind, packed, png, tiff
 from data.readers.profiles import PROFILES
 from data.readers.samples import encoded, noise
+from transfusion_jax.data.readers import colours
 from transfusion_jax.data.readers.colours import in_srgb, read_pixels
 from transfusion_jax.data.readers.pictures import PictureError, decode
 
@@ -80,6 +81,27 @@ def test_every_tiff(kind):
     for seed, ((name, profile), (order, deflate)) in enumerate(itertools.product(PROFILES.items(), stored)):
         parts, orientation = kind.samples(name, seed), next(turns)
         check(tiff(kind, *parts, profile, orientation, order, deflate), kind, name, parts, orientation)
+
+
+@pytest.mark.parametrize("strip", [SIDE - 1, 3 * SIDE])  # parts of rows, and rows
+def test_an_image_is_the_same_in_strips_none_of_which_is_larger(strip, monkeypatch):
+    made = [(png, kind) for kind in PNG_KINDS] + [(tiff, kind) for kind in TIFF_KINDS]
+    turns = itertools.cycle(PROFILES.values())
+    files = [
+        write(kind, *kind.samples("none"), profile) for (write, kind), profile in zip(made, turns, strict=False)
+    ]
+    whole = [[decode(file, SIDE, channels) for channels in (1, 3)] for file in files]
+    monkeypatch.setattr(colours, "STRIP", strip)
+    sizes, by_strips = set(), colours.by_strips
+
+    def seen(image, mode, made):
+        return by_strips(image, mode, lambda part: sizes.add(part.width * part.height) or made(part))
+
+    monkeypatch.setattr(colours, "by_strips", seen)
+    for file, pixels in zip(files, whole, strict=True):
+        for channels, expected in zip((1, 3), pixels, strict=True):
+            np.testing.assert_array_equal(decode(file, SIDE, channels), expected)
+    assert max(sizes) <= strip
 
 
 def blocks(channels, seed=0):

@@ -51,6 +51,7 @@ SPACES = {  # of profiles: the mode in which a transform takes pixels, and the m
     "RGB": ("RGB", ("P", "PA", "RGB", "RGBX", "RGBA", "YCbCr", "HSV")),
     "CMYK": ("CMYK", ("CMYK",)),
 }
+STRIP = 1 << 20  # pixels whose colours are worked out at a time
 SAME = 2  # levels of 255: a profile that moves no colour further is another writing of sRGB
 PROBES = {  # by mode
     "L": np.arange(256).astype(np.uint8)[None],
@@ -84,6 +85,31 @@ def in_srgb(image: Image.Image, mode: str) -> Image.Image:
 
     An ICC profile is applied where it is whole and fits the pixels, and says nothing otherwise.
     """
+    return by_strips(image, mode, lambda strip: _shown(strip).convert(mode))
+
+
+def by_strips(image: Image.Image, mode: str, made: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What is made of an image pixel by pixel, some rows at a time: what is needed on the way stays small.
+
+    Args:
+        image: it is loaded.
+        mode: of what is made.
+        made: from a part of it.
+    """
+    across, down = image.size
+    wide = min(across, STRIP)
+    high = max(1, STRIP // across)
+    if wide == across and high >= down:
+        return made(image)
+    found = Image.new(mode, image.size)
+    for top, left in itertools.product(range(0, down, high), range(0, across, wide)):
+        box = (left, top, min(left + wide, across), min(top + high, down))
+        found.paste(made(image.crop(box)), box)
+    return found
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    """An image in sRGB, transparent parts white."""
     clear = image.has_transparency_data
     shown = image.convert("RGBA" if clear else "RGB")
     if (profiled := _profiled(image)) is not None:
@@ -92,7 +118,7 @@ def in_srgb(image: Image.Image, mode: str) -> Image.Image:
         shown = profiled
     if clear:
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-    return shown.convert("RGB").convert(mode)
+    return shown.convert("RGB")
 
 
 def _load(image: Image.Image, data: object) -> Image.Image:
@@ -118,10 +144,13 @@ def _without_key(image: Image.Image, data: bytes, key: tuple[int, int, int]) -> 
     """16-bit colours as RGBA: Pillow keeps their high bytes alone, and the key is found by both."""
     low = Image.open(io.BytesIO(data), formats=["PNG"])
     low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # of two bytes, what is high here is low there
-    high_key, low_key = np.divmod(np.array(key), 256)
-    clear = np.all((np.asarray(image) == high_key) & (np.asarray(low) == low_key), -1)
+    alpha = Image.new("L", image.size)
+    for part, levels in ((image, [level >> 8 for level in key]), (low, [level & 255 for level in key])):
+        for band, level in enumerate(levels):
+            other = part.getchannel(band).point([255 * (found != level) for found in range(256)])
+            alpha = ImageChops.lighter(alpha, other)
     del image.info["transparency"]
-    image.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    image.putalpha(alpha)
     return image
 
 
@@ -137,15 +166,16 @@ def _load_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes) -> Image.Image
     image.tile = [_unpacked(tile, bits, planes, order) for tile in image.tile]
     image.load()
     if bits == (16, 16) and image.mode == "RGBA":
-        found = _grey_alpha(image, order, GREY_ALPHA[extra[0]])
-        return _inverted(found) if inverted else found
+        found = by_strips(image, "LA", lambda strip: _grey_alpha(strip, order, GREY_ALPHA[extra[0]], inverted))
+        found.info = dict(image.info)
+        return found
     if image.mode in ("LA", "La"):
         return _inverted(_straight(image)) if inverted else image
     if not image.mode.startswith("I"):
         return image
     if bits[0] < 32:
         return _grey(image, (1 << bits[0]) - 1, inverted)
-    counted = 255 if np.asarray(image).max() < 256 else 65535  # the file does not say how far
+    counted = 255 if image.getextrema()[1] < 256 else 65535  # type: ignore[operator]  # the file does not say how far
     return _grey(image, counted, inverted)
 
 
@@ -161,12 +191,11 @@ def _unpacked(tile: ImageFile._Tile, bits: tuple[int, ...], planes: bool, order:
     return tile._replace(args=(packed, *more))
 
 
-def _grey_alpha(image: Image.Image, order: bytes, mode: str) -> Image.Image:
+def _grey_alpha(image: Image.Image, order: bytes, mode: str, inverted: bool) -> Image.Image:
     """Grey and alpha of 16 bits, read as four bands of 8: two low bytes and two high ones."""
     bands = image.split()
-    found = Image.merge(mode, bands[1::2] if order == II else bands[::2])
-    found.info = dict(image.info)
-    return _straight(found)
+    found = _straight(Image.merge(mode, bands[1::2] if order == II else bands[::2]))
+    return _inverted(found) if inverted else found
 
 
 def _straight(image: Image.Image) -> Image.Image:
@@ -228,15 +257,20 @@ LOADERS: dict[str, Callable[..., Image.Image]] = {
 
 def _grey(image: Image.Image, white: int, inverted: bool = False) -> Image.Image:
     """Grey of 8 bits from grey that reaches up to `white`; Pillow's own conversion clips."""
-    pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > white:
-        raise PictureError("unknown range of pixels: 32 bits")
-    levels = ((pixels.astype(np.int32) * 255 + white // 2) // white).astype(np.uint8)
-    found = Image.fromarray(255 - levels if inverted else levels)
-    found.info = dict(image.info)
-    key = found.info.pop("transparency", None)
-    if key is not None:
-        found.putalpha(Image.fromarray(np.where(pixels == key, 0, 255).astype(np.uint8)))
+    key = image.info.get("transparency")
+
+    def made(strip: Image.Image) -> Image.Image:
+        pixels = np.asarray(strip)
+        if pixels.min() < 0 or pixels.max() > white:
+            raise PictureError("unknown range of pixels: 32 bits")
+        levels = ((pixels.astype(np.int32) * 255 + white // 2) // white).astype(np.uint8)
+        grey = Image.fromarray(255 - levels if inverted else levels)
+        if key is not None:
+            grey.putalpha(Image.fromarray(np.where(pixels == key, 0, 255).astype(np.uint8)))
+        return grey
+
+    found = by_strips(image, "L" if key is None else "LA", made)
+    found.info = {name: value for name, value in image.info.items() if name != "transparency"}
     return found
 
 

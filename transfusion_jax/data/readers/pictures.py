@@ -16,9 +16,10 @@ from PIL import ExifTags, Image, ImageOps
 
 from transfusion_jax.data.readers.colours import PictureError as PictureError
 from transfusion_jax.data.readers.colours import in_srgb, read_pixels
+from transfusion_jax.data.readers.effort import LARGEST as LARGEST
+from transfusion_jax.data.readers.effort import check_file, check_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")  # no format that runs programs
-LARGEST = 1 << 26  # pixels; below the size at which Pillow warns
 
 _DAMAGE = (
     OSError,
@@ -51,15 +52,15 @@ def decode(data: bytes | np.ndarray, size: int, channels: int, min_size: int = 0
     enlarged. One channel is grey.
 
     Raises:
-        PictureError: it is no image, or damaged, above `LARGEST` pixels, or its smaller side is below `min_size`.
+        PictureError: it is no image, or damaged, above `LARGEST` pixels, makes far more work than its pixels do, or
+            its smaller side is below `min_size`.
     """
     with warnings.catch_warnings():  # filters are the process's: threads that decode at once see each other's
         warnings.simplefilter("ignore")  # of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = _open(data)
-            if image.width * image.height > LARGEST:
-                raise PictureError(f"too many pixels: {image.width}×{image.height}")
+            check_image(image, data)
             if min(image.size) < min_size:
                 raise PictureError(f"too small: {image.width}×{image.height}")
             image = in_srgb(_upright(read_pixels(image, data)), "L" if channels == 1 else "RGB")
@@ -89,6 +90,7 @@ def _open(data: bytes | np.ndarray) -> Image.Image:
         return Image.fromarray(data[..., 0] if data.shape[2] == 1 else data)
     if not data:
         raise PictureError("zero bytes")
+    check_file(data)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:

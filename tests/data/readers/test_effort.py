@@ -1,0 +1,117 @@
+"""Small files that would make long work, within and beyond their bounds; what is beyond is refused undecoded."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from data.readers.samples import encoded, noise
+from transfusion_jax.data.readers import effort
+from transfusion_jax.data.readers.pictures import PictureError, area, decode
+
+PIXELS = noise(64, 64)
+TOO_MANY_SCANS = effort.PASSES + 1
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Bounds that a picture of 64×64 may reach."""
+    monkeypatch.setattr(effort, "LARGEST", 64 * 64)
+
+
+@pytest.fixture
+def undecoded(monkeypatch):
+    def decoded(*_):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
+
+
+def jpeg(mode="RGB", **how):
+    return encoded(Image.fromarray(PIXELS).convert(mode), "JPEG", **how)
+
+
+def rescanned(data, scans):
+    """A JPEG whose last scan is repeated until it has so many."""
+    begin, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + data[begin:end] * (scans - data.count(b"\xff\xda")) + data[end:]
+
+
+JPEGS = {
+    f"{mode}, {how}": jpeg(mode, **how) for mode in ("L", "RGB", "CMYK") for how in ({}, {"progressive": True})
+}
+
+
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS)
+def test_scans_are_bounded(data, small, undecoded):
+    with pytest.raises(AssertionError, match="decoded"):
+        decode(rescanned(data, effort.PASSES), 8, 3)
+    with pytest.raises(PictureError, match=f"too many scans: {TOO_MANY_SCANS} of 64×64"):
+        decode(rescanned(data, TOO_MANY_SCANS), 8, 3)
+
+
+def test_small_images_may_have_more_scans(small):
+    half = encoded(Image.fromarray(PIXELS[:32]), "JPEG", progressive=True)
+    assert decode(rescanned(half, 2 * effort.PASSES), 8, 3).shape == (8, 8, 3)
+    with pytest.raises(PictureError, match="too many scans"):
+        decode(rescanned(half, 2 * effort.PASSES + 1), 8, 3)
+
+
+@pytest.mark.parametrize("kept", [b"\xff\xe2", b"\xff\xfe"])
+def test_what_only_looks_like_scans_is_none(kept, small):
+    looks = b"\xff\xda" * 500
+    segment = kept + struct.pack(">H", len(looks) + 2) + looks
+    data = jpeg(progressive=True)
+    np.testing.assert_array_equal(decode(data[:2] + segment + data[2:] + looks, 8, 3), decode(data, 8, 3))
+
+
+@given(st.integers(0, 60), st.booleans(), st.integers(0, 3))
+def test_scans_are_counted_whatever_stands_between(restarts, progressive, fill):
+    data = jpeg(progressive=progressive, restart_marker_blocks=restarts)
+    padded = data.replace(b"\xff\xda", b"\xff" * fill + b"\xff\xda")
+    assert effort._scans(padded) == data.count(b"\xff\xda")
+    assert effort._scans(padded[:-20]) == data.count(b"\xff\xda")  # cut off
+
+
+@given(st.binary(max_size=100).map(lambda rest: b"\xff\xd8" + rest))
+def test_counting_scans_ends(data):
+    assert effort._scans(data) <= data.count(b"\xff\xda")
+
+
+def test_profiles_of_a_png_are_bounded(monkeypatch):
+    profile = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(1000)))
+    data = encoded(Image.fromarray(PIXELS), "PNG")
+    head = 8 + 25
+    several = data[:head] + profile * effort.PROFILES + data[head:]
+    np.testing.assert_array_equal(decode(several, 64, 1)[..., 0], PIXELS)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    more = data[:head] + profile * (effort.PROFILES + 1) + data[head:]
+    with pytest.raises(PictureError, match="too many profiles: 9"):
+        decode(more, 64, 3)
+    assert area(more) == 0
+
+
+@pytest.mark.parametrize(("side", "refused"), [(64, False), (80, True)])
+def test_a_tile_larger_than_an_image_is_no_larger_than_an_image_may_be(side, refused, small, undecoded):
+    data = tiled(16, side)
+    with pytest.raises(
+        PictureError if refused else AssertionError, match="a tile of 80×80" if refused else "decoded"
+    ):
+        decode(data, 8, 1)
+
+
+def tiled(side, tile):
+    """A TIFF of one tile."""
+    pixels = zlib.compress(bytes(tile * tile))
+    tags = [(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile), (323, tile), (324, 8)]
+    tags.append((325, len(pixels)))
+    listed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + listed + bytes(4)
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
