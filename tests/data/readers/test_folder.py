@@ -138,7 +138,7 @@ def test_a_table_says_what_is_read_of_its_own_folder_alone(tmp_path):
         "a/2.txt": "not used",
         "a/x.md": "no image by its name",
         "b/3.png#0": pair("three", b"3"),
-        "b/5.heic": "no image by its name",
+        "b/5.heic": ".heic is not read",
         "b/6.png": "no caption",
         "ab.png#0": pair("of ab", b"7"),
     }
