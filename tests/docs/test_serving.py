@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from transfusion_jax.commands.serve import TOKEN
-from transfusion_jax.data.readers.effort import LARGEST, PASSES
+from transfusion_jax.data.readers.effort import LARGEST, PACKETS, PASSES
 from transfusion_jax.serving.limits import MIB, ServerLimits
 from transfusion_jax.serving.reading import LARGE
 from transfusion_jax.serving.schema import MOST_IMAGE, MOST_TEXT, Generate
@@ -27,6 +27,7 @@ BOUNDS = {  # by field: the beginning of its row, and what stands there
     "pixels": ("pixels of one image", f"{LARGEST}, {LIMITS.pixels} (400)"),
     "scans": ("scans of a JPEG", f"{PASSES * LARGEST} (400)"),
     "large": (f"images of more than {LARGE} pixels", "1"),
+    "packets": ("packets of a JPEG 2000", f"{PACKETS} (400)"),
     "readers": ("threads", f"{LIMITS.readers}"),
     "faults": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),
     "words": ("faults", f"{LIMITS.faults}, {LIMITS.words}, {LIMITS.name}"),

@@ -104,6 +104,33 @@ def test_a_tile_larger_than_an_image_is_no_larger_than_an_image_may_be(side, ref
         decode(data, 8, 1)
 
 
+def coded(coding, size=64, tiles=(0, 0)):
+    """A JPEG 2000 of grey with another way of coding: levels, layers and precincts."""
+    data = encoded(Image.new("L", (size, size)), "JPEG2000", no_jp2=True, tile_size=tiles if tiles[0] else None)
+    begin = data.index(b"\xff\x52")
+    layers, precincts = coding
+    new = bytes([bool(precincts), 0]) + struct.pack(">H", layers) + data[begin + 8 : begin + 14] + precincts
+    return data[:begin] + b"\xff\x52" + struct.pack(">H", len(new) + 2) + new + data[begin + 14 :]
+
+
+@pytest.mark.parametrize(
+    ("coding", "refused"),
+    [((1, b""), False), ((30, b"\x77" * 6), False), ((65535, b""), False), ((65535, b"\x33" * 6), True)],
+)
+def test_packets_of_a_jpeg_2000_are_bounded(coding, refused, undecoded):
+    with pytest.raises(
+        PictureError if refused else AssertionError, match="too many packets" if refused else "decoded"
+    ):
+        decode(coded(coding), 8, 1)
+
+
+@pytest.mark.parametrize("more", [{}, {"tile_size": (32, 32)}, {"quality_layers": [20, 10, 1]}, {"no_jp2": True}])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_jpeg_2000s_of_encoders_are_within(mode, more, undecoded):
+    with pytest.raises(AssertionError, match="decoded"):
+        decode(encoded(Image.new(mode, (200, 100)), "JPEG2000", **more), 8, 1)
+
+
 def tiled(side, tile):
     """A TIFF of one tile."""
     pixels = zlib.compress(bytes(tile * tile))

@@ -213,8 +213,8 @@ def _inverted(image: Image.Image) -> Image.Image:
 
 def _load_jpeg2000(image: Image.Image, data: bytes) -> Image.Image:
     image.load()
-    header = next((body for kind, body in _boxes(data) if kind == b"jp2h"), b"")
-    colours = (body for kind, body in _boxes(header) if kind == b"colr")
+    header = next((body for kind, body in jpeg2000_boxes(data) if kind == b"jp2h"), b"")
+    colours = (body for kind, body in jpeg2000_boxes(header) if kind == b"colr")
     profile = next((body[3:] for body in colours if body[:1] == b"\2"), None)
     if profile is None:
         return image
@@ -224,7 +224,7 @@ def _load_jpeg2000(image: Image.Image, data: bytes) -> Image.Image:
     return image
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def jpeg2000_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """JPEG 2000's boxes: kinds and contents."""
     at = 0
     while at + 8 <= len(data):

@@ -7,16 +7,24 @@ layers and precincts of a JPEG 2000, and tiles of a TIFF that are larger than it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
-from transfusion_jax.data.readers.colours import PictureError
+from transfusion_jax.data.readers.colours import PictureError, jpeg2000_boxes
 
 LARGEST = 1 << 26  # pixels; below the size at which Pillow warns
 PASSES = 20  # over as many pixels; encoders write 10 scans, or fewer
 PROFILES = 8  # of a PNG, each of up to 16 MiB; there is to be one
 
+PACKETS = 1 << 20  # of a JPEG 2000: layers, for each level of each precinct; encoders write a quarter, or fewer
+
+SIZ, COD, COC, PART, DATA, END_OF_IMAGE = 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93, 0xFFD9  # JPEG 2000's markers
+CODING = {COD: 5, COC: 2}  # and where they have the number of levels
+KNOWN = {
+    0xFF00 | low for low in b"\x50\x51\x52\x53\x55\x57\x58\x59\x5c\x5d\x5e\x5f\x60\x61\x63\x64\x74\x75\x77\x78\x90"
+}
 SCAN, END, ALONE = b"\xda", b"\xd9", (b"\x01", b"\xd8")  # JPEG's markers; the last ones have no length
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # but those that stand within a scan
 
@@ -67,4 +75,50 @@ def _check_tiff(image: Image.Image, data: bytes) -> None:
         raise PictureError(f"too many pixels: a tile of {width}×{height}")
 
 
-_CHECKS: dict[str, Callable[..., None]] = {"JPEG": _check_jpeg, "MPO": _check_jpeg, "TIFF": _check_tiff}
+def _check_jpeg2000(image: Image.Image, data: bytes) -> None:
+    bare = data.startswith(b"\xff\x4f")
+    code = data if bare else next((body for kind, body in jpeg2000_boxes(data) if kind == b"jp2c"), b"")
+    pixels, tiles, channels, layers, precincts = image.width * image.height, 1, 1, 1, 1
+    for marker, body in _headers(code):
+        if marker == SIZ:
+            right, below, across, down = struct.unpack_from(">2I8x2I", body, 2)
+            tiles, (channels,) = -(-right // across) * -(-below // down), struct.unpack_from(">H", body, 34)
+        elif marker in CODING:
+            at = CODING[marker]  # the number of levels; the sizes of precincts are the last thing
+            layers = max(layers, struct.unpack_from(">H", body, 2)[0]) if marker == COD else layers
+            told = body[at + 5 :] if body[0 if marker == COD else 1] & 1 else b"\xff" * 33
+            sizes = told[: body[at] + 1]
+            found = (
+                pixels >> 2 * (len(sizes) - 1 - n) >> (size & 15) + (size >> 4) for n, size in enumerate(sizes)
+            )
+            precincts = max(precincts, sum(tiles + each for each in found))
+    if (packets := layers * channels * precincts) > PACKETS:
+        raise PictureError(f"too many packets: {packets} of {image.width}×{image.height} pixels")
+
+
+def _headers(code: bytes) -> Iterator[tuple[int, bytes]]:
+    """Markers of a JPEG 2000 and what they say, of all and of each part of a tile."""
+    at, end = 2, len(code)
+    while at + 4 <= len(code):
+        marker, size = struct.unpack_from(">HH", code, at)
+        if marker == END_OF_IMAGE:
+            return
+        if marker == DATA:
+            at = max(end, at + 2)
+            continue
+        if marker not in KNOWN or size < 2:
+            raise PictureError(f"damaged image: unknown marker {marker:#x}")
+        body = code[at + 4 : at + 2 + size]
+        if marker == PART:
+            (length,) = struct.unpack_from(">I", body, 2)
+            end = at + length if length else len(code)
+        yield marker, body
+        at += 2 + size
+
+
+_CHECKS: dict[str, Callable[..., None]] = {
+    "JPEG2000": _check_jpeg2000,
+    "JPEG": _check_jpeg,
+    "MPO": _check_jpeg,
+    "TIFF": _check_tiff,
+}
