@@ -221,6 +221,11 @@ def lists(values, times):
 BOMBS = {
     "a text": ({"text": ["a", "x" * 1_500_000, "b"]}, {"use_dictionary": False}, "value too large"),
     "a text in a page that is too large": ({"text": ["a", "x" * 3_000_000]}, {"use_dictionary": False}, None),
+    "pages that are too large together": (
+        {"jpg": [b"i", b"x" * 1_100_000], "txt": ["a", "x" * 1_100_000]},
+        {"use_dictionary": False},
+        None,
+    ),
     "an image": (
         {"jpg": [b"i", b"x" * 1_500_000, b"i"], "txt": list("abb")},
         {"use_dictionary": False},
