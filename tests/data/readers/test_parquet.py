@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.readers.samples import outcomes, pair, photographs, read, segments, tar
+from data.readers.samples import noise, outcomes, pair, photographs, read, segments, tar
 from transfusion_jax.config import READERS, ConfigError
 from transfusion_jax.data.readers import (
     Fault,
@@ -221,6 +221,11 @@ def lists(values, times):
 BOMBS = {
     "a text": ({"text": ["a", "x" * 1_500_000, "b"]}, {"use_dictionary": False}, "value too large"),
     "a text in a page that is too large": ({"text": ["a", "x" * 3_000_000]}, {"use_dictionary": False}, None),
+    "pages that are too large together": (
+        {"jpg": [b"i", b"x" * 1_100_000], "txt": ["a", "x" * 1_100_000]},
+        {"use_dictionary": False},
+        None,
+    ),
     "an image": (
         {"jpg": [b"i", b"x" * 1_500_000, b"i"], "txt": list("abb")},
         {"use_dictionary": False},
@@ -231,7 +236,9 @@ BOMBS = {
         {"use_dictionary": False},
         "value too large",
     ),
-    "a dictionary": ({"text": ["a", *["x" * 1_500_000] * 9]}, {}, None),
+    "a dictionary": ({"text": ["a", *["x" * 3_000_000] * 9]}, {}, None),
+    "a large dictionary": ({"text": ["a", "x" * 1_500_000, "b"]}, {}, "value too large"),
+    "a dictionary of many": ({"text": [f"{n}" for n in range(6000)]}, {"data_page_size": 1 << 30}, None),
     "captions": ({"jpg": [b"i"] * 3, "txt": [["a"], ["a"] * 2001, ["b"]]}, {}, "too many parts"),
     "a list": (lists(pa.array(["a", "b"]), [1] * 2001), {}, "too many parts"),
     "a list of nulls": (lists(pa.array(["a"]), [None] * 2001), {}, "too many parts"),
@@ -240,14 +247,13 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_what_would_fill_the_memory_is_a_fault(bomb, version, compression, tmp_path, monkeypatch):
+def test_what_would_fill_the_memory_is_a_fault(bomb, version, tmp_path, monkeypatch):
     for name, value in LIMITS.items():
         monkeypatch.setattr({"LARGEST": files, "PARTS": records}.get(name, parquet), name, value)
     columns, options, reason = BOMBS[bomb]
-    options = {"store_schema": False, "dictionary_pagesize_limit": 1 << 30, "compression": compression} | options
+    options = {"store_schema": False, "dictionary_pagesize_limit": 1 << 30, "compression": "zstd"} | options
     path = write(tmp_path / "a.parquet", columns, data_page_version=version, **options)
     found = read(path)
     if reason is None:
@@ -268,3 +274,14 @@ def test_a_value_that_lists_point_to_is_unpacked_for_one_row_at_a_time(tmp_path)
     before = pa.total_allocated_bytes()
     for _ in READERS["parquet"].read(InputShard(str(path)), ReadOptions()):
         assert pa.total_allocated_bytes() - before < 10_000_000  # 130 MB
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_pages_that_are_as_large_on_disk_are_read(compression, dictionary, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", LIMITS["LARGEST"])
+    monkeypatch.setattr(parquet, "PAGE", LIMITS["PAGE"])
+    images = [noise(300_000, seed=number).tobytes() for number in range(9)]
+    columns = {"jpg": images, "txt": ["c"] * 9}
+    path = write(tmp_path / "a.parquet", columns, use_dictionary=dictionary, compression=compression)
+    assert segments(read(path)) == [pair("c", image) for image in images]

@@ -16,8 +16,8 @@ from transfusion_jax.data.readers.records import ImageFolder
 IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 TEXT_NAMES = ("texts", *records.CAPTION_NAMES, "txt")
 BATCH = 32  # rows in memory at a time, fewer where they may be large
-PAGE = 1 << 29  # bytes of a page, which is unpacked at once
-VALUES = 1 << 25  # of a column of lists in a row group, all of which one row may hold
+PAGE = 1 << 29  # bytes, unpacked, of a compressed page of each column together, and of their dictionaries
+VALUES = 1 << 25  # of a dictionary, and of a column of lists in a row group, all of which one row may hold
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _pages(path: str, file: Any, table: Any, group: int, names: list[str]) -> di
     Raises:
         RecordError: they are too large, or too many.
     """
-    about, found = table.metadata.row_group(group), {}
+    about, found, together = table.metadata.row_group(group), {}, 0
     for number in range(about.num_columns):
         chunk = about.column(number)
         if chunk.path_in_schema not in names and not chunk.path_in_schema.startswith(tuple(f"{n}." for n in names)):
@@ -118,9 +118,10 @@ def _pages(path: str, file: Any, table: Any, group: int, names: list[str]) -> di
         believed = files.is_url(path) and chunk.total_uncompressed_size <= files.LARGEST
         pages = found[number] = claimed_pages(chunk) if believed else pages_of(file, chunk)
         listed = table.schema.column(number).max_repetition_level > 0
+        together += pages.swollen
         for size, most, what in (
-            (pages.dictionary, files.LARGEST, "a dictionary of {:,} bytes, and one may have {:,}"),
-            (pages.largest, PAGE, "a page of {:,} bytes, and one may have {:,}"),
+            (pages.entries, VALUES, "a dictionary of {:,} values, and one may have {:,}"),
+            (together, PAGE, "compressed pages of {:,} bytes, and those of its columns may have {:,}"),
             (pages.values if listed else 0, VALUES, "{:,} values in lists, and it may have {:,}"),
         ):
             if size > most:

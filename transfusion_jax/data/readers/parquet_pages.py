@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 DICTIONARY = 2  # the type of a page that holds the values to which others point
+SWELLS = 4  # times: a page of images, however large it is, takes no more memory than disk
 LONGEST = 1 << 31  # what a length must be below
-_TYPE, _UNPACKED, _PACKED, _ABOUT, _VALUES = 1, 2, 3, (5, 8), 1  # numbers of fields
+_TYPE, _UNPACKED, _PACKED, _ABOUT, _ENTRIES, _VALUES = 1, 2, 3, (5, 8), (7,), 1  # numbers of fields
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Pages:
     largest: int  # bytes of the largest page of data
     data: int  # bytes of all pages of data
     values: int  # with nulls and empty lists
+    entries: int  # of the dictionary
+    swollen: (
+        int  # bytes of the dictionary and the largest page of data, where they are `SWELLS` times what is stored
+    )
 
 
 def pages_of(file: IO[bytes], chunk: Any) -> Pages:
@@ -37,24 +42,35 @@ def pages_of(file: IO[bytes], chunk: Any) -> Pages:
     at = chunk.data_page_offset
     if chunk.dictionary_page_offset is not None and 0 < chunk.dictionary_page_offset < at:
         at = chunk.dictionary_page_offset
-    end, dictionary, largest, data, values = at + chunk.total_compressed_size, 0, 0, 0, 0
+    end = at + chunk.total_compressed_size
+    dictionary = largest = data = values = entries = 0
+    swollen = {True: 0, False: 0}  # by whether it is the dictionary
     while at < end and values < chunk.num_values:
         file.seek(at)
         header = _struct(file)
-        unpacked = _count(header, _UNPACKED)
-        if header.get(_TYPE) == DICTIONARY:
-            dictionary = max(dictionary, unpacked)
+        unpacked, packed, points = (
+            _count(header, _UNPACKED),
+            _count(header, _PACKED),
+            header.get(_TYPE) == DICTIONARY,
+        )
+        if points:
+            dictionary, entries = max(dictionary, unpacked), entries + _values(header, _ENTRIES)
         else:
-            largest, data = max(largest, unpacked), data + unpacked
-            values += sum(_count(header[about], _VALUES) for about in _ABOUT if isinstance(header.get(about), dict))
-        at = file.tell() + _count(header, _PACKED)
-    return Pages(dictionary, largest, data, values)
+            largest, data, values = max(largest, unpacked), data + unpacked, values + _values(header, _ABOUT)
+        if unpacked > SWELLS * packed:
+            swollen[points] = max(swollen[points], unpacked)
+        at = file.tell() + packed
+    return Pages(dictionary, largest, data, values, entries, sum(swollen.values()))
 
 
 def claimed_pages(chunk: Any) -> Pages:
     """The bounds that the sizes of a column give, which nothing holds a file to."""
     size = chunk.total_uncompressed_size
-    return Pages(size if chunk.has_dictionary_page else 0, size, size, chunk.num_values)
+    return Pages(size if chunk.has_dictionary_page else 0, size, size, chunk.num_values, entries=0, swollen=size)
+
+
+def _values(header: dict[int, Any], about: tuple[int, ...]) -> int:
+    return sum(_count(header[field], _VALUES) for field in about if isinstance(header.get(field), dict))
 
 
 def _count(struct: dict[int, Any], number: int) -> int:
