@@ -210,7 +210,7 @@ class _Columns:
 
     def add(self, document: _Converted, name: str, record: int, held_out: bool) -> None:
         self.key.append(document.key)
-        self.name.append(name)
+        self.name.append(name[:SHOWN])
         self.record.append(record)
         self.text_lengths.append(document.text_length)
         self.images.append(len(document.pixels))
