@@ -58,9 +58,10 @@ def test_a_stream_tells_text_previews_images_and_the_end(client):
         assert answer.headers["content-type"].startswith("text/event-stream")
         events = [event.split("\n") for event in "".join(answer.iter_text()).strip().split("\n\n")]
     names = [name for name, _ in events]
-    assert names == ["event: preview", "event: preview", "event: image", "event: end"]
+    assert names[:-2] in (["event: preview"], ["event: preview"] * 2)  # of two that nobody has read, one stays
+    assert names[-2:] == ["event: image", "event: end"]
     values = [json.loads(data.removeprefix("data: ")) for _, data in events]
-    assert [(v["done"], v["total"]) for v in values[:2]] == [(2, 6), (4, 6)]
+    assert [(v["done"], v["total"]) for v in values[:-2]] in ([(2, 6), (4, 6)], [(4, 6)])
     assert values[-1] == {"reason": "images"}
     written = {"parts": [text("ab")], "follow": "text", "stream": True, "max_tokens": 9}
     with client.stream("POST", "/v1/generate", json=written) as answer:
