@@ -251,9 +251,10 @@ def test_two_processes_measure_what_one_does(workdir, tmp_path, capsys):
     other = shutil.copytree(workdir, tmp_path / "other")
     command = [sys.executable, "-m", "transfusion_jax.cli"]
     launch = ["launch", "local", "--processes", "2", "--devices-per-process", "2", "--"]
-    done = subprocess.run([*command, *launch, "evaluate", "--workdir", str(other)], cwd=ROOT, timeout=600)
+    suite = ["--suite", "loss"]
+    done = subprocess.run([*command, *launch, "evaluate", "--workdir", str(other), *suite], cwd=ROOT, timeout=600)
     assert done.returncode == 0
-    together, alone = entries(other), evaluated(workdir, capsys)
+    together, alone = entries(other), evaluated(workdir, capsys, *suite)
     assert [without_metrics(entry) for entry in together] == [without_metrics(entry) for entry in alone]
     for ours, theirs in zip(together, alone, strict=True):
         assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4)
