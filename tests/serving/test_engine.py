@@ -41,7 +41,7 @@ def test_it_is_warm_once_each_usual_request_has_begun(usual, monkeypatch):
 
     monkeypatch.setattr(engines, "stream", stream)
     assert not engine.warm
-    engine._thread.is_alive = lambda: True  # what is asked before it is warm
+    engine._thread.is_alive = lambda: True  # `warm` asks this first
     place = engine.reserve()
     engine.submit(place, QueuedRequest(*usual[0], told.append))
     del engine._thread.is_alive

@@ -1,4 +1,4 @@
-"""Clients that leave: their places, their bytes and what is made for them are given up at once."""
+"""A client that leaves frees its place and its bytes at once, and decoding for it stops."""
 
 import asyncio
 import json

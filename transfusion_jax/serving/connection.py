@@ -109,7 +109,7 @@ class TimedConnection(H11Protocol):
             self.handle_events()
 
     def on_response_complete(self) -> None:
-        """Waits for the next request, and for what is left of this one."""
+        """Starts the timer for the next request; the unread rest of this request's body counts against it, too."""
         self._await_request()
         super().on_response_complete()
 

@@ -34,7 +34,7 @@ def test_pages_are_counted_to_the_end(table, dictionary, version, compression, c
     found, bounds = pages_of(file, chunk), claimed_pages(chunk)
     assert found.values == chunk.num_values
     assert (found.dictionary > 0) == dictionary
-    assert 0.6 * bounds.data < found.dictionary + found.data < bounds.data  # what is left are the headers
+    assert 0.6 * bounds.data < found.dictionary + found.data < bounds.data  # headers are the rest
     assert found.largest <= found.data
     assert found.dictionary <= bounds.dictionary
 

@@ -73,7 +73,7 @@ class ImageFolder:
 
 
 def most_images(size: int, channels: int = 3) -> int:
-    """How many images of so many pixels a side one document may hold."""
+    """The number of images, `size` pixels a side, that one document may hold."""
     return max(1, min(COUNTED, PIXELS // (size * size * channels)))
 
 
