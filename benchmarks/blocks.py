@@ -3,7 +3,8 @@
     python benchmarks/blocks.py
 
 The rows are those that `--config.data.sources=synthetic` trains on: captions of about twenty tokens with an image
-of 256 patches each, and texts of about six hundred tokens; then rows of either kind alone.
+of 256 patches each, and texts of about six hundred tokens; then rows of either kind alone, and the mixture with
+images of proportions from 1:2 to 2:1.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def kinds() -> dict[str, Config]:
         return dataclasses.replace(mixture, data=data)
 
     most = mixture.data.context_length // mixture.model.patches
-    return {"mixture": mixture, "captions": alone("pairs", most), "text": alone("text", mixture.data.max_images)}
+    native = load_config(f"{CONFIG}:0.16b,native", ["data.sources=synthetic"])
+    plain = alone("text", mixture.data.max_images)
+    return {"mixture": mixture, "captions": alone("pairs", most), "text": plain, "any shape": native}
 
 
 def of_length(config: Config, length: int) -> Config:

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from transfusion_jax.conversion import llama, shards
+from transfusion_jax.conversion import architectures, language_models, shards
 
 POLL = 0.01  # seconds
 SHARD = "200MB"
 COMMANDS = {
-    "from-llama": ["from-llama", "llama", "--output", "run"],
-    "to-llama": ["to-llama", "--workdir", "run", "--output", "back", "--max-shard-size", SHARD],
+    "from-hf": ["from-hf", "llama", "--output", "run"],
+    "to-hf": ["to-hf", "--workdir", "run", "--output", "back", "--max-shard-size", SHARD],
     "to-safetensors": ["to-safetensors", "--workdir", "run", "--output", "all", "--max-shard-size", SHARD],
     "from-safetensors": ["from-safetensors", "all", "--output", "again"],
 }
@@ -51,14 +51,14 @@ def main() -> None:
         vocabulary=arguments.vocabulary,
     )
     baseline, large = peaks(**TINY), peaks(**sizes)
-    shapes = llama.tensor_shapes(config_json(**sizes))
+    shapes = language_models.tensor_shapes(config_json(**sizes))
     matrices = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
     layer = max(size for name, size in matrices.items() if "layers" in name)
     whole = sum(matrices.values())
     result = {
         "weights": whole,
-        "leaf": max(matrices[llama.HEAD], arguments.layers * layer),
-        "shard": shards.parse_size(SHARD),
+        "leaf": max(matrices[language_models.HEAD], arguments.layers * layer),
+        "shard": shards.parse_bytes(SHARD),
         "matrix": layer,
         "baseline": baseline,
         "peak": {name: large[name] - baseline[name] for name in COMMANDS},
@@ -81,16 +81,16 @@ def peaks(
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         config = config_json(width, layers, mlp_width, vocabulary)
-        shapes, rng = llama.tensor_shapes(config), np.random.default_rng(0)
+        shapes, rng = language_models.tensor_shapes(config), np.random.default_rng(0)
         parts = ((name, (), 0.02 * rng.standard_normal(shape, np.float32)) for name, shape in shapes.items())
-        shards.write_tensors(root / "llama", shapes, parts, "bfloat16", shards.parse_size(SHARD))
+        shards.write_tensors(root / "llama", shapes, parts, "bfloat16", shards.parse_bytes(SHARD))
         (root / "llama/config.json").write_text(json.dumps(config))
         return {name: peak(COMMANDS[name], root) for name in commands}
 
 
 def config_json(width: int, layers: int, mlp_width: int, vocabulary: int) -> dict[str, int]:
     """A Llama of these sizes."""
-    return dict(zip(llama.SIZES, (width, layers, width // 64, mlp_width, vocabulary), strict=True))
+    return dict(zip(architectures.SIZES, (width, layers, width // 64, mlp_width, vocabulary), strict=True))
 
 
 def peak(words: list[str], root: Path) -> int:

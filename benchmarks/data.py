@@ -1,5 +1,6 @@
-"""How fast rows come out of prepared data, beside a plain WebDataset loader of the same latents and tokens; and how
-fast images are prepared, beside decoding and resizing them with Pillow alone. One core each, in one run.
+"""How fast rows come out of prepared data, beside a plain WebDataset loader of the same latents and tokens; how
+fast they do where images keep their proportions, beside squares of the same; and how fast images are prepared,
+beside decoding and resizing them with Pillow alone. One core each, in one run.
 
     python benchmarks/data.py
 
@@ -31,7 +32,7 @@ import harness
 from emulator import bucket
 from harness import compare
 from transfusion_jax import config as configs
-from transfusion_jax.config import Config
+from transfusion_jax.config import Config, ModelConfig
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import DocumentRows, make_rows
@@ -46,6 +47,13 @@ from transfusion_jax.data.stream import batches
 TOKENIZER = Path(mistral_common.__path__[0]) / "data" / "tokenizer.model.v1"
 ENCODING = "dct-f8c8"  # 256 pixels become the paper's 32×32×8, so that an image is 256 patches
 SIZE = 256
+ASPECTS = {  # of the same photographs
+    "squares": ["--image-size", str(SIZE)],
+    # sides of whole patches leave some of an area over: with this one, images have as many as squares on average
+    "any shape": ["--aspect", "native", "--area", f"{SIZE}x{SIZE + 10}", "--multiple", "16"],
+    "any shape, smaller": ["--aspect", "native", "--area", f"{SIZE}x{SIZE}", "--multiple", "16"],
+}
+ROWS = 100  # in each round, timed one by one: machines drift by more than images of several shapes cost
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # scikit-learn's, 640×427
 
 
@@ -58,13 +66,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, bucket("data") as url:
         folder = Path(name)
         os.environ["TRANSFUSION_CACHE"] = str(folder / "plans")
-        config = prepare_pairs(folder / "pairs", arguments.pairs)
-        tar, elements = write_pairs(folder / "pairs", folder / "pairs.tar", config.model.patches)
+        config = prepare_pairs(folder / "pairs", f"shapes:{arguments.pairs}", ASPECTS["squares"])
+        crops = write_crops(folder / "crops.tar", arguments.pairs // 2)
+        by_aspect = {
+            name: prepare_pairs(folder / name, str(crops), words, max_side=0 if name == "squares" else 64)
+            for name, words in ASPECTS.items()
+        }
+        tar, elements = write_pairs(folder / "pairs", folder / "pairs.tar", config.model)
         photographs = write_photographs(folder / "photographs.tar", arguments.photographs)
         fsspec.filesystem("gs").put(str(photographs), f"{url}/photographs.tar")
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         rows = open_rows(config)
-        own_elements = int(rows.planner.find(0).plan.piece_length.sum())
+        own_elements = elements_of(rows)
+        shaped = {name: open_rows(one) for name, one in by_aspect.items()}
         prepared = {
             "decode and resize alone": lambda: resize(photographs),
             "prepare": preparing(str(photographs), folder),
@@ -78,6 +92,15 @@ def main() -> None:
                 rounds=arguments.rounds,
                 work={"transfusion_jax": own_elements, "WebDataset": elements},
                 unit="elements/s",
+            ),
+            "shapes": compare(
+                f"rows of {arguments.pairs // 2:,} photographs of proportions from 1:2 to 2:1, one core",
+                {name: reading_on(rows) for name, rows in shaped.items()},
+                reference="squares",
+                rounds=arguments.rounds * ROWS,
+                work={name: elements_of(rows) / rows.epoch for name, rows in shaped.items()},
+                unit="elements/s",
+                notes=[f"patches of an image: {', '.join(map(patches_of, shaped, shaped.values()))}"],
             ),
             "preparing": compare(
                 f"{arguments.photographs} photographs of 640×427 to {SIZE}×{SIZE}, one core",
@@ -94,25 +117,26 @@ def main() -> None:
     harness.deliver(result, "\n\n".join(map(harness.table, panels)), arguments.json, arguments.plot, panels)
 
 
-def prepare_pairs(folder: Path, pairs: int) -> Config:
-    """Captioned scenes with their latents, and a config that reads all of them."""
-    options = ["--image-size", str(SIZE), "--tokenizer", str(TOKENIZER), "--encode", ENCODING, "--held-out", "0"]
-    command = [sys.executable, "-m", "transfusion_jax.cli", "prepare", f"shapes:{pairs}", "--output", str(folder)]
+def prepare_pairs(folder: Path, path: str, aspect: list[str], max_side: int = 0) -> Config:
+    """Captioned images with their latents, and a config that reads all of them."""
+    options = [*aspect, "--tokenizer", str(TOKENIZER), "--encode", ENCODING, "--held-out", "0"]
+    command = [sys.executable, "-m", "transfusion_jax.cli", "prepare", path, "--output", str(folder)]
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     model = dict(
-        width=64, layers=1, heads=1, mlp_width=64, vocabulary=32_000, latent_shape=(32, 32, 8), patch_size=2
+        **dict(width=64, layers=1, heads=1, mlp_width=64, vocabulary=32_000, patch_size=2),
+        **dict(latent_shape=(32, 34, 8) if max_side else (32, 32, 8), max_side=max_side),
     )
     data = dict(
         sources=dict(pairs=dict(path=str(folder))),
         encoding=ENCODING,
         context_length=4096,
-        max_images=16,
+        max_images=24 if max_side else 16,
         caption_dropout=0.0,
     )
     return configs.parse(dict(name="data", seed=0, steps=1, batch_rows=1, model=model, data=data))
 
 
-def write_pairs(folder: Path, tar: Path, patches: int) -> tuple[Path, int]:
+def write_pairs(folder: Path, tar: Path, model: ModelConfig) -> tuple[Path, int]:
     """The same latents and tokens as a WebDataset tar, and the elements that they are in a row."""
     prepared = Prepared.open(folder)
     documents = PreparedDocuments(prepared, "train", ENCODING, prepared.moments(ENCODING).statistics())
@@ -120,7 +144,7 @@ def write_pairs(folder: Path, tar: Path, patches: int) -> tuple[Path, int]:
     with webdataset.TarWriter(str(tar)) as writer:
         for number in range(len(documents.images)):
             document = documents[number]
-            elements += document.length(patches)
+            elements += document.length(model)
             text, image = document.segments
             assert isinstance(text, Text)
             assert isinstance(image, Picture)
@@ -133,6 +157,23 @@ def open_rows(config: Config) -> DocumentRows:
     """The stream of one epoch after the other, planned."""
     data = load_data(config)
     return make_rows(data.train, config, data.codec.special, log=lambda line: None)
+
+
+def elements_of(rows: DocumentRows) -> int:
+    """Of the first epoch."""
+    return int(rows.planner.find(0).plan.piece_length.sum())
+
+
+def reading_on(rows: DocumentRows) -> Callable[[], object]:
+    """Reads the next row of the first epoch; after its last row it starts again from the first."""
+    numbers = itertools.cycle(range(rows.epoch))
+    return lambda: rows[next(numbers)]
+
+
+def patches_of(name: str, rows: DocumentRows) -> str:
+    """How many an image has on average."""
+    (source,) = rows.corpus.sources
+    return f"{source.documents.areas(slice(None)).mean() / rows.config.model.patch_area:.1f} ({name})"
 
 
 def read_rows(rows: DocumentRows, elements: int) -> None:
@@ -159,6 +200,23 @@ def write_photographs(tar: Path, count: int) -> Path:
             pixels[-1] = number
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "JPEG", quality=90)
+            writer.write({"__key__": f"{number:06}", "jpg": file.getvalue(), "txt": f"photograph {number}"})
+    return tar
+
+
+def write_crops(tar: Path, count: int) -> Path:
+    """Parts of the photographs, of proportions from 1:2 to 2:1 and an area of a square of 300, with captions."""
+    random = np.random.default_rng(0)
+    photographs = [
+        Image.open(io.BytesIO(files("sklearn.datasets.images").joinpath(name).read_bytes())) for name in PHOTOGRAPHS
+    ]
+    with webdataset.TarWriter(str(tar)) as writer:
+        for number in range(count):
+            whole, wider = photographs[number % len(PHOTOGRAPHS)], 2.0 ** random.uniform(-0.5, 0.5)
+            width, height = round(300 * wider), round(300 / wider)
+            left, top = (int(random.integers(0, room)) for room in (whole.width - width, whole.height - height))
+            file = io.BytesIO()
+            whole.crop((left, top, left + width, top + height)).save(file, "JPEG", quality=90)
             writer.write({"__key__": f"{number:06}", "jpg": file.getvalue(), "txt": f"photograph {number}"})
     return tar
 

@@ -177,7 +177,7 @@ def draw_all(root: Path) -> np.ndarray:
     for point in reversed(finals(root)):
         task, params, workdir = read(root / point.name)
         prompts = [prompt for prompt in PROMPTS for _ in range(PER_FAMILY)]
-        images = draw_images(task, params, codec_of(workdir), prompts, seed=0)
+        images = np.stack(draw_images(task, params, codec_of(workdir), prompts, seed=0))
         columns.append(images.reshape(len(PROMPTS), PER_FAMILY, *images.shape[1:]))
     sheet = np.concatenate(columns, axis=1)
     return grid(sheet.reshape(-1, *sheet.shape[2:]), sheet.shape[1], list(PROMPTS))

@@ -52,7 +52,7 @@ class Setting:
     pytorch: str  # its attention
     parity: tuple[int, int]  # rows and elements
     shapes: tuple[tuple[int, int], ...]  # rows and elements per row
-    heads: tuple[tuple[int, int], ...]  # heads and channels
+    heads: tuple[tuple[int, int, int], ...]  # heads of queries, heads of keys, channels
     calls: int  # of attention in one timed iteration, so that starting it does not count
     model: ModelConfig
     step: tuple[int, int]  # rows and elements per row of the training step
@@ -62,6 +62,7 @@ class Setting:
 class Error:
     """The distance of a bfloat16 result from the float32 reference."""
 
+    group: int  # heads of queries that share one of keys
     channels: int
     array: str
     largest: float  # difference
@@ -76,7 +77,7 @@ def full() -> Setting:
         pytorch="flex",
         parity=(1, 4096),
         shapes=((4, 4096), (1, 16384)),
-        heads=((24, 64), (16, 128)),
+        heads=((24, 24, 64), (16, 16, 128), (32, 8, 128)),
         calls=10,
         model=dataclasses.replace(model, compute_dtype="bfloat16", remat="none"),
         step=(2, 4096),
@@ -86,7 +87,7 @@ def full() -> Setting:
 def tiny() -> Setting:
     """For a test on a CPU."""
     model = dataclasses.replace(full().model, layers=1, width=32, heads=2, mlp_width=64, vocabulary=96)
-    return Setting("cpu", "sdpa", (1, 512), ((1, 512),), ((1, 64),), 1, model, (1, 384))
+    return Setting("cpu", "sdpa", (1, 512), ((1, 512),), ((1, 1, 64), (2, 1, 64)), 1, model, (1, 384))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -147,24 +148,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def parity(setting: Setting) -> list[Error]:
     """Our kernel in bfloat16 against the reference in float32, on the same values."""
-    return [error for _, channels in setting.heads for error in _errors(setting, channels)]
+    return [error for heads, keys, channels in setting.heads for error in _errors(setting, heads // keys, channels)]
 
 
-def _errors(setting: Setting, channels: int) -> Iterator[Error]:
-    spans, coarse = make_arrays(*setting.parity, heads=2, channels=channels)
+def _errors(setting: Setting, group: int, channels: int) -> Iterator[Error]:
+    spans, coarse = make_arrays(*setting.parity, 2 * group, 2, channels)
     exact = [x.astype(jnp.float32) for x in coarse]
     with jax.default_matmul_precision("highest"):
         expected = differentiated(lambda q, k, v: dense_attention(q, k, v, *spans))(*exact)
     actual = differentiated(ours(setting, spans))(*coarse)
     for array, a, b in zip(("out", "d_q", "d_k", "d_v"), actual, expected, strict=True):
         largest = float(jnp.max(jnp.abs(a.astype(jnp.float32) - b)))
-        yield Error(channels, array, largest, largest / float(jnp.max(jnp.abs(b))))
+        yield Error(group, channels, array, largest, largest / float(jnp.max(jnp.abs(b))))
 
 
 def time_attention(
     setting: Setting,
     shape: tuple[int, int],
-    heads: tuple[int, int],
+    heads: tuple[int, int, int],
     backward: bool,
     options: argparse.Namespace,
     peak: Peak,
@@ -185,11 +186,12 @@ def time_attention(
             setting.pytorch, setting.device, *numbers, setting.calls, backward
         )
     start, end = spans
-    products = 4.0 * heads[0] * heads[1] * float((end - start).sum())
+    products = 4.0 * heads[0] * heads[2] * float((end - start).sum())
     work = products * setting.calls * (FORWARD_AND_BACKWARD if backward else 1)
     passes = "forward and backward" if backward else "forward"
+    sizes = f"{shape[0]} × {shape[1]:,} elements, {named(*heads[:2])} × {heads[2]}"
     return harness.compare(
-        f"attention, {passes}, {setting.calls} times: {shape[0]} × {shape[1]:,} elements, {heads[0]} × {heads[1]}",
+        f"attention, {passes}, {setting.calls} times: {sizes}",
         contestants,
         reference=reference,
         rounds=options.rounds,
@@ -226,11 +228,20 @@ def time_step(setting: Setting, options: argparse.Namespace, peak: Peak) -> Repo
     return dataclasses.replace(report, notes=[*rates, "of peak is MFU: operations of the model, none recomputed"])
 
 
-def make_arrays(rows: int, elements: int, heads: int, channels: int) -> tuple[Span, list[jax.Array]]:
-    """Spans of rows of the paper's mixture; random q, k, v and the gradient of the output, in bfloat16."""
+def named(heads: int, keys: int) -> str:
+    """Heads of queries, and of keys where these are fewer."""
+    return str(heads) if heads == keys else f"{heads} to {keys}"
+
+
+def make_arrays(rows: int, elements: int, heads: int, shared: int, channels: int) -> tuple[Span, list[jax.Array]]:
+    """Spans of rows of the paper's mixture; random q, k, v and the gradient of the output, in bfloat16.
+
+    Of k and v there are `shared` heads.
+    """
     start, end = map(jnp.asarray, row_spans(of_length(kinds()["mixture"], elements), rows))
     keys = jax.random.split(jax.random.key(0), 4)
-    return (start, end), [jax.random.normal(key, (rows, elements, heads, channels), jnp.bfloat16) for key in keys]
+    sizes = zip(keys, (heads, shared, shared, heads), strict=True)
+    return (start, end), [jax.random.normal(key, (rows, elements, n, channels), jnp.bfloat16) for key, n in sizes]
 
 
 def ours(setting: Setting, spans: Span) -> Callable[..., jax.Array]:
@@ -271,8 +282,8 @@ def repeated(
 
 def table(errors: list[Error]) -> str:
     """The errors for reading."""
-    rows = [["channels", "array", "largest error", "of the largest value"]]
-    rows += [[str(e.channels), e.array, f"{e.largest:.2e}", f"{e.relative:.2%}"] for e in errors]
+    rows = [["group", "channels", "array", "largest error", "of the largest value"]]
+    rows += [[str(e.group), str(e.channels), e.array, f"{e.largest:.2e}", f"{e.relative:.2%}"] for e in errors]
     return "\n".join(["the kernel in bfloat16 against the reference in float32", *harness.align(rows)])
 
 

@@ -36,8 +36,8 @@ from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.step.state import RunContext
 from transfusion_jax.training.step.step import train_step
 
-SHAPE = (4, 4096, 16)  # rows, elements, heads
-CHANNELS = (64, 128)
+ROWS = (4, 4096)  # rows and elements
+HEADS = ((16, 16, 64), (16, 16, 128), (32, 8, 128))  # heads of queries, heads of keys, channels
 DTYPES = ("bfloat16", "float32")
 FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"  # for the step: tuning products needs a GPU
 
@@ -85,6 +85,8 @@ class Kernel:
     """One compiled kernel."""
 
     gpu: str
+    heads: int
+    keys: int  # heads of keys
     channels: int  # per head
     dtype: str
     name: str
@@ -118,9 +120,9 @@ def main() -> None:
         kernels = [
             kernel
             for gpu in GPUS
-            for channels in CHANNELS
+            for heads in HEADS
             for dtype in DTYPES
-            for kernel in compile_one(gpu, channels, dtype, Path(folder))
+            for kernel in compile_one(gpu, heads, dtype, Path(folder))
         ]
         steps = [compile_step(GPUS[-1], remat) for remat in ("none", "dots", "full")]
     result = {"kernels": [dataclasses.asdict(k) for k in kernels], "steps": [dataclasses.asdict(s) for s in steps]}
@@ -128,12 +130,12 @@ def main() -> None:
     harness.deliver({**result, "machine": harness.machine()}, text, arguments.json)
 
 
-def compile_one(gpu: Gpu, channels: int, dtype: str, dump: Path) -> Iterator[Kernel]:
+def compile_one(gpu: Gpu, heads: tuple[int, int, int], dtype: str, dump: Path) -> Iterator[Kernel]:
     """Attention and its gradients for one GPU."""
     mesh = Mesh(np.array(devices(gpu)), "chip", axis_types=(AxisType.Auto,))
     whole = NamedSharding(mesh, P())
-    q = jax.ShapeDtypeStruct((*SHAPE, channels), dtype, sharding=whole)
-    span = jax.ShapeDtypeStruct(SHAPE[:2], jnp.int32, sharding=whole)
+    q, k = (jax.ShapeDtypeStruct((*ROWS, n, heads[2]), dtype, sharding=whole) for n in heads[:2])
+    span = jax.ShapeDtypeStruct(ROWS, jnp.int32, sharding=whole)
 
     def both(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, d_out: jax.Array) -> tuple:
         out, gradient = jax.vjp(lambda q, k, v: gpu_span_attention(q, k, v, start, end), q, k, v)
@@ -142,7 +144,7 @@ def compile_one(gpu: Gpu, channels: int, dtype: str, dump: Path) -> Iterator[Ker
     for file in dump.iterdir():
         file.unlink()
     with jax.set_mesh(mesh):
-        jax.jit(both).lower(q, q, q, span, span, q).compile()
+        jax.jit(both).lower(q, k, k, span, span, q).compile()
     launches = "\n".join(file.read_text() for file in dump.glob("*thunk_sequence.txt"))
     for name in ("span_attention_forward", "span_attention_d_query", "span_attention_d_key"):
         pattern = rf" {name} grid: .* threads: \[(\d+), 1, 1\] +shared_memory: (\d+) bytes"
@@ -150,7 +152,7 @@ def compile_one(gpu: Gpu, channels: int, dtype: str, dump: Path) -> Iterator[Ker
         [file] = (file for file in dump.glob("*.ptx") if f"entry {name}(" in file.read_text())
         assert launch, launches
         threads, shared = map(int, launch.groups())
-        yield Kernel(gpu.name, channels, dtype, name, threads, shared, gpu.shared_bytes, *assemble(file))
+        yield Kernel(gpu.name, *heads, dtype, name, threads, shared, gpu.shared_bytes, *assemble(file))
 
 
 def assemble(file: Path) -> tuple[int, int]:
@@ -200,11 +202,20 @@ def devices(gpu: Gpu) -> list[jax.Device]:
 
 def kernel_table(kernels: list[Kernel]) -> list[str]:
     """The kernels for reading."""
-    lines = [["GPU", "channels", "dtype", "kernel", "threads", "shared memory", "registers", "spilled"]]
+    lines = [["GPU", "heads", "channels", "dtype", "kernel", "threads", "shared memory", "registers", "spilled"]]
     for k in kernels:
         shared = f"{k.shared_bytes / 1024:.0f} of {k.shared_limit >> 10} KiB"
         cost = [str(k.threads), shared, str(k.registers), f"{k.spilled_bytes} bytes"]
-        lines.append([k.gpu, str(k.channels), k.dtype, k.name.removeprefix("span_attention_"), *cost])
+        lines.append(
+            [
+                k.gpu,
+                benchmark.named(k.heads, k.keys),
+                str(k.channels),
+                k.dtype,
+                k.name.removeprefix("span_attention_"),
+                *cost,
+            ]
+        )
     return harness.align(lines)
 
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -110,16 +111,22 @@ def compare(
     return Report(title, reference, rounds, timings, unit, peak, disturbance, notes, machine())
 
 
-def apart(make: Callable[..., tuple[Callable[[], object], Any]], *arguments: Any) -> tuple[Callable[[], None], Any]:
+def apart(
+    make: Callable[..., tuple[Callable[[], object], Any]], *arguments: Any, tree: Path | None = None
+) -> tuple[Callable[[], None], Any]:
     """A contestant in a process of its own, so that the threads of another library do not wait on its cores.
 
     Args:
         make: an importable function; returns what runs one iteration, and a value that is handed on.
         arguments: what it is called with there.
+        tree: whose package it runs; by default this one's.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    context.Process(target=_serve, args=(there, make, arguments), daemon=True).start()
+    process, path = context.Process(target=_serve, args=(there, make, arguments), daemon=True), sys.path
+    sys.path = [str(tree), *path] if tree else path  # a process begins with the path of the one that starts it
+    process.start()
+    sys.path = path
     there.close()  # so that a process that fails ends the wait for it
 
     def run() -> None:

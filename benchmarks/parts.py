@@ -54,8 +54,8 @@ def main() -> None:
 def products(config: Config) -> Callable[[], None]:
     """Every product of the trunk, with both of its gradients, in the shapes that the step has."""
     model, elements = config.model, config.batch_rows * config.data.context_length
-    square, wide = (model.width, model.width), (model.width, model.mlp_width)
-    shapes = 4 * [square] + 2 * [wide] + [wide[::-1]]
+    queries, keys, wide = ((model.width, n) for n in (model.query_width, model.key_width, model.mlp_width))
+    shapes = [queries, keys, keys, queries[::-1], wide, wide, wide[::-1]]
 
     @jax.jit
     def product(x: jax.Array, weight: jax.Array, d_out: jax.Array) -> tuple[jax.Array, ...]:
@@ -73,8 +73,8 @@ def products(config: Config) -> Callable[[], None]:
 def attentions(config: Config, batch: Batch) -> Callable[[], None]:
     """Attention of every layer with its gradients."""
     model = config.model
-    shape = (config.batch_rows, config.data.context_length, model.heads, model.head_dim)
-    q, k, v, weight = (normal(*shape) for _ in range(4))
+    rows, few = (config.batch_rows, config.data.context_length), model.key_value_heads
+    q, k, v, weight = (normal(*rows, n, model.head_channels) for n in (model.heads, few, few, model.heads))
 
     @jax.jit
     def gradients(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:

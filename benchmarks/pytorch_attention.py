@@ -18,7 +18,9 @@ class Attention:
     """An implementation."""
 
     mask: Callable[[Tensor, Tensor], Any]  # of starts and ends `[B, T]`
-    attend: Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # q, k, v `[B, heads, T, head_dim]` and a mask
+    attend: Callable[
+        [Tensor, Tensor, Tensor, Any], Tensor
+    ]  # q, k, v `[B, heads, T, head_dim]`, of k and v fewer heads or as many
 
 
 def dense_mask(start: Tensor, end: Tensor) -> Tensor:
@@ -38,9 +40,17 @@ def block_mask(start: Tensor, end: Tensor) -> BlockMask:
     return create_block_mask(may_see, rows, None, length, length, device=start.device)
 
 
+def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=q.shape[1] > k.shape[1])
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Any:
+    return flex_attention(q, k, v, block_mask=mask, enable_gqa=q.shape[1] > k.shape[1])
+
+
 ATTENTIONS = {
-    "sdpa": Attention(dense_mask, lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask)),
-    "flex": Attention(block_mask, lambda q, k, v, mask: flex_attention(q, k, v, block_mask=mask)),
+    "sdpa": Attention(dense_mask, _scaled_dot_product),
+    "flex": Attention(block_mask, _flex),
 }
 
 

@@ -20,6 +20,7 @@ from pytorch_attention import ATTENTIONS
 from transfusion_jax.config import Config, ModelConfig, OptimizerConfig
 from transfusion_jax.data.batch import Batch
 from transfusion_jax.diffusion.noise_schedules import cosine
+from transfusion_jax.model.media import unpatchify
 
 TIMESTEP_FEATURES = 256
 
@@ -37,8 +38,9 @@ class TorchBatch:
     latents: Tensor  # [images, h, w, c], in the order of their patches
 
     @classmethod
-    def of(cls, batch: Batch, attention: str = "sdpa", device: str = "cpu") -> TorchBatch:
-        """From a batch of NumPy arrays whose every image slot is filled, for one of `ATTENTIONS`."""
+    def of(cls, batch: Batch, model: ModelConfig, attention: str = "sdpa", device: str = "cpu") -> TorchBatch:
+        """From a batch of NumPy arrays with as many images as there is room for, for one of `ATTENTIONS`."""
+        patches = batch.media["images"].patches.reshape(-1, model.patches, model.patch_channels)
 
         def tensor(array: Any) -> Tensor:
             return torch.tensor(array, device=device)
@@ -49,8 +51,8 @@ class TorchBatch:
             predicted=tensor(batch.token_weight) > 0,
             positions=tensor(batch.positions),
             mask=ATTENTIONS[attention].mask(tensor(batch.span_start), tensor(batch.span_end)),
-            is_patch=tensor(batch.image_slot) >= 0,
-            latents=tensor(batch.latents).flatten(0, 1),
+            is_patch=tensor(batch.patch) >= 0,
+            latents=tensor(unpatchify(patches, model.patch_size, model.patch_grid)),
         )
 
 
@@ -66,7 +68,7 @@ def make_step(
         device: where it runs.
         compiled: each layer by torch.compile, which FlexAttention needs in order to be fast; else eager.
     """
-    tensors = TorchBatch.of(batch, attention, device)
+    tensors = TorchBatch.of(batch, config.model, attention, device)
     model = Transfusion(config.model, attention).to(device)
     optimizer = make_optimizer(model, config.optimizer)
     if compiled:
@@ -139,7 +141,7 @@ class Transfusion(nn.Module):
         patches = self.patch_in(patchify(noised, self.config.patch_size)) + timestep[:, None]
         x = self.embedding(batch.tokens).to(patches.dtype)
         x = x.masked_scatter(batch.is_patch[..., None], patches)
-        rotation = rotary(batch.positions, self.config.head_dim, self.config.rope_theta)
+        rotation = rotary(batch.positions, self.config.head_channels, self.config.rope_theta)
         for layer in self.layers:
             x = layer(x, batch.mask, rotation)
         x = self.final_norm(x)

@@ -12,11 +12,12 @@ both, in processes of their own, and compares what they wrote:
 | batch, noise, weights | of each family: a batch, the noised images with targets and timesteps, fresh weights |
 | gradients | of that batch: gradients, losses and counts, on meshes of 8 devices that one CPU stands for |
 | metrics, checkpoint, samples | of a run of configs/digits.py: every number but timings, every leaf, every image |
+| speed | that run's elements per second beside the other's, which runs at the same time: told, not judged |
 | resumed | a checkpoint of one revision continued by the other, and by itself |
 
-All of it is compared to the bit, but gradients where `--tolerance` says otherwise. The exit code is 0 where all is
-the same, 1 where something differs or failed, and 2 where REV is unknown. After a function has moved, add its new
-place to `PLACES` of benchmarks/same_probe.py; all other checks use the command line alone.
+All of it is compared to the bit, but gradients where `--tolerance` and trained runs where `--drift` say otherwise.
+The exit code is 0 where all is the same, 1 where something differs or failed, and 2 where REV is unknown. After a
+function has moved, add its new place to `PLACES` of same_probe.py; all other checks use the command line alone.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -112,6 +115,13 @@ def main() -> None:
         default=0.0,
         help="of gradients and losses: the largest difference, relative to a leaf's largest entry (default: 0)",
     )
+    parser.add_argument(
+        "--drift",
+        type=float,
+        default=0.0,
+        help="of the metrics of trained runs: the largest relative difference; above 0 the runs' checkpoints and "
+        "samples, which differ by as little, are not compared (default: 0)",
+    )
     parser.add_argument("--families", type=families, help=f"some of {','.join(FAMILIES)} (default: all)")
     parser.add_argument(
         "--quick",
@@ -125,12 +135,13 @@ def main() -> None:
     chosen = arguments.families or (QUICK_FAMILIES if arguments.quick else tuple(FAMILIES))
     results, began = [], time.monotonic()
     with trees(arguments.revision, commit) as both:
-        for result in checks(both, chosen, arguments.tolerance, arguments.quick):
+        for result in checks(both, chosen, arguments):
             results.append(result)
             print(f"{time.monotonic() - began:4.0f} s  {line_of(result)}", file=sys.stderr, flush=True)
     same = all(result.same for result in results)
     title = f"this working tree beside {arguments.revision} ({commit[:12]}): {'same' if same else 'DIFFERENT'}"
-    report = {"revision": commit, "tolerance": arguments.tolerance, "same": same, "machine": harness.machine()}
+    allowed = {"tolerance": arguments.tolerance, "drift": arguments.drift}
+    report = {"revision": commit, **allowed, "same": same, "machine": harness.machine()}
     report |= {"results": [dataclasses.asdict(result) for result in results]}
     harness.deliver(report, "\n".join([title, *table(results)]), arguments.json)
     sys.exit(0 if same else 1)
@@ -168,15 +179,16 @@ def trees(revision: str, commit: str) -> Iterator[tuple[Tree, Tree]]:
             subprocess.run([*git, "remove", "--force", str(both[1].code)], check=True)
 
 
-def checks(both: tuple[Tree, Tree], chosen: Sequence[str], tolerance: float, quick: bool) -> Iterator[Result]:
+def checks(both: tuple[Tree, Tree], chosen: Sequence[str], arguments: argparse.Namespace) -> Iterator[Result]:
     """All of them, one after the other."""
+    tolerance, drift, quick = arguments.tolerance, arguments.drift, arguments.quick
     for name in PREPARED:
         yield from check_prepared(both, name)
     for family in chosen:
         yield from check_family(both, family, QUICK_MESHES if quick else tuple(MESHES), tolerance)
-    yield from check_run(both, QUICK_STEPS if quick else STEPS)
+    yield from check_run(both, QUICK_STEPS if quick else STEPS, drift)
     if not quick:
-        yield from check_resumed(both)
+        yield from check_resumed(both, drift)
 
 
 def check_prepared(both: tuple[Tree, Tree], name: str) -> Iterator[Result]:
@@ -214,7 +226,7 @@ def check_family(both: tuple[Tree, Tree], family: str, meshes: Sequence[str], to
         yield judged("gradients", family, mesh, compare_arrays(this, other, tolerance))
 
 
-def check_run(both: tuple[Tree, Tree], steps: int) -> Iterator[Result]:
+def check_run(both: tuple[Tree, Tree], steps: int, drift: float) -> Iterator[Result]:
     """Trains configs/digits.py with both, evaluates and draws at the end."""
     sizes = {
         "steps": steps,
@@ -232,12 +244,15 @@ def check_run(both: tuple[Tree, Tree], steps: int) -> Iterator[Result]:
         yield Result("metrics", "digits", "", False, str(error))
         return
     runs = [tree.work / "digits" for tree in both]
-    yield judged("metrics", "digits", "", compare(*map(metrics, runs)))
+    yield Result("speed", "digits", "", True, speed(*runs))
+    yield judged("metrics", "digits", "", compare(*map(metrics, runs), drift=drift))
+    if drift:
+        return
     yield judged("checkpoint", "digits", "", compare(*(checkpoint(run, steps) for run in runs)))
     yield judged("samples", "digits", "", compare(*(files(run / "samples") for run in runs)))
 
 
-def check_resumed(both: tuple[Tree, Tree]) -> Iterator[Result]:
+def check_resumed(both: tuple[Tree, Tree], drift: float) -> Iterator[Result]:
     """Begins configs/debug.py with each, and continues it with both."""
 
     def train(tree: Tree, workdir: Path, *words: str) -> tuple[Tree, list[str]]:
@@ -256,7 +271,9 @@ def check_resumed(both: tuple[Tree, Tree]) -> Iterator[Result]:
         return
     for tree, other in pairs:
         runs = [tree.work / "own", tree.work / "handed_over"]
-        verdict = compare(*({**metrics(run), **checkpoint(run, CONTINUED)} for run in runs))
+        verdict = compare(
+            *(metrics(run) | ({} if drift else checkpoint(run, CONTINUED)) for run in runs), drift=drift
+        )
         yield judged(f"resumed by {other.name}", "debug", "", verdict)
 
 
@@ -313,6 +330,15 @@ def metrics(workdir: Path) -> dict[str, object]:
     }
 
 
+def speed(this: Path, other: Path) -> str:
+    """Elements per second of a run beside those of one that ran at the same time, the median of their records."""
+    medians = []
+    for workdir in (this, other):
+        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        medians.append(statistics.median(r["elements_per_second"] for r in records if "elements_per_second" in r))
+    return f"{medians[0] / medians[1]:.3f} times the elements per second, both at once"
+
+
 def checkpoint(workdir: Path, step: int) -> dict[str, object]:
     """What a checkpoint's manifest says of its contents, the checksum of every leaf included."""
     written = json.loads((workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").read_text())
@@ -326,16 +352,30 @@ def checkpoint(workdir: Path, step: int) -> dict[str, object]:
     return values
 
 
-def compare(this: Mapping[str, object], other: Mapping[str, object]) -> Verdict:
-    """Whether both have the same names with equal values."""
+def compare(this: Mapping[str, object], other: Mapping[str, object], *, drift: float = 0.0) -> Verdict:
+    """Whether both have the same names with equal values, or with numbers whose relative difference is small."""
     lone = alone(this, other)
     apart = [name for name in this if name in other and this[name] != other[name]]
+    if drift and this and not lone:
+        found = {name: relative(this[name], other[name]) for name in apart}
+        farthest = max(found, key=lambda name: found[name], default="")
+        worst = f", by at most {found[farthest]:.2g} of their value, in {farthest}" if found else ""
+        return Verdict(
+            all(value <= drift for value in found.values()), f"{len(apart)} of {len(this)} differ{worst}"
+        )
     if not this and not other:
         return Verdict(False, "nothing was written")
     if not lone and not apart:
         return Verdict(True, f"{len(this)} equal")
     first = [f"{apart[0]}: {shortened(this[apart[0]])} and {shortened(other[apart[0]])}"] if apart else []
     return Verdict(False, "; ".join([f"{len(apart)} of {len(this)} differ", *first, *lone]))
+
+
+def relative(this: object, other: object) -> float:
+    """The difference of two numbers by the larger one; infinite for other values that differ."""
+    if isinstance(this, int | float) and isinstance(other, int | float):
+        return abs(this - other) / max(abs(this), abs(other))
+    return math.inf
 
 
 def compare_arrays(

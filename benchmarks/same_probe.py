@@ -8,6 +8,7 @@ It runs with the package of any revision. Of that package it uses what `PLACES` 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ PLACES: dict[str, tuple[str, ...]] = {  # where each function is, newest place f
     "make_schedule": ("transfusion_jax.diffusion.schedule.make_schedule",),
     "image_keys": ("transfusion_jax.diffusion.objective.image_keys",),
     "corrupt": ("transfusion_jax.diffusion.objective.corrupt",),
+    "unpatchify": ("transfusion_jax.model.media.unpatchify",),
     "make_task": (
         "transfusion_jax.tasks.base.make_task",
         "transfusion_jax.tasks.registry.make_task",
@@ -107,7 +109,8 @@ def main() -> None:
     batch = find("stack")([rows[number] for number in range(ROWS)])
     key = jax.random.key(3)
     params = jax.tree.map(np.asarray, jax.jit(task.init)(key))
-    write(arguments.output / "inputs.npz", batch=batch, noise=noise(task.config, batch, key), params=params)
+    noised = noise(task.config, batch, key)
+    write(arguments.output / "inputs.npz", batch=as_images(task.config, batch), noise=noised, params=params)
     for mesh in arguments.meshes.split(","):
         gradients, metrics = step(values | {"mesh": {"data": 1} | MESHES[mesh]}, params, batch, key)
         write(arguments.output / f"{mesh}.npz", gradients=gradients, metrics=metrics)
@@ -145,15 +148,51 @@ def rows_of(config: Any) -> Any:
     return find("make_rows")(data.train, config, data.codec.special)
 
 
+def as_images(config: Any, batch: Any) -> Any:
+    """A batch of images of one size in the form of revisions in which every image had an array of its own."""
+    if not hasattr(batch, "media"):
+        return batch
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in ("media", "patch")}
+    shape, patches = (len(batch.row), config.data.max_images), config.model.patches
+    is_patch = batch.patch >= 0
+    images = {
+        "image_slot": np.where(is_patch, batch.patch // patches, -1).astype(np.int32),
+        "patch_index": np.where(is_patch, batch.patch % patches, 0).astype(np.int32),
+        "latents": np.zeros((*shape, 0, 0, 0), np.float32),
+        "image_weight": np.zeros(shape, np.float32),
+        "timestep_limit": np.zeros(shape, np.int32),
+        "image_first": np.zeros(shape, np.bool_),
+        "image_source": np.full(shape, -1, np.int32),
+    }
+    for media in batch.media.values():
+        images |= {"image_weight": media.weight, "timestep_limit": media.timestep_limit}
+        images |= {"image_first": media.comes_first, "image_source": media.source}
+        if media.patches.shape[-1]:
+            images["latents"] = latents(config, media.patches)
+    return fields | images
+
+
+def latents(config: Any, patches: Any) -> Any:
+    """Patches of images of one size, as images."""
+    model = config.model
+    each = patches.reshape(len(patches), -1, model.patches, model.patch_channels)
+    return find("unpatchify")(each, model.patch_size, model.patch_grid)
+
+
 def noise(config: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
     """The timesteps of a batch's images, the noised images and their targets; nothing without latents."""
     if not hasattr(config, "diffusion") or config.model.images != "latents":
         return {}
-    keys = find("image_keys")(key, batch.row, batch.latents.shape[1])
-    schedule = find("make_schedule")(config.diffusion)
-    noised, target, timesteps = find("corrupt")(
-        keys, batch.latents, batch.timestep_limit, schedule, config.diffusion.objective
-    )
+    keys = find("image_keys")(key, batch.row, config.data.max_images)
+    diffusion, schedule = config.diffusion, find("make_schedule")(config.diffusion)
+    if hasattr(batch, "media"):
+        media = batch.media["images"]
+        noised, target, timesteps = find("corrupt")(keys, media, config.model, diffusion, schedule)
+        noised = latents(config, noised.patches)
+    else:
+        noised, target, timesteps = find("corrupt")(
+            keys, batch.latents, batch.timestep_limit, schedule, config.diffusion.objective
+        )
     return {"noised": noised, "target": target, "timesteps": timesteps}
 
 

@@ -63,7 +63,7 @@ def main() -> None:
         sampling = task.config.sampling_with(**how)
         draw_images(task, params, codec, texts[:100], 0, sampling)  # compiles
         begin = time.perf_counter()
-        drawn = draw_images(task, params, codec, texts, 1, sampling).clip(-1, 1)
+        drawn = np.stack(draw_images(task, params, codec, texts, 1, sampling)).clip(-1, 1)
         seconds = time.perf_counter() - begin
         right = np.mean(judge.predict(digit_features(drawn)) == asked)
         return f"{right:.1%}, {distance(statistics(drawn), real):.2f}, {seconds / IMAGES * 1e3:.0f} ms"

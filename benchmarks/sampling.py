@@ -1,6 +1,8 @@
 """Drawing and writing on this machine's CPU, with a cache and without, beside transfusion-pytorch's sampler.
 
     python benchmarks/sampling.py
+    python benchmarks/sampling.py --beside main  # and another revision's, for images of one size
+    python benchmarks/sampling.py --shapes       # images of several sizes beside as many patches of one size
 
 All models have the same width, depth and image size, and are asked as often for each image: every evaluation is
 two passes, with the prompt and without, for guidance. transfusion-pytorch samples a batch together and follows its
@@ -25,6 +27,7 @@ import transfusion_pytorch.transfusion
 
 import harness
 from harness import compare, matmul_peak, parser, publish
+from same import commit_of, trees
 from step import LIBRARY_MARKS, LIBRARY_NOTES, library_model
 from training import config_of, shape_flags
 from transfusion_jax.autoencoder.kinds.identity import Identity
@@ -41,6 +44,8 @@ from transfusion_jax.tasks.transfusion import TransfusionTask
 PROMPT = 24  # tokens
 GUIDANCE = 3.0
 BATCHES = (1, 8, 32)
+ONE = (12, 16)  # rows and columns of patches
+SEVERAL = [(16, 16), (8, 16), (16, 8), (11, 16), (16, 13), (12, 16), (8, 24), (16, 16)]  # as many patches
 
 
 def main() -> None:
@@ -49,9 +54,17 @@ def main() -> None:
     shape_flags(flags)
     flags.add_argument("--evaluations", type=int, default=8, help="of the model, per image (default: %(default)s)")
     flags.add_argument("--tokens", type=int, default=64, help="written after each prompt (default: %(default)s)")
+    flags.add_argument("--beside", metavar="REV", help="compare with another revision, and with nothing else")
+    flags.add_argument("--shapes", action="store_true", help="compare images of several sizes with those of one")
     args = flags.parse_args()
     config = config_of(args)
     config = dataclasses.replace(config, sampling=config.sampling_with(steps=args.evaluations, sampler="ddim"))
+    if args.shapes:
+        publish(of_several_sizes(config, args.rounds), args.json)
+        return
+    if args.beside:
+        publish(beside(config, args.beside, args.rounds), args.json)
+        return
     contestants = {"with a cache": cached, "without a cache": uncached, "transfusion-pytorch": library}
     peak = matmul_peak({})
     for what, amount in (("images", 1), ("tokens", args.tokens)):
@@ -73,6 +86,45 @@ def cached(config: Config, what: str, amount: int) -> tuple[Callable[[], object]
     requests = [Request(prompt(config, row), follow, 0, row) for row in range(config.batch_rows)]
     writing = Writing(max_tokens=amount)
     return lambda: generate(task, params, codec, requests, writing=writing), None
+
+
+def beside(config: Config, revision: str, rounds: int) -> harness.Report:
+    """Images of one size, by this tree and by another revision."""
+    commit = commit_of(revision)
+    if commit is None:
+        raise SystemExit(f"{revision} is no revision of this repository")
+    with trees(revision, commit) as (this, other):
+        runs = {
+            name: harness.apart(cached, config, "images", 1, tree=tree)[0]
+            for name, tree in (("this tree", this.code), (revision, other.code))
+        }
+        size = f"width {config.model.width}, {config.model.layers} layers, batch {config.batch_rows}"
+        title = f"images of one size: {size}, {config.sampling.steps} evaluations"
+        work = dict.fromkeys(runs, float(config.batch_rows))
+        return compare(title, runs, revision, rounds, work, "images/s")
+
+
+def of_several_sizes(config: Config, rounds: int) -> harness.Report:
+    """As many images of one size and of several, with as many patches in all, in batches of eight."""
+    model = dataclasses.replace(config.model, max_side=64, shape_marks=True)
+    config = dataclasses.replace(config, model=model, batch_rows=len(SEVERAL))
+    runs = {
+        name: harness.apart(cached_shapes, config, grids)[0]
+        for name, grids in (("one size", [ONE] * len(SEVERAL)), ("several sizes", SEVERAL))
+    }
+    patches = float(sum(rows * columns for rows, columns in SEVERAL))
+    title = (
+        f"images of {len(set(SEVERAL))} shapes: width {model.width}, {model.layers} layers, {len(SEVERAL)} images"
+    )
+    return compare(title, runs, "one size", rounds, dict.fromkeys(runs, patches), "patches/s")
+
+
+def cached_shapes(config: Config, grids: list[tuple[int, int]]) -> tuple[Callable[[], object], None]:
+    """Images of these rows and columns of patches."""
+    task, params, codec = ours(config)
+    params = task.model.by_layer(params)
+    requests = [Request(prompt(config, row), "image", 0, row, grid) for row, grid in enumerate(grids)]
+    return lambda: generate(task, params, codec, requests), None
 
 
 def uncached(config: Config, what: str, amount: int) -> tuple[Callable[[], object], None]:

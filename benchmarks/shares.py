@@ -73,7 +73,7 @@ def sizes() -> list[str]:
     for size, widths in UNET_CHANNELS.items():
         pair = [model("7b", coder, size) for coder in ("linear", "unet")]
         millions = [f"{count_parameters(one).patch_coder / 1e6:.1f}M" for one in pair]
-        giga = [f"{Model(one).coder_flops / 1e9:,.1f}" for one in pair]
+        giga = [f"{Model(one).coder_flops() / 1e9:,.1f}" for one in pair]
         patches = pair[0].patches
         trunk = f"{2 * count_parameters(pair[0]).trunk * patches / 1e9:,.0f}"
         lines.append(

@@ -73,7 +73,7 @@ def library_model(shape: ModelConfig, **options: Any) -> transfusion_pytorch.Tra
             "dim": shape.width,
             "depth": shape.layers,
             "heads": shape.heads,
-            "dim_head": shape.head_dim,
+            "dim_head": shape.head_channels,
             "ff_expansion_factor": 1.5 * (shape.mlp_width + 0.5) / shape.width,  # it takes 2/3 and rounds down
             "qk_rmsnorm": False,
             "attn_kwargs": {"gate_values": False},

@@ -131,11 +131,18 @@ def make(tree: Tree, target: str, options: str, environment: Mapping[str, str]) 
     options = f"{os.environ.get('PYTEST_ADDOPTS', '')} {options} -p no:cacheprovider"
     own = {"PYTHONPATH": path, "PYTEST_ADDOPTS": options, **environment}
     print(f"=== make {target} in {tree.name}", file=sys.stderr, flush=True)
-    done = subprocess.run(words, cwd=tree.code, env={**os.environ, **own}, stdout=sys.stderr)
-    with contextlib.suppress(ChildProcessError):  # those that outlived their parents and have ended by now
+    process, ended, status = (
+        subprocess.Popen(words, cwd=tree.code, env={**os.environ, **own}, stdout=sys.stderr),
+        0,
+        0,
+    )
+    while ended != process.pid:  # what outlives its parent is this one's child, and a zombie until it is waited for
+        ended, status = os.waitpid(-1, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass
-    return done.returncode == 0
+    return process.returncode == 0
 
 
 def installed(folder: Path) -> Path:

@@ -31,13 +31,14 @@ from transfusion_jax.kernels.attention.tpu import Blocks, tpu_span_attention
 from transfusion_jax.parallel import flags
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
-SHAPES = (  # rows, elements, heads, channels
-    (4, 4096, 12, 64),
-    (4, 4096, 24, 64),
-    (4, 4096, 16, 128),
-    (4, 4096, 32, 128),
-    (1, 32768, 12, 64),
-    (1, 32768, 32, 128),
+SHAPES = (  # rows, elements, heads of queries, heads of keys, channels
+    (4, 4096, 12, 12, 64),
+    (4, 4096, 24, 24, 64),
+    (4, 4096, 16, 16, 128),
+    (4, 4096, 32, 32, 128),
+    (4, 4096, 32, 8, 128),
+    (1, 32768, 12, 12, 64),
+    (1, 32768, 32, 32, 128),
 )
 PASSES = ("forward", "backward")
 
@@ -50,6 +51,7 @@ class Program:
     rows: int
     elements: int
     heads: int
+    keys: int  # heads of keys
     channels: int
     seconds: float  # of lowering and compiling
     temporary_bytes: int  # of HBM, beside arguments and results
@@ -83,10 +85,13 @@ def compile_all(arguments: argparse.Namespace, dump: Path) -> Iterator[Program]:
             yield compile_one(topology, mesh, shape, blocks, dump)
 
 
-def compile_one(topology: str, mesh: Mesh, shape: tuple[int, int, int, int], blocks: Blocks, dump: Path) -> Program:
+def compile_one(
+    topology: str, mesh: Mesh, shape: tuple[int, int, int, int, int], blocks: Blocks, dump: Path
+) -> Program:
     """Attention and its gradients."""
     whole = NamedSharding(mesh, P())
-    q = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=whole)
+    *rows, heads, keys, channels = shape
+    q, k = (jax.ShapeDtypeStruct((*rows, n, channels), jnp.bfloat16, sharding=whole) for n in (heads, keys))
     span = jax.ShapeDtypeStruct(shape[:2], jnp.int32, sharding=whole)
 
     def both(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, d_out: jax.Array) -> tuple:
@@ -97,7 +102,7 @@ def compile_one(topology: str, mesh: Mesh, shape: tuple[int, int, int, int], blo
         file.unlink()
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = jax.jit(both).lower(q, q, q, span, span, q).compile()
+        compiled = jax.jit(both).lower(q, k, k, span, span, q).compile()
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     assert memory is not None
@@ -123,7 +128,8 @@ def table(programs: list[Program]) -> str:
     head = ["topology", "rows", "elements", "heads", "channels", "compiled", "temporary"]
     lines = [[*head, *(f"bundles {name}" for name in passes)]]
     for p in programs:
-        shape = [f"{n:,}" for n in (p.rows, p.elements, p.heads, p.channels)]
+        heads = str(p.heads) if p.heads == p.keys else f"{p.heads} to {p.keys}"
+        shape = [str(p.rows), f"{p.elements:,}", heads, str(p.channels)]
         cost = [f"{p.seconds:.1f} s", f"{p.temporary_bytes / 2**20:,.0f} MiB"]
         lines.append([p.topology, *shape, *cost, *(" to ".join(map(str, p.bundles[name])) for name in passes)])
     about = ", ".join(f"{name} {value}" for name, value in harness.machine().items())

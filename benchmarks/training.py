@@ -89,9 +89,9 @@ def make_batch(config: Config) -> Batch:
     def row(number: int) -> Batch:
         latents = random.normal(size=(config.data.max_images, *config.model.latent_shape)).astype(np.float32)
         documents = [Document((text(CAPTION), Image(latent))) for latent in latents]
-        left = config.data.context_length - sum(d.length(config.model.patches) for d in documents)
+        left = config.data.context_length - sum(d.length(config.model) for d in documents)
         documents.append(Document((text(left - 1),)))  # BOS takes one
-        pieces = [Piece(document, 0, document.length(config.model.patches), source=0) for document in documents]
+        pieces = [Piece(document, 0, document.length(config.model), source=0) for document in documents]
         return assemble(number, pieces, config, special)
 
     return stack([row(number) for number in range(config.batch_rows)])

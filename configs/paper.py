@@ -7,6 +7,7 @@ The argument is a size, then options after commas:
     unet            the U-Net patch coder of section 4.3
     chameleon       the baseline of section 4.1: images are codes of a vector-quantised autoencoder, predicted like
                     text; query-key norm, post-norm, z-loss, learning rate 1e-4
+    native          images keep their proportions, up to 4:1, at the area of 256×256 pixels at most
     match=images    with chameleon: as many images seen as Transfusion sees, where the default matches elements. An
                     image takes 1,024 + 2 elements, not 256 + 2, so training goes on 1,026 / 258 times as long
     llama           text alone, the text half of the batch: 1M tokens per step (table 4)
@@ -37,6 +38,7 @@ OPTIONS: dict[str, list[dict]] = {
     "chameleon": [STABLE, CODES],
     "llama": [TEXT],
     "chameleon-text": [STABLE, TEXT],
+    "native": [dict(model=dict(max_side=64), data=dict(max_images=16, max_patches=2048))],
     "match=images": [],
 }
 FAMILIES = ("chameleon", "llama", "chameleon-text")

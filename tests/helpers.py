@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import programs
@@ -15,7 +16,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.autoencoder.kinds.grey import Grey
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.commands.hooks import plan
-from transfusion_jax.config import Choices, Config
+from transfusion_jax.config import Choices, Config, ModelConfig
 from transfusion_jax.config.choices import Entry
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data import tokenizer as tokenizers
@@ -31,6 +32,8 @@ from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.store.dataset import Prepared
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.model.media import Media, grid_coords, patchify, unpatchify
+from transfusion_jax.model.transfusion import Transfusion
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.storage.atomic import read_json, write_json
@@ -87,6 +90,38 @@ def tiny_config(**changes: Any) -> Config:
     return configs.parse(values)
 
 
+SHAPES = ((4, 6), (2, 8), (6, 4), (4, 4), (2, 2))
+SEVERAL = dict(model__latent_shape=(4, 6, 2), model__max_side=8)  # of `tiny_config`, for images of these shapes
+
+
+GROUPED: dict[str, dict[str, Any]] = {  # of `tiny_config`: trunks as today's language models have them
+    "llama 3": dict(
+        model__heads=4,
+        model__kv_heads=2,
+        model__rope_scaling="llama3",
+        model__rope_factor=8.0,
+        model__rope_frequency_factors=(1.0, 3.0),
+        model__rope_original_context=64,
+    ),
+    "qwen 2": dict(
+        model__heads=4,
+        model__kv_heads=1,
+        model__attention_bias=True,
+        model__rope_scaling="linear",
+        model__rope_factor=2.0,
+        model__tied_embeddings=True,
+    ),
+    "qwen 3": dict(
+        model__heads=6,
+        model__kv_heads=3,
+        model__head_dim=6,
+        model__query_key_norm=True,
+        model__query_key_norm_kind="rms",
+        model__tied_embeddings=True,
+    ),
+}
+
+
 def stand_in(monkeypatch: Any, table: Choices, name: str, implementation: Any) -> None:
     """Makes a name of a table mean this until the test ends."""
     monkeypatch.setitem(table._added, name, Entry("", lambda: implementation))
@@ -114,8 +149,8 @@ def random_text(random: np.random.Generator, low: int = 1, high: int = 30) -> Te
     return Text(random.integers(0, VOCABULARY, random.integers(low, high)).astype(np.int32))
 
 
-def random_image(random: np.random.Generator) -> Image:
-    return Image(random.standard_normal(LATENT).astype(np.float32))
+def random_image(random: np.random.Generator, height: int = LATENT[0], width: int = LATENT[1]) -> Image:
+    return Image(random.standard_normal((height, width, LATENT[2])).astype(np.float32))
 
 
 def tiny_corpus(seed: int = 0, documents: int = 40) -> Corpus:
@@ -160,6 +195,59 @@ def tiny_batch(config: Config, first_row: int = 0, rows: int | None = None) -> B
     """Consecutive rows of the tiny corpus's stream."""
     stream = make_rows(corpus_of(config), config, special())
     return stack([stream[first_row + r] for r in range(rows or config.batch_rows)])
+
+
+def slots(batch: Batch) -> np.ndarray:
+    """Which of its row's images each element is of, −1 for text; the images are of one size."""
+    media = batch.media.get("images")
+    return batch.patch if media is None else np.where(batch.patch >= 0, batch.patch // media.one_size, -1)
+
+
+def as_latents(patches: Any, model: ModelConfig) -> Any:
+    """Patches `[…, M, D]` of images of one size, as images `[…, N, h, w, c]`."""
+    *lead, _, values = patches.shape
+    return unpatchify(patches.reshape(*lead, -1, model.patches, values), model.patch_size, model.patch_grid)
+
+
+def latents(batch: Batch, config: Config) -> Any:
+    """A batch's images of one size, `[B, N, h, w, c]`; a row's without B."""
+    return as_latents(batch.media["images"].patches, config.model)
+
+
+def with_latents(batch: Batch, images: Any, config: Config) -> Batch:
+    """A batch with other images `[B, N, h, w, c]` in the places of its own."""
+    media = batch.media["images"]
+    patches = patchify(images, config.model.patch_size).reshape(media.patches.shape)
+    return replace(batch, media={"images": replace(media, patches=patches)})
+
+
+def with_images(batch: Batch, **changes: Any) -> Batch:
+    """A batch with some arrays of its images changed."""
+    return replace(batch, media={"images": replace(batch.media["images"], **changes)})
+
+
+def media_of(images: Any, model: ModelConfig, limits: Any = 1000) -> Media:
+    """Images `[B, N, h, w, c]` alone, whose patches are the first elements of their rows."""
+    shape = rows, count = images.shape[:2]
+    index = np.tile(np.arange(count * model.patches, dtype=np.int32), (rows, 1))
+    return Media(
+        patches=patchify(images, model.patch_size).reshape(*index.shape, model.patch_channels),
+        item=index // model.patches,
+        coords=np.tile(grid_coords(1, *model.patch_grid), (rows, count, 1)),
+        element=index,
+        grid=np.tile(np.array([1, *model.patch_grid], np.int32), (*shape, 1)),
+        weight=np.ones(shape, np.float32),
+        timestep_limit=jnp.broadcast_to(jnp.asarray(limits, jnp.int32), shape),
+        comes_first=np.zeros(shape, np.bool_),
+        source=np.zeros(shape, np.int32),
+        one_size=model.patches,
+    )
+
+
+def embed_at(model: Transfusion, batch: Batch, timestep: int = 0) -> Any:
+    """The elements as vectors, all images being at one timestep, and the patch coder's skips."""
+    media = batch.media["images"]
+    return model.embed(batch.tokens, batch.patch, media, np.full(media.weight.shape, timestep, np.int32))
 
 
 class Letters:

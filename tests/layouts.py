@@ -44,7 +44,7 @@ def layout_spans(names: Sequence[str]) -> Spans:
         pieces = []
         for segments in LAYOUTS[name]:
             whole = Document(segments)
-            begin, length = (20, 14) if segments is CUT else (0, whole.length(config.model.patches))
+            begin, length = (20, 14) if segments is CUT else (0, whole.length(config.model))
             pieces.append(Piece(whole, begin, length, 0))
         rows.append(assemble(0, pieces, config, special()))
     spans = stack(rows).spans

@@ -54,6 +54,8 @@ def outline(value):
         return value.shape, value.dtype
     if isinstance(value, tuple):
         return type(value), *map(outline, value)
+    if isinstance(value, dict):
+        return tuple((name, outline(one)) for name, one in value.items())
     if found := fields(type(value)):
         return type(value), *(outline(getattr(value, name)) for name in found)
     return type(value) if value is None or isinstance(value, int | float) else object()  # is checked every time
@@ -90,7 +92,7 @@ def fits(value, hint):
     if kind is tuple:
         hints = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         return len(hints) == len(value) and all(map(fits, value, hints))
-    if kind is dict:
+    if kind in (dict, collections.abc.Mapping):
         return all(fits(one, inner[1]) for one in value.values())
     if found := fields(hint):
         return isinstance(value, hint) and all(fits(getattr(value, name), one) for name, one in found.items())

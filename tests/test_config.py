@@ -17,8 +17,10 @@ EVERY = (
     "digits",
     "debug",
     "photos",
-    *(f"paper:{size}" for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b", "7b,2t", *FAMILIES)),
-    *("digits:unet", "digits:chameleon", "shapes", "shapes:latents", "shapes:editing"),
+    *(f"paper:{size}" for size in ("0.16b", "0.37b", "0.76b", "1.4b", "7b", "7b,2t", "7b,native", *FAMILIES)),
+    *("digits:unet", "digits:chameleon", "shapes", "shapes:latents", "shapes:editing", "stamps", "stamps:native"),
+    "shapes:native",
+    "shapes:native,2x1",
 )
 DEBUG = f"{CONFIGS}/debug.py"
 
@@ -37,6 +39,7 @@ EXECUTION = {
     "sampling.guidance_rescale",
     "sampling.image_guidance",
     "sampling.sampler",
+    "sampling.spacing",
     "sampling.steps",
     "sampling.guidance",
     "sampling.temperature",
@@ -45,6 +48,7 @@ EXECUTION = {
     "evaluation.rows",
     "evaluation.images",
     "evaluation.scenes",
+    "evaluation.proportions",
     "accumulation",
     "extensions.json",
     "guard.max_in_a_row",
@@ -137,6 +141,9 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
     assert message in str(caught.value)
 
 
+LINEAR, LLAMA3 = (dict(model__rope_scaling=name, model__rope_factor=8.0) for name in ("linear", "llama3"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -147,10 +154,33 @@ def test_a_value_of_the_wrong_type_is_named(override, message):
         (dict(model__vocabulary=0), "vocabulary must be positive"),
         (dict(model__patch_size=0), "patch_size must be positive"),
         (dict(model__init_std=0), "init_std must be positive"),
-        (dict(model__heads=3), "model.width 16 must be a multiple of heads 3"),
+        (dict(model__heads=3), "model.width 16 must be a multiple of heads 3, or set model.head_dim"),
         (dict(model__heads=16), "model.width / heads is 1: rotary embeddings need it even"),
+        (dict(model__kv_heads=-1), "model.kv_heads must not be negative, not -1"),
+        (dict(model__head_dim=-2), "model.head_dim must not be negative, not -2"),
+        (dict(model__head_dim=7), "model.head_dim is 7: rotary embeddings need it even"),
+        (dict(model__heads=4, model__kv_heads=3), "model.kv_heads 3 must divide model.heads 4"),
+        (dict(model__kv_heads=4), "model.kv_heads 4 must divide model.heads 2"),
+        (dict(model__query_key_norm_kind="rms"), "'rms' goes with model.query_key_norm=True"),
+        (
+            dict(model__query_key_norm=True, model__query_key_norm_kind="rmsnorm"),
+            "query_key_norm_kind is 'rmsnorm'",
+        ),
+        (dict(model__head_dim=6, model__rope_sections=(2, 1, 1)), "half of a head's channels, 3, not [2, 1, 1]"),
+        (dict(model__rope_scaling="yarn"), "model.rope_scaling is 'yarn'; valid: linear, llama3, none"),
+        (dict(model__rope_factor=2.0), "model.rope_factor is 2.0; model.rope_scaling none has no use for it"),
+        (dict(LINEAR, model__rope_factor=0), "model.rope_factor must be positive, not 0"),
+        (
+            dict(LINEAR, model__rope_original_context=64),
+            "model.rope_scaling linear has no use for it: leave it out",
+        ),
+        (dict(LINEAR, model__rope_frequency_factors=(1.0, 8.0)), "model.rope_frequency_factors is (1.0, 8.0)"),
+        (dict(LLAMA3, model__rope_frequency_factors=(4.0, 4.0)), "two rising positive numbers, not [4.0, 4.0]"),
+        (dict(LLAMA3, model__rope_frequency_factors=(0.0, 4.0)), "two rising positive numbers, not [0.0, 4.0]"),
+        (dict(LLAMA3, model__rope_original_context=0), "model.rope_original_context must be positive, not 0"),
         (dict(model__patch_size=3), "model.patch_size 3 must divide the latent's 4×4"),
         (dict(model__latent_shape=(4, 6, 1), model__patch_size=4), "patch_size 4 must divide the latent's 4×6"),
+        (dict(model__images="none", model__max_side=8), "model.max_side is 8; a model of model.images 'none'"),
         (dict(model__latent_shape=(0, 4, 2)), "latent_shape"),
         (dict(model__latent_shape=(4, 4, 0)), "latent_shape"),
         (dict(model__latent_shape=(-4, 4, 2)), "latent_shape"),
@@ -238,6 +268,8 @@ def test_an_impossible_value_is_an_error(changes, message):
         dict(mesh__data=1, mesh__fsdp=-1),
         dict(accumulation=4, image_loss_weight=0, data__sources={}),
         dict(data__image_first=1, data__caption_dropout=1),
+        dict(model__heads=3, model__kv_heads=1, model__head_dim=2),
+        dict(LLAMA3, model__rope_factor=1.0),
         dict(data__sources__pairs__weight=0, data__phases={"12": {"pairs": 1, "texts": 0}}),
     ],
 )
@@ -409,6 +441,8 @@ def test_a_run_keeps_no_field_that_came_later_with_its_default():
     kept = configs.kept_values(tiny_config())
     assert "extensions" not in kept
     assert not {"name", "schedule"} & kept["optimizer"].keys()
+    assert "spacing" not in kept["sampling"]
+    assert kept["diffusion"].keys() == {"timesteps", "objective", "schedule", "image_first_limit"}
     assert configs.parse(kept) == tiny_config()
     other = tiny_config(optimizer__schedule="constant")
     assert configs.kept_values(other)["optimizer"]["schedule"] == "constant"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import corpus_of, special, tiny_batch, tiny_config, token_config
+from helpers import GROUPED, SEVERAL, corpus_of, special, tiny_batch, tiny_config, token_config
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data.document_rows import make_rows
@@ -51,7 +51,11 @@ def autoencoder(**architecture):
 FAMILIES = {
     "linear": tiny_config(model__layers=1),
     "unet": tiny_config(model__layers=1, **UNET),
+    "several shapes": tiny_config(model__layers=1, model__rope_sections=(2, 1, 1), **UNET, **SEVERAL),
+    **{name: tiny_config(model__layers=1, **changes) for name, changes in GROUPED.items()},
+    "llama 3, untied": tiny_config(model__layers=1, model__modality_weights="untied", **GROUPED["llama 3"]),
     "chameleon": token_config(model__layers=1),
+    "chameleon, several shapes": token_config(model__layers=1, **SEVERAL),
     "chameleon-text": token_config("none", model__layers=1, **TEXTS),
     "llama": token_config("none", model__layers=1, **TEXTS, **LLAMA),
     "kl autoencoder": autoencoder(),
@@ -77,6 +81,7 @@ STILL = {  # fields that change no program: of what stands around it
     "extensions": {"json": ""},
     "sampling.steps": 7,
     "sampling.sampler": "ddim",
+    "sampling.spacing": "trailing",
     "sampling.guidance": 2.0,
     "sampling.guidance_interval": (0.0, 0.5),
     "sampling.guidance_rescale": 0.5,
@@ -87,6 +92,7 @@ STILL = {  # fields that change no program: of what stands around it
     "evaluation.rows": 3,
     "evaluation.images": 3,
     "evaluation.scenes": "corners",
+    "evaluation.proportions": ("2x1",),
     "loop.log_every": 3,
     "loop.save_every": 2,
     "loop.keep": 1,
@@ -97,12 +103,16 @@ STILL = {  # fields that change no program: of what stands around it
     "loop.hang_after": 5,
 }
 OF_LATENTS = {f"sampling.{name}" for name in configs.OF_LATENTS}
+ONE_SIZE = {"evaluation.proportions"}  # not of images of one size
 REFUSED = {  # fields that a family has no use for: setting one is an error, not ignored
-    "linear": {"sampling.temperature"},
-    "unet": {"sampling.temperature"},
-    "chameleon": OF_LATENTS,
-    "chameleon-text": OF_LATENTS | {"loop.sample_every"},
-    "llama": OF_LATENTS | {"loop.sample_every"},
+    "linear": {"sampling.temperature"} | ONE_SIZE,
+    "unet": {"sampling.temperature"} | ONE_SIZE,
+    "several shapes": {"sampling.temperature"},
+    **dict.fromkeys((*GROUPED, "llama 3, untied"), {"sampling.temperature"} | ONE_SIZE),
+    "chameleon": OF_LATENTS | ONE_SIZE,
+    "chameleon, several shapes": OF_LATENTS,
+    "chameleon-text": OF_LATENTS | {"loop.sample_every"} | ONE_SIZE,
+    "llama": OF_LATENTS | {"loop.sample_every"} | ONE_SIZE,
     "kl autoencoder": {"mesh.context", "mesh.tensor"},
     "vq autoencoder": {"mesh.context", "mesh.tensor"},
 }

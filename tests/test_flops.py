@@ -5,10 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from helpers import tiny_config
+from helpers import GROUPED, media_of, tiny_config
 from transfusion_jax import config as configs
 from transfusion_jax import flops
-from transfusion_jax.model.layers import gather_patches
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD, Model
 
@@ -52,6 +51,18 @@ def test_the_parts_of_a_small_model_by_hand():
     assert counted.total == counted.trunk + 2 * 128 * 16 + counted.patch_coder
 
 
+def test_the_parts_of_a_tied_model_with_few_heads_of_keys_by_hand():
+    model = tiny_config(**GROUPED["qwen 3"]).model  # 6 heads of 6 channels, 3 of keys, one scale per norm
+    counted = flops.count_parameters(model)
+    assert counted.trunk == 2 * (2 * 16 * 36 + 2 * 16 * 18 + 3 * 16 * 24 + 2 * 16 + 2 * 6) + 16
+    assert (counted.embedding, counted.text_head) == (20 * 16, 0)
+    assert counted.padding == (128 - 20) * 16
+    assert counted.paper == counted.trunk + 20 * 16
+    assert counted.total == counted.trunk + 128 * 16 + counted.patch_coder
+    biased = flops.count_parameters(tiny_config(**GROUPED["qwen 2"]).model)  # 4 heads of 4 channels, one of keys
+    assert biased.trunk == 2 * (2 * 16 * 16 + 2 * 16 * 4 + 3 * 16 * 24 + 2 * 16 + 16 + 2 * 4) + 16
+
+
 def test_the_large_run_takes_the_published_compute():
     config = paper("7b")
     elements = config.steps * config.elements_per_step
@@ -89,9 +100,17 @@ def test_a_step_counts_by_hand():
     assert Model(model).flops(elements=30, text_losses=11, images=0, span_area=100) == 3 * forward
 
 
+def test_a_step_with_few_heads_of_keys_counts_by_hand():
+    model = tiny_config(**GROUPED["qwen 3"]).model
+    projections = 2 * 16 * 36 + 2 * 16 * 18 + 3 * 16 * 24
+    forward = 2 * 2 * projections * 30 + 2 * 2 * (2 * 36) * 100 + 2 * 16 * 128 * 11
+    assert Model(model).flops(elements=30, text_losses=11, images=0, span_area=100) == 3 * forward
+
+
 @pytest.mark.parametrize(
     "coder",
     [
+        *GROUPED.values(),
         {},
         dict(model__patch_coder="none", model__patch_size=1),
         dict(model__patch_coder="unet", model__unet_channels=(4, 6), model__unet_blocks=1),
@@ -107,13 +126,13 @@ def test_the_forward_pass_multiplies_what_is_counted(coder):
     times = jax.ShapeDtypeStruct((rows, images), jnp.int32)
     latents = jax.ShapeDtypeStruct((rows, images, *config.model.latent_shape), jnp.float32)
 
-    def forward(params, tokens, slot, patch, positions, start, end, latents, times):
-        x, skips = model.bind(params).embed(tokens, slot, patch, latents, times)
-        hidden, _ = model.bind(params).trunk(x, Spans(start, end), positions)
-        patches = gather_patches(hidden, slot, images, config.model.patches)
-        return model.bind(params).text_logits(hidden), model.bind(params).denoise(patches, times, skips)
+    def forward(params, tokens, patch, positions, start, end, latents, times):
+        media, bound = media_of(latents, config.model), model.bind(params)
+        x, skips = bound.embed(tokens, patch, media, times)
+        hidden, _ = bound.trunk(x, Spans(start, end), positions)
+        return bound.text_logits(hidden), bound.denoise(hidden, media, times, skips)
 
-    traced = jax.make_jaxpr(forward)(model.abstract_params(), *[ints] * 6, latents, times)
+    traced = jax.make_jaxpr(forward)(model.abstract_params(), *[ints] * 5, latents, times)
     elements = rows * length
     counted = Model(config.model).flops(elements, elements, rows * images, elements * length)  # dense attention
     assert products(traced.jaxpr) == counted / FORWARD_AND_BACKWARD

@@ -70,12 +70,13 @@ def evaluate(folder):
 
 
 def convert(folder):
-    """What to-safetensors and to-llama write alike, in two files of tensors."""
+    """What to-safetensors and to-hf write alike, in two files of tensors."""
     asked = Namespace(output=folder, dtype="float32", max_shard_size="1KB")
     leaves = {"a": np.arange(200.0), "b": np.ones(200)}
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
     converting.begin_conversion(asked, shapes, ((name, (slice(None),), leaf) for name, leaf in leaves.items()))
-    converting.end_folder(folder, "transfusion_jax", "# A model", "run", "step 1", "All.", tiny_config())
+    about = dict(library="transfusion_jax", title="# A model", run="run", which="step 1", left_out="All.")
+    converting.end_folder(folder, tiny_config(), language="sh", usage="transfusion", **about)
 
 
 def autoencoder_out(folder):

@@ -18,7 +18,7 @@ from transfusion_jax.data.batch import bytes_of_batch
 from transfusion_jax.diffusion.objective import image_keys
 from transfusion_jax.generation.guidance import combine_branches
 from transfusion_jax.kernels.cross_entropy import cross_entropy
-from transfusion_jax.model.layers import find_patches, rotate
+from transfusion_jax.model.layers import rotate, take_elements
 from transfusion_jax.model.spans import Spans, check_spans
 from transfusion_jax.tasks.transfusion import patches_seen
 
@@ -32,10 +32,10 @@ WRONG = {
     "kernels": (lambda: cross_entropy(heads(5)[0], jnp.zeros((6, 7)), np.zeros((3, 4), int), 7), "head"),
     "diffusion": (lambda: image_keys(jax.random.key(0), np.zeros((2, 3), int), 1), "rows"),
     "tasks": (lambda: patches_seen(of_a_batch(span_start=np.zeros((4, 5), np.int32))), "batch"),
-    "generation": (lambda: combine_branches(heads(5), jnp.zeros((1, 2)), 0.0), "weights"),
+    "generation": (lambda: combine_branches(heads(5), jnp.zeros(2, int), 0.0), "weights"),
     "data": (lambda: bytes_of_batch(of_a_batch(tokens=np.zeros((4, 48)))), "batch"),
     "a field of a named tuple": (lambda: check_spans(Spans(np.zeros((2, 3), int), np.zeros((2, 4), int))), "spans"),
-    "a dtype": (lambda: find_patches(np.zeros((2, 3)), 1, 1), "image_slot"),
+    "a dtype": (lambda: take_elements(jnp.zeros((2, 3, 1)), jnp.zeros((2, 3))), "places"),
 }
 
 

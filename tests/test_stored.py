@@ -41,6 +41,27 @@ def test_a_run_goes_on_as_it_would_have(here, run, train):
         assert {name: line[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_new_run_begins_with_its_weights_whether_images_have_one_size_or_several(here, capsys):
+    same = "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n"
+    (here / "same.py").write_text(f"{same}    return ConfigDict(json.load(open('run/config.json')))\n")
+    losses = []
+    for name, fields in (("one", []), ("several", ["--config.model.max_side=16"])):
+        words = [
+            "train",
+            "--config",
+            "same.py",
+            "--init-from",
+            "run",
+            "--workdir",
+            name,
+            "--config.loop.log_every=1",
+        ]
+        assert main([*words, "--config.loop.stop_at=1", *fields]) == 0
+        assert "weights of run, step 2" in capsys.readouterr().out
+        losses.append(json.loads((here / name / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_a_checkpoint_is_measured_as_it_was(here, capsys):
     kept = json.loads((here / "run/evaluation.json").read_text())["evaluations"][0]
     assert main(["evaluate", "--workdir", "run", "--step", str(kept["step"]), "--again", "--json"]) == 0

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import random_image, random_text, special, tiny_batch, tiny_codec, tiny_config
+from helpers import latents, random_image, random_text, special, tiny_batch, tiny_codec, tiny_config
 from transfusion_jax import config as configs
 from transfusion_jax.config import PATCH_CODERS, ConfigError
 from transfusion_jax.data.batch import stack
@@ -68,7 +68,7 @@ def test_causal_images_change_the_spans_of_patches_alone():
     config, base = tiny_config(**SMALL, model__image_attention="causal"), tiny_config(**SMALL)
     one, other = tiny_batch(config), tiny_batch(base)
     assert set(fields()) - same(one, other) == {"span_end"}
-    patches = one.image_slot >= 0
+    patches = one.patch >= 0
     np.testing.assert_array_equal(one.span_end, np.broadcast_to(np.arange(48) + 1, (4, 48)))
     np.testing.assert_array_equal(one.span_end[~patches], other.span_end[~patches])
     check_spans(Spans(one.span_start, one.span_end))
@@ -85,13 +85,14 @@ def test_images_before_text_are_shown_clean_as_often_as_asked_and_text_keeps_its
     base, half, all_ = (tiny_config(**image_first, data__clean_context=p) for p in (0.0, 0.5, 1.0))
     usual, some, every = (tiny_batch(config, rows=60) for config in (base, half, all_))
     for batch in (some, every):
-        assert set(fields()) - same(batch, usual) == {"image_weight", "timestep_limit"}
-    np.testing.assert_array_equal(every.image_weight, usual.image_weight * ~usual.image_first)
-    np.testing.assert_array_equal(every.timestep_limit, usual.timestep_limit * ~usual.image_first)
-    clean = (some.image_weight == 0) & (usual.image_weight > 0)
-    assert not np.any(clean & ~usual.image_first)
-    assert np.mean(clean[usual.image_first]) == pytest.approx(0.5, abs=0.15)
-    np.testing.assert_array_equal(some.timestep_limit == 0, some.image_weight == 0)
+        assert set(fields()) - same(batch, usual) == {"images.weight", "images.timestep_limit"}
+    usual, some, every = (batch.media["images"] for batch in (usual, some, every))
+    np.testing.assert_array_equal(every.weight, usual.weight * ~usual.comes_first)
+    np.testing.assert_array_equal(every.timestep_limit, usual.timestep_limit * ~usual.comes_first)
+    clean = (some.weight == 0) & (usual.weight > 0)
+    assert not np.any(clean & ~usual.comes_first)
+    assert np.mean(clean[usual.comes_first]) == pytest.approx(0.5, abs=0.15)
+    np.testing.assert_array_equal(some.timestep_limit == 0, some.weight == 0)
 
 
 def test_in_a_mixed_document_every_image_with_text_after_it_can_be_shown_clean():
@@ -101,18 +102,18 @@ def test_in_a_mixed_document_every_image_with_text_after_it_can_be_shown_clean()
     open_end = Document(tuple(segments))
     config = tiny_config(data__clean_context=1.0)
     for document, expected in ((whole, [0, 0]), (open_end, [0, 1])):
-        row = assemble(0, [Piece(document, 0, document.length(4), 0)], config, special())
-        plain = assemble(0, [Piece(document, 0, document.length(4), 0)], tiny_config(), special())
-        assert row.image_weight[:2].tolist() == expected
-        assert (row.timestep_limit[:2] > 0).tolist() == [bool(e) for e in expected]
+        row = assemble(0, [Piece(document, 0, document.length(config.model), 0)], config, special())
+        plain = assemble(0, [Piece(document, 0, document.length(config.model), 0)], tiny_config(), special())
+        assert row.media["images"].weight[:2].tolist() == expected
+        assert (row.media["images"].timestep_limit[:2] > 0).tolist() == [bool(e) for e in expected]
         np.testing.assert_array_equal(row.token_weight, plain.token_weight)
-        np.testing.assert_array_equal(row.latents, plain.latents)
+        np.testing.assert_array_equal(latents(row, config), latents(plain, config))
 
 
 def test_the_noise_limit_and_lambda_are_honoured():
     base = tiny_config(**SMALL, data__image_first=1.0, diffusion__image_first_limit=1000)
     limited = tiny_config(**SMALL, data__image_first=1.0, diffusion__image_first_limit=1)
-    assert set(fields()) - same(tiny_batch(base), tiny_batch(limited)) == {"timestep_limit"}
+    assert set(fields()) - same(tiny_batch(base), tiny_batch(limited)) == {"images.timestep_limit"}
     usual, doubled = tiny_config(**SMALL), tiny_config(**SMALL, image_loss_weight=10.0)
     one, two = (losses(*task_and_params(config), captioned(config)) for config in (usual, doubled))
     assert two["loss_image"] == pytest.approx(one["loss_image"], rel=1e-6)
@@ -137,6 +138,62 @@ def test_the_coder_changes_the_coder_alone():
     assert np.abs(drawn(*found) - drawn(*expected)).max() > 1e-3
 
 
+def with_attention(params, change):
+    """Parameters with those of attention changed."""
+    layers = params["trunk"]["layers"]
+    changed = {**layers, "attention": change(layers["attention"])}
+    return {**params, "trunk": {**params["trunk"], "layers": changed}}
+
+
+def repeated_keys(attention):
+    """Two heads of eight channels where one was for both."""
+    return {name: np.tile(leaf, 2) if name in ("key", "value") else leaf for name, leaf in attention.items()}
+
+
+def without_biases(attention):
+    return {name: leaf for name, leaf in attention.items() if not name.endswith("_bias")}
+
+
+AS_BEFORE = {  # switches, and the parameters that a model without them has to be the same
+    "kv_heads": (dict(model__kv_heads=1), lambda params: with_attention(params, repeated_keys)),
+    "tied_embeddings": (dict(model__tied_embeddings=True), lambda p: {**p, "text_head": p["embedding"].T}),
+    "attention_bias": (dict(model__attention_bias=True), lambda params: with_attention(params, without_biases)),
+    "head_dim": (dict(model__head_dim=8), lambda params: params),
+    "linear": (dict(model__rope_scaling="linear"), lambda params: params),  # by a factor of 1
+    "llama3": (dict(model__rope_scaling="llama3"), lambda params: params),
+}
+
+
+@pytest.mark.parametrize(
+    "switch",
+    ["kv_heads", "tied_embeddings", *(pytest.param(s, marks=pytest.mark.slow) for s in list(AS_BEFORE)[2:])],
+)
+def test_a_switch_of_the_trunk_is_what_a_model_without_it_can_do(switch):
+    changes, to_plain = AS_BEFORE[switch]
+    config, base = tiny_config(**SMALL, **changes), tiny_config(**SMALL)
+    assert same(tiny_batch(config), tiny_batch(base)) == set(fields())
+    (task, params), (plain, fresh) = task_and_params(config), task_and_params(base)
+    for part in ("embedding", "patch_coder"):
+        jax.tree.map(np.testing.assert_array_equal, params[part], fresh[part])
+    twin = to_plain(params)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), twin, fresh)
+    batch = captioned(base)
+    assert losses(task, params, batch) == pytest.approx(losses(plain, twin, batch), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [dict(), dict(model__rope_original_context=16)], ids=["linear", "llama3"])
+def test_scaled_rotary_embeddings_change_what_a_model_makes_of_its_parameters(more):
+    changes = dict(model__rope_scaling="llama3" if more else "linear", model__rope_factor=8.0, **more)
+    config, base = tiny_config(**SMALL, **changes), tiny_config(**SMALL)
+    (task, params), (plain, fresh) = task_and_params(config), task_and_params(base)
+    jax.tree.map(np.testing.assert_array_equal, params, fresh)
+    random = np.random.default_rng(0)  # fresh weights look everywhere alike
+    moved = jax.tree.map(lambda p: p + 0.5 * random.standard_normal(p.shape, np.float32), params)
+    scaled, usual = (losses(each, moved, captioned(base)) for each in (task, plain))
+    assert abs(scaled["loss_text"] - usual["loss_text"]) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -153,6 +210,30 @@ def test_the_coder_changes_the_coder_alone():
             ),
             "linear takes more than 20 timesteps, not 20",
         ),
+        (dict(diffusion__timestep_distribution="normal"), "did you mean 'logit_normal'"),
+        (dict(diffusion__timestep_mean=0.5), "timestep_mean is 0.5; it goes with diffusion.timestep_distribution"),
+        (
+            dict(diffusion__timestep_distribution="beta", diffusion__timestep_deviation=2.0),
+            "timestep_deviation is 2.0; it goes with diffusion.timestep_distribution logit_normal, not beta: leave",
+        ),
+        (
+            dict(diffusion__timestep_distribution="logit_normal", diffusion__timestep_beta=(2.0, 2.0)),
+            "diffusion.timestep_beta is (2.0, 2.0); it goes with diffusion.timestep_distribution beta",
+        ),
+        (
+            dict(diffusion__timestep_distribution="logit_normal", diffusion__timestep_mean=11),
+            "diffusion.timestep_mean must lie between -10 and 10, not 11",
+        ),
+        (
+            dict(diffusion__timestep_distribution="logit_normal", diffusion__timestep_deviation=0),
+            "diffusion.timestep_deviation must lie between 0.01 and 10, not 0",
+        ),
+        (
+            dict(diffusion__timestep_distribution="beta", diffusion__timestep_beta=(1.0, 0.0)),
+            "diffusion.timestep_beta must be two numbers from 0.1 to 100, not [1.0, 0.0]",
+        ),
+        (dict(diffusion__timestep_base=-1), "diffusion.timestep_base must not be negative, not -1"),
+        (dict(sampling__spacing="even"), "sampling.spacing is 'even'; valid: auto, trailing"),
         (dict(model__image_attention="both"), "model.image_attention is 'both'"),
         (dict(model__patch_coder="none"), "none takes 1×1 patches: set model.patch_size to 1, not 2"),
         (dict(model__unet_channels=(8, 16)), "model.unet_channels goes with model.patch_coder unet alone"),
@@ -204,7 +285,8 @@ def drawn(task, params):
     """Images of moved parameters: fresh ones can predict nothing, whatever they see."""
     random = np.random.default_rng(0)
     moved = jax.tree.map(lambda p: p + 0.05 * random.standard_normal(p.shape, np.float32), params)
-    return draw_images(task, moved, tiny_codec(), ["abc"], 0, task.config.sampling_with(guidance=1.0))
+    (image,) = draw_images(task, moved, tiny_codec(), ["abc"], 0, task.config.sampling_with(guidance=1.0))
+    return image
 
 
 def captioned(config):
@@ -213,16 +295,23 @@ def captioned(config):
     random, rows = np.random.default_rng(0), []
     for row in range(16):
         document = Document((random_text(random, 5, 6), random_image(random)))
-        piece = Piece(document, 0, document.length(config.model.patches), 0)
+        piece = Piece(document, 0, document.length(config.model), 0)
         rows.append(assemble(row, [piece], config, special()))
-        rows[-1].token_weight[np.argmax(rows[-1].image_slot >= 0) :] = 0
+        rows[-1].token_weight[np.argmax(rows[-1].patch >= 0) :] = 0
     return stack(rows)
 
 
 def fields():
-    return [field.name for field in dataclasses.fields(tiny_batch(tiny_config()))]
+    return list(arrays(tiny_batch(tiny_config())))
+
+
+def arrays(batch):
+    """A batch's arrays by name."""
+    images = {f"images.{name}": array for name, array in vars(batch.media["images"]).items()}
+    return {name: array for name, array in vars(batch).items() if name != "media"} | images
 
 
 def same(one, other):
     """Names of the arrays that are equal in two batches."""
-    return {name for name in fields() if np.array_equal(getattr(one, name), getattr(other, name))}
+    one, other = arrays(one), arrays(other)
+    return {name for name in fields() if np.array_equal(one[name], other[name])}

@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
+import os
+import select
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,18 +44,28 @@ NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; `errors` lists them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # data may hold what a terminal's encoding does not
     try:
         arguments, overrides = parse_command(list(sys.argv[1:] if argv is None else argv))
         module, _, function = arguments.run.partition(":")
         code: int = getattr(import_module(f"transfusion_jax.commands.{module}"), function)(arguments, overrides)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as error:
         return _end(error.exit_code, error)
     except KeyboardInterrupt:  # where a command has nothing to save
         return _end(128 + signal.SIGINT, "interrupted")
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return _end(StorageError.exit_code, "nobody reads what is printed any more")
         if error.errno not in FULL + CLOSED + NO_NAME:
             raise
         return _end((ConfigError if error.errno in NO_NAME else StorageError).exit_code, error)
+    except (RuntimeError, AssertionError):
+        if not (missing := _missing_backend()):
+            raise
+        return _end(ConfigError.exit_code, missing)
     return code
 
 
@@ -119,6 +132,29 @@ def _parser(called: set[str]) -> argparse.ArgumentParser:
             command.description = flags.__doc__
             flags.declare(command)
     return parser
+
+
+def _missing_backend() -> str:
+    """Why JAX has no devices, where that is so; without JAX, nothing has asked for any."""
+    if "jax" not in sys.modules:
+        return ""
+    from transfusion_jax.parallel.devices import missing_backend
+
+    return missing_backend()
+
+
+def _nobody_reads() -> bool:
+    """Whether what is printed goes into a closed pipe, as before `head`; then nothing more is written to it."""
+    if sys.stdout is None:
+        return False
+    printing, poll = sys.stdout.fileno(), select.poll()
+    poll.register(printing, 0)
+    if not poll.poll(0):  # errors are told unasked
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, printing)
+    os.close(nowhere)
+    return True
 
 
 def _end(code: int, error: Exception | str) -> int:

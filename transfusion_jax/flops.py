@@ -20,7 +20,7 @@ class Parameters:
     trunk: int  # what one element goes through
     patch_trunk: int  # with untied modality weights: what patches go through in its place
     embedding: int  # rows that are in use: tokenizer and special tokens
-    text_head: int
+    text_head: int  # 0 where it is the embedding
     patch_coder: int
     image_entries: int  # of embedding and head: codes of images
     padding: int  # rows of embedding and head that only pad the vocabulary, and the special tokens'
@@ -45,15 +45,16 @@ def count_parameters(config: ModelConfig) -> Parameters:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
     in_use, codes = config.vocabulary * config.width, config.codebook * config.width
+    tables = [params[name] for name in ("embedding", "text_head") if name in params]
     patch_trunk = size(params["trunk"]["layers"].get(PATCHES, {}))
     return Parameters(
         trunk=size(params["trunk"]) - patch_trunk,
         patch_trunk=patch_trunk,
         embedding=in_use,
-        text_head=in_use,
+        text_head=in_use * (len(tables) - 1),
         patch_coder=size(params.get("patch_coder", {})),
-        image_entries=2 * codes,
-        padding=size([params["embedding"], params["text_head"]]) - 2 * (in_use + codes),
+        image_entries=len(tables) * codes,
+        padding=size(tables) - len(tables) * (in_use + codes),
     )
 
 

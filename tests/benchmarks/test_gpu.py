@@ -20,7 +20,8 @@ def test_a_missing_pytorch_is_said_and_may_be_left_out(capsys, monkeypatch):
 
 
 def test_spans_are_rows_of_the_mixture():
-    (start, end), arrays = gpu.make_arrays(2, 1024, heads=1, channels=8)
+    (start, end), arrays = gpu.make_arrays(2, 1024, heads=2, shared=1, channels=8)
     assert start.shape == end.shape == (2, 1024)
     assert ((end - start).max(1) > 256).all()  # an image, and what stands before it
-    assert {x.shape for x in arrays} == {(2, 1024, 1, 8)}
+    assert [x.shape[2] for x in arrays] == [2, 1, 1, 2]
+    assert {(*x.shape[:2], x.shape[3]) for x in arrays} == {(2, 1024, 8)}

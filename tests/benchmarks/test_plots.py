@@ -143,7 +143,7 @@ def test_compile_draws_seconds_and_instructions_from_zero(plots, tmp_path, monke
 
 
 def test_gpu_draws_all_its_reports(plots, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "parity", lambda setting: [gpu.Error(64, "out", 0.0, 0.0)])
+    monkeypatch.setattr(gpu, "parity", lambda setting: [gpu.Error(1, 64, "out", 0.0, 0.0)])
     monkeypatch.setattr(gpu, "measure", lambda setting, options: iter([report(), report()]))
     monkeypatch.setattr(plots, "draw", lambda panels, draw=plots.draw: seen.extend(panels) or draw(panels))
     seen = []

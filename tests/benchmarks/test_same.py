@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -40,6 +41,26 @@ def test_another_shape_or_dtype_or_a_nan_is_beyond_any_tolerance():
 def test_a_leaf_that_one_lacks_is_named():
     found = same.compare_arrays({"a": np.ones(1), "b": np.ones(1)}, {"a": np.ones(1)}, tolerance=1.0)
     assert (found.same, found.text) == (False, "0 of 2 leaves differ; only in this tree: b")
+
+
+def test_metrics_may_drift_where_that_is_allowed():
+    this, other = {"step 1 loss": 2.0, "step 1 rows": 4}, {"step 1 loss": 2.0001, "step 1 rows": 4}
+    assert not same.compare(this, other).same
+    assert same.compare(this, other, drift=1e-4) == same.Verdict(
+        True, "1 of 2 differ, by at most 5e-05 of their value, in step 1 loss"
+    )
+    assert not same.compare(this, other, drift=1e-5).same
+    assert not same.compare(this, {**other, "step 2 loss": 1.0}, drift=1e-4).same
+    assert not same.compare({"data": "a"}, {"data": "b"}, drift=1.0).same
+
+
+def test_the_speed_is_a_ratio_of_medians(tmp_path):
+    for name, speeds in (("this", (1.0, 30.0, 20.0)), ("other", (10.0, 11.0))):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"step": n, "elements_per_second": s}) for n, s in enumerate(speeds)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 9, "held_out/loss": 1.0}']))
+    found = same.speed(tmp_path / "this", tmp_path / "other")
+    assert found == "1.905 times the elements per second, both at once"
 
 
 def test_changed_and_missing_files_are_found(tmp_path):

@@ -148,6 +148,8 @@ def test_sample_reads_prompts_with_images_and_writes_what_it_made(trained, tmp_p
         "4",
         "--sampler",
         "ddim",
+        "--spacing",
+        "trailing",
         "--max-tokens",
         "6",
         "--text-temperature",
@@ -272,6 +274,10 @@ def test_what_cannot_be_read_is_one_sentence(trained, tmp_path, capsys):
             "'heun' does not go with diffusion.objective 'epsilon'",
         ),
         (
+            ["sample", "--workdir", workdir, "--prompt", "x", "--output", output, "--spacing", "even"],
+            "sampling.spacing is 'even'; valid: auto, trailing",
+        ),
+        (
             ["sample", "--workdir", workdir, "--prompt", "x", "--follow", "any", "--output", output],
             "a sheet shows one image",
         ),
@@ -315,6 +321,26 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1, error
+
+
+@pytest.mark.slow
+def test_training_says_where_every_device_holds_all_keys(tmp_path, capsys):
+    config = [
+        "train",
+        "--config",
+        str(ROOT / "configs/debug.py"),
+        "--config.steps=1",
+        "--config.loop.evaluate_every=0",
+    ]
+    grouped = [
+        "--config.model.heads=8",
+        "--config.model.kv_heads=2",
+        "--config.mesh.data=2",
+        "--config.mesh.tensor=4",
+    ]
+    assert main([*config, *grouped, "--workdir", str(tmp_path / "run")]) == 0
+    line = "model.kv_heads 2 does not divide by mesh.tensor 4: every device of tensor holds all keys and values\n"
+    assert capsys.readouterr().out.count(line) == 1
 
 
 def test_dry_run_of_the_largest_size_allocates_nothing(capsys):

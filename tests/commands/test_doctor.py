@@ -10,8 +10,9 @@ from transfusion_jax.commands import doctor
 from transfusion_jax.config import kept_values
 from transfusion_jax.data.datasets import load_data, plain_statistics
 from transfusion_jax.data.document_rows import make_rows
+from transfusion_jax.data.readers.proportions import Proportions
 from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
-from transfusion_jax.data.store.inspect import histogram
+from transfusion_jax.data.store.inspect import MOST_SHAPES, histogram, shape_histogram
 from transfusion_jax.errors import STEERING
 from transfusion_jax.generation.contact_sheet import contact_sheet
 from transfusion_jax.tasks.base import make_task
@@ -46,6 +47,39 @@ def test_the_contact_sheet_shows_captions_under_the_pictures(tmp_path):
     shown = [colours[int(image.mean((0, 1)).argmax())] for image in images]
     captions = [rf"all of it is {colour}, \u732b" for colour in shown]
     np.testing.assert_array_equal(sheet, contact_sheet(images, captions, 8))
+
+
+def test_images_of_their_own_proportions_are_shown_and_counted_by_shape(tmp_path, capsys):
+    folder, sides = tmp_path / "photos", [(64, 16), (16, 32), (48, 48), (48, 48)]
+    folder.mkdir()
+    for number, side in enumerate(sides):
+        Image.new("RGB", side, (50 * number, 9, 99)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"photograph {number}\n")
+    prepare(tmp_path / "data", [str(folder)], native=Proportions(area=48 * 48), held_out=0.0)
+    command = ["doctor", str(tmp_path / "data"), "--verify", "--output", str(tmp_path / "sheet.png")]
+    assert main(command) == 1  # nothing is held out, nor anything seen
+    said = capsys.readouterr().out
+    bars = said[said.index("images of height×width\n") : said.index("tokens of captions")].splitlines()[1:]
+    assert [line.split()[:2] for line in bars] == [["32×16", "1"], ["48×48", "2"], ["16×64", "1"]]
+    assert "pixels (3 shapes, sides to 64, areas to 2,304, 3 channels): mean" in said
+    assert "shapes of pixels in data.json" not in said
+    stored = PreparedDocuments(Prepared.open(tmp_path / "data"), "train", "pixels", plain_statistics(3))
+    captions = [f"photograph {round(stored.latents(n)[0][0, 0, 0] * 127.5 + 127.5) // 50}" for n in range(4)]
+    sheet = contact_sheet([stored.latents(number)[0] for number in range(4)], captions, 8)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheet.png")), sheet)
+    assert main([*command, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["shapes"] == {"pixels": [[16, 64, 1], [32, 16, 1], [48, 48, 2]]}
+
+
+def test_rare_shapes_are_counted_together():
+    shapes = {(height, 16): height // 16 for height in range(16, 16 * 40, 16)}
+    bins = shape_histogram(shapes)
+    assert len(bins) == MOST_SHAPES + 1
+    assert sum(count for _, count in bins) == sum(shapes.values())
+    assert bins[0] == ("624×16", 39)
+    assert bins[-2:] == [("320×16", 20), ("19 others", sum(range(20)))]
+    assert shape_histogram({(8, 8): 3}) == [("8×8", 3)]
 
 
 def test_what_is_wrong_is_said_with_what_mends_it(tmp_path, capsys):
@@ -105,7 +139,7 @@ def test_a_row_of_a_run_is_looked_up(digits_folder, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     row = make_rows(data.train, config, data.codec.special)[1234]
     assert report["elements"] == np.sum(row.source >= 0)
-    assert sum(document["images"] for document in report["documents"]) == np.sum(row.image_source >= 0)
+    assert sum(document["images"] for document in report["documents"]) == np.sum(row.media["images"].source >= 0)
     text = data.codec.tokenizer.decode(row.tokens[row.tokens < 256])
     for document in report["documents"]:
         assert document["text"].removesuffix(" [image]") in text

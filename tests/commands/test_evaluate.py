@@ -63,7 +63,7 @@ def workdir(trained, tmp_path):
 
 
 def test_what_was_measured_is_kept_and_not_measured_again(workdir, capsys, monkeypatch):
-    monkeypatch.setattr(edits, "_some_texts", lambda data: [shapes.example(0, 0)[1]])
+    monkeypatch.setattr(edits, "_some_texts", lambda data: [shapes.SceneSet().example(0)[1]])
     first = evaluated(workdir, capsys)
     assert [(e["step"], e["weights"], e["suite"]) for e in first] == [(4, "ema", "loss"), (4, "ema", "shapes")]
     assert first == entries(workdir)

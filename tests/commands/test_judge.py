@@ -64,6 +64,7 @@ def test_fid_is_the_distance_of_the_captions_own_images_and_drawn_ones(run, weig
     assert report["sampling"].items() >= {"sampler": "auto", "steps": 2, "guidance": 3.0}.items()
     assert "temperature" not in report["sampling"]  # that of codes
     assert "clean-fid" in report["fid_variant"]
+    assert report["fid_resizing"].startswith("from 8x8, as the captions' own images, to 299x299 by")
     assert sha256(weights) in report["inception"]
 
     data, task = data_loading.load_data(config), make_task(config)
@@ -76,7 +77,7 @@ def test_fid_is_the_distance_of_the_captions_own_images_and_drawn_ones(run, weig
     ]
     drawn = draw_captions(task, params, data.codec, [picture.caption for picture in shown], config.seed)
     arrays = inception.load_tensors(weights)
-    theirs, ours = (fid.features_of(arrays, x) for x in (np.stack([p.image for p in shown]), drawn))
+    theirs, ours = (fid.features_of(arrays, x) for x in ([p.image for p in shown], drawn))
     expected = frechet.distance(frechet.Statistics.of(ours), frechet.Statistics.of(theirs))
     assert report["metrics"]["fid"] == pytest.approx(expected, rel=1e-3)
 
@@ -156,7 +157,9 @@ def test_images_for_genevals_prompts_lie_as_its_scorer_reads_them(run, tmp_path,
         images += [np.asarray(Image.open(x)) for x in sorted((folder / "samples").iterdir())]
     assert {image.shape for image in images} == {(8, 8, 3)}
     assert len({image.tobytes() for image in images}) == 6  # each with noise of its own
-    assert json.loads((path / "judge-geneval.json").read_text())["images"] == 6
+    report = json.loads((path / "judge-geneval.json").read_text())
+    assert report["images"] == 6
+    assert report["geneval_resizing"].startswith("none: the files are 8x8, as drawn")
     capsys.readouterr()
     assert judge(run, "geneval", prompts, "--output", output) == 2
     assert "not empty" in capsys.readouterr().err

@@ -10,6 +10,8 @@ from transfusion_jax.cli import main
 from transfusion_jax.data.prepare import place_among_hosts
 from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 
+NATIVE = ("--aspect", "native")
+
 pytestmark = pytest.mark.usefixtures("ready_workers")
 
 
@@ -22,6 +24,23 @@ def test_a_folder_of_photographs_is_prepared_and_said_to_be(tmp_path, capsys):
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "16", "--held-out", "0.2"]) == 0
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--image-size", "8", "--held-out", "0.2"]) == 2
     assert "--image-size: 16 -> 8" in capsys.readouterr().err
+
+
+def test_photographs_keep_their_proportions_if_asked(tmp_path, capsys):
+    command = ["prepare", photos(tmp_path), *output(tmp_path), *NATIVE, "--held-out", "0.2", "--workers", "1"]
+    command += ["--encode", "dct-f4c12"]
+    assert main([*command, "--area", "40x40", "--multiple", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "  pixels     1 shapes, sides to 48, areas to 1,536\n" in said
+    assert "  dct-f4c12  1 shapes, sides to 12, areas to 96\n" in said
+    assert Prepared.open(tmp_path / "out").shapes("pixels") == {(32, 48): 10}
+    assert main([*command, "--area", "32x32", "--multiple", "8"]) == 2
+    assert "--area: 1600 -> 1024" in capsys.readouterr().err
+    assert main(["prepare", photos(tmp_path), *output(tmp_path)]) == 2
+    assert '--aspect: "native" -> "square"' in capsys.readouterr().err
+    assert main([*command, "--area", "40x40", "--multiple", "8", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["shapes"] == {"pixels": [[32, 48, 10]], "dct-f4c12": [[8, 12, 10]]}
 
 
 def test_what_is_not_used_is_counted_with_its_reason(tmp_path, capsys):
@@ -45,6 +64,19 @@ def test_a_dry_run_shows_the_first_records_and_writes_nothing(tmp_path, capsys):
     assert main(["prepare", photos(tmp_path), *output(tmp_path), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shards"] == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["out", "in/out", ".", "link/out"])
+def test_an_output_within_an_input_is_refused_before_it_is_read(place, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    (folder / "in").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    write_images(folder)
+    where = tmp_path / place if place.startswith("link") else folder / place
+    assert main(["prepare", str(folder), "--output", str(where)]) == 2
+    said = capsys.readouterr().err
+    assert f"lies in the input {folder}, whose files are read: choose a folder beside it" in said
+    assert not (folder / "out").exists()
 
 
 def test_hosts_each_take_their_part_and_the_last_finishes(tmp_path, capsys):
@@ -100,6 +132,26 @@ def test_what_cannot_be_prepared_is_one_sentence(tmp_path, capsys):
         (["shapes:5", "--runner", "ray", "--workers", "2"], "--workers goes with --runner local"),
         (["shapes:5", "--tokenizer", "none.model"], "tokenizer none.model: there is no such file"),
         (["shapes:5", "--text-column", "x"], "--text-column means nothing to shapes"),
+        (
+            ["shapes:5", "--area", "64x64"],
+            "--area goes with --aspect native, and this is --aspect square: change one",
+        ),
+        (["shapes:5", "--multiple", "8"], "--multiple goes with --aspect native"),
+        (["shapes:5", "--enlarge"], "--enlarge goes with --aspect native"),
+        (["shapes:5", "--max-aspect", "2"], "--max-aspect goes with --aspect native"),
+        (["shapes:5", *NATIVE, "--image-size", "64"], "--image-size goes with --aspect square"),
+        (["shapes:5", "--aspect", "round"], "--aspect: invalid choice: 'round'"),
+        (
+            ["shapes:5", *NATIVE, "--area", "64"],
+            "--area 64 must be HxW, such as 256x256, and hold 268,435,456 pixels at most",
+        ),
+        (["shapes:5", *NATIVE, "--area", "0x64"], "--area 0x64 must be HxW"),
+        (["shapes:5", *NATIVE, "--area", "20000x20000"], "--area 20000x20000 must be HxW"),
+        (["shapes:5", *NATIVE, "--area", "8x16"], "--area holds 128 pixels, and one --multiple squared has 256"),
+        (["shapes:5", *NATIVE, "--multiple", "0"], "--multiple: 0 must be at least 1"),
+        (["shapes:5", *NATIVE, "--max-aspect", "0"], "--max-aspect must be at least 1, not 0.0"),
+        (["shapes:5", *NATIVE, "--multiple", "4", "--encode", "dct-f8c8"], "change --multiple 4 or --channels 3"),
+        (["shapes:5", "--image-size", "20", "--encode", "dct-f8c8"], "change --image-size 20 or --channels 3"),
     ]:
         assert main(["prepare", *arguments, *output(tmp_path)]) == 2, arguments
         assert message in capsys.readouterr().err
@@ -180,7 +232,7 @@ def test_tars_in_a_bucket_are_prepared(tmp_path, monkeypatch):
         remote, local = (documents.record(number) for documents in found)
         assert [s.loss for s in remote.segments] == [s.loss for s in local.segments]
         np.testing.assert_equal([s.tokens for s in remote.segments], [s.tokens for s in local.segments])
-        np.testing.assert_array_equal(*(documents.latents(number) for documents in found))
+        np.testing.assert_array_equal(*(np.stack(documents.latents(number)) for documents in found))
 
 
 def test_a_tokenizer_is_trained_on_the_inputs_the_same_each_time(tmp_path, capsys):
@@ -195,7 +247,9 @@ def test_a_tokenizer_is_trained_on_the_inputs_the_same_each_time(tmp_path, capsy
     assert prepared.tokenizer.decode(prepared.tokenizer.encode(text)) == text
     assert main(["prepare", "shapes:9", "--output", str(tmp_path / "c"), "--tokenizer", "bpe:many"]) == 2
     assert "say how many entries, such as bpe:4096" in capsys.readouterr().err
-    assert main(["prepare", "shapes:9", "--output", str(tmp_path / "c"), "--tokenizer", "bpe:256"]) == 2
+    for entries in ("256", "1048577", "2147483647"):
+        assert main(["prepare", "shapes:9", "--output", str(tmp_path / "c"), "--tokenizer", f"bpe:{entries}"]) == 2
+        assert f"257 to 1,048,576 entries, not {entries}" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_the_text_does_not_fill_is_said_to_be_smaller(tmp_path, capsys):

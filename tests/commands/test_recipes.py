@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mistral_common
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 TOKENIZER = Path(mistral_common.__file__).parent / "data/tokenizer.model.v1"
 CONFIG = Path(__file__).parents[2] / "configs/debug.py"
-PHOTOS = CONFIG.with_name("photos.py")
+PHOTOS, STAMPS = CONFIG.with_name("photos.py"), CONFIG.with_name("stamps.py")
 TINY = (  # beside what each recipe trains on
     "--config.batch_rows=8",
     "--config.loop.log_every=1",
@@ -61,6 +62,47 @@ def test_photographs_are_trained_on_by_their_own_config(photos, tmp_path):
     assert main(["train", "--config", str(PHOTOS), "--workdir", str(run), *fields, *cadence]) == 0
     assert steps(run)[:2] == [1, 2]
     assert main(["doctor", str(tmp_path / "data"), "--output", str(tmp_path / "sheet.png")]) == 0
+
+
+@pytest.mark.parametrize("variant", ["", "native"])
+def test_stamps_are_trained_on_as_squares_and_in_their_proportions(variant, tmp_path):
+    """As the config's first lines say, with few stamps of many proportions and a smaller model."""
+    stamps = tmp_path / "stamps/usr/share/tuxpaint/stamps"
+    (stamps / "things").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    sizes = ((60, 60), (90, 30), (30, 90), (70, 50), (20, 120), (200, 40), (64, 48), (8, 8))
+    for number, (height, width) in enumerate(sizes * 3):
+        pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(stamps / f"things/{number}.png")
+        (stamps / f"things/{number}.txt").write_text(f"Thing number {number}.")
+    said = " ".join(STAMPS.read_text().replace("\\\\", "").split())
+    name = f"data/stamps{'-native' if variant else ''}"
+    options = said.partition(f"--output {name} ")[2].partition(" transfusion")[0].split()
+    assert ("--aspect" in options) == bool(variant)
+    options = ["bytes" if word == "bpe:512" else "0.4" if word == "0.1" else word for word in options]
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert main(["prepare", f"stamps:{tmp_path / 'stamps'}", "--output", str(data), *options]) == 0
+    fields = [f"--config.data.sources.stamps.path={data}", "--config.model.vocabulary=256"]
+    fields += ["--config.model.layers=1", "--config.optimizer.warmup_steps=1", "--config.loop.sample_every=0"]
+    fields += ["--config.loop.log_every=1", "--config.evaluation.rows=2", "--config.steps=3"]
+    command = [
+        "train",
+        "--config",
+        f"{STAMPS}:{variant}" if variant else str(STAMPS),
+        "--workdir",
+        str(run),
+        *fields,
+    ]
+    assert main([*command, "--config.loop.stop_at=2"]) == 0
+    assert main(command) == 0
+    assert steps(run)[-1] == 3
+    shapes = Prepared.open(data).shapes("dct-f4c12")
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (len(shapes) > 3) == ("patches" in last or "loss_image/size_2" in last) == bool(variant)
+    picture = tmp_path / "drawn.png"
+    words = ["--prompt", "A thing.", "--sampling-steps", "2", "--output", str(picture)]
+    assert main(["sample", "--workdir", str(run), *words]) == 0
+    assert picture.is_file()
 
 
 def test_a_phase_with_a_new_source_is_taken_up_on_resume(photos, tmp_path):

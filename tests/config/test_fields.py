@@ -129,6 +129,12 @@ def test_an_override_that_names_no_field_is_refused(entry):
         configs.override(tiny_config(), [entry])
 
 
+@pytest.mark.parametrize("entry", ["data.sources..path=x", 'data.sources={"": {"path": "x"}}'])
+def test_an_entry_without_a_name_is_refused(entry):
+    with pytest.raises(ConfigError, match=r"data\.sources has an entry without a name"):
+        configs.override(tiny_config(), [entry])
+
+
 def test_numbers_are_those_that_devices_compute_with():
     assert tiny_config(steps=MOST // 4, optimizer__learning_rate=LARGEST / 2, seed=2**63 - 1).seed == 2**63 - 1
     with pytest.raises(ConfigError, match=r"steps 536870912 × batch_rows 4 are 2,147,483,648 rows"):

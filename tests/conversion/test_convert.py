@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ from helpers import tiny_config, tiny_run
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
 from transfusion_jax.conversion import shards
+from transfusion_jax.conversion.architectures import text_architecture
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.tokenizer import Numbers
 from transfusion_jax.storage.atomic import read_json, write_json
+
+RMS = dict(model__query_key_norm=True, model__query_key_norm_kind="rms")
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +128,50 @@ def test_what_makes_no_sense_is_refused(trained, written, tmp_path, capsys):
         "to-safetensors", "--workdir", str(trained), "--output", str(tmp_path / "x"), "--max-shard-size", "big"
     )
     assert "already holds a run" in refused("from-safetensors", str(written), "--output", str(trained))
-    assert "no config.json" in refused("from-llama", str(tmp_path), "--output", str(tmp_path / "y"))
+    assert "no config.json" in refused("from-hf", str(tmp_path), "--output", str(tmp_path / "y"))
     (tmp_path / "config.json").write_text("{")
-    assert "is no JSON" in refused("from-llama", str(tmp_path), "--output", str(tmp_path / "y"))
+    assert "is no JSON" in refused("from-hf", str(tmp_path), "--output", str(tmp_path / "y"))
     (tmp_path / "config.json").write_text("{}")
-    assert "lacks hidden_size" in refused("from-llama", str(tmp_path), "--output", str(tmp_path / "y"))
+    assert "lacks hidden_size" in refused("from-hf", str(tmp_path), "--output", str(tmp_path / "y"))
     assert "was not written by" in refused("from-safetensors", str(tmp_path), "--output", str(tmp_path / "y"))
 
 
-@pytest.mark.parametrize(
-    "changes", [dict(model__norm="post"), dict(model__query_key_norm=True), dict(model__modality_weights="untied")]
-)
-def test_what_is_no_llama_is_refused(changes, tmp_path, capsys):
-    from transfusion_jax.conversion.llama import require_llama
+def test_a_card_says_how_the_folder_is_used(written, tmp_path, monkeypatch):
+    card = (written / "README.md").read_text()
+    begin, *others = re.search(r"```sh\n(.*?)```", card, re.DOTALL).group(1).splitlines()
+    monkeypatch.chdir(written)
+    command = begin.split()
+    assert main([*command[1:-1], str(tmp_path / command[-1])]) == 0
+    assert (tmp_path / "run/config.json").exists()
+    for line in others:
+        assert line.startswith("transfusion ")
+        with pytest.raises(SystemExit, match="0"):
+            main([*line.split()[1:], "--help"])
 
-    with pytest.raises(ConfigError, match="no Llama"):
-        require_llama(tiny_config(**changes).model)
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(model__norm="post"), dict(model__query_key_norm=True), dict(model__attention_bias=True) | RMS],
+    ids=str,
+)
+def test_what_is_no_language_model_is_refused(changes):
+    with pytest.raises(ConfigError, match="no language model has"):
+        text_architecture(tiny_config(**changes).model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "llama"),
+        (dict(model__modality_weights="untied"), "llama"),  # texts do not go through the weights of patches
+        (dict(model__kv_heads=1, model__tied_embeddings=True), "llama"),
+        (dict(model__attention_bias=True), "qwen2"),
+        (dict(model__head_dim=4) | RMS, "qwen3"),
+    ],
+    ids=str,
+)
+def test_the_kind_of_a_text_path_follows_from_its_fields(changes, kind):
+    assert text_architecture(tiny_config(**changes).model).model_type == kind
 
 
 @pytest.mark.parametrize("entries", [{"a": 0, "b": 1}, {"a": 0, "b": 5}])

@@ -10,7 +10,7 @@ FEW, MANY = 5, 20  # layers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["from-llama", "to-llama"])
+@pytest.mark.parametrize("command", ["from-hf", "to-hf"])
 def test_more_layers_take_no_more_memory(command, peaks):
     grown = peaks[MANY][command] - peaks[FEW][command]
     assert grown < (MANY - FEW) * MATRIX / 2, f"{grown / 1e6:.0f} MB"
@@ -19,4 +19,4 @@ def test_more_layers_take_no_more_memory(command, peaks):
 @pytest.fixture(scope="module")
 def peaks():
     """Bytes at the peak of each command, by the number of layers."""
-    return {n: conversion.peaks(layers=n, commands=("from-llama", "to-llama"), **SIZES) for n in (FEW, MANY)}
+    return {n: conversion.peaks(layers=n, commands=("from-hf", "to-hf"), **SIZES) for n in (FEW, MANY)}

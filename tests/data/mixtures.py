@@ -8,6 +8,7 @@ from helpers import special, tiny_config
 from transfusion_jax.config import DataConfig, SourceConfig
 from transfusion_jax.data.document_rows import DocumentRows, make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
+from transfusion_jax.data.packing.packing import Room
 from transfusion_jax.data.packing.plan import VERSION
 
 IMAGE = Image(np.zeros((4, 4, 1), np.float32))
@@ -69,6 +70,11 @@ class Sizes:
 
 def sized(name, lengths, images):
     return Source(name, Sizes(lengths, np.full(len(lengths), images, np.uint8)))
+
+
+def room_of(data, patches=4):
+    """A row's room, where every image has this many patches."""
+    return Room(data.context_length, data.max_images, data.text_capacity, one_size=patches)
 
 
 def mixture(entries):

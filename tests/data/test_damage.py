@@ -17,11 +17,13 @@ from transfusion_jax.config.architecture import Architecture
 from transfusion_jax.data.prepare import Encoders, PrepareJob, begin_job, encode, run_job, shard
 from transfusion_jax.data.prepare.run import RUNNERS
 from transfusion_jax.data.readers import ReadOptions, input_shards
+from transfusion_jax.data.readers.proportions import Proportions
 from transfusion_jax.data.store import inspect
 from transfusion_jax.data.store.dataset import SPLITS, DamagedData, Prepared, PreparedDocuments
 from transfusion_jax.data.tokenizer_files import train_byte_pairs
 from transfusion_jax.errors import UserError
 
+NATIVE = Proportions(area=64, multiple=4)
 SMALL = Architecture("kl", channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3)
 UNVERIFIED = {"remove": r"job\.json|shards/[\d.a-z]*json", "replace": r"job\.json"}  # prepare sees to them
 UNREAD = r"job\.json|quarantine\.jsonl|shards/.*"  # in training
@@ -44,8 +46,8 @@ def prepare(coder, monkeypatch):
     monkeypatch.setitem(RUNNERS, "here", here)
     tokenizer = train_byte_pairs(["a red circle", "two blue squares"], 300)
 
-    def prepare(folder, inputs="shapes:12"):
-        reading = ReadOptions(image_size=8, shard_size=6)
+    def prepare(folder, inputs="shapes:12", native=None):
+        reading = ReadOptions(image_size=8, shard_size=6, native=native)
         job = PrepareJob(tuple(input_shards([inputs], None, reading)), reading, tokenizer.name, held_out=0.3)
         begin_job(job, tokenizer, folder)
         autoencoders.save(coder, folder)
@@ -70,15 +72,18 @@ def read(folder):
             for number in range(len(documents.images)):
                 document, origin = documents[number], documents.origin(number)
                 parts = [getattr(s, "tokens", getattr(s, "latent", None)).tobytes() for s in document.segments]
-                found.append((split, encoding, origin, parts, int(documents.text_lengths[number])))
+                sizes = int(documents.text_lengths[number]), int(documents.areas(slice(None))[number])
+                found.append((split, encoding, origin, parts, *sizes))
     return found
 
 
-@pytest.mark.parametrize("harm", HARMS)
-def test_each_file_is_read_as_it_was_or_refused_and_mended(harm, prepare, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("harm", "native"), [*((harm, None) for harm in HARMS), ("flip", NATIVE), ("replace", NATIVE)]
+)
+def test_each_file_is_read_as_it_was_or_refused_and_mended(harm, native, prepare, tmp_path, capsys):
     whole, other, damaged = (tmp_path / name for name in ("whole", "other", "damaged"))
-    prepare(whole)
-    prepare(other, "shapes:12:1")
+    prepare(whole, native=native)
+    prepare(other, "shapes:12:1", native)
     expected, bytes_of = read(whole), contents(whole)
     assert len(bytes_of) > 20
     wrong = []
@@ -112,9 +117,9 @@ def test_each_file_is_read_as_it_was_or_refused_and_mended(harm, prepare, tmp_pa
             with pytest.raises(
                 UserError, match=r"job\.json is damaged|was begun with other inputs|holds other files"
             ):
-                prepare(damaged)
+                prepare(damaged, native=native)
         else:
-            prepare(damaged)
+            prepare(damaged, native=native)
             if contents(damaged) != bytes_of:
                 wrong.append(f"{name} is not mended")
         shutil.rmtree(damaged)

@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from helpers import random_image, random_text
+from helpers import random_image, random_text, tiny_config
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
+from transfusion_jax.data.synthetic import SyntheticDocuments
 
 IMAGE = Image(np.zeros((4, 4, 2), np.float32))
 CAPTION = Text(np.arange(3))
@@ -13,8 +14,14 @@ CAPTION = Text(np.arange(3))
 def test_a_document_counts_its_elements():
     document = Document((text(3), IMAGE, IMAGE, text(0), text(2)))
     assert (document.images, document.text_length) == (2, 5)
-    assert document.length(patches=4) == 1 + 5 + 2 * (4 + 2)
-    assert Document(()).length(patches=4) == 1
+    assert document.length(tiny_config().model) == 1 + 5 + 2 * (4 + 2)
+    assert document.length(tiny_config(model__max_side=8, model__shape_marks=True).model) == 1 + 5 + 2 * (4 + 4)
+    assert Document(()).length(tiny_config().model) == 1
+
+
+def test_the_hash_of_an_image_is_of_its_shape_and_its_values():
+    wide, high = (Image(np.zeros(shape, np.float32)) for shape in ((2, 8, 2), (8, 2, 2)))
+    assert wide.hash != high.hash == Image(np.zeros((8, 2, 2), np.float32), loss=False).hash
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -65,6 +72,46 @@ def test_lists_know_the_sizes_of_their_documents_and_read_texts_in_part():
     assert documents.images.tolist() == [2, 0]
     assert documents.text(1, 2, 5).tolist() == [2, 3, 4]
     assert documents.text(1, 7, 20).tolist() == [7, 8]
+
+
+def test_the_area_of_a_document_is_that_of_all_its_images_of_whatever_shape():
+    wide, codes = Image(np.zeros((2, 9, 3), np.float32)), Image(np.zeros((5, 3), np.int32))
+    documents = [Document((text(3), IMAGE, wide)), Document((text(9),)), Document((codes,))]
+    assert [document.area for document in documents] == [4 * 4 + 2 * 9, 0, 5 * 3]
+    known = DocumentList(documents)
+    assert known.areas(slice(None)).tolist() == [34, 0, 15]
+    assert known.areas(np.array([2, 0, 2])).tolist() == [15, 34, 15]
+    assert known.areas(slice(0, 2)).dtype == np.int64
+
+
+def test_lists_know_the_shapes_of_their_images():
+    wide, codes = Image(np.zeros((2, 9, 3), np.float32)), Image(np.zeros((5, 3), np.int32))
+    documents = [Document((text(3), IMAGE, wide)), Document((text(9),)), Document((codes,)), Document((IMAGE,))]
+    assert DocumentList(documents).shapes == {(4, 4), (2, 9), (5, 3)}
+    assert DocumentList(documents[1:2]).shapes == set()
+
+
+@pytest.mark.parametrize("max_side", [0, 12])
+def test_the_shapes_of_synthetic_documents_are_those_of_their_images(max_side):
+    how = dict(split="held_out", seed=3, vocabulary=256, latent_shape=(8, 8, 2), longest=20, max_side=max_side)
+    documents = SyntheticDocuments("pairs", patch_size=2, **how)
+    assert documents.shapes == {d.segments[1].latent.shape[:2] for d in map(documents.__getitem__, range(256))}
+    assert (len(documents.shapes) > 1) == (max_side > 0)
+    assert SyntheticDocuments("text", patch_size=2, **how).shapes == set()
+
+
+def test_images_that_are_alike_but_for_their_shapes_are_two():
+    images = [Image(np.zeros(shape, np.float32)) for shape in ((4, 6, 2), (6, 4, 2), (4, 6, 2), (3, 8, 2))]
+    corpus = Corpus((Source("a", DocumentList([Document((text(1), image)) for image in images])),))
+    assert sorted(d.pair[1].latent.shape for d in corpus.pairs(10)) == [(3, 8, 2), (4, 6, 2), (6, 4, 2)]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "text"])
+def test_the_areas_of_synthetic_documents_are_those_of_their_images(kind):
+    documents = SyntheticDocuments(kind, "held_out", seed=3, vocabulary=256, latent_shape=(4, 6, 2), longest=20)
+    chosen = np.array([7, 0, 200])
+    assert documents.areas(chosen).tolist() == [documents[number].area for number in chosen.tolist()]
+    assert documents.areas(slice(None)).shape == documents.images.shape
 
 
 def test_the_hash_is_of_the_content():

@@ -1,13 +1,16 @@
 import dataclasses
+import json
 
+import jax
 import numpy as np
 import pytest
 
-from helpers import digits_config, prepare, tiny_config
+from helpers import SEVERAL, digits_config, prepare, tiny_codec, tiny_config, token_config
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.datasets import Codec, load_data
+from transfusion_jax.data.datasets import Codec, Data, load_data
 from transfusion_jax.data.document_rows import make_rows
+from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source
 from transfusion_jax.data.readers import digits
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
@@ -51,8 +54,7 @@ def test_a_source_that_a_later_phase_brings_changes_no_earlier_row(digits_folder
     two = digits_config(digits_folder, data__sources=more, data__phases={"20": {"bright": 1, "digits": 1}})
     before, after = (make_rows(load_data(c).train, c, SpecialTokens.after(256)) for c in (one, two))
     for row in range(20):
-        for name, value in vars(before[row]).items():
-            np.testing.assert_array_equal(value, getattr(after[row], name))
+        jax.tree.map(np.testing.assert_array_equal, before[row], after[row])
     assert {1} < {source for row in range(20, 30) for source in after[row].source.tolist()}
 
 
@@ -67,7 +69,43 @@ def test_synthetic_sources_need_no_files_and_fit_their_rows():
         s.documents.hash for s in data.held_out.sources
     )
     again = make_rows(load_data(config).train, config, data.codec.special)
-    np.testing.assert_array_equal(again[7].latents, rows[7].latents)
+    np.testing.assert_array_equal(again[7].media["images"].patches, rows[7].media["images"].patches)
+
+
+def test_a_manifest_says_how_large_the_images_are_that_differ():
+    several = tiny_config(**SEVERAL, data__sources="synthetic")
+    data = load_data(several)
+    shapes = np.array([d.segments[1].latent.shape[:2] for d in data.train.sources[0]])
+    assert data.facts(several)["shapes"] == {
+        "height": [shapes[:, 0].min(), shapes[:, 0].max()],
+        "width": [shapes[:, 1].min(), shapes[:, 1].max()],
+        "area": [shapes.prod(1).min(), shapes.prod(1).max()],
+    }
+    assert json.loads(json.dumps(data.facts(several))) == data.facts(several)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sides"), [(dict(small=1), [4, 4]), (dict(large=1), [8, 8]), (dict(large=1, small=1), [4, 8])]
+)
+def test_the_sizes_are_those_of_what_is_trained_on(weights, sides):
+    held = {name: Document((Image(np.ones((side, side, 2))),)) for name, side in (("large", 8), ("small", 4))}
+    data = Data(Corpus(tuple(Source(n, DocumentList([d])) for n, d in held.items())), Corpus(()), tiny_codec())
+    sources = {name: {"path": "synthetic:pairs", "weight": weights.get(name, 0)} for name in held}
+    config = tiny_config(model__latent_shape=(8, 8, 2), model__max_side=16, data__sources=sources)
+    areas = [side**2 for side in sides]
+    assert data.facts(config)["shapes"] == {"height": sides, "width": sides, "area": areas}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_config(data__sources="synthetic"),
+        tiny_config(**SEVERAL, data__sources={"texts": {"path": "synthetic:text"}}),
+        token_config("none", data__sources={"texts": {"path": "synthetic:text"}}),
+    ],
+)
+def test_runs_of_one_size_and_of_texts_have_manifests_as_before(config):
+    assert load_data(config).facts(config).keys() == {"data_hash", "row_plan", "codec"}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +118,10 @@ def test_synthetic_sources_need_no_files_and_fit_their_rows():
             dict(model__vocabulary=300),
             "tokenizer 'bytes' has 256 entries, and model.vocabulary is 300: add --config.model.vocabulary=256",
         ),
-        (dict(model__latent_shape=(8, 8, 3)), r"are \(8, 8, 1\) in encoding 'pixels', and model.latent_shape is"),
+        (
+            dict(model__latent_shape=(8, 8, 3)),
+            r"in encoding 'pixels' have channels \[1\], and model.latent_shape is \[8, 8, 3\]",
+        ),
         (dict(data__encoding="kl-f8c8"), "have no encoding 'kl-f8c8'; there is pixels"),
     ],
 )

@@ -83,10 +83,10 @@ def test_a_row_holds_the_documents_that_were_planned_for_it():
             document = rows.corpus[document_number]
             here = slice(at, at + length)
             assert set(row.source[here]) == {rows.corpus.find(document_number)[0]}
-            words = row.tokens[here][(row.image_slot[here] < 0) & (row.tokens[here] < 20)]
+            words = row.tokens[here][(row.patch[here] < 0) & (row.tokens[here] < 20)]
             begin = max(start - 1, 0)  # BOS stands before the text
             np.testing.assert_array_equal(words, document.segments[0].tokens[begin : begin + len(words)])
-            assert np.sum(row.image_slot[here] >= 0) == document.images * patches
+            assert np.sum(row.patch[here] >= 0) == document.images * patches
             at += length
         assert row.row == number
         assert np.all(row.source[at:] == -1)

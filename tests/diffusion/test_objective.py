@@ -3,10 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import as_latents, media_of, tiny_config
+from transfusion_jax.config import DiffusionConfig
 from transfusion_jax.diffusion.noise_schedules import cosine
 from transfusion_jax.diffusion.objective import corrupt, image_keys
 
-SCHEDULE = cosine(1000)
+MODEL, SCHEDULE = tiny_config().model, cosine(1000)
 ROWS, IMAGES, SHAPE = 500, 4, (4, 4, 2)
 
 
@@ -74,7 +76,9 @@ def keys_of(rows, images):
 
 @jax.jit
 def compiled(key, rows, latents, limits):
-    return corrupt(image_keys(key, rows, latents.shape[1]), latents, limits, SCHEDULE)
+    keys, media = image_keys(key, rows, latents.shape[1]), media_of(latents, MODEL, limits)
+    noised, target, timesteps = corrupt(keys, media, MODEL, DiffusionConfig(), SCHEDULE)
+    return as_latents(noised.patches, MODEL), target, timesteps
 
 
 def latents():

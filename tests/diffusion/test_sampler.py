@@ -5,8 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfusion_jax.diffusion.noise_schedules import cosine, straight
-from transfusion_jax.diffusion.sampler import DIFFUSION, make_steps, sample, samplers_of, take_step
+from transfusion_jax.config import DiffusionConfig, SamplingConfig
+from transfusion_jax.diffusion.noise_schedules import cosine, linear, straight
+from transfusion_jax.diffusion.sampler import (
+    DIFFUSION,
+    STRAIGHT,
+    make_steps,
+    sample,
+    sampler_steps,
+    samplers_of,
+    take_step,
+)
 from transfusion_jax.diffusion.schedule import evenly
 
 SCHEDULE = cosine(1000)
@@ -96,6 +105,60 @@ def test_a_sampler_belongs_to_its_path():
 def test_heun_asks_twice_wherever_it_stops():
     steps = make_steps(straight(1000), 4, "flow", "heun")
     assert steps.timesteps.tolist() == [1000, 750, 750, 500, 500, 250, 250]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 50, 250, 600, 1000])
+@pytest.mark.parametrize("elements", [16, 64, 256, 1024])  # of 64: √(m / n) is 1/2, 1, 2 and 4
+def test_timesteps_of_a_flow_are_spaced_by_the_formula(elements, steps):
+    diffusion = DiffusionConfig(objective="flow", timestep_base=64)
+    found = sampler_steps(straight(1000), diffusion, SamplingConfig(steps=steps), elements).timesteps
+    even, by = np.linspace(1, 0, steps + 1)[:-1], (elements / 64) ** 0.5
+    expected = 1000 * by * even / (1 + (by - 1) * even)
+    if steps <= 50:  # there is room for all
+        assert np.abs(found - expected).max() <= 0.5 + 1e-9
+    assert (found[0], found[-1] >= 1) == (1000, True)
+    assert np.all(np.diff(found) < 0)
+    if by == 1:
+        np.testing.assert_array_equal(found, evenly(1000, steps)[:-1])
+
+
+@pytest.mark.parametrize("path", [cosine(1000), linear(1000), cosine(20)], ids=["cosine", "linear", "few"])
+def test_timesteps_of_a_diffusion_are_spaced_by_its_own_shift(path):
+    diffusion = DiffusionConfig(timesteps=path.timesteps, image_first_limit=1, timestep_base=64)
+    for elements, steps in itertools.product((4, 16, 256, 4096), (1, 5, 20)):
+        found = sampler_steps(path, diffusion, SamplingConfig(steps=steps), elements)
+        even, by = np.linspace(path.timesteps, 0, steps + 1)[:-1], diffusion.shift(elements)
+        assert (found.timesteps[0], found.timesteps[-1] >= 1) == (path.timesteps, True)
+        assert np.all(np.diff(found.timesteps) < 0)
+        assert np.all((found.timesteps >= np.floor(even)) if by > 1 else (found.timesteps <= np.ceil(even)))
+        if path.timesteps == 1000:
+            moved = path.shift(even, by, np.interp)
+            apart = np.append(np.diff(moved) < -1, True)  # others give way
+            assert np.abs(found.timesteps - moved)[apart & (moved > steps)].max() <= 1
+
+
+def test_spacing_can_be_left_even():
+    diffusion = DiffusionConfig(objective="flow", timestep_base=64)
+    even = sampler_steps(straight(1000), diffusion, SamplingConfig(steps=10, spacing="trailing"), 256)
+    np.testing.assert_array_equal(even.timesteps, evenly(1000, 10)[:-1])
+    unshifted = sampler_steps(straight(1000), DiffusionConfig(objective="flow"), SamplingConfig(steps=10), 256)
+    jax.tree.map(np.testing.assert_array_equal, unshifted, even)
+    assert np.any(
+        sampler_steps(straight(1000), diffusion, SamplingConfig(steps=10), 256).timesteps != even.timesteps
+    )
+
+
+@pytest.mark.parametrize("name", [*DIFFUSION, *STRAIGHT])
+def test_every_sampler_comes_to_a_single_image_at_shifted_timesteps(name):
+    flow = name in STRAIGHT
+    path, clean = straight(1000) if flow else SCHEDULE, np.array([0.3, -2.0], np.float32)
+    diffusion = DiffusionConfig(objective="flow" if flow else "x", timestep_base=4)
+    steps = sampler_steps(path, diffusion, SamplingConfig(steps=8, sampler=name), 64)
+
+    def predict(x, t):
+        return (x - clean) * 1000 / t if flow else jnp.broadcast_to(clean, x.shape)
+
+    np.testing.assert_allclose(sample(predict, keys(3), (2,), steps), np.tile(clean, (3, 1)), atol=1e-4)
 
 
 def test_bounds_limit_the_clean_image_and_each_channel_apart():

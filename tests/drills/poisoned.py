@@ -17,7 +17,7 @@ whole = DocumentRows.__getitem__
 def poisoned(self, row):
     batch = whole(self, row)
     if row in ROWS and KIND == "nan":
-        batch.latents[0, 0, 0, 0] = np.nan
+        batch.media["images"].patches[0, 0] = np.nan
     if row in ROWS and KIND == "spike":
         batch.token_weight[::2] *= 1000
         batch.token_weight[1::2] *= -1000

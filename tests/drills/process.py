@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 SAVE_EVERY = 4
 STEPS = 24
 EVERYTHING = {  # packing, mixing and caption dropout are in the config; the rest is turned on here
+    "model.max_side": 16,  # images of several shapes
     "steps": STEPS,
     "accumulation": 2,
     "evaluation.rows": 64,

@@ -13,16 +13,20 @@ from helpers import (
     tiny_codec,
     tiny_config,
     tiny_corpus,
+    tiny_data,
     token_config,
 )
 from transfusion_jax.cli import main
+from transfusion_jax.commands.hooks import evaluation
 from transfusion_jax.config import SUITES, ConfigError
 from transfusion_jax.data.datasets import Data, load_data
-from transfusion_jax.data.documents import Corpus
+from transfusion_jax.data.documents import Corpus, DocumentList, Source
 from transfusion_jax.evaluation.suites import edits as suite
 from transfusion_jax.evaluation.suites.digits import captioned_digits, digit_features, fit_judge, new_judge
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.transfusion import TransfusionTask
+from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.step.state import RunContext
 from transfusion_jax.worlds.shapes import edits
 
 TEXTS = dict(data__sources={"texts": {"path": "synthetic:text"}})
@@ -70,6 +74,13 @@ def test_what_draws_in_colour_refuses_a_grey_model(name, digits_folder):
     config = digits_config(digits_folder)
     with pytest.raises(ConfigError, match="draws in colour, and this model's images are grey"):
         SUITES[name].run(TransfusionTask(config), {}, load_data(config), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["shapes", "edits"])
+def test_what_draws_squares_refuses_a_model_that_draws_none(name):
+    config = tiny_config(model__latent_shape=(8, 12, 3), model__patch_size=4)
+    with pytest.raises(ConfigError, match="draws squares, and this model's images are 8×12"):
+        SUITES[name].check(config, tiny_data())
 
 
 @pytest.mark.parametrize("name", ["shapes", "edits"])
@@ -125,6 +136,18 @@ def test_texts_are_missed_before_there_are_weights():
     pictured = Corpus(tiny_corpus().sources[:1])
     with pytest.raises(ConfigError, match="needs held-out texts without images"):
         SUITES["text"].check(tiny_config(), Data(pictured, pictured, tiny_codec()))
+
+
+def test_what_a_later_phase_reads_must_hold_something_out(tmp_path):
+    sources = {name: {"path": "synthetic:pairs", "weight": weight} for name, weight in (("pairs", 1), ("late", 0))}
+    config = tiny_config(data__sources=sources, data__phases={"8": {"late": 1}})
+    documents = tiny_corpus().sources[0].documents
+    train, held_out = (
+        Corpus((Source("pairs", documents), Source("late", late))) for late in (documents, DocumentList([]))
+    )
+    context = RunContext(make_task(config), config, None, {}, print)
+    with pytest.raises(ConfigError, match="nothing of source late is held out to evaluate on"):
+        evaluation.hook(context, Data(train, held_out, tiny_codec()), Workdir(tmp_path))
 
 
 def test_training_does_not_begin_without_what_its_suites_need(tmp_path, capsys):

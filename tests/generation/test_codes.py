@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import CODEBOOK, code_codec, special, token_config
+from helpers import CODEBOOK, code_codec, embed_at, special, token_config
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
@@ -53,8 +53,8 @@ def test_codes_are_drawn_as_often_as_they_are_likely():
 
 def test_images_are_drawn_and_captioned():
     images = draw_images(TASK, params(), CODEC, PROMPTS, seed=0)
-    assert images.shape == (3, 4, 4, 1)
-    np.testing.assert_array_equal(CODEC.images(CODEC.latents(images)), images)
+    assert [image.shape for image in images] == [(4, 4, 1)] * 3
+    np.testing.assert_array_equal(CODEC.images(CODEC.latents(np.stack(images))), images)
     assert len(caption_images(TASK, params(), CODEC, images, Writing(max_tokens=3))) == 3
 
 
@@ -75,7 +75,8 @@ def test_what_a_model_cannot_do_is_refused():
 
 
 def codes_of(prompts, seed, **how):
-    return CODEC.latents(draw_images(TASK, params(), CODEC, prompts, seed, CONFIG.sampling_with(**how)))
+    drawn = draw_images(TASK, params(), CODEC, prompts, seed, CONFIG.sampling_with(**how))
+    return CODEC.latents(np.stack(drawn))
 
 
 def code_logits(prompts, codes):
@@ -83,11 +84,10 @@ def code_logits(prompts, codes):
     rows, first = [], []
     for number, (prompt, image) in enumerate(zip(prompts, codes, strict=True)):
         document = Document((Text(CODEC.tokenizer.encode(prompt)), Image(image)))
-        rows.append(assemble(number, [Piece(document, 0, document.length(16), 0)], CONFIG, special()))
+        rows.append(assemble(number, [Piece(document, 0, document.length(CONFIG.model), 0)], CONFIG, special()))
         first.append(len(prompt) + 1)
     batch = stack(rows)
-    times = np.zeros(batch.latents.shape[:2], np.int32)
-    x, _ = TASK.model.bind(params()).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
+    x, _ = embed_at(TASK.model.bind(params()), batch)
     hidden, _ = TASK.model.bind(params()).trunk(x, batch.spans, batch.positions)
     place = np.array(first)[:, None] + np.arange(16)
     chosen = jnp.take_along_axis(hidden, place[..., None], axis=1)

@@ -37,6 +37,30 @@ def test_each_picture_is_whole_with_its_caption_under_it(images):
         assert (dark.max() >= GAP + LEADING) == (lines[number] == 2)
 
 
+def test_pictures_of_any_shapes_keep_them_above_their_captions():
+    random = np.random.default_rng(1)
+    shapes = [(16, 8), (8, 24), (12, 12), (4, 4)]
+    pictures = [random.uniform(-1, 1, (*shape, 3)).astype(np.float32) for shape in shapes]
+    sheet = contact_sheet(pictures, ["one", "two", "three", "four"], 3)
+    scale = 144 // 24  # the widest has room for a caption, and all are enlarged as it is
+    assert sheet.shape[1] == 3 * (144 + GAP) + GAP
+    bottoms = [GAP + 16 * scale, GAP + 16 * scale + 3 * GAP + LEADING + 4 * scale]
+    for number, picture in enumerate(pictures):
+        image = to_pixels(picture[None])[0].repeat(scale, 0).repeat(scale, 1)
+        bottom, x = bottoms[number // 3], GAP + number % 3 * (144 + GAP)
+        np.testing.assert_array_equal(sheet[bottom - len(image) : bottom, x : x + image.shape[1]], image)
+        under = sheet[bottom : bottom + GAP + LEADING, x : x + 144]
+        assert (under < 128).any()
+
+
+def test_a_white_picture_is_seen_on_white():
+    sheet = contact_sheet([np.ones((SIDE, SIDE, 3))], ["white"], 1)
+    side = SIDE * SCALE
+    assert (sheet[GAP : GAP + side, GAP : GAP + side] == 255).all()
+    for edge in (sheet[GAP - 1, GAP:-GAP], sheet[GAP + side, GAP:-GAP], sheet[GAP : GAP + side, GAP - 1]):
+        assert (edge == 204).all()
+
+
 def characters():
     """What the font's own table holds."""
     return TTFont(io.BytesIO(FONT.path.getvalue())).getBestCmap()

@@ -18,7 +18,7 @@ def test_tokens_are_added_to_the_cache_where_it_lies():
     params = task.model.by_layer(task.init(jax.random.key(0)))
     rows, lengths = rows_of([Document((Text(jnp.arange(3)),))] * 2, task.config, codec)
     state = phases.prefill(task, 64, params, rows, jnp.asarray(lengths))
-    limits = phases.Limits(*jnp.array([[8, 8], [60, 60], [0, 0]]))
+    limits = phases.Limits(*jnp.array([[8, 8], [60, 60], [0, 0], [6, 6]]))
     keys = jax.random.split(jax.random.key(0), 2)
     program = phases.write_tokens.lower(
         task, codec.special, 4, False, params, state, jnp.array([True, True]), limits, keys, Writing().chances()

@@ -59,6 +59,29 @@ def test_labels_stand_before_their_rows():
     assert widths[0] < widths[1] < margin - GAP
 
 
+def test_images_of_several_shapes_are_enlarged_alike_and_rows_are_as_high_as_theirs():
+    random = np.random.default_rng(0)
+    shapes = [(8, 16), (16, 4), (8, 8), (4, 24), (2, 2)]
+    images = [random.uniform(-1, 1, (*shape, 3)) for shape in shapes]
+    sheet, scale = grid(images, 2), SMALLEST // 16  # of the tallest
+    tops = [GAP, GAP + 16 * scale + GAP, GAP + 24 * scale + 2 * GAP]
+    assert sheet.shape == (tops[2] + 2 * scale + GAP, GAP + 2 * (24 * scale + GAP), 3)
+    seen = np.full(sheet.shape, 255)
+    for i, image in enumerate(images):
+        shown = to_pixels(image).repeat(scale, 0).repeat(scale, 1)
+        top, left = tops[i // 2], GAP + i % 2 * (24 * scale + GAP)
+        seen[top : top + len(shown), left : left + shown.shape[1]] = shown
+    np.testing.assert_array_equal(sheet, seen)
+
+
+def test_labels_stand_in_the_middle_of_rows_of_unlike_heights():
+    images = [np.ones((height, 80, 1)) for height in (64, 256, 64)]
+    ink = (grid(images, 1, ["one", "two", "six"])[:, : 2 * GAP + 20, 0] < 128).any(1)
+    starts = np.flatnonzero(np.diff(ink.astype(int)) > 0)
+    for middle in (GAP + 35, 2 * GAP + 64 + 131, 3 * GAP + 64 + 256 + 35):
+        assert np.abs(starts - middle).min() < 10
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_written_image_holds_its_pixels(tmp_path, channels):
     image = np.random.default_rng(0).uniform(-1, 1, (1, 12, 20, channels))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import tiny_config
+from helpers import latents, slots, tiny_config
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.datasets import Codec
@@ -24,14 +24,15 @@ def test_a_prompt_stands_before_the_place_to_draw_in():
     rows = rows_before_images(["ab"])
     marked = [SPECIAL.bos, ord("a"), ord("b"), SPECIAL.boi, PAD, PAD, PAD, PAD, SPECIAL.eoi]
     assert rows.tokens[0].tolist() == marked + [PAD] * (ROUND_TO - 9)
-    assert rows.image_slot[0].tolist() == [-1] * 4 + [0] * 4 + [-1] * (ROUND_TO - 8)
-    assert rows.patch_index[0, 4:8].tolist() == [0, 1, 2, 3]
+    assert rows.patch[0].tolist() == [-1] * 4 + [0, 1, 2, 3] + [-1] * (ROUND_TO - 8)
+    assert rows.media["images"].element[0].tolist() == [4, 5, 6, 7]
+    assert rows.media["images"].item[0].tolist() == [0, 0, 0, 0]
     assert rows.positions[0].tolist() == list(range(ROUND_TO))
     assert rows.span_start.max() == 0
     assert rows.span_end[0, :9].tolist() == [1, 2, 3, 4, 8, 8, 8, 8, 9]
-    assert rows.latents.shape == (1, 1, *CONFIG.model.latent_shape)
-    assert not rows.latents.any()
-    assert not rows.image_weight.any()
+    assert latents(rows, CONFIG).shape == (1, 1, *CONFIG.model.latent_shape)
+    assert not latents(rows, CONFIG).any()
+    assert not rows.media["images"].weight.any()
 
 
 def test_the_other_branch_of_guidance_is_the_image_alone():
@@ -47,7 +48,7 @@ def test_the_other_branch_of_guidance_is_the_image_alone():
 def test_a_row_does_not_depend_on_the_prompts_beside_it():
     alone, beside = rows_before_images(["ab"]), rows_before_images(["ab", "b" * 60, ""])
     assert (alone.tokens.shape[1], beside.tokens.shape[1]) == (32, 80)  # rounded up, and never beyond the context
-    for name in ("tokens", "image_slot", "patch_index", "positions", "span_start", "span_end"):
+    for name in ("tokens", "patch", "positions", "span_start", "span_end"):
         np.testing.assert_array_equal(getattr(beside, name)[0, :32], getattr(alone, name)[0], err_msg=name)
 
 
@@ -71,9 +72,10 @@ def test_text_continues_its_document_wherever_that_ends():
         np.testing.assert_array_equal(rows.span_start[row, after], 0)  # it sees the whole document
         np.testing.assert_array_equal(rows.span_end[row, after], after + 1)
         np.testing.assert_array_equal(rows.positions[row], np.arange(64))
-    assert (rows.image_slot >= 0).sum(axis=1).tolist() == [4, 8, 0]
-    assert rows.latents.shape[:2] == (3, 2)
-    assert rows.latents.any(axis=(2, 3, 4)).tolist() == [[True, False], [True, True], [False, False]]
+    assert (slots(rows) >= 0).sum(axis=1).tolist() == [4, 8, 0]
+    images = latents(rows, CONFIG)
+    assert images.shape[:2] == (3, 2)
+    assert images.any(axis=(2, 3, 4)).tolist() == [[True, False], [True, True], [False, False]]
 
 
 def test_text_without_room_is_refused():

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import LATENT, code_codec, tiny_codec, tiny_config, token_config
+from helpers import LATENT, code_codec, embed_at, tiny_codec, tiny_config, token_config
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
@@ -28,13 +28,12 @@ def test_a_score_is_the_loss_of_training(task):
         score_continuations(task, params, codec, documents, texts), documents, texts, strict=True
     ):
         whole = Document((*document.segments, Text(tokens)))
-        piece = Piece(whole, 0, whole.length(task.config.model.patches), 0)
+        piece = Piece(whole, 0, whole.length(task.config.model), 0)
         row = stack([assemble(0, [piece], task.config, codec.special)])
-        clean = np.zeros(row.latents.shape[:2], np.int32)
-        x, _ = task.model.bind(params).embed(row.tokens, row.image_slot, row.patch_index, row.latents, clean)
+        x, _ = embed_at(task.model.bind(params), row)
         hidden, _ = task.model.bind(params).trunk(x, row.spans, row.positions)
         losses = task.model.bind(params).text_losses(hidden, row.targets, row.token_weight, row.tokens.size).loss
-        end = whole.length(task.config.model.patches) - 1
+        end = whole.length(task.config.model) - 1
         assert found.log_likelihood == pytest.approx(-float(losses[0, end - len(tokens) : end].sum()), rel=1e-5)
         assert found.tokens == len(tokens)
 
@@ -62,10 +61,7 @@ def test_tokens_alone_are_scored_among_texts(task):
     for number, (before, after) in enumerate(zip(contexts, texts, strict=True)):
         # BOS and the text, by the whole softmax without marks and codes
         row = np.array([[codec.special.bos, *before, *after]])
-        place = np.full_like(row, -1)
-        x, _ = task.model.bind(params).embed(
-            row, place, place, np.zeros((1, 0, 0, 0, 0)), np.zeros((1, 0), np.int32)
-        )
+        x, _ = task.model.bind(params).embed(row)
         index = np.arange(row.shape[1])[None]
         hidden, _ = task.model.bind(params).trunk(x, Spans(0 * index, index + 1), index)
         logits = np.asarray(task.model.bind(params).text_logits(hidden))[0, -len(after) - 1 : -1]

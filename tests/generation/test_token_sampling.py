@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.generation.token_sampling import Writing, choose_tokens, likelier
+from transfusion_jax.generation.token_sampling import SMALLEST, Writing, choose_tokens, likelier
 
 LOGITS = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.05, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2]]))
 
@@ -39,6 +39,11 @@ def test_only_the_likelier_tokens_are_left(how, kept):
     assert set(chosen(Writing(temperature=1.0, **how), 200)[:, 0].tolist()) <= set(kept)
 
 
+@pytest.mark.parametrize("how", [{"temperature": SMALLEST}, {"temperature": 1.0, "top_p": SMALLEST}])
+def test_the_smallest_numbers_leave_the_likeliest_token(how):
+    assert set(chosen(Writing(**how), 50)[:, 0].tolist()) == {1}
+
+
 def test_equals_are_left_together():
     assert np.isfinite(likelier(LOGITS, Writing(temperature=1.0, top_k=2).chances())[1]).all()
 
@@ -47,10 +52,12 @@ def test_equals_are_left_together():
     ("how", "message"),
     [
         (dict(max_tokens=0), "max_tokens must be at least 1"),
-        (dict(temperature=-1.0), "temperature must not be negative"),
-        (dict(temperature=float("nan")), "temperature must not be negative"),
+        (dict(temperature=-1.0), "temperature must be 0, for the likeliest token, or at least"),
+        (dict(temperature=float("nan")), "temperature must be 0, for the likeliest token, or at least"),
+        (dict(temperature=1e-40), "temperature must be 0, for the likeliest token, or at least"),
+        (dict(temperature=1.0, top_p=1e-40), "top_p must lie between 1e-06 and 1, not 1e-40"),
         (dict(temperature=1.0, top_k=-1), "top_k must not be negative"),
-        (dict(temperature=1.0, top_p=0.0), "top_p must lie above 0"),
+        (dict(temperature=1.0, top_p=0.0), "top_p must lie between 1e-06 and 1"),
         (dict(temperature=1.0, min_p=1.1), "min_p must lie between 0 and 1"),
         (dict(stop=("",)), "a stop string must not be empty"),
         (dict(top_k=5), "go with a temperature above 0"),

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attending import assert_close, grouped_arrays, repeated
+from attending import gradients as gradients_of
+from helpers import stand_in
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
+from transfusion_jax.config import ATTENTION, MeshConfig
 from transfusion_jax.kernels.attention import blocked as blocked_kernel
 from transfusion_jax.model.attention import attention, check_shapes
 from transfusion_jax.model.spans import Spans, check_spans
+from transfusion_jax.parallel.mesh import make_mesh
 
 FAST = ["blocked"]  # tests/kernels tests those of an accelerator
 PORTABLE = ["reference", *FAST]
@@ -38,6 +43,56 @@ def test_a_query_sees_its_span_and_nothing_else(implementation):
         scores = q[row, query, 0] @ k[row, begin:end, 0].T / 2
         expected = jax.nn.softmax(scores) @ v[row, begin:end, 0]
         np.testing.assert_allclose(out[row, query, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(6, 3), (4, 1)])
+def test_each_head_of_keys_serves_the_consecutive_queries_of_its_group(heads, shared):
+    spans = layout_spans(["ragged packed documents", "adjacent images"])
+    q, k, v, _ = grouped_arrays(2, LENGTH, heads, shared, 6)
+    out = np.asarray(attention(q, k, v, spans, implementation="reference"))
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    for row, query, head in np.ndindex(2, LENGTH, heads):
+        seen, own = slice(int(spans.start[row, query]), int(spans.end[row, query])), head * shared // heads
+        weights = np.exp(k[row, seen, own] @ q[row, query, head] / np.sqrt(6))
+        expected = weights / weights.sum() @ v[row, seen, own]
+        np.testing.assert_allclose(out[row, query, head], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", PORTABLE)
+@pytest.mark.parametrize(("heads", "shared", "channels"), [(6, 3, 10), (4, 1, 6)])
+def test_grouped_queries_equal_repeated_keys_forward_and_backward(
+    implementation, heads, shared, channels, monkeypatch
+):
+    monkeypatch.setattr(blocked_kernel, "QUERY_BLOCK", 20)
+    monkeypatch.setattr(blocked_kernel, "KEY_BLOCK", 12)
+    spans = layout_spans(list(LAYOUTS))
+    arrays = grouped_arrays(len(LAYOUTS), LENGTH, heads, shared, channels)
+    expected = gradients_of(repeated(lambda *qkv: attention(*qkv, spans, "reference")), *arrays)
+    actual = gradients_of(lambda *qkv: attention(*qkv, spans, implementation), *arrays)
+    assert [x.shape for x in actual[1]] == [x.shape for x in arrays[:3]]
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("heads", "shared", "of_queries", "of_keys"),
+    [(8, 4, 2, 1), (8, 2, 2, 1), (4, 1, 1, 1), (12, 3, 12, 3)],
+    ids=["keys split", "a head of keys for two devices", "a head of keys for all", "not split"],
+)
+def test_heads_are_split_over_a_mesh_as_their_numbers_allow(heads, shared, of_queries, of_keys, monkeypatch):
+    seen = set()
+
+    def recording(q, k, v, start, end):
+        seen.add((q.shape[1:3], k.shape[1:3], v.shape[1:3]))
+        return blocked_kernel.attention(q, k, v, start, end)
+
+    stand_in(monkeypatch, ATTENTION, "recording", recording)
+    spans = layout_spans(["ragged packed documents", "adjacent images"])
+    arrays = grouped_arrays(2, LENGTH, heads, shared, 6)
+    expected = gradients_of(repeated(lambda *qkv: attention(*qkv, spans, "reference")), *arrays)
+    with jax.set_mesh(make_mesh(MeshConfig(context=2, tensor=4, data=1))):
+        actual = gradients_of(lambda *qkv: attention(*qkv, spans, "recording"), *arrays)
+    assert seen == {((LENGTH // 2, of_queries), (LENGTH, of_keys), (LENGTH, of_keys))}
+    assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("implementation", PORTABLE)
@@ -88,6 +143,10 @@ def test_wrong_shapes_and_names_are_refused():
     q, k, v = random_arrays(3, (1, LENGTH, 2, 8))
     with pytest.raises(ValueError, match="do not agree"):
         check_shapes(q, k[:, :, :1], v, spans)
+    with pytest.raises(ValueError, match=r"do not agree: q \(1, 48, 3, 8\), k \(1, 48, 2, 8\)"):
+        check_shapes(q[:, :, [0, 1, 1]], k, v, spans)
+    with pytest.raises(ValueError, match="do not agree"):
+        check_shapes(q[:, :, :1], k, v, spans)
     with pytest.raises(ValueError, match="are not of the queries"):
         check_shapes(q, k, v, Spans(*(s[:, :40] for s in spans)))
     with pytest.raises(ValueError, match="attention is 'flush'; valid: auto, blocked"):

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import tiny_batch, tiny_config
+from helpers import embed_at, slots, tiny_batch, tiny_config
 from transfusion_jax.config import PATCHES, ConfigError
 from transfusion_jax.model.kv_cache import Cache
-from transfusion_jax.model.layers import find_patches
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.tasks.transfusion import TransfusionTask
@@ -24,22 +23,19 @@ UNTIED = tiny_config(model__modality_weights="untied")
 
 @functools.partial(jax.jit, static_argnames="config")
 def embedded(params, batch, config=UNTIED.model):
-    times = jnp.full(batch.latents.shape[:2], 7)
-    bound = Model(config).bind(params)
-    return bound.embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)[0]
+    return embed_at(Model(config).bind(params), batch, 7)[0]
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def hidden_of(params, batch, config=UNTIED.model):
     x = embedded(params, batch, config)
-    places = find_patches(batch.image_slot, batch.latents.shape[1], config.patches)
+    places = batch.media["images"].element
     return Model(config).bind(params).trunk(x, batch.spans, batch.positions, patch_places=places)[0]
 
 
 @jax.jit
-def go_on(params, cache, x, image_slot, spans, positions):
+def go_on(params, cache, x, places, spans, positions):
     """A cache with more elements, and what the trunk makes of them."""
-    places = find_patches(image_slot, UNTIED.data.max_images, UNTIED.model.patches)
     hidden, present = Model(UNTIED.model).bind(params).trunk(x, spans, positions, cache, places)
     return cache.append(present, x.shape[1], hidden), hidden
 
@@ -73,7 +69,7 @@ def test_patches_and_only_patches_go_through_their_own_weights():
     for tree in (first, other):
         tree["trunk"]["layers"] = jax.tree.map(lambda x: x[:1], tree["trunk"]["layers"])
     changed = np.abs(hidden_of(first, batch, one) - hidden_of(other, batch, one)).max(-1) > 1e-6
-    np.testing.assert_array_equal(changed, batch.image_slot >= 0)
+    np.testing.assert_array_equal(changed, batch.patch >= 0)
 
 
 def test_text_before_an_image_does_not_hear_of_the_weights_of_patches():
@@ -82,7 +78,7 @@ def test_text_before_an_image_does_not_hear_of_the_weights_of_patches():
     moved = copy.deepcopy(params)
     moved["trunk"]["layers"][PATCHES] = jax.tree.map(lambda x: x + 0.1, moved["trunk"]["layers"][PATCHES])
     changed = np.abs(hidden_of(params, batch) - hidden_of(moved, batch)).max(-1) > 1e-6
-    seen = np.cumsum(batch.image_slot >= 0, axis=1)
+    seen = np.cumsum(batch.patch >= 0, axis=1)
     before = np.take_along_axis(np.pad(seen, ((0, 0), (1, 0))), np.asarray(batch.span_start), 1)
     np.testing.assert_array_equal(changed, seen - before > 0)  # a patch, or text that follows one in its document
 
@@ -91,11 +87,12 @@ def test_a_cache_gives_what_the_whole_row_does():
     batch = jax.tree.map(lambda x: x[:1], tiny_batch(UNTIED))
     params, length = Model(UNTIED.model).init(jax.random.key(0)), batch.tokens.shape[1]
     x, cache, parts = embedded(params, batch), Cache.empty(UNTIED.model, 1, length), []
-    slot = np.asarray(batch.image_slot[0])
+    slot, element = slots(batch)[0], batch.media["images"].element
     cuts = [0, *(np.flatnonzero(np.diff(slot)) + 1).tolist(), length]  # texts and images apart
     for begin, end in itertools.pairwise(cuts):
         spans = Spans(*(s[:, begin:end] for s in batch.spans))
-        inputs = x[:, begin:end], batch.image_slot[:, begin:end], spans, batch.positions[:, begin:end]
+        places = np.where((begin <= element) & (element < end), element - begin, end - begin)
+        inputs = x[:, begin:end], places, spans, batch.positions[:, begin:end]
         cache, part = go_on(params, cache, *inputs)
         parts.append(part)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), hidden_of(params, batch), rtol=1e-4, atol=1e-5)
@@ -116,6 +113,25 @@ def test_frozen_text_is_left_to_the_bit_and_the_rest_learns():
         learnt |= {name} if own and not np.array_equal(old, new) else set()
     assert "trunk/layers/patches/attention/query" in learnt
     assert "patch_coder/patch_in" in learnt
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_of_frozen_text_are_zero_and_cost_nothing(parts):
+    def compiled(frozen):
+        changes = dict(model__modality_weights="untied", optimizer__frozen=frozen, accumulation=parts)
+        config = tiny_config(batch_rows=2, **changes)
+        task, batch = TransfusionTask(config), tiny_batch(config)
+        inputs = task.init(jax.random.key(0)), batch, jax.random.key(1), 0
+        program = jax.jit(lambda *each: task.gradients(*each)[0]).lower(*inputs).compile()
+        return program(*inputs), program.cost_analysis()["flops"]
+
+    (frozen, fewer), (learnt, flops) = compiled("text"), compiled("none")
+    for (path, gradient), usual in zip(jax.tree.leaves_with_path(frozen), jax.tree.leaves(learnt), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        own = f"/{PATCHES}/" in name or name.startswith("patch_coder")
+        expected = usual if own else np.zeros_like(usual)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7, err_msg=name)
+    assert fewer < 0.9 * flops
 
 
 def test_what_makes_no_sense_is_refused():

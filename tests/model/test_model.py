@@ -1,5 +1,6 @@
 """The whole model: who sees whom, the cache, the patch coder, remat and dtype."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -9,18 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import special, tiny_batch, tiny_config
+from helpers import (
+    GROUPED,
+    LATENT,
+    SEVERAL,
+    SHAPES,
+    embed_at,
+    random_image,
+    slots,
+    special,
+    tiny_batch,
+    tiny_config,
+)
 from transfusion_jax.data.batch import stack
-from transfusion_jax.data.documents import Document, Image, Text
+from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.kernels.attention.blocked import KEY_BLOCK, QUERY_BLOCK
-from transfusion_jax.model.coders.linear import patchify, unpatchify
 from transfusion_jax.model.kv_cache import Cache
-from transfusion_jax.model.layers import gather_patches
+from transfusion_jax.model.layers import take_elements
+from transfusion_jax.model.media import patchify, unpatchify
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
-
-LATENT = (4, 4, 2)
 
 
 def test_perturbing_an_element_moves_exactly_the_outputs_that_the_mask_allows():
@@ -46,33 +56,41 @@ def test_perturbing_an_element_moves_exactly_the_outputs_that_the_mask_allows():
     np.testing.assert_array_equal(moved, allowed)
 
 
-def test_an_image_reaches_only_itself_and_what_follows_in_its_document():
-    config, batch = probe_row()
-    model = Model(config.model)
+@pytest.mark.parametrize("changes", [{}, SEVERAL, dict(SEVERAL, model__rope_sections=(2, 1, 1))])
+def test_an_image_reaches_only_itself_and_what_follows_in_its_document(changes):
+    """Images 0 and 1 stand in one document, in this order; image 2 in another; slot 3 is empty."""
+    config, batch = probe_row(**changes)
+    model, media = Model(config.model), batch.media["images"]
     params = model.init(jax.random.key(0))
 
-    def outputs(latents):
-        x, skips = embedded(model, params, batch, latents)
-        bound = model.bind(params)
+    def outputs(patches):
+        noised = dataclasses.replace(media, patches=patches)
+        times, bound = jnp.full(media.weight.shape, 7), model.bind(params)
+        x, skips = bound.embed(batch.tokens, batch.patch, noised, times)
         hidden, _ = bound.trunk(x, batch.spans, batch.positions)
-        patches = gather_patches(hidden, batch.image_slot, 4, config.model.patches)
-        return bound.text_logits(hidden)[0, :, 0], bound.denoise(patches, times(batch), skips)[0]
+        predicted = bound.denoise(hidden, noised, times, skips)
+        return bound.text_logits(hidden)[0, :, 0], predicted[0]
 
-    logits, images = jax.jit(jax.jacobian(outputs))(jnp.asarray(batch.latents))
-    text_moved = np.abs(logits).max(axis=(1, 3, 4, 5)) > 1e-9  # [element, image]
-    image_moved = np.abs(images).max(axis=(1, 2, 3, 4, 6, 7, 8)) > 1e-9  # [image, image]
-    slot, start = batch.image_slot[0], batch.span_start[0]
-    for image in range(3):
-        first = int(np.argmax(slot == image))
-        after = (np.arange(len(slot)) >= first) & (start == start[first])
-        np.testing.assert_array_equal(text_moved[:, image], after)
-    # Images 0 and 1 stand in one document, in this order; image 2 in another; slot 3 is empty.
-    expected = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]], bool)
-    np.testing.assert_array_equal(image_moved[:3, :3], expected)
+    logits, predicted = jax.jit(jax.jacobian(outputs))(jnp.asarray(media.patches))
+    text_moved = np.abs(logits).max(axis=(1, 3)) > 1e-9  # [element, patch]
+    patch_moved = np.abs(predicted).max(axis=(1, 2, 4)) > 1e-9  # [patch, patch]
+    item, start, places = media.item[0], batch.span_start[0], np.arange(batch.tokens.shape[1])
+    used = np.flatnonzero(item >= 0)
+    assert set(item[used]) == {0, 1, 2}
+    for patch in used:
+        first = media.element[0][np.flatnonzero(item == item[patch])[0]]
+        after = (places >= first) & (start == start[first])
+        np.testing.assert_array_equal(text_moved[:, patch], after)
+    reached = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]], bool)
+    np.testing.assert_array_equal(patch_moved[np.ix_(used, used)], reached[np.ix_(item[used], item[used])])
+    assert not np.any(text_moved[:, item < 0])
 
 
-def test_elements_added_to_a_cache_give_what_the_whole_row_gives():
-    config, batch, model, params, x, whole = whole_row()
+@pytest.mark.parametrize(
+    "family", [None, "qwen 3", *(pytest.param(f, marks=pytest.mark.slow) for f in ("llama 3", "qwen 2"))]
+)
+def test_elements_added_to_a_cache_give_what_the_whole_row_gives(family):
+    config, batch, model, params, x, whole = whole_row(**GROUPED.get(family, {}))
     length = config.data.context_length
     cache, parts = Cache.empty(config.model, 1, length), []
     # Cut only where no image is cut: an image's patches see each other.
@@ -124,9 +142,9 @@ def test_no_array_of_the_compiled_program_is_a_square_of_the_sequence():
 def test_gathered_patches_are_the_hidden_states_of_each_image():
     config, batch = probe_row()
     hidden = jnp.arange(config.data.context_length, dtype=jnp.float32)[None, :, None]
-    gathered = gather_patches(hidden, batch.image_slot, 4, config.model.patches)[0, :, :, 0]
+    gathered = take_elements(hidden, batch.media["images"].element)[0, :, 0].reshape(4, config.model.patches)
     for image in range(3):
-        np.testing.assert_array_equal(gathered[image], np.flatnonzero(batch.image_slot[0] == image))
+        np.testing.assert_array_equal(gathered[image], np.flatnonzero(slots(batch)[0] == image))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -137,18 +155,17 @@ def test_patches_are_row_major_and_invert(size):
     below = patches[0, 4 // size] if size < 4 else patches[0, 0]
     top = size if size < 4 else 0
     np.testing.assert_array_equal(below, latent[0, top : top + size, :size].ravel())
-    np.testing.assert_array_equal(unpatchify(patches, size, LATENT), latent)
+    np.testing.assert_array_equal(unpatchify(patches, size, (4 // size, 4 // size)), latent)
 
 
 def test_the_timestep_reaches_the_prediction():
     config = tiny_config()
     batch = tiny_batch(config)
     model = Model(config.model)
-    params, where = model.init(jax.random.key(0)), (batch.image_slot, batch.patch_index)
-    embed = jax.jit(lambda times: model.bind(params).embed(batch.tokens, *where, batch.latents, times)[0])
-    first, other = embed(times(batch)), embed(times(batch) + 9)
+    params = model.init(jax.random.key(0))
+    first, other = (jax.jit(lambda t=t: embed_at(model.bind(params), batch, t)[0])() for t in (7, 16))
     moved = np.abs(first - other).max(-1) > 0
-    np.testing.assert_array_equal(moved, batch.image_slot >= 0)
+    np.testing.assert_array_equal(moved, batch.patch >= 0)
 
 
 def test_padding_of_the_vocabulary_is_never_likely():
@@ -215,30 +232,32 @@ def test_parameters_by_layer_are_the_same_model():
     np.testing.assert_array_equal(model.bind(apart).text_logits(whole), model.bind(params).text_logits(whole))
 
 
-def probe_row():
-    """Two images in one document, one in another, a text, and padding."""
-    config = tiny_config(data__context_length=44, data__image_first=0.0, data__caption_dropout=0.0)
+def probe_row(**changes):
+    """Two images in one document, one in another, a text, and padding; where sizes differ, images of three."""
+    config = tiny_config(
+        data__context_length=44, data__image_first=1.0, data__caption_dropout=0.0, data__max_images=4, **changes
+    )
     random = np.random.default_rng(0)
+    shapes = iter(SHAPES if config.model.max_side else [LATENT[:2]] * 3)
 
     def text(n):
         return Text(random.integers(0, 20, n).astype(np.int32))
 
     def image():
-        return Image(random.standard_normal(LATENT).astype(np.float32))
+        return random_image(random, *next(shapes))
 
     documents = [Document((text(3), image(), image(), text(2))), Document((text(1),)), Document((image(), text(4)))]
-    pieces = [Piece(d, 0, d.length(4), 0) for d in documents]
-    config = tiny_config(
-        data__context_length=44, data__image_first=1.0, data__caption_dropout=0.0, data__max_images=4
-    )
+    pieces = [Piece(d, 0, d.length(config.model), 0) for d in documents]
     return config, stack([assemble(0, pieces, config, special())])
 
 
-def whole_row():
+def whole_row(**changes):
     """The row of `probe_row`, a model, its parameters, and the row's elements before and after the trunk."""
-    config, batch = probe_row()
+    config, batch = probe_row(**changes)
     model = Model(config.model)
     params = model.init(jax.random.key(1))
+    random = np.random.default_rng(2)  # so that norms and biases of heads matter, too
+    params = jax.tree.map(lambda p: p + 0.1 * random.standard_normal(p.shape, np.float32), params)
     x, _ = jax.jit(functools.partial(embedded, model))(params, batch)
     whole, _ = trunk_of(model)(params, x, batch.spans, batch.positions)
     return config, batch, model, params, x, whole
@@ -250,10 +269,5 @@ def trunk_of(model):
     return jax.jit(lambda params, *arguments: model.bind(params).trunk(*arguments))
 
 
-def embedded(model, params, batch, latents=None):
-    latents = batch.latents if latents is None else latents
-    return model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, latents, times(batch))
-
-
-def times(batch):
-    return jnp.full(batch.latents.shape[:2], 7)
+def embedded(model, params, batch):
+    return embed_at(model.bind(params), batch, 7)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from helpers import GROUPED
+
 COMPILE = """
 import sys
 sys.path.insert(0, "tests")
@@ -32,6 +34,7 @@ with jax.set_mesh(mesh):
         (dict(data=2, context=2, tensor=2), {}),
         (dict(data=1, fsdp=2, context=4), {}),
         (dict(data=2, fsdp=2, tensor=2), dict(accumulation=2)),
+        *((dict(data=2, context=2, tensor=2), changes) for changes in GROUPED.values()),
     ],
     ids=str,
 )

@@ -94,8 +94,7 @@ def random_chameleon(swin_norm):
 def logits_of(model, params, tokens):
     rows, length = tokens.shape
     index = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    latents, timesteps = jnp.zeros((rows, 1, *CONFIG.latent_shape)), jnp.zeros((rows, 1), jnp.int32)
-    x, _ = model.bind(params).embed(tokens, jnp.full_like(index, -1), jnp.zeros_like(index), latents, timesteps)
+    x, _ = model.bind(params).embed(tokens)
     hidden, _ = model.bind(params).trunk(x, Spans(jnp.zeros_like(index), index + 1), index)
     return model.bind(params).text_logits(hidden)
 

@@ -1,4 +1,4 @@
-"""Llama checkpoints as transformers writes them, in and out, by the command."""
+"""Language models as transformers writes them, in and out, by the command."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from transfusion_jax.cli import main
 from transfusion_jax.model.spans import Spans
@@ -22,18 +22,34 @@ pytestmark = pytest.mark.parity
 VOCABULARY = 123
 KINDS = {
     "plain": {},
-    "grouped": {"num_key_value_heads": 2},
+    "grouped": {"num_key_value_heads": 2, "head_dim": 12},
     "tied": {"tie_word_embeddings": True},
     "bfloat16": {"dtype": "bfloat16"},
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}},
+    "llama-3": {
+        "num_key_value_heads": 1,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "qwen2.5": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16},
 }
 
 
 def random_llama(**options):
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
         **dict(
+            model_type="llama",
             hidden_size=32,
             num_hidden_layers=2,
             num_attention_heads=4,
+            num_key_value_heads=4,
             intermediate_size=48,
             vocab_size=VOCABULARY,
             max_position_embeddings=128,
@@ -45,10 +61,11 @@ def random_llama(**options):
         | options
     )
     torch.manual_seed(0)
-    llama = LlamaForCausalLM(config)
+    llama = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in llama.parameters():
-            parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=0.1)
+        for name, parameter in llama.named_parameters():
+            norm = parameter.ndim == 1 and "bias" not in name
+            parameter.uniform_(0.5, 1.5) if norm else parameter.normal_(std=0.1)
     return llama.to(options.get("dtype") and torch.bfloat16)
 
 
@@ -64,9 +81,8 @@ def our_logits(run, tokens):
     params = checkpoints.weights(step, "raw", to_devices(model.abstract_params()))
     rows, length = tokens.shape
     index = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    latents = jnp.zeros((rows, 1, *config.model.latent_shape))
-    model, times = model.bind(params), jnp.zeros((rows, 1), jnp.int32)
-    x, _ = model.embed(tokens, jnp.full_like(index, -1), jnp.zeros_like(index), latents, times)
+    model = model.bind(params)
+    x, _ = model.embed(tokens)
     hidden, _ = model.trunk(x, Spans(jnp.zeros_like(index), index + 1), index)
     return np.asarray(model.text_logits(hidden))
 
@@ -77,28 +93,32 @@ SMALL += ["--config.data.context_length=64", "--config.batch_rows=8", "--config.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_llama_comes_in_and_goes_out(kind, tmp_path, capsys):
+def test_a_llama_comes_in_and_goes_out(kind, tmp_path, capsys, monkeypatch):
     llama = random_llama(**KINDS[kind])
     llama.save_pretrained(tmp_path / "llama", max_shard_size="20KB")
     assert (tmp_path / "llama/model.safetensors.index.json").exists()
     run, out = tmp_path / "run", tmp_path / "out"
-    assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(run), *SMALL]) == 0
-    read = (
-        LlamaForCausalLM.from_pretrained(  # .to(bfloat16) rounded the rotary frequencies, too, and no file has them
-            tmp_path / "llama", dtype=torch.float32, attn_implementation="eager"
-        )
-    )
+    assert main(["convert", "from-hf", str(tmp_path / "llama"), "--output", str(run), *SMALL]) == 0
+    folder = (
+        tmp_path / "llama"
+    )  # loaded again: .to(bfloat16) also rounded the rotary frequencies, which no file holds
+    read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     expected = logits_of(read, TOKENS)
     ours = our_logits(run, TOKENS)
     np.testing.assert_allclose(ours[..., :VOCABULARY], expected, atol=1e-4)
 
-    to_llama = ["convert", "to-llama", "--workdir", str(run), "--output", str(out), "--max-shard-size", "20KB"]
+    to_llama = ["convert", "to-hf", "--workdir", str(run), "--output", str(out), "--max-shard-size", "20KB"]
     assert main(to_llama) == 0
-    again = LlamaForCausalLM.from_pretrained(out, attn_implementation="eager")
+    again = AutoModelForCausalLM.from_pretrained(out, attn_implementation="eager")
     np.testing.assert_allclose(logits_of(again, TOKENS), ours[..., : VOCABULARY + 5], atol=1e-4)
-    assert "patch coder" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "patch coder" in card
+    monkeypatch.chdir(out)
+    shown: dict = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1), shown)
+    np.testing.assert_allclose(logits_of(shown["model"].float(), TOKENS), logits_of(again, TOKENS), atol=1e-4)
 
-    assert main(["convert", "from-llama", str(out), "--output", str(tmp_path / "third"), *SMALL]) == 0
+    assert main(["convert", "from-hf", str(out), "--output", str(tmp_path / "third"), *SMALL]) == 0
     capsys.readouterr()
     assert (
         main(["convert", "diff", str(run), str(tmp_path / "third"), "--json"]) == 1
@@ -109,7 +129,7 @@ def test_a_llama_comes_in_and_goes_out(kind, tmp_path, capsys):
 
 def test_a_run_begins_from_a_llama_with_its_text_frozen(tmp_path):
     random_llama().save_pretrained(tmp_path / "llama")
-    assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(tmp_path / "run"), *SMALL]) == 0
+    assert main(["convert", "from-hf", str(tmp_path / "llama"), "--output", str(tmp_path / "run"), *SMALL]) == 0
     train = ["train", "--workdir", str(tmp_path / "w"), "--init-from", str(tmp_path / "run")]
     train += ["--config.data.sources=synthetic", "--config.steps=2", "--config.loop.evaluate_every=0"]
     train += ["--config.model.modality_weights=untied", "--config.optimizer.frozen=text"]
@@ -127,16 +147,19 @@ def test_a_run_begins_from_a_llama_with_its_text_frozen(tmp_path):
     [
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rotary embeddings are scaled"),
-        ({"head_dim": 16}, "head_dim"),
-        ({"model_type": "mistral", "sliding_window": 4}, "sliding_window"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "rotary embeddings are scaled"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters lacks low_freq_factor"),
+        ({"head_dim": 16}, "asks for"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "mistral"}, "it takes llama, qwen2, qwen3"),
+        ({"sliding_window": 4}, "sliding_window"),
     ],
 )
 def test_what_cannot_be_represented_is_refused(changes, message, tmp_path, capsys):
     random_llama().save_pretrained(tmp_path / "llama")
     path = tmp_path / "llama/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(tmp_path / "run")]) != 0
+    assert main(["convert", "from-hf", str(tmp_path / "llama"), "--output", str(tmp_path / "run")]) != 0
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -199,7 +222,7 @@ def test_every_field_of_a_config_is_honoured_or_refused_by_name(field, value, tm
     random_llama().save_pretrained(tmp_path / "llama")
     path, run = tmp_path / "llama/config.json", tmp_path / "run"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    code = main(["convert", "from-llama", str(path.parent), "--output", str(run), *SMALL])
+    code = main(["convert", "from-hf", str(path.parent), "--output", str(run), *SMALL])
     out, err = capsys.readouterr()
     if code:
         assert code == 2
@@ -236,6 +259,6 @@ def test_tensors_that_are_not_the_configs_are_refused(harm, message, tmp_path, c
     tensors = load_file(path)
     harm(tensors)
     save_file(tensors, path)
-    assert main(["convert", "from-llama", str(tmp_path / "llama"), "--output", str(tmp_path / "run"), *SMALL]) != 0
+    assert main(["convert", "from-hf", str(tmp_path / "llama"), "--output", str(tmp_path / "run"), *SMALL]) != 0
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run/config.json").exists()

@@ -41,6 +41,14 @@ def test_cosine_schedule_equals_squaredcos_cap_v2():
     np.testing.assert_allclose(SCHEDULE.alpha_bar[1:-1], theirs[:-1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("by", [0.5, 2.0, 3.0])
+def test_timesteps_of_a_flow_are_shifted_as_theirs(by):
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=by)
+    theirs.set_timesteps(sigmas=np.linspace(1, 0, 21)[:-1].tolist())
+    found = make_steps(straight(1000), 20, "flow", shift=by).timesteps
+    np.testing.assert_allclose(found, theirs.timesteps, atol=0.501)  # ours are whole
+
+
 @pytest.mark.parametrize("steps", [1000, 750, 600, 501, 334, 250, 100, 50, 10, 7, 3, 2, 1])
 def test_timesteps_equal_trailing_spacing(steps):
     visited = evenly(1000, steps)

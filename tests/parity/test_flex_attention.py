@@ -34,9 +34,13 @@ def test_flex_attention_skips_the_blocks_that_no_span_touches():
 def test_the_command_runs(tmp_path, capsys):
     gpu.main(["--tiny", "--rounds", "2", "--json", str(tmp_path / "report.json")])
     printed, report = capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text())
-    assert [e["array"] for e in report["errors"]] == ["out", "d_q", "d_k", "d_v"]
-    forward, both, step = report["reports"]
-    assert set(forward["timings"]) == set(both["timings"]) == {"transfusion_jax", "XLA, dense mask", "PyTorch SDPA"}
+    assert [(e["group"], e["array"]) for e in report["errors"]] == [
+        (group, array) for group in (1, 2) for array in ("out", "d_q", "d_k", "d_v")
+    ]
+    *attentions, step = report["reports"]
+    assert len(attentions) == 2 * 2  # forward, and both passes, of each number of heads
+    for attention in attentions:
+        assert set(attention["timings"]) >= {"transfusion_jax", "XLA, dense mask", "PyTorch SDPA"}
     assert set(step["timings"]) == {"transfusion_jax", "PyTorch, sdpa"}
     assert all(report["title"] in printed for report in report["reports"])
     assert "elements/s" in printed

@@ -112,7 +112,7 @@ def llama(tmp_path_factory):
     model.save_pretrained(folder / "llama")
     byte_tokenizer().save_pretrained(folder / "llama")
     run = folder / "run"
-    assert main(["convert", "from-llama", str(folder / "llama"), "--output", str(run), *SMALL]) == 0
+    assert main(["convert", "from-hf", str(folder / "llama"), "--output", str(run), *SMALL]) == 0
     tasks = folder / "tasks"
     tasks.mkdir()
     for name, count, seed in (("train", 5, 1), ("test", 20, 0)):

@@ -129,7 +129,7 @@ def save(folder, of):
 
 def imported(folder, run):
     """The run of a folder, as the harness and `sample` see it."""
-    assert main(["convert", "from-llama", str(folder), "--output", str(run), *SMALL]) == 0
+    assert main(["convert", "from-hf", str(folder), "--output", str(run), *SMALL]) == 0
     workdir = Workdir(run)
     task = make_task(workdir.config())
     checkpoints, step = find_checkpoint(str(run))
@@ -178,7 +178,7 @@ def test_transformers_reads_the_same_facts_of_what_goes_out(name, tmp_path):
     of, out = CASES[name], tmp_path / "out"
     save(tmp_path / "llama", of)
     *_, codec = imported(tmp_path / "llama", tmp_path / "run")
-    assert main(["convert", "to-llama", "--workdir", str(tmp_path / "run"), "--output", str(out)]) == 0
+    assert main(["convert", "to-hf", "--workdir", str(tmp_path / "run"), "--output", str(out)]) == 0
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "llama", out))
     assert after.config.max_position_embeddings == before.config.max_position_embeddings == LONGEST
     assert (after.config.bos_token_id, after.generation_config.bos_token_id) == (codec.special.bos,) * 2
@@ -199,11 +199,11 @@ def test_transformers_reads_the_same_facts_of_what_goes_out(name, tmp_path):
 def test_a_longer_context_than_the_sources_is_said(tmp_path, capsys):
     save(tmp_path / "llama", CASES["one for both"])
     folder, run = str(tmp_path / "llama"), tmp_path / "run"
-    assert main(["convert", "from-llama", folder, "--output", str(run), *SMALL]) == 0
+    assert main(["convert", "from-hf", folder, "--output", str(run), *SMALL]) == 0
     assert Workdir(run).config().data.context_length == LONGEST
     assert "at most" not in capsys.readouterr().out
     longer = [*SMALL, f"--config.data.context_length={2 * LONGEST}"]
-    assert main(["convert", "from-llama", folder, "--output", str(tmp_path / "longer"), *longer]) == 0
+    assert main(["convert", "from-hf", folder, "--output", str(tmp_path / "longer"), *longer]) == 0
     said = f"trained on at most {LONGEST} elements, and data.context_length is {2 * LONGEST}"
     assert said in capsys.readouterr().out
     assert main(["sample", "--workdir", str(tmp_path / "longer"), "--prompt", "a", "--score", "b"]) == 0
@@ -215,5 +215,5 @@ def test_a_longer_context_than_the_sources_is_said(tmp_path, capsys):
     out = capsys.readouterr().out
     assert said in out
     assert "prepare data with the tokenizer that the run keeps" in out
-    assert main(["convert", "to-llama", "--workdir", str(tmp_path / "w"), "--output", str(tmp_path / "out")]) == 0
+    assert main(["convert", "to-hf", "--workdir", str(tmp_path / "w"), "--output", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 2 * LONGEST

@@ -9,6 +9,7 @@ from PIL import Image as Pillow
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torchmetrics.image.fid import _compute_fid
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from helpers import begin_run, prepare, tiny_codec, tiny_config, tiny_corpus
 from transfusion_jax.cli import main
@@ -16,7 +17,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.evaluation import cider as judge
 from transfusion_jax.evaluation import fid
-from transfusion_jax.evaluation.clip import MEAN, STD, ClipScore
+from transfusion_jax.evaluation.clip import MEAN, STD, ClipScore, middle_square
 from transfusion_jax.evaluation.pictures import Drawn
 from transfusion_jax.evaluation.suites.frechet import Statistics, distance
 from transfusion_jax.tasks.base import make_task
@@ -105,11 +106,31 @@ def test_clip_score_is_torchmetrics(clip):
     judge = ClipScore(folder)
     np.testing.assert_allclose(judge.scores(captions, images), expected, atol=1e-3)
     for part in (slice(0, 2), slice(2, 3)):
-        judge.see(Drawn(captions[part], images[part], images[part]))
+        judge.see(Drawn(captions[part], list(images[part]), list(images[part])))
     assert judge.metrics()["clip_score"] == pytest.approx(max(float(expected.mean()), 0), abs=1e-3)
     assert len(judge.about()["clip"].split("sha256 ")[1]) == 64
     with pytest.raises(ConfigError, match=r"holds no model\.safetensors"):
         ClipScore(folder / "no")
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (32, 32), (30, 97), (200, 31), (33, 32), (8, 64)])
+def test_clip_sees_what_the_processor_of_transformers_makes_of_an_image(shape):
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    expected = processor(Pillow.fromarray(image), do_rescale=False, do_normalize=False)["pixel_values"][0]
+    np.testing.assert_array_equal(np.moveaxis(middle_square(image, 32), -1, 0), expected)
+
+
+def test_clip_scores_images_of_several_shapes(clip):
+    folder, *_ = clip
+    judge, captions = ClipScore(folder), ["a cat", "two dogs", "b"]
+    shapes = ((32, 64), (48, 48), (96, 32))
+    images = [np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in shapes]
+    judge.see(Drawn(captions, images, images))
+    squares = np.stack([middle_square(image, 32) for image in images])
+    np.testing.assert_allclose(judge.scores(captions, images), judge.scores(captions, squares), atol=1e-4)
+    said = judge.about()["clip_resizing"]
+    assert said.startswith("from 64x32, 48x48 and 32x96, as the captions' own images: the shorter side to 32")
 
 
 CAPTIONS = [["A cat sat on the mat.", "the cat is sitting"], ["A dog ran fast!"], ["two birds fly over trees"]]
@@ -175,8 +196,20 @@ def test_captions_are_written_behind_each_image_once(monkeypatch):
     assert asked[1].segments[0].latent is other.latent
     assert metrics["cider"] == pytest.approx(100 * judge.cider([["abc", "bcd"], ["dd"]], ["abc", "dd"]))
     json.dumps(about)
+    assert about["cider_resizing"].endswith("the model sees images as they were prepared, 4x4")
     with pytest.raises(ConfigError, match="needs captioned images"):
         judge.run_cider(task, {}, codec, Corpus(tiny_corpus().sources[1:]))
+
+
+def test_images_of_the_same_values_in_other_shapes_have_captions_of_their_own():
+    codec = tiny_codec()
+    shown = [(Image(np.zeros(shape, np.float32)), "ab") for shape in ((2, 8, 2), (4, 4, 2), (2, 8, 2))]
+    documents = [Document((Text(codec.tokenizer.encode(text)), image)) for image, text in shown]
+    found = judge.references(Corpus((Source("pairs", DocumentList(documents)),)), codec)
+    assert [(image.latent.shape, captions) for image, captions in found] == [
+        ((2, 8, 2), ["ab", "ab"]),
+        ((4, 4, 2), ["ab"]),
+    ]
 
 
 def test_karpathys_test_images_are_captioned_by_the_command(tmp_path, capsys):

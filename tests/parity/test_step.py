@@ -9,6 +9,7 @@ import torch
 
 import pytorch_step
 import training
+from helpers import as_latents, latents, media_of
 from transfusion_jax.config import ModelConfig, OptimizerConfig
 from transfusion_jax.diffusion import objective
 from transfusion_jax.parallel.mesh import make_mesh
@@ -40,11 +41,12 @@ CONFIG = dataclasses.replace(training.make_config(MODEL, rows=2, context=768), o
 def test_losses_gradient_norms_and_updated_parameters_equal_pytorchs(monkeypatch):
     random = np.random.default_rng(0)
     batch = training.make_batch(CONFIG)
-    noise = random.normal(size=batch.latents.shape).astype(np.float32)
+    noise = random.normal(size=latents(batch, CONFIG).shape).astype(np.float32)
     timesteps = np.array([[1, 300], [700, 1000]])
 
-    def corrupt(keys, clean, limit, schedule, objective):
-        return schedule.add_noise(clean, noise, timesteps), noise, timesteps
+    def corrupt(keys, media, model, diffusion, schedule):
+        noised = schedule.add_noise(as_latents(media.patches, model), noise, timesteps)
+        return dataclasses.replace(media, patches=media_of(noised, model).patches), noise, timesteps
 
     monkeypatch.setattr(objective, "corrupt", corrupt)
     task, mesh = TransfusionTask(CONFIG), make_mesh(CONFIG.mesh, jax.devices()[:1])
@@ -56,7 +58,7 @@ def test_losses_gradient_norms_and_updated_parameters_equal_pytorchs(monkeypatch
     model = pytorch_step.Transfusion(MODEL)
     model.load_state_dict(to_pytorch(params))
     optimizer = pytorch_step.make_optimizer(model, OPTIMIZER)
-    their_batch = pytorch_step.TorchBatch.of(batch)
+    their_batch = pytorch_step.TorchBatch.of(batch, MODEL)
     drawn = torch.tensor(noise).flatten(0, 1), torch.tensor(timesteps).flatten()
 
     for _ in range(2):  # the first step of Adam does not depend on its decay rates

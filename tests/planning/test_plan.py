@@ -1,10 +1,14 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from helpers import tiny_config
-from transfusion_jax.config import ConfigError
+from helpers import GROUPED, tiny_config
+from transfusion_jax import config as configs
+from transfusion_jax.config import ConfigError, MeshConfig
+from transfusion_jax.flops import count_parameters
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.planning import report
 from transfusion_jax.planning import topology as topologies
@@ -14,6 +18,7 @@ from transfusion_jax.planning.flops_breakdown import by_formula, kernel_flops
 from transfusion_jax.planning.plan import TEMPORARY, make_plan, on_mesh
 from transfusion_jax.planning.search import choose_mesh, meshes, search
 
+FROM_LLM = Path(__file__).parents[2] / "configs/from_llm.py"
 V5E = topologies.parse_topology("v5e:4x4")
 CONTENTS = Contents(elements=40.0, text_losses=20.0, images=2.0, span_area=500.0, visited_area=900.0)
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
@@ -50,6 +55,23 @@ def test_the_formula_by_hand(remat, again):
     assert full.padding == 0
 
 
+def test_frozen_weights_have_no_gradients_nor_moments():
+    learnt, frozen = (wide_config(**FROZEN | dict(optimizer__frozen=what)) for what in ("none", "text"))
+    model, rows = learnt.model, learnt.batch_rows
+    text = (40 - 2 * model.patches) * model.layers * (4 * 2048**2 + 3 * 2048 * 8192) + 20 * 2048 * 128
+    one, other = (by_formula(config, CONTENTS, tpu=True).model for config in (learnt, frozen))
+    assert one - other == pytest.approx(2 * rows * text)
+    mesh = dict(data=1, fsdp=16)
+    plans = [
+        make_plan(replace(c, mesh=replace(c.mesh, **mesh)), V5E, CONTENTS, analytic=True) for c in (learnt, frozen)
+    ]
+    moments = [plan.memory["optimizer moments"] for plan in plans]
+    own = count_parameters(model).patch_trunk + count_parameters(model).patch_coder
+    assert moments[1] < 0.51 * moments[0]
+    assert moments[1] == pytest.approx(8 * own / 16, rel=0.01)
+    assert plans[1].memory[TEMPORARY] < plans[0].memory[TEMPORARY]
+
+
 def test_a_kernels_operations_are_its_products_over_whole_blocks():
     config = tiny_config(accumulation=2)
     one = 2 * 16 * 900 * config.batch_rows / 2 / 8
@@ -58,15 +80,77 @@ def test_a_kernels_operations_are_its_products_over_whole_blocks():
     assert kernel_flops("another", config, CONTENTS, 8) == 0
 
 
-def test_the_estimates_operations_are_the_formulas():
+FROZEN = dict(model__modality_weights="untied", optimizer__frozen="text")
+
+
+UNEVEN = dict(model__heads=12, model__kv_heads=3, model__head_dim=128)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{}, dict(model__kv_heads=4), UNEVEN, dict(model__modality_weights="untied"), FROZEN],
+    ids=str,
+)
+def test_the_estimates_operations_are_the_formulas(switches):
     """But for the patch coder, and for attention in whole blocks."""
-    config = wide_config(model__remat="full")
-    contents = replace(CONTENTS, visited_area=CONTENTS.span_area, elements=1024.0, text_losses=1024.0)
+    contents = replace(CONTENTS, visited_area=200_000.0, span_area=200_000.0, elements=1024.0, text_losses=1024.0)
+    config = wide_config(model__remat="full", **switches)
     for mesh in (ONE, ONE | {"fsdp": 4, "tensor": 2}, ONE | {"data": 2, "context": 2}):
         chips = mesh["data"] * mesh["fsdp"] * mesh["context"] * mesh["tensor"]
         step = estimate(config, contents, mesh, tpu=True)
         counted = chips * sum(w.flops * w.times for w in step.work)
-        assert counted == pytest.approx(by_formula(config, contents, tpu=True).total, rel=0.01)
+        placed = replace(config, mesh=MeshConfig(**mesh))
+        assert counted == pytest.approx(by_formula(placed, contents, tpu=True).total, rel=0.01)
+
+
+def test_fewer_heads_of_keys_and_tied_embeddings_take_less():
+    whole = dict(mesh=dict(data=1, fsdp=16), model__vocabulary=32_000)
+    few = dict(model__kv_heads=4), dict(model__tied_embeddings=True), dict(model__kv_heads=4, model__head_dim=64)
+    base, *others = (make_plan(wide_config(**whole, **c), V5E, CONTENTS, analytic=True) for c in ({}, *few))
+    layers = 8 * np.array([2 * 2048 * 1536, 0, 2 * 2048 * 1792 + 2 * 2048 * 1024]) * 4  # of queries 2,048 or 1,024
+    tables = 32_128 * 2048 * 4 * np.array([0, 1, 0])
+    for plan, less in zip(others, (layers + tables) / 16, strict=True):
+        assert base.memory["parameters"] - plan.memory["parameters"] == less
+        assert plan.memory[TEMPORARY] < base.memory[TEMPORARY]
+        assert plan.formula.total <= base.formula.total
+        assert sum(c.bytes for c in plan.collectives) < sum(c.bytes for c in base.collectives)
+
+
+@pytest.mark.parametrize(
+    ("heads", "few", "said"),
+    [
+        (16, 8, "8 does not divide by mesh.tensor 16: every device of tensor holds all keys and values\n"),
+        (48, 6, "holds all keys and values, and computes attention of all 48 heads\n"),
+        (16, 16, ""),
+    ],
+)
+def test_a_plan_says_where_every_device_holds_all_keys(heads, few, said):
+    config = wide_config(mesh=dict(data=1, tensor=16), model__heads=heads, model__kv_heads=few, model__head_dim=64)
+    plan = make_plan(config, V5E, CONTENTS, analytic=True)
+    text = report.plan_table(plan)
+    assert said in text
+    assert ("model.kv_heads" in text) == bool(said)
+    with pytest.raises(ConfigError, match=r"model.kv_heads 1 of 8 channels cannot be split over 16 devices"):
+        on_mesh(wide_config(mesh=dict(data=1, tensor=16), model__kv_heads=1, model__head_dim=8), V5E)
+
+
+@pytest.mark.parametrize(("shape", "parameters"), [("llama-3-8b", 8_030_261_248), ("qwen3-4b", 4_022_468_096)])
+@pytest.mark.parametrize("machine", ["v5p:4x4x4", "h100:8x4"])
+def test_trunks_of_language_models_fit_the_machines_that_they_are_planned_for(shape, parameters, machine):
+    config, topology = configs.load(f"{FROM_LLM}:{shape}"), topologies.parse_topology(machine)
+    assert count_parameters(config.model).paper == parameters  # as their authors publish them
+    contents = Contents(4082, 2202, 7.3, 3e6, 3.3e6)
+    plan = make_plan(choose_mesh(config, topology, contents), topology, contents, analytic=True)
+    assert plan.fits
+    state = parameters + count_parameters(config.model).padding + count_parameters(config.model).patch_coder
+    held = plan.memory["parameters"] * plan.mesh["fsdp"] * plan.mesh["context"] * plan.mesh["tensor"]
+    assert held == pytest.approx(4 * state, rel=5e-3)  # but for norms, which are whole on every device
+
+
+def test_a_kernel_computes_heads_that_are_not_split_on_every_device():
+    config = tiny_config(**GROUPED["qwen 3"], mesh=dict(data=1, tensor=2))
+    one = 2 * 36 * 900 * config.batch_rows / 2
+    assert kernel_flops("span_attention_forward", config, CONTENTS, 2) == 2 * 2 * one
 
 
 def test_more_of_an_axis_means_less_memory_and_its_own_exchanges():
@@ -193,16 +277,33 @@ def test_a_unets_operations_and_bytes_are_in_the_plan():
             w.flops * w.times for w in less.work
         )
         images = with_unet.batch_rows * with_unet.data.max_images
-        assert added == pytest.approx(4 * Model(with_unet.model).coder_flops * images)  # forward twice, backward
+        assert added == pytest.approx(4 * Model(with_unet.model).coder_flops() * images)  # forward twice, backward
         assert more.temporary > less.temporary
         assert chips == 1 or more.collectives[0].bytes > less.collectives[0].bytes
     formula, linear = (by_formula(config, CONTENTS, tpu=True) for config in (with_unet, without))
     images = with_unet.batch_rows * with_unet.data.max_images
     assert formula.total - linear.total == pytest.approx(
-        (4 * Model(with_unet.model).coder_flops - 3 * Model(without.model).coder_flops) * images
+        (4 * Model(with_unet.model).coder_flops() - 3 * Model(without.model).coder_flops()) * images
     )
     unused = replace(CONTENTS, images=0.0)
     assert by_formula(with_unet, unused, tpu=True).total == pytest.approx(formula.total)  # empty slots compute
+
+
+def test_a_unet_of_items_of_any_shape_computes_the_room_of_a_row_whatever_the_longest_side():
+    unet = dict(model__patch_coder="unet", model__unet_channels=(256, 512), model__remat="full")
+    held = replace(CONTENTS, patches=7.0, pairs=25.0)
+    square, long, longer = (wide_config(**unet, model__max_side=side, data__max_patches=12) for side in (4, 8, 32))
+    coder = square.batch_rows * Model(square.model).coder_flops(square.data.max_images, 12, 25.0)
+    for mesh in (ONE, ONE | {"fsdp": 4}):
+        work = estimate(long, held, mesh, tpu=True).work
+        found = sum(w.flops * w.times for w in work[-3:])
+        assert found == pytest.approx(4 * coder / mesh["fsdp"])  # forward twice, backward
+        assert work == estimate(longer, held, mesh, tpu=True).work
+    totals = [by_formula(config, held, tpu=True) for config in (square, long, longer)]
+    assert totals[0] == totals[1] == totals[2]
+    dots = by_formula(replace(long, model=replace(long.model, remat="dots")), held, tpu=True)
+    none = by_formula(replace(long, model=replace(long.model, remat="none")), held, tpu=True)
+    assert dots.recomputed == none.recomputed  # packed convolutions are products, and kept
 
 
 def test_the_search_leaves_out_meshes_that_cannot_split_a_unet():

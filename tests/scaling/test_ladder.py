@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import tiny_config
 from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, DocumentList, Source, Text
@@ -183,4 +184,4 @@ def test_exact_flops_count_the_unet_and_6nd_does_not():
 
 def test_epochs_count_elements_of_a_pass():
     texts = DocumentList((Document((Text([1, 2, 3]),)), Document((Text([4]),))))
-    assert costs.elements_of(Source("texts", texts), patches=16) == 2 + 4
+    assert costs.elements_of(Source("texts", texts), tiny_config().model) == 2 + 4

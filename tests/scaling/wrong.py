@@ -42,8 +42,9 @@ def change_losses(change):
     right = TransfusionTask.element_losses
 
     def wrong(self, params, batch, key):
-        texts, images, timesteps = right(self, params, batch, key)
-        return *change(texts, images), timesteps
+        texts, items = right(self, params, batch, key)
+        texts, loss = change(texts, items["images"].loss)
+        return texts, {"images": items["images"]._replace(loss=loss)}
 
     TransfusionTask.element_losses = wrong
 

@@ -134,3 +134,20 @@ def test_an_address_in_use_is_found_before_the_model_is_read():
 
 def unknown(*_):
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+@pytest.mark.parametrize(
+    ("host", "everywhere", "link"),
+    [
+        ("0.0.0.0", True, "127.0.0.1"),
+        ("0", True, "127.0.0.1"),
+        ("::", True, "[::1]"),
+        ("0:0::0", True, "[::1]"),
+        ("127.0.0.2", False, "127.0.0.2"),
+        ("::1", False, "[::1]"),
+        ("localhost", False, "localhost"),
+    ],
+)
+def test_a_link_can_be_opened(host, everywhere, link):
+    found = resolve(host, 80)
+    assert (found.everywhere, found.link) == (everywhere, link)

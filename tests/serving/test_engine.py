@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from helpers import code_codec, tiny_codec, tiny_config, token_config
+from helpers import SEVERAL, code_codec, tiny_codec, tiny_config, token_config
 from served import codec, made
 from transfusion_jax.generation.interleaved import Ended, Wrote
 from transfusion_jax.serving import engine as engines
@@ -113,8 +113,14 @@ def test_what_a_model_cannot_do_is_not_compiled_for(config, codec, follows):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "codec"),
-    [(tiny_config(), tiny_codec()), (token_config(), code_codec()), (token_config("none"), code_codec())],
-    ids=["latents", "codes", "text"],
+    [
+        (tiny_config(), tiny_codec()),
+        (tiny_config(**SEVERAL, data__context_length=64), tiny_codec()),
+        (tiny_config(**SEVERAL, model__shape_marks=True, data__context_length=64), tiny_codec()),
+        (token_config(), code_codec()),
+        (token_config("none"), code_codec()),
+    ],
+    ids=["latents", "any shape", "its own shape", "codes", "text"],
 )
 def test_nothing_is_compiled_for_what_the_page_asks_first(config, codec):
     task, told, ended = make_task(config), [], threading.Event()

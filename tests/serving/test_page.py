@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from served import codec, made, png_url, server
+from served import ANY_SHAPE, codec, made, png_url, server
 from transfusion_jax.serving import engine as engines
 from transfusion_jax.serving.measures import Measures
 from transfusion_jax.serving.reading import usual_requests
@@ -256,6 +256,94 @@ def test_a_phone_shows_all_of_it(page):
         assert box["x"] + box["width"] <= 360
 
 
+@pytest.fixture(scope="module")
+def any_shape():
+    engine = engines.Engine(*made(**ANY_SHAPE), codec(), 8, Measures())
+    with server(engine, trained={"height": [6, 32], "width": [6, 32], "area": [36, 256]}) as url:
+        yield url
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_a_wide_and_a_tall_image_stand_in_one_conversation(browser, any_shape, width, monkeypatch):
+    asked, decode = threading.Semaphore(0), engines.stream
+
+    def stream(*given, **how):
+        assert asked.acquire(timeout=WAIT / 1000)
+        yield from decode(*given, **how)
+
+    monkeypatch.setattr(engines, "stream", stream)
+    with opened(browser, any_shape) as page:
+        page.set_viewport_size({"width": width, "height": 900})
+        for number, (shape, size) in enumerate({"wide": (20, 10), "tall": (10, 20)}.items(), 1):
+            page.get_by_label("Shape").select_option(label=shape)
+            page.get_by_label("Prompt").fill(f"a {shape} picture")
+            page.keyboard.press("Enter")
+            empty = page.locator(".blank").bounding_box()
+            asked.release()
+            drawn = page.get_by_role("img", name="a drawn image")
+            expect(drawn).to_have_count(number)
+            assert drawn.last.evaluate("img => [img.naturalWidth, img.naturalHeight]") == list(size)
+            assert proportion(drawn.last) == pytest.approx(size[0] / size[1], rel=0.02)
+            assert drawn.last.bounding_box() == pytest.approx(empty | {"y": drawn.last.bounding_box()["y"]}, abs=1)
+        page.get_by_label("Shape").select_option("free")
+        page.get_by_label("width in pixels").fill("32")
+        page.get_by_label("height in pixels").fill("4")
+        page.get_by_label("Prompt").fill("a strip")
+        page.keyboard.press("Enter")
+        asked.release()
+        expect(drawn).to_have_count(3)
+        expect(page.get_by_role("listitem").last).to_contain_text(
+            "this run was trained on no images of 32x4 pixels"
+        )
+        assert proportion(drawn.last) == pytest.approx(8, rel=0.02)
+        shot(page, f"shapes-{width}")
+        if folder := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/shapes-{width}-all.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for box in (image.bounding_box() for image in page.get_by_role("img").all()):
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+
+
+def test_an_edit_of_an_upload_keeps_its_shape(browser, any_shape):
+    with opened(browser, any_shape) as page:
+        upload(page, 16, 8)
+        assert proportion(page.get_by_role("img", name="the image that goes with the prompt")) == pytest.approx(
+            2, rel=0.05
+        )
+        page.get_by_label("What is made").select_option("image")
+        page.get_by_label("Prompt").fill("make it red")
+        page.get_by_label("Prompt").press("Enter")
+        assert proportion(page.get_by_role("img", name="an uploaded image")) == pytest.approx(2, rel=0.02)
+        drawn = page.get_by_role("img", name="a drawn image")
+        expect(drawn).to_be_visible()
+        assert drawn.evaluate("img => [img.naturalWidth, img.naturalHeight]") == [16, 8]
+
+
+def test_what_is_no_size_is_not_sent(browser, any_shape):
+    with opened(browser, any_shape) as page:
+        page.get_by_label("Shape").select_option("free")
+        page.get_by_label("height in pixels").fill("7")
+        page.get_by_label("Prompt").fill("odd")
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("height in pixels")).to_be_focused()
+        expect(page.get_by_role("listitem")).to_have_count(0)
+        page.get_by_label("height in pixels").fill("32")
+        page.get_by_label("Prompt").press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("this model draws no images of 16x32 pixels")
+
+
+def test_a_model_of_one_shape_has_no_menu_for_it(page):
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    expect(page.get_by_label("What is made")).to_be_visible()
+    expect(page.get_by_label("Shape")).to_have_count(0)
+
+
+def proportion(image):
+    box = image.bounding_box()
+    return box["width"] / box["height"]
+
+
 def test_everything_has_a_name_and_can_be_reached_with_tab(page):
     names = page.evaluate(
         """[...document.querySelectorAll("button, input, select, textarea, a[href], summary")].map(
@@ -271,7 +359,7 @@ def test_everything_has_a_name_and_can_be_reached_with_tab(page):
         assert b'lang="en"' in answer.read()
 
 
-def upload(page):
-    file = base64.b64decode(png_url().partition(",")[2])
+def upload(page, *size):
+    file = base64.b64decode(png_url(*size).partition(",")[2])
     page.get_by_label("Upload an image").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": file})
     expect(page.get_by_role("img", name="the image that goes with the prompt")).to_be_visible()

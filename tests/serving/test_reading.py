@@ -20,16 +20,16 @@ LARGE, SMALL = (20, 20), (10, 10)
 @pytest.fixture
 def decoding(monkeypatch):
     """Sizes of images whose decoding began; it ends when the test lets it."""
-    began, gate, real = [], threading.Event(), reading.pixels_of
+    began, gate, real = [], threading.Event(), reading.pixels_of_file
     begun = threading.Semaphore(0)
 
-    def pixels_of(file, *how):
+    def pixels_of_file(file, *how):
         began.append(Image.open(io.BytesIO(file)).size)
         begun.release()
         assert gate.wait(60)
         return real(file, *how)
 
-    monkeypatch.setattr(reading, "pixels_of", pixels_of)
+    monkeypatch.setattr(reading, "pixels_of_file", pixels_of_file)
     monkeypatch.setattr(reading, "LARGE", 100)
     yield began, begun, gate
     gate.set()

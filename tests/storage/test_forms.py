@@ -43,6 +43,7 @@ FILES = {  # by the command that reads them
 }
 CASES = [(command, name) for command, names in FILES.items() for name in names]
 REPLACED = [None, True, -1, 1.5, "x", "", [], [1], [[]], {}, {"a": 1}]
+HUGE = [10**400, -(10**400), 10**30, 2**63, -(2**63) - 1]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,24 @@ def test_a_file_with_a_value_of_another_type_is_named_or_read(command, name, sto
         for value in (others[number % len(others)], *removed):
             Path(name).write_text(json.dumps(put(whole, path, value)))
             ends_in_a_sentence(command, name, capsys)
+
+
+@pytest.mark.parametrize(("command", "name"), [case for case in CASES if "reconstruct" not in case[0]])
+def test_a_file_with_a_number_of_any_length_is_named_or_read(command, name, stored, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(copied(stored, name, tmp_path))
+    whole = json.loads(Path(name).read_text())
+    whole.pop("digest", None)
+    numbers = (path for path in paths(whole) if type(at(whole, path)) in (int, float))
+    for number, path in enumerate(numbers):
+        Path(name).write_text(json.dumps(put(whole, path, HUGE[number % len(HUGE)])))
+        ends_in_a_sentence(command, name, capsys)
+
+
+@pytest.mark.parametrize("form", [int, float])
+def test_whole_numbers_have_64_bits(form):
+    assert misfit({"a": 2**63 - 1, "b": -(2**63), "c": 0}, {...: form}) == ""
+    for number in HUGE:
+        assert misfit({"a": number}, {"a": form}).startswith("a is")
 
 
 def copied(stored, name, folder):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image as Picture
 from safetensors.numpy import save_file
 
 from helpers import prepare
@@ -14,6 +15,7 @@ from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import discriminator, perceptual
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.image_stream import ImageBatch, ImageRows, load_images
+from transfusion_jax.data.readers.proportions import Proportions
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.storage.jsonl import read_lines
 from transfusion_jax.tasks.autoencoder import AutoencoderTask, coverage
@@ -307,6 +309,38 @@ def test_images_of_another_size_are_refused(digits_folder):
         ConfigError, match=r"source 'digits' are \(8, 8, 1\), and the config asks for \(16, 16, 1\)"
     ):
         load_images(config(digits_folder, image_size=16))
+
+
+def test_a_row_is_a_square_of_an_image_that_keeps_its_proportions(tmp_path):
+    shapes = [(16, 8), (8, 24), (12, 12)]
+    for number, shape in enumerate(shapes):
+        pixels = np.random.default_rng(number).integers(0, 256, shape, np.uint8)
+        Picture.fromarray(pixels).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"image {number}")
+    proportions = Proportions(area=256, multiple=4)
+    prepare(tmp_path / "native", [str(tmp_path)], held_out=0.0, channels=1, native=proportions)
+    images = load_images(config(tmp_path / "native")).train
+    rows, again, other = (ImageRows(images, seed) for seed in (3, 3, 4))
+    wholes = [part.latents(part.first_record(n))[0] for part in images.parts for n in range(3)]
+    assert sorted(whole.shape[:2] for whole in wholes) == sorted(shapes)
+    windows = [
+        {whole[y : y + 8, x : x + 8].tobytes() for y, x in np.ndindex(whole.shape[0] - 7, whole.shape[1] - 7)}
+        for whole in wholes
+    ]
+    seen = [rows[row].image.tobytes() for row in range(60)]
+    for epoch in range(20):  # each image once
+        crops = seen[3 * epoch : 3 * epoch + 3]
+        assert sorted(next(n for n, window in enumerate(windows) if crop in window) for crop in crops) == [0, 1, 2]
+    assert len(set(seen)) > 20
+    assert [again[row].image.tobytes() for row in range(60)] == seen
+    assert [other[row].image.tobytes() for row in range(60)] != seen
+    for number, whole in enumerate(wholes):
+        top, left = (side // 2 - 4 for side in whole.shape[:2])
+        np.testing.assert_array_equal(images[number], whole[top : top + 8, left : left + 8])
+    with pytest.raises(
+        ConfigError, match=r"2 of the images of source 'digits', .* below image_size 12: set .* to 8"
+    ):
+        load_images(config(tmp_path / "native", image_size=12))
 
 
 def records(path):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from helpers import CODEBOOK, VOCABULARY, special, tiny_batch, tiny_config, token_config
+from helpers import CODEBOOK, SEVERAL, VOCABULARY, embed_at, slots, special, tiny_batch, tiny_config, token_config
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
@@ -25,7 +25,7 @@ CODES = np.arange(16, dtype=np.int32).reshape(4, 4) % CODEBOOK
 
 def row_of(document, **changes):
     config = token_config(**(dict(data__image_first=0.0, data__caption_dropout=0.0) | changes))
-    return assemble(0, [Piece(document, 0, document.length(16), 0)], config, special())
+    return assemble(0, [Piece(document, 0, document.length(config.model), 0)], config, special())
 
 
 def pair(loss=True):
@@ -39,8 +39,25 @@ def test_codes_are_tokens_that_are_learnt_from_boi_to_eoi():
     np.testing.assert_array_equal(row.targets[:21], [*expected[1:], special().eos])
     np.testing.assert_array_equal(row.token_weight, np.arange(48) < 21)
     np.testing.assert_array_equal(row.span_end, np.arange(48) + 1)
-    np.testing.assert_array_equal(np.flatnonzero(row.image_slot == 0), np.arange(4, 20))
-    assert row.latents.size == 0
+    np.testing.assert_array_equal(np.flatnonzero(slots(row) == 0), np.arange(4, 20))
+    assert row.media["images"].patches.size == 0
+
+
+def test_codes_of_any_grid_are_tokens_row_by_row():
+    wide = np.arange(16, dtype=np.int32).reshape(2, 8) % CODEBOOK
+    document = Document((Text(np.array([3], np.int32)), Image(wide), Image(wide.reshape(8, 2)[:3])))
+    row = row_of(document, **SEVERAL, model__rope_sections=(2, 1, 1))
+    tokens = [special().bos, 3, special().boi, *(FIRST_CODE + wide.ravel()), special().eoi, special().boi]
+    tokens += [*(FIRST_CODE + wide.ravel()[:6]), special().eoi]
+    np.testing.assert_array_equal(row.tokens[: len(tokens)], tokens)
+    np.testing.assert_array_equal(row.targets[: len(tokens)], [*tokens[1:], special().eos])
+    np.testing.assert_array_equal(row.token_weight, np.arange(48) < len(tokens))
+    media = row.media["images"]
+    np.testing.assert_array_equal(media.grid[:3], [[1, 2, 8], [1, 3, 2], [0, 0, 0]])
+    np.testing.assert_array_equal(media.element[:22], [*range(3, 19), *range(21, 27)])
+    np.testing.assert_array_equal(
+        row.positions[[3, 10, 11, 18, 19, 20, 21]].T[1:], [[3, 3, 4, 4, 11, 12, 13], [3, 10, 3, 10, 11, 12, 13]]
+    )
 
 
 def test_a_dropped_caption_leaves_the_codes_loss_alone():
@@ -76,14 +93,14 @@ def test_a_step_binds_its_parameters_once(config, monkeypatch):
     assert len(bound) == 1
 
 
-def test_loss_and_z_loss_are_those_of_all_logits():
-    config = token_config()
+@pytest.mark.parametrize("shapes", [{}, SEVERAL])
+def test_loss_and_z_loss_are_those_of_all_logits(shapes):
+    config = token_config(**shapes)
     batch, task = tiny_batch(config), make_task(config)
     params = task.init(KEY)
     params["text_head"] = 30 * params["text_head"]  # away from the uniform
     value, metrics = jax.jit(lambda p: task.loss(p, batch, jnp.maximum(batch.token_weight.sum(), 1)))(params)
-    times = np.zeros(batch.latents.shape[:2], np.int32)
-    x, _ = task.model.bind(params).embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, times)
+    x, _ = embed_at(task.model.bind(params), batch)
     hidden, _ = task.model.bind(params).trunk(x, batch.spans, batch.positions)
     logits = task.model.bind(params).text_logits(hidden)
     log_total = jax.nn.logsumexp(logits, -1)
@@ -95,7 +112,7 @@ def test_loss_and_z_loss_are_those_of_all_logits():
     total, count = metrics.sums["loss_image"]
     np.testing.assert_allclose(count, np.sum(batch.token_weight * is_code))
     np.testing.assert_allclose(total, np.sum(cross * batch.token_weight * is_code), rtol=1e-5)
-    images = np.sum(batch.image_weight)
+    images = np.sum(batch.media["images"].weight)
     text = metrics.sums["loss_text"][1]
     np.testing.assert_allclose(text + count + images, np.sum(batch.token_weight))  # each image's EOI in neither
     for name, groups in {

@@ -7,22 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import LATENT, random_image, random_text, special, tiny_batch, tiny_config
+from helpers import (
+    LATENT,
+    SEVERAL,
+    SHAPES,
+    random_image,
+    random_text,
+    special,
+    tiny_batch,
+    tiny_config,
+    with_images,
+)
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.model.layers import gather_patches
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import batch_sharding, state_shardings
 from transfusion_jax.tasks.transfusion import Totals, TransfusionTask, patches_seen
 
 KEY = jax.random.key(3)
+SIZES = [pytest.param({}, id="one size"), pytest.param(SEVERAL, id="several sizes")]
 
 
 @pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
-def test_accumulation_changes_neither_gradients_nor_metrics(parts):
-    whole = gradients(tiny_config())
-    split = gradients(tiny_config(accumulation=parts))
+@pytest.mark.parametrize("shapes", SIZES)
+def test_accumulation_changes_neither_gradients_nor_metrics(parts, shapes):
+    whole = gradients(tiny_config(**shapes))
+    split = gradients(tiny_config(**shapes, accumulation=parts))
     assert_close(split, whole)
 
 
@@ -37,11 +48,13 @@ def test_the_order_of_rows_changes_nothing():
     np.testing.assert_allclose(metrics.row_loss.sum(), metrics.loss, rtol=1e-5)
 
 
-def test_packing_changes_nothing_but_the_noise():
+@pytest.mark.parametrize("shapes", SIZES)
+def test_packing_changes_nothing_but_the_noise(shapes):
     """Documents one to a row or all in few rows: the same losses, once each image keeps its noise and time."""
-    config = tiny_config(data__context_length=64, data__caption_dropout=0.0, data__image_first=0.0)
+    config = tiny_config(data__context_length=64, data__caption_dropout=0.0, data__image_first=0.0, **shapes)
     random = np.random.default_rng(0)
-    documents = [Document((random_text(random, 1, 9), random_image(random))) for _ in range(5)]
+    sizes = SHAPES if shapes else [LATENT[:2]] * 5
+    documents = [Document((random_text(random, 1, 9), random_image(random, *size))) for size in sizes]
     documents += [Document((random_text(random, 2, 20),)) for _ in range(3)]
     alone = pack([[d] for d in documents], config)
     packed = pack([documents[:3], documents[3:5] + documents[5:6], documents[6:]], config)
@@ -50,9 +63,7 @@ def test_packing_changes_nothing_but_the_noise():
     results = []
     for batch in (alone, packed):
         noised, noise = fixed_noise(batch)
-        results.append(
-            jax.jit(jax.value_and_grad(loss_with_noise(config, batch, noised, noise)))(parameters(config))
-        )
+        results.append(jax.jit(jax.value_and_grad(loss_with_noise(config, noised, noise)))(parameters(config)))
     assert_close(*results)
 
 
@@ -86,7 +97,7 @@ def test_each_split_of_the_losses_is_whole():
             np.testing.assert_allclose((total, count), metrics.sums[name], rtol=1e-5)
     counts = metrics.counts
     assert counts["elements"] == np.sum(batch.source >= 0)
-    assert counts["images"] == np.sum(batch.image_weight)
+    assert counts["images"] == np.sum(batch.media["images"].weight)
     assert counts["text_losses"] == np.sum(batch.token_weight)
 
 
@@ -98,7 +109,7 @@ def test_directions_follow_what_stands_before_in_the_document():
         Document((random_text(random, 4, 5),)),
     ]
     before, total = patches_seen(pack([documents], config))
-    first, second = documents[0].length(4), documents[1].length(4)
+    first, second = (document.length(config.model) for document in documents)
     np.testing.assert_array_equal(total[0, :first], 4)
     np.testing.assert_array_equal(total[0, first:], 0)
     np.testing.assert_array_equal(before[0, :6], 0)  # BOS, three tokens, BOI, the first patch
@@ -119,9 +130,20 @@ def test_directions_follow_what_stands_before_in_the_document():
     ],
 )
 def test_every_mesh_gives_the_gradients_of_one_device(axes):
-    config = tiny_config(batch_rows=8, accumulation=1, mesh={"data": 1, **axes})
+    check_mesh(axes)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 4, "context": 2}, pytest.param({"data": 8}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("coder", ["linear", "unet"])
+def test_so_it_does_with_images_of_several_shapes(axes, coder):
+    unet = dict(model__patch_coder="unet", model__unet_channels=(8, 16), model__unet_blocks=1)
+    check_mesh(axes, **SEVERAL, **(unet if coder == "unet" else {}))
+
+
+def check_mesh(axes, **changes):
+    config = tiny_config(batch_rows=8, accumulation=1, mesh={"data": 1, **axes}, **changes)
     batch = tiny_batch(config)
-    expected = gradients(tiny_config(batch_rows=8), batch)
+    expected = gradients(tiny_config(batch_rows=8, **changes), batch)
     mesh = make_mesh(config.mesh)
     task = TransfusionTask(config)
     params = parameters(config)
@@ -158,31 +180,33 @@ def assert_close(actual, expected):
 
 def pack(rows, config):
     def row(number, documents):
-        return assemble(number, [Piece(d, 0, d.length(4), 0) for d in documents], config, special())
+        return assemble(number, [Piece(d, 0, d.length(config.model), 0) for d in documents], config, special())
 
     return stack([row(number, documents) for number, documents in enumerate(rows)])
 
 
 def fixed_noise(batch):
-    """Noise that is a function of the image's own values."""
-    noise = np.roll(np.cos(37 * np.asarray(batch.latents)), 1, axis=2)
-    return 0.6 * batch.latents + 0.8 * noise, noise
+    """A batch with noised images, and the noise of each patch, which is a function of its own values."""
+    media = batch.media["images"]
+    noise = np.roll(np.cos(37 * media.patches), 1, axis=-1)
+    limits = np.zeros_like(media.timestep_limit)
+    return with_images(batch, patches=0.6 * media.patches + 0.8 * noise, timestep_limit=limits), noise
 
 
-def loss_with_noise(config, batch, noised, noise):
+def loss_with_noise(config, noised, noise):
     task = TransfusionTask(config)
 
     def loss(params):
-        replaced = dataclasses.replace(batch, latents=noised, timestep_limit=np.zeros_like(batch.timestep_limit))
-        (token_loss, _, weight), _, timesteps = task.element_losses(params, replaced, KEY)  # t = 0 adds no noise
-        model = task.model.bind(params)
-        x, skips = model.embed(batch.tokens, batch.image_slot, batch.patch_index, noised, timesteps)
-        hidden, _ = model.trunk(x, batch.spans, batch.positions)
-        patches = gather_patches(hidden, batch.image_slot, batch.latents.shape[1], config.model.patches)
-        error = jnp.square(model.denoise(patches, timesteps, skips) - noise).mean((2, 3, 4))
-        totals = Totals.of(batch)
+        (token_loss, _, weight), items = task.element_losses(params, noised, KEY)  # t = 0 adds no noise
+        model, media, timesteps = task.model.bind(params), noised.media["images"], items["images"].timesteps
+        x, skips = model.embed(noised.tokens, noised.patch, media, timesteps)
+        hidden, _ = model.trunk(x, noised.spans, noised.positions)
+        predicted = model.denoise(hidden, media, timesteps, skips)
+        error = media.mean(jnp.square(media.unpack(predicted - noise, config.model)))
+        totals = Totals.of(noised)
         return (
-            jnp.sum(token_loss * weight) / totals.tokens + 5 * jnp.sum(error * batch.image_weight) / totals.images
+            jnp.sum(token_loss * weight) / totals.tokens
+            + 5 * jnp.sum(error * media.weight) / totals.items["images"]
         )
 
     return loss

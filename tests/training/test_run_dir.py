@@ -4,6 +4,8 @@ import pytest
 
 from helpers import begin_tiny, tiny_config
 from transfusion_jax.config import ConfigError
+from transfusion_jax.storage.atomic import DamagedFile, write_json
+from transfusion_jax.training.facts import trained_shapes
 from transfusion_jax.training.run_dir import Workdir, union
 
 
@@ -40,6 +42,19 @@ def test_what_every_checkpoint_says_is_enough_to_read_it(tmp_path):
     assert "--xla_force_host_platform_device_count=8" in about["flags"]["XLA_FLAGS"]
     assert {"config", "versions", "identity_hash", "data_hash", "codec", "skip_rows", "parameters"} <= about.keys()
     assert "history" not in about
+
+
+def test_the_sizes_of_a_runs_images_are_read_from_its_manifest(tmp_path):
+    workdir = Workdir(tmp_path)
+    begin_tiny(workdir, "start")
+    assert trained_shapes(workdir.manifest()) is None
+    sizes = {"height": [4, 8], "width": [2, 8], "area": [16, 32]}
+    path = tmp_path / "manifest.json"
+    write_json(path, workdir.manifest() | {"shapes": sizes})
+    assert trained_shapes(workdir.manifest()) == sizes
+    write_json(path, workdir.manifest() | {"shapes": sizes | {"width": [2]}})
+    with pytest.raises(DamagedFile, match=r"shapes\.width has 1 entries"):
+        workdir.manifest()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import edit_run, tiny_config, tiny_run
+from helpers import GROUPED, edit_run, tiny_config, tiny_run
 from transfusion_jax import config as configs
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.packing.plan import REPLAYED, VERSION
@@ -215,6 +215,28 @@ def test_rows_that_were_trained_on_cannot_be_skipped(parent):
         tiny_run(parent, config(), Start(rewind_to=6, skip_rows=(20, 28)))
     with pytest.raises(CheckpointError, match="no checkpoint 5: there are 4, 6, 8"):
         tiny_run(parent, config(), Start(rewind_to=5))
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_a_run_does_not_go_on_with_another_trunk(parent, family):
+    """Whatever of it changes: heads, norms, biases, embeddings or rotary embeddings."""
+    with pytest.raises(ConfigError) as refused:
+        tiny_run(parent, config(**GROUPED[family]))
+    assert all(f"{name.replace('__', '.')}: " in str(refused.value) for name in GROUPED[family])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", GROUPED)
+def test_a_run_of_another_trunk_goes_on_with_it_alone(tmp_path, family):
+    own = config(steps=4, **GROUPED[family])
+    tiny_run(tmp_path, replace(own, loop=replace(own.loop, stop_at=2)))
+    for name in GROUPED[family].keys() - {"model__head_dim", "model__heads", "model__rope_scaling"}:
+        others = {n: value for n, value in GROUPED[family].items() if n != name}
+        if name == "model__query_key_norm":
+            del others["model__query_key_norm_kind"]
+        with pytest.raises(ConfigError, match=name.replace("__", ".")):
+            tiny_run(tmp_path, config(steps=4, **others))
+    assert tiny_run(tmp_path, own).step == 4
 
 
 def test_a_resume_accepts_changes_by_name_once_and_records_them(tmp_path):

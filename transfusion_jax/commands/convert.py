@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,16 @@ from transfusion_jax.autoencoder import importing
 from transfusion_jax.autoencoder.kinds import trained as trained_autoencoders
 from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.commands.common.load_model import choose_weights
-from transfusion_jax.config import Config, one_of, require
-from transfusion_jax.conversion import llama, shards
-from transfusion_jax.conversion.hugging_face import write_tokenizer
+from transfusion_jax.config import Config, ModelConfig, one_of, require
+from transfusion_jax.conversion import gguf_files, shards
+from transfusion_jax.conversion.architectures import config_json, text_architecture
+from transfusion_jax.conversion.hugging_face import read_chat_template, write_tokenizer
+from transfusion_jax.conversion.language_models import (
+    LanguageModel,
+    language_model_leaves,
+    tensor_parts,
+    tensor_shapes,
+)
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.conversion.shards import give_back
 from transfusion_jax.conversion.trees import Tree, describe_leaves, differences, open_tree, saved_tree
@@ -32,16 +40,17 @@ from transfusion_jax.data.tokenizer_files import HuggingFace
 from transfusion_jax.errors import printable
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.tree import leaf_names
-from transfusion_jax.storage.atomic import write_whole
+from transfusion_jax.storage.atomic import read_json, write_whole
 from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import remove
 from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.facts import codec_of
-from transfusion_jax.training.run_dir import Workdir
+from transfusion_jax.training.run_dir import IMPORTED_TYPES, Workdir
 
 DIFFERENT = 1  # exit code of diff
 CODEC = "codec.json"  # how a run coded texts and images
+ABOUT = "imported.json"  # what is known of the language model that a run began from; written where anything is
 BEGUN = "convert.unfinished"  # in a folder that is not whole yet
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 CARD = """---
@@ -53,10 +62,26 @@ library_name: {library}
 Made by `transfusion convert` of the run `{run}` ({which}).
 {left_out}
 
+```{language}
+{usage}
+```
+
+Its config:
+
 ```json
 {config}
 ```
 """
+OUR_USAGE = """transfusion convert from-safetensors . --output run
+transfusion sample --workdir run --prompt PROMPT {follow}
+transfusion train --config CONFIG --workdir more --init-from run"""
+THEIR_USAGE = """from transformers import {name}{tokenizer}
+
+model = {name}.from_pretrained(".")"""
+WITH_TOKENIZER = """
+tokenizer = AutoTokenizer.from_pretrained(".")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0]))"""
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -67,12 +92,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return CONVERSIONS[arguments.what](arguments, overrides)
 
 
-def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    source = llama.Llama.open(arguments.path)
-    tokenizer, bos_first = _tokenizer(arguments.path, source.config["vocab_size"])
+def _from_hf(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    source, tokenizer, bos_first, chat_template = _open_language_model(arguments.path)
     config = _config(arguments.config, overrides, source.model | {"vocabulary": tokenizer.size}, source.longest)
-    llama.require_llama(config.model)
-    known = set(llama.llama_leaf_names())
+    _check_sizes(config.model, source.model)
+    known = language_model_leaves()
     fresh = Model(config.model)
 
     abstract = fresh.abstract_params()
@@ -85,14 +109,15 @@ def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
             for name, leaf in zip(leaf_names(coder), jax.tree.leaves(coder), strict=True)
         }
     codec = Codec(tokenizer, SpecialTokens.of(tokenizer), Identity(), None, bos_first)
-    write_run(arguments.output, config, codec, leaves, f"Llama, {arguments.path.name}", source.longest)
-    print(f"{arguments.path}: {config.model.layers} layers, width {config.model.width}, {tokenizer.size} entries")
-    if source.repeats > 1:
-        print(f"each key and value head stands {source.repeats} times: its queries were grouped")
+    origin = f"{source.architecture.name}, {arguments.path.name}"
+    imported = {"longest_context": source.longest, "chat_template": chat_template}
+    write_run(arguments.output, config, codec, leaves, origin, imported)
+    _describe(arguments.path, source, config, tokenizer)
     if not bos_first:
         print("its tokenizer puts no BOS before a text, and neither do sample, serve and judge; training does")
     if source.unknown:
-        print(f"not used, since no Llama has them: {', '.join(source.unknown)} of config.json")
+        kind = source.architecture.name
+        print(f"not used, since no {kind} has them: {', '.join(source.unknown)} of config.json")
     context = config.data.context_length
     if context > source.longest:
         print(f"it was trained on at most {source.longest} elements, and data.context_length is {context}")
@@ -101,23 +126,56 @@ def _from_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _to_llama(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _open_language_model(path: Path) -> tuple[LanguageModel, Tokenizer, bool, str | None]:
+    """A folder of transformers', or a GGUF file; its tokenizer, whether texts begin with BOS, its chat template."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, tensors = path, None
+        if path.suffix == gguf_files.SUFFIX:
+            folder, tensors = Path(name), gguf_files.GGUFFile.open(path)
+            gguf_files.write_metadata(tensors, folder)
+        source = LanguageModel.open(folder, tensors)
+        return source, *_tokenizer(folder, source.config["vocab_size"]), read_chat_template(folder)
+
+
+def _check_sizes(model: ModelConfig, source: dict[str, Any]) -> None:
+    """Raises ConfigError where an override gives weights another meaning, or leaves some out."""
+    for name, value in source.items():
+        found = getattr(model, name)
+        free = name.startswith("rope_") or name == "norm_epsilon" or (name == "tied_embeddings" and value)
+        require(free or found == value, f"model.{name} is {found!r}, but {value!r} in the checkpoint: leave it out")
+    text_architecture(model)
+
+
+def _describe(path: Path, source: LanguageModel, config: Config, tokenizer: Tokenizer) -> None:
+    """Says what came in."""
+    model = config.model
+    print(
+        f"{path}: {source.architecture.name} of {model.layers} layers, width {model.width}, {model.heads} heads of "
+        f"{model.head_channels} channels, {model.key_value_heads} of keys and values, {tokenizer.size} entries"
+    )
+
+
+def _to_hf(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     workdir, config, tree, which = _weights(arguments)
-    llama.require_llama(config.model)
+    kind = text_architecture(config.model)
     codec = codec_of(workdir)
     longest = max(config.data.context_length, workdir.longest_context() or 0)
-    about = llama.config_json(config.model, longest, codec, arguments.dtype)
-    begin_conversion(arguments, llama.tensor_shapes(about), llama.tensor_parts(tree, config.model))
+    about = config_json(config.model, longest, codec, arguments.dtype)
+    begin_conversion(arguments, tensor_shapes(about), tensor_parts(tree, config.model))
     special = {name: about[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(arguments.output / "config.json", about)
     _write_json(arguments.output / "generation_config.json", special)
-    write_tokenizer(codec, longest, arguments.output)
+    write_tokenizer(codec, longest, arguments.output, workdir.imported().get("chat_template"))
     left_out = (
         "Text alone: the patch coder and what draws images are left out. BOI, EOI and PAD are the last entries."
     )
-    end_folder(arguments.output, "transformers", "# A Llama", str(workdir.path), which, left_out, config)
-    print(f"written to {arguments.output}; transformers.LlamaForCausalLM.from_pretrained reads it")
+    has_tokenizer = (arguments.output / "tokenizer_config.json").is_file()
+    usage = THEIR_USAGE.format(name=kind.name, tokenizer=", AutoTokenizer" if has_tokenizer else "")
+    usage += WITH_TOKENIZER if has_tokenizer else ""
+    about_run = {"title": f"# A {kind.name}", "run": workdir.path, "which": which, "left_out": left_out}
+    end_folder(arguments.output, config, library="transformers", language="python", usage=usage, **about_run)
+    print(f"written to {arguments.output}; transformers.{kind.name}.from_pretrained reads it")
     return 0
 
 
@@ -131,8 +189,11 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     tokenizers.save_tokenizer(codec.tokenizer, arguments.output)
     autoencoders.save(codec.autoencoder, arguments.output)
     _write_json(arguments.output / CODEC, workdir.manifest()["codec"])
-    title = "# A Transfusion model"
-    end_folder(arguments.output, "transfusion_jax", title, str(workdir.path), which, "All parameters.", config)
+    if imported := workdir.imported():
+        _write_json(arguments.output / ABOUT, imported)
+    usage = OUR_USAGE.format(follow="--follow text" if config.model.images == "none" else "-n 4 --output drawn.png")
+    about_run = {"title": "# A Transfusion model", "run": workdir.path, "which": which, "left_out": "All of it."}
+    end_folder(arguments.output, config, library="transfusion_jax", language="sh", usage=usage, **about_run)
     print(f"written to {arguments.output}; transfusion convert from-safetensors reads it back")
     return 0
 
@@ -154,7 +215,11 @@ def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> in
             f"{path}: {leaf} is {found.get(leaf, 'absent')}, and its config asks for {wanted.get(leaf, 'none')}",
         )
     leaves = {leaf: source.leaf(leaf, "float32") for leaf in wanted}
-    write_run(arguments.output, config, codec, leaves, f"safetensors, {path.name}")
+    about = path / ABOUT
+    imported = (
+        read_json(about, "write the folder again by to-safetensors", IMPORTED_TYPES) if about.is_file() else {}
+    )
+    write_run(arguments.output, config, codec, leaves, f"safetensors, {path.name}", imported)
     print(f"written to {arguments.output}")
     return 0
 
@@ -213,8 +278,8 @@ def _autoencoder_out(arguments: argparse.Namespace, overrides: list[str]) -> int
 
 
 CONVERSIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-    "from-llama": _from_llama,
-    "to-llama": _to_llama,
+    "from-hf": _from_hf,
+    "to-hf": _to_hf,
     "to-safetensors": _to_safetensors,
     "from-safetensors": _from_safetensors,
     "inspect": _inspect,
@@ -230,7 +295,7 @@ def _config(spec: str | None, overrides: list[str], model: dict[str, Any], longe
     The paper's context is cut to the longest text that the model learnt from.
     """
     base: dict[str, Any] = {
-        "name": "llama",
+        "name": "language-model",
         "seed": 0,
         "steps": 250_000,
         "batch_rows": 512,
@@ -282,7 +347,7 @@ def _tokenizer(folder: Path, vocabulary: int) -> tuple[Tokenizer, bool]:
 def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]:
     """A run, its config, the parameters that the flags choose, read leaf by leaf, and which they are."""
     one_of("--dtype", arguments.dtype, shards.DTYPES)
-    shards.parse_size(arguments.max_shard_size)
+    shards.parse_bytes(arguments.max_shard_size)
     workdir, config, weights = choose_weights(arguments)
     checkpoints = Checkpoints(workdir.checkpoints)
     step, tree = checkpoints.read(arguments.step, lambda step: (step, saved_tree(checkpoints, step, weights)))
@@ -304,16 +369,20 @@ def begin_conversion(
     for path in sorted(there, key=lambda path: path in begun):  # the mark goes last
         remove(path) if path.is_dir() else path.unlink()
     write_whole(output / BEGUN, "A conversion has not ended here: the same command begins it again.\n")
-    shards.write_tensors(output, shapes, parts, arguments.dtype, shards.parse_size(arguments.max_shard_size))
+    shards.write_tensors(output, shapes, parts, arguments.dtype, shards.parse_bytes(arguments.max_shard_size))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
-def end_folder(folder: Path, library: str, title: str, run: str, which: str, left_out: str, config: Config) -> None:
-    """Ends a folder, with its card."""
-    text = json.dumps(configs.to_dict(config), indent=2)
-    card = CARD.format(library=library, title=title, run=run, which=which, left_out=left_out, config=text)
-    write_whole(folder / "README.md", card)
+def end_folder(folder: Path, config: Config, **about: Any) -> None:
+    """Ends a folder, with its card.
+
+    Args:
+        folder: with all else that belongs into it.
+        config: of the run that it is from.
+        about: the other fields of `CARD`.
+    """
+    write_whole(folder / "README.md", CARD.format(config=json.dumps(configs.to_dict(config), indent=2), **about))
     (folder / BEGUN).unlink()

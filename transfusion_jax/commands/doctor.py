@@ -20,7 +20,7 @@ from transfusion_jax.data.store.dataset import SPLITS, Prepared, PreparedDocumen
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.errors import printable
 from transfusion_jax.generation.contact_sheet import contact_sheet
-from transfusion_jax.generation.png import grid, write_png
+from transfusion_jax.generation.png import write_png
 from transfusion_jax.storage.outputs import check_output_file
 from transfusion_jax.storage.paths import Place, place
 from transfusion_jax.training import verification
@@ -77,8 +77,8 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
     }
     wrong += inspect.findings(prepared, measured)
     wrong += plan_store.damaged_plans(plan_store.default_cache()) if verify else []
-    statistics = measured["pixels"].statistics if measured else data_loading.plain_statistics(1)
-    documents = PreparedDocuments(prepared, "train", "pixels", statistics)
+    channels = manifest["encodings"]["pixels"]["shape"][-1] if measured else 1
+    documents = PreparedDocuments(prepared, "train", "pixels", data_loading.plain_statistics(channels))
     pictured = np.asarray(documents.images) > 0
     lengths = {
         "captions": inspect.histogram(documents.text_lengths[pictured]),
@@ -89,11 +89,15 @@ def _examine(folder: Place, verify: bool, output: Place) -> dict[str, Any]:
         chosen = places[np.unique(np.linspace(0, len(places) - 1, SHEET).astype(int))].tolist()
         images = [documents.latents(documents.first_record(number))[0] for number in chosen]
         captions = [_text_of(documents[number], prepared.tokenizer, drawn=1) for number in chosen]
-        write_png(output, contact_sheet(statistics.restore(np.stack(images)), captions, COLUMNS))
+        write_png(output, contact_sheet(images, captions, COLUMNS))
     return {
         "data": str(folder),
         "splits": manifest["splits"],
         "tokenizer": manifest["tokenizer"],
+        "shapes": {
+            name: [[*shape, count] for shape, count in prepared.shapes(name).items()]
+            for name in (manifest["encodings"] if prepared.native else ())
+        },
         "lengths": {name: dict(bins) for name, bins in lengths.items() if bins},
         "quarantine": manifest["quarantine"],
         "encodings": {
@@ -121,23 +125,37 @@ def _print_data(report: dict[str, Any]) -> None:
         counts = [f"{report['splits'][split][of]:,} {of.replace('_', ' ')}" for of in inspect.COUNTED]
         _say(f"  {split.replace('_', ' '):<9}  {', '.join(counts)}")
     _say(f"  tokenizer  {report['tokenizer']['name']}, {report['tokenizer']['size']:,} entries")
+    shapes = {name: {(h, w): count for h, w, count in of_all} for name, of_all in report["shapes"].items()}
+    if shapes:
+        _print_bars("images of height×width", dict(inspect.shape_histogram(shapes["pixels"])))
     for name, bins in report["lengths"].items():
-        _say(f"tokens of {name}")
-        for label, count in bins.items():
-            _say(f"  {label:>13}  {count:>11,}  {'█' * round(WIDEST * count / max(bins.values()))}")
+        _print_bars(f"tokens of {name}", bins)
     for name, about in report["encodings"].items():
         mean, std = (" ".join(f"{value:.3f}" for value in about[of]) for of in ("mean", "std"))
-        _say(f"{name} {'×'.join(map(str, about['shape']))}: mean {mean}, deviation {std}")
+        _say(f"{name} {_shape(about['shape'], shapes.get(name))}: mean {mean}, deviation {std}")
         _say(f"  images that show nothing: {about['blank']:.1%}")
         _say(f"  coarse shape at {inspect.LATE:.0%} of the noise: {about['late_signal']:.2f} times the noise")
     for name, about in report["codes"].items():
-        shape = "×".join(map(str, about["shape"]))
-        _say(f"{name} {shape}: codes, {about['entries']:,} entries in the images looked at")
+        used = f"{about['entries']:,} entries in the images looked at"
+        _say(f"{name} {_shape(about['shape'], shapes.get(name))}: codes, {used}")
     for reason, count in report["quarantine"].items():
         _say(f"not used: {count:,} {reason}")
     if report["pictures"]:
         _say(f"pictures in {report['pictures']}")
     _say("\n".join(f"WRONG: {line}" for line in report["wrong"]) or "nothing is wrong")
+
+
+def _print_bars(title: str, bins: dict[str, int]) -> None:
+    _say(title)
+    for label, count in bins.items():
+        _say(f"  {label:>13}  {count:>11,}  {'█' * round(WIDEST * count / max(bins.values()))}")
+
+
+def _shape(shape: list[int], shapes: dict[tuple[int, int], int] | None) -> str:
+    """The shape of all images, or of which shapes they are."""
+    if shapes is None:
+        return "×".join(map(str, shape))
+    return f"({inspect.extent(shapes)}{''.join(f', {channels} channels' for channels in shape[2:])})"
 
 
 def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
@@ -148,14 +166,16 @@ def _look_up(workdir: Workdir, row: int, output: Place) -> dict[str, Any]:
         check_output_file(output)
     data = data_of(workdir, config)
     rows = make_rows(data.train, config, data.codec.special, version=data.row_plan)
-    pieces, images = [], []
+    pieces, images, names = [], [], []
     for of_corpus, start, length in rows.pieces(row):
         source, number = data.train.find(of_corpus)
         pieces.append(_about_piece(data, data.train.sources[source], number, (start, start + length)))
         document = data.train.sources[source].documents[number] if pieces[-1]["images"] else None
-        images += [s.latent for s in document.segments if isinstance(s, Image)] if document else []
+        shown = [s.latent for s in document.segments if isinstance(s, Image)] if document else []
+        images += [data.codec.images(latent[None])[0] for latent in shown]
+        names += [f"{pieces[-1]['source']} {number}"] * len(shown)
     if images:
-        write_png(output, grid(data.codec.images(np.stack(images)), min(COLUMNS, len(images))))
+        write_png(output, contact_sheet(images, names, COLUMNS))
     used = int(np.sum(rows[row].source >= 0))
     return {
         "row": row,

@@ -25,13 +25,14 @@ from transfusion_jax.evaluation.protocols import PROTOCOLS
 from transfusion_jax.evaluation.results import sampling_of
 from transfusion_jax.evaluation.suites.frechet import Statistics
 from transfusion_jax.generation.guidance import untrained_branch
+from transfusion_jax.generation.sizes import grid_of_size, parse_size, pixels_of_grid, untrained_shape
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel import processes
 from transfusion_jax.storage.atomic import check_writable, write_whole
 from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.tasks.base import make_task
 from transfusion_jax.tasks.families import ModelTask
-from transfusion_jax.training.facts import codec_of, data_of
+from transfusion_jax.training.facts import codec_of, data_of, trained_shapes
 from transfusion_jax.training.run_dir import Workdir
 
 Verdict = tuple[dict[str, float], dict[str, Any]]  # metrics by name, and what else the report says
@@ -164,11 +165,23 @@ def _prepare_geneval(arguments: argparse.Namespace) -> Ask:
     used = processes.on_first(lambda: output.exists() and any(output.iterdir()))
     require(not used, f"{output} is not empty: choose another --output")
 
+    size = parse_size(arguments.size) if arguments.size else None
+
     def ask(task: ModelTask, params: Params, workdir: Workdir) -> Verdict:
+        config, codec = task.config, codec_of(workdir)
+        grid = grid_of_size(*size, config, codec) if size else geneval.square_grid(config.model)
+        height, width = pixels_of_grid(grid, config, codec)
         _warn(task)
-        for done in geneval.write_images(task, params, codec_of(workdir), lines, output, arguments.n):
+        if line := untrained_shape(grid, config, codec, trained_shapes(workdir.manifest())):
+            _progress(line)
+        for done in geneval.write_images(task, params, codec, lines, output, arguments.n, grid):
             _progress(f"{done} of {len(lines)} prompts")
-        return {}, {"prompts": len(lines), "images": len(lines) * arguments.n, "sampling": sampling_of(task.config)}
+        about = {
+            "prompts": len(lines),
+            "images": len(lines) * arguments.n,
+            "geneval_resizing": f"none: the files are {width}x{height}, as drawn; the rest is GenEval's own tools'",
+        }
+        return {}, about | {"sampling": sampling_of(config)}
 
     return ask
 

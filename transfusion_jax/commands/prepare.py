@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from typing import Any
@@ -17,7 +17,10 @@ from transfusion_jax.config import ConfigError, extend, require
 from transfusion_jax.data import prepare
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.prepare import Encoders, PrepareJob, Progress
-from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, input_shards, read_shard
+from transfusion_jax.data.readers import Fault, InputShard, RawText, ReadOptions, files, input_shards, read_shard
+from transfusion_jax.data.readers.format import flag
+from transfusion_jax.data.readers.proportions import Proportions
+from transfusion_jax.data.store.inspect import extent
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.data.tokenizer_files import train_byte_pairs
 from transfusion_jax.errors import StorageError, printable, whole_number, whole_range
@@ -25,6 +28,8 @@ from transfusion_jax.storage.gcs import storage_errors
 from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import Place
 
+OF_SQUARES, OF_NATIVE = ("image_size",), ("area", "multiple", "enlarge", "max_aspect")  # options of --aspect
+LARGEST = 16_384**2  # pixels of an --area
 SHOWN = 8  # records that --dry-run looks at
 ENOUGH = 20  # held-out documents; with fewer, a loss on them says little
 LEARNT_FROM = 200_000  # records, the first, that a tokenizer is trained on
@@ -44,14 +49,16 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         image_column=arguments.image_column,
         text_column=arguments.text_column,
         images=arguments.images,
-        image_size=arguments.image_size,
+        **_size(arguments),
         shard_size=arguments.shard_size,
         split=arguments.split,
+        languages=arguments.languages,
         data_dir=arguments.data_dir,
         allow_paths=arguments.allow_paths,
     )
     if not arguments.dry_run:
         check_output_folder(output)
+        _check_apart(arguments.inputs, output)
     shards = tuple(input_shards(arguments.inputs, arguments.format, options))
     log = _say_aside if arguments.json else _say
     tokenizer = _tokenizer(arguments.tokenizer, shards, options, log)
@@ -70,18 +77,19 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     require(len(encode) < 2, "--encode takes one autoencoder at a time: give the command again for another")
     coder = autoencoders.load_autoencoder(encode[0]) if encode else None
     if coder:
-        side, _, channels = coder.image_shape((1, 1, job.channels))
+        factor, _, channels = coder.image_shape((1, 1, job.channels))
+        name, side = ("multiple", options.native.multiple) if options.native else ("image-size", options.image_size)
         require(
-            options.image_size % side == 0 and channels == job.channels,
-            f"autoencoder {coder.name!r} takes sides that are multiples of {side} and {channels} channels: "
-            f"change --image-size {options.image_size} or --channels {job.channels}",
+            side % factor == 0 and channels == job.channels,
+            f"autoencoder {coder.name!r} takes sides that are multiples of {factor} and {channels} channels: "
+            f"change --{name} {side} or --channels {job.channels}",
         )
     place, hosts = _place(arguments.shard)
     if arguments.dry_run:
         _show(job, arguments.json)
         return 0
     own = range(place, len(job.shards), hosts)
-    prepare.begin_job(job, tokenizer, output)
+    job = prepare.begin_job(job, tokenizer, output)
     if coder:
         autoencoders.save(coder, output)
     log(f"{len(own)} of {len(job.shards)} shards to read" + (f", as host {place} of {hosts}" if hosts > 1 else ""))
@@ -106,6 +114,39 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _size(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `ReadOptions` that say how large images become.
+
+    Raises:
+        ConfigError: an option goes with another --aspect, or no image would fit.
+    """
+    native = arguments.aspect == "native"
+    fits, other, right = (OF_NATIVE, OF_SQUARES, "square") if native else (OF_SQUARES, OF_NATIVE, "native")
+    for name in other:
+        unset = getattr(arguments, name) is None
+        require(
+            unset, f"{flag(name)} goes with --aspect {right}, and this is --aspect {arguments.aspect}: change one"
+        )
+    given = {name: value for name in fits if (value := getattr(arguments, name)) is not None}
+    if "area" in given:
+        given["area"] = _area(given["area"])
+    return {"native": Proportions(**given)} if native else given
+
+
+def _area(text: str) -> int:
+    """The pixels of an area such as 256x256.
+
+    Raises:
+        ConfigError: the text is none.
+    """
+    height, width = whole_range(text, "x") or (0, 0)
+    require(
+        0 < height * width <= LARGEST,
+        f"--area {text} must be HxW, such as 256x256, and hold {LARGEST:,} pixels at most",
+    )
+    return height * width
+
+
 class _Line:
     """A line of progress: rewritten on a terminal, and elsewhere printed now and then."""
 
@@ -122,6 +163,16 @@ class _Line:
     def end(self) -> None:
         if self._terminal:
             print(file=sys.stderr)
+
+
+def _check_apart(inputs: Sequence[str], output: Place) -> None:
+    """Returns where no input is a folder that the output would lie in, and be an input itself when this goes on."""
+    for path in inputs:
+        inside = files.lies_in(str(output), path) and files.is_folder(path)
+        require(
+            not inside or (output / "job.json").exists(),
+            f"--output {output} lies in the input {path}, whose files are read: choose a folder beside it",
+        )
 
 
 def _tokenizer(
@@ -177,7 +228,8 @@ def _outline(segments: Any) -> str:
 
 def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in ("splits", "tokenizer", "quarantine")} | {
-        "encodings": {name: about["shape"] for name, about in manifest["encodings"].items()}
+        "encodings": {name: about["shape"] for name, about in manifest["encodings"].items()},
+        "shapes": {name: about["shapes"] for name, about in manifest["encodings"].items() if "shapes" in about},
     }
 
 
@@ -185,6 +237,8 @@ def _print_summary(folder: Place, manifest: dict[str, Any], asked: float) -> Non
     for split, counts in manifest["splits"].items():
         shown = [f"{counts[of]:>12,} {of.replace('_', ' ')}" for of in ("documents", "images", "text_tokens")]
         _say(f"  {split.replace('_', ' '):<10}" + "".join(shown))
+    for name, shapes in _summary(manifest).get("shapes", {}).items():
+        _say(f"  {name:<10} {extent({(height, width): count for height, width, count in shapes})}")
     for reason, count in manifest["quarantine"].items():
         _say(f"  not used   {count:>12,} {reason}")
     if manifest["quarantine"]:

@@ -36,8 +36,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             print(line)  # whatever the run's own guidance is, a request may ask for more
         if token is None and not address.loopback:
             print(f"--no-token: whoever reaches {address.shown}:{port} may use this model")
+        if address.everywhere:
+            print(f"other machines reach port {port} at this machine's addresses, or at names of --allow-host")
         params = task.model.by_layer(params)  # here, so that nothing holds the others
-        url = f"http://{address.shown}:{port}" + (f"/#token={quote(token, safe='')}" if token else "")
+        url = f"http://{address.link}:{port}" + (f"/#token={quote(token, safe='')}" if token else "")
         return serve(task, params, workdir, (step, weights), listening, access, url, arguments.waiting)
 
 

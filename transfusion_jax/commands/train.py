@@ -52,7 +52,9 @@ def _train(
         size, elements = context.facts["parameters"] / 1e6, config.elements_per_step
         log(f"{config.name}: {size:.2f}M parameters, {elements:,} elements per step")
         sources = (f"{source.name} ({len(source.documents.images):,} documents)" for source in data.train.sources)
-        log(f"trains on {', '.join(sources)}")
+        plan = rows.planner.find(0).plan.about
+        padding = f"{plan['padding']:.2%} of the first {plan['rows']:,} rows is padding"
+        log(f"trains on {', '.join(sources)}; {padding}")
         for line in untrained_branch(config):
             log(line)
         return train_run(context, workdir, rows, interruption, hooks, watching, beat)

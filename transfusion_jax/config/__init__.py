@@ -15,7 +15,9 @@ from transfusion_jax.config.choices import (
     RATE_SCHEDULES,
     READERS,
     REMAT_POLICIES,
+    ROPE_SCALINGS,
     SUITES,
+    TIMESTEPS,
     Choices,
     extend,
 )
@@ -27,7 +29,7 @@ from transfusion_jax.config.experiment import (
     EvaluationConfig,
     SamplingConfig,
 )
-from transfusion_jax.config.model import PATCHES, SPECIAL_TOKENS, DiffusionConfig, ModelConfig
+from transfusion_jax.config.model import PATCHES, SPECIAL_TOKENS, DiffusionConfig, Modality, ModelConfig
 from transfusion_jax.config.parsing import (
     as_model,
     identity,
@@ -59,8 +61,10 @@ __all__ = [
     "RATE_SCHEDULES",
     "READERS",
     "REMAT_POLICIES",
+    "ROPE_SCALINGS",
     "SPECIAL_TOKENS",
     "SUITES",
+    "TIMESTEPS",
     "Architecture",
     "AutoencoderRun",
     "Choices",
@@ -74,6 +78,7 @@ __all__ = [
     "LoopConfig",
     "Losses",
     "MeshConfig",
+    "Modality",
     "ModelConfig",
     "OptimizerConfig",
     "Phase",

@@ -17,9 +17,9 @@ from transfusion_jax.config.choices import OPTIMIZERS, RATE_SCHEDULES
 from transfusion_jax.errors import MOST, not_negative, one_of, positive, require
 
 
-def execution(default: Any) -> Any:
-    """A field that says how a run is executed, not what is trained."""
-    return field(default=default, metadata={"execution": True})
+def execution(default: Any, **others: Any) -> Any:
+    """A field that says how a run is executed, not what is trained; `added=True`: it came later, see `added`."""
+    return field(default=default, metadata={"execution": True, **others})
 
 
 def added(default: Any) -> Any:

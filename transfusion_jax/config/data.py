@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from transfusion_jax.config.base import execution
+from transfusion_jax.config.base import added, execution
 from transfusion_jax.errors import from_to, not_negative, one_of, positive, require, whole_number
 
 
@@ -48,6 +48,7 @@ class DataConfig:
     encoding: str = "pixels"  # which encoding of the prepared images
     context_length: int = 4096
     max_images: int = 8  # images per row, a static shape
+    max_patches: int = added(0)  # patches per row, a static shape, where images differ; 0: of max_images large ones
     max_text: int = 0  # text elements with a loss per row, a static shape; 0: context_length
     image_first: float = 0.2  # share of image-caption pairs whose image comes first (paper, section 4.1)
     caption_dropout: float = 0.1  # share of caption-first pairs that lose their caption, for guidance
@@ -61,7 +62,7 @@ class DataConfig:
             0 <= self.max_text <= self.context_length,
             f"data.max_text must lie between 0 and context_length, {self.context_length}, not {self.max_text}",
         )
-        not_negative(self, "data.", "workers")
+        not_negative(self, "data.", "workers", "max_patches")
         for start, weights in self.phases.items():
             require(
                 bool(number := whole_number(start)) and start == str(number),

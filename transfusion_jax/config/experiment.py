@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transfusion_jax.config.base import Run, execution
 from transfusion_jax.config.choices import SUITES
 from transfusion_jax.config.data import DataConfig
-from transfusion_jax.config.model import DiffusionConfig, ModelConfig
-from transfusion_jax.errors import from_to, not_negative, one_of, positive, require
+from transfusion_jax.config.model import DiffusionConfig, Modality, ModelConfig
+from transfusion_jax.errors import from_to, not_negative, one_of, positive, require, whole_range
 
 FOLLOWS = ("any", "text", "image")  # what a sample goes on with: texts and images, text alone, or one image
 
@@ -25,10 +26,12 @@ class SamplingConfig:
     guidance_rescale: float = execution(0.0)  # how far guidance is kept from widening a prediction, up to 1
     image_guidance: float = execution(0.0)  # of the images before, apart from the texts; 0: as guidance
     temperature: float = execution(1.0)  # of codes, which are drawn one by one; 0 takes the likeliest
+    spacing: str = execution("auto", added=True)  # of timesteps: shifted by diffusion.timestep_base, or "trailing"
 
     def __post_init__(self) -> None:
         positive(self, "sampling.", "steps")
         one_of("sampling.sampler", self.sampler, ("auto", "ancestral", "ddim", "dpm++", "euler", "heun"))
+        one_of("sampling.spacing", self.spacing, ("auto", "trailing"))
         not_negative(self, "sampling.", "guidance", "image_guidance", "temperature")
         from_to(self, "sampling.", 0, 1, "guidance_rescale")
         interval = self.guidance_interval
@@ -38,7 +41,7 @@ class SamplingConfig:
         )
 
 
-OF_LATENTS = ("steps", "sampler", "guidance_interval", "guidance_rescale", "image_guidance")  # not of codes
+OF_LATENTS = ("steps", "sampler", "spacing", "guidance_interval", "guidance_rescale", "image_guidance")  # not codes
 FORMER_STEPS = 250  # the default of earlier versions: it stands in the `config.json` of runs of codes, too
 
 
@@ -50,14 +53,25 @@ class EvaluationConfig:
     during_training: tuple[str, ...] = execution(("loss",))  # every loop.evaluate_every steps
     rows: int = execution(128)  # held-out rows that losses are measured on, exactly
     images: int = execution(200)  # images drawn by a suite that judges them
-    scenes: str = execution("free")  # of the suites `shapes` and `edits`; or "corners", as the data are
+    scenes: str = execution("free")  # of the suites `shapes` and `edits`; "corners" or "single", as the data are
+    proportions: tuple[str, ...] = execution((), added=True)  # of the pictures of the suite `shapes`, as "2x1"
 
     def __post_init__(self) -> None:
         positive(self, "evaluation.", "rows", "images")
         for name in ("suites", "during_training"):
             for suite in getattr(self, name):
                 SUITES.check(f"evaluation.{name}", suite)
-        one_of("evaluation.scenes", self.scenes, ("free", "corners"))
+        one_of("evaluation.scenes", self.scenes, ("free", "corners", "single"))
+        for proportion in self.proportions:
+            require(
+                0 not in (whole_range(proportion, "x") or (0, 0)),
+                f"evaluation.proportions holds {proportion!r}: a proportion is two whole numbers, across and down, "
+                "such as 2x1",
+            )
+        require(
+            len(set(self.proportions)) == len(self.proportions),
+            f"evaluation.proportions names one twice: {', '.join(self.proportions)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +104,44 @@ class Config(Run):
             "optimizer.frozen='text' needs model.modality_weights='untied': patches have no weights of their own",
         )
         self._check_family()
-        smallest = self.model.patches + 3  # BOS BOI … EOI
+        require(
+            self.data.max_patches in (0, self.data.max_images * self.model.patches) or self.model.max_side > 0,
+            f"data.max_patches is {self.data.max_patches}: without model.max_side all images have one size, and "
+            "data.max_images says how many patches a row holds; leave it out",
+        )
+        require(
+            self.data.max_patches == 0 or self.data.max_patches >= self.model.patches,
+            f"data.max_patches is {self.data.max_patches}, and one image has up to {self.model.patches}",
+        )
+        require(
+            not self.evaluation.proportions or self.model.max_side > 0,
+            "evaluation.proportions goes with model.max_side: without it all images have one size; leave it out",
+        )
+        smallest = 1 + self.model.patches + self.model.image_marks  # BOS first
         require(
             smallest <= self.data.context_length or self.model.images == "none",
             f"an image takes {smallest} elements with its marks, and data.context_length is "
             f"{self.data.context_length}: raise it, or model.patch_size",
         )
+
+    @property
+    def modalities(self) -> Mapping[str, Modality]:
+        """What rows hold besides text, by name."""
+        model, data = self.model, self.data
+        if model.images == "none":
+            return {}
+        most = data.max_images * model.patches
+        images = Modality(
+            singular="image",
+            values=model.patch_channels if model.images == "latents" else 0,
+            coder=model.patch_coder,
+            diffusion=self.diffusion,
+            loss_weight=self.image_loss_weight,
+            items=data.max_images,
+            patches=data.max_patches or (min(most, data.context_length) if model.max_side else most),
+            one_size=0 if model.max_side else model.patches,
+        )
+        return {"images": images}
 
     def sampling_with(self, **changes: Any) -> SamplingConfig:
         """How images are drawn with some fields changed; those that are None stay.

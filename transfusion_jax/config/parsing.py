@@ -224,6 +224,7 @@ def _parse(kind: Any, value: Any, name: str, most: int = MOST) -> Any:
         require(isinstance(value, dict), f"{name} must hold named entries, not {value!r}")
         for key in value:
             _parse(str, key, f"a name in {name}")
+            require(key != "", f"{name} has an entry without a name (an unset variable of the shell is empty)")
         return {key: _parse(arguments[1], entry, f"{name}.{key}") for key, entry in sorted(value.items())}
     if kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
         return _parse_number(kind, value, name, most)

@@ -1,4 +1,4 @@
-"""A run's tokenizer as a Hugging Face folder: texts begin and end as they do in the run."""
+"""A run's tokenizer as a Hugging Face folder: texts begin and end as they do in the run; and chat templates."""
 
 from __future__ import annotations
 
@@ -8,19 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from transfusion_jax.data.datasets import Codec
+from transfusion_jax.data.marks import read_object
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.data.tokenizer_files import HuggingFace, SentencePiece
 from transfusion_jax.storage.atomic import write_whole
 
+TEMPLATE = "chat_template.jinja"
 
-def write_tokenizer(codec: Codec, longest: int, folder: Path) -> None:
+
+def read_chat_template(folder: Path) -> str | None:
+    """The template that chats are written by: a file of the folder, or a field of its tokenizer's config."""
+    if (folder / TEMPLATE).is_file():
+        return (folder / TEMPLATE).read_text("utf-8")
+    found = read_object(folder / "tokenizer_config.json").get("chat_template")
+    return found if isinstance(found, str) else None
+
+
+def write_tokenizer(codec: Codec, longest: int, folder: Path, chat_template: str | None = None) -> None:
     """Writes the tokenizer's file and `tokenizer_config.json`; nothing where tokens are bytes or numbers.
 
     Args:
         codec: of the run.
         longest: elements of the longest text.
         folder: to write to.
+        chat_template: of an imported model, which transformers reads from a file of its own.
     """
+    if chat_template is not None:
+        write_whole(folder / TEMPLATE, chat_template)
     tokenizer, special = codec.tokenizer, codec.special
     if isinstance(tokenizer, HuggingFace):
         tokenizer = HuggingFace(_with_entries(tokenizer, special, codec.bos_first))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from transfusion_jax import config as configs
 from transfusion_jax.config import Config, require
@@ -22,7 +24,7 @@ def write_run(
     codec: Codec,
     leaves: Mapping[str, Leaf],
     origin: str,
-    longest_context: int | None = None,
+    imported: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """A run whose checkpoint 0 holds these parameters, and nothing else.
 
@@ -33,7 +35,7 @@ def write_run(
             hold.
         leaves: by name.
         origin: where they are from, for the history.
-        longest_context: elements of the longest text that they learnt from, where that is known.
+        imported: what is known of them, by `run_dir.IMPORTED`.
 
     Raises:
         ConfigError: there is a run already.
@@ -49,4 +51,4 @@ def write_run(
         for step in checkpoints.steps:  # of a conversion that was killed before its run existed
             checkpoints.set_aside(step, workdir.aside)
         checkpoints.save_weights(leaves)
-        workdir.begin(config, facts, data, "convert", source=origin, longest_context=longest_context)
+        workdir.begin(config, facts, data, "convert", source=origin, **imported)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +31,23 @@ MMAP_THRESHOLD = -3  # mallopt's name for it in glibc's malloc.h
 LARGE = 2**20  # bytes
 Part = tuple[str, Box, np.ndarray]  # a tensor's name, a place in it, and what is there
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # those of the format
+
+
+class Tensors(Protocol):
+    """Tensors by name, read part by part."""
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """The file of each tensor."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        ...
+
+    def read(self, name: str, box: Box) -> np.ndarray:
+        """A part of a tensor."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -136,7 +153,7 @@ def read_fields(path: Path, *keys: str) -> dict[str, Any]:
     return values
 
 
-def parse_size(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """Bytes of `5GB`, `200MB` or `64KB`.
 
     Raises:

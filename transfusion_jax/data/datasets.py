@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,20 @@ class Codec:
         return low, high
 
 
+def by_shape(convert: Callable[[np.ndarray], np.ndarray], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What a function of a batch makes of each of these arrays, those of one shape in one batch.
+
+    Args:
+        convert: `[B, …] → [B, …]`, such as `Codec.latents` or `Codec.images`.
+        arrays: of any shapes.
+    """
+    found: dict[int, np.ndarray] = {}
+    for shape in dict.fromkeys(array.shape for array in arrays):
+        places = [place for place, array in enumerate(arrays) if array.shape == shape]
+        found |= zip(places, convert(np.stack([arrays[place] for place in places])), strict=True)
+    return [found[place] for place in range(len(arrays))]
+
+
 @dataclass(frozen=True)
 class Data:
     """Documents to train on, documents kept out, and how they were coded."""
@@ -78,7 +93,7 @@ class Data:
         autoencoders.save(self.codec.autoencoder, folder)
 
     def facts(self, config: Config) -> dict[str, Any]:
-        """What a manifest says of the data: its hash, and how it was coded."""
+        """What a manifest says of the data: its hash, how it was coded, and of images of any shape their sizes."""
         codec = self.codec
         return {
             "data_hash": self.train.hash,
@@ -92,7 +107,22 @@ class Data:
                 "latents": codec.statistics.to_dict() if codec.statistics else None,  # None: codes
             }
             | ({} if codec.bos_first else {"bos_first": False}),
-        }
+        } | ({"shapes": shapes} if (shapes := self._trained_shapes(config)) else {})
+
+    def _trained_shapes(self, config: Config) -> dict[str, list[int]]:
+        """The least and the greatest side and area of what is trained on, in latent pixels.
+
+        Nothing for a model of images of one size, or data without images.
+        """
+        read = {name for phase in config.data.mixtures for name in phase.weights}
+        shapes = [
+            shape for source in self.train.sources if source.name in read for shape in source.documents.shapes
+        ]
+        if not config.model.max_side or not shapes:
+            return {}
+        heights, widths = zip(*shapes, strict=True)
+        sizes = {"height": heights, "width": widths, "area": [height * width for height, width in shapes]}
+        return {name: [min(values), max(values)] for name, values in sizes.items()}
 
 
 def require_sources(config: Config) -> None:
@@ -154,6 +184,8 @@ def _documents(source: SourceConfig, split: str, config: Config, codec: Codec) -
         f"{path} was prepared with another tokenizer ({prepared.manifest['tokenizer']['name']}, "
         f"{prepared.manifest['tokenizer']['hash']}) than the other sources ({codec.tokenizer.name}, {mine})",
     )
+    if path == source.held_out and prepared.manifest["encodings"] and config.model.images != "none":
+        _check_shapes(f"the images in {path}", prepared, config)
     return PreparedDocuments(prepared, split, config.data.encoding, codec.statistics).make_ready()
 
 
@@ -173,17 +205,12 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
     if config.model.images == "none":
         pictured = {}
     for name, one in pictured.items():
-        shape = tuple(one.encoding(encoding)["shape"])
         kind = "latents" if one.encoding(encoding)["moments"] else "codes"
         require(
             kind == config.model.images,
             f"encoding {encoding!r} of source {name!r} holds {kind}, and model.images is {config.model.images!r}",
         )
-        require(
-            shape == config.model.latent_shape[: len(shape)],
-            f"the images of source {name!r} are {shape} in encoding {encoding!r}, and model.latent_shape is "
-            f"{config.model.latent_shape}",
-        )
+        _check_shapes(f"the images of source {name!r}", one, config)
     channels = config.model.latent_shape[2]
     codes = config.model.images == "codes"
     # of synthetic images, or none
@@ -216,6 +243,50 @@ def _codec(prepared: dict[str, Prepared], config: Config, statistics: LatentStat
         "a channel of the images' latents is constant: nothing to normalise by",
     )
     return Codec(tokenizer, SpecialTokens.of(tokenizer), autoencoder, statistics)
+
+
+def _check_shapes(images: str, prepared: Prepared, config: Config) -> None:
+    """Raises ConfigError where a folder's images, which are called so, do not go with the model."""
+    encoding, model = config.data.encoding, config.model
+    shapes = prepared.shapes(encoding)
+    channels = tuple(prepared.encoding(encoding)["shape"][2:])
+    what = f"{images} in encoding {encoding!r}"
+    require(
+        channels in ((), model.latent_shape[2:]),
+        f"{what} have channels {list(channels)}, and model.latent_shape is {list(model.latent_shape)}",
+    )
+    if not model.max_side:
+        require(
+            set(shapes) <= {model.latent_shape[:2]},
+            f"{what} are {_listed(shapes)}, and model.latent_shape is {list(model.latent_shape)}"
+            + (f": images of several shapes need model.max_side, {_least_side(shapes)} here" * (len(shapes) > 1)),
+        )
+        return
+    k, area = model.patch_size, model.latent_shape[0] * model.latent_shape[1]
+    for height, width in shapes:
+        require(
+            height % k == 0 and width % k == 0,
+            f"{what} include {height}×{width}, which model.patch_size {k} does not divide: prepare them with a "
+            "--multiple that it does, or take another patch_size",
+        )
+    require(
+        all(height * width <= area for height, width in shapes),
+        f"{what} have up to {max(h * w for h, w in shapes)} places, and model.latent_shape {area}: raise it",
+    )
+    require(
+        _least_side(shapes) <= model.max_side,
+        f"{what} have sides of up to {_least_side(shapes)}: set model.max_side to that, not {model.max_side}",
+    )
+
+
+def _least_side(shapes: Mapping[tuple[int, int], int]) -> int:
+    return max(max(shape) for shape in shapes)
+
+
+def _listed(shapes: Mapping[tuple[int, int], int]) -> str:
+    commonest = sorted(shapes, key=lambda shape: -shapes[shape])
+    more = len(shapes) - 3
+    return ", ".join(f"{h}×{w}" for h, w in commonest[:3]) + (f" and {more} other shapes" if more > 0 else "")
 
 
 def check_codec(folder: Place, values: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from transfusion_jax.config import ModelConfig
+
 
 @dataclass(frozen=True)
 class Text:
@@ -25,6 +27,12 @@ class Image:
 
     latent: np.ndarray
     loss: bool = True  # False: context only, shown clean (t = 0), as the image to edit
+
+    @property
+    def hash(self) -> bytes:
+        """What tells it from other images: of its shape and its values."""
+        shape = str(self.latent.shape).encode()
+        return hashlib.sha256(shape + self.latent.tobytes()).digest()
 
 
 @dataclass(frozen=True)
@@ -56,16 +64,21 @@ class Document:
         return sum(isinstance(s, Image) for s in self.segments)
 
     @property
+    def area(self) -> int:
+        """Latent places, height × width, of all its images."""
+        return sum(int(np.prod(s.latent.shape[:2])) for s in self.segments if isinstance(s, Image))
+
+    @property
     def text_length(self) -> int:
         """Text tokens in the document."""
         return sum(len(s.tokens) for s in self.segments if isinstance(s, Text))
 
-    def length(self, patches: int) -> int:
-        """Elements that the document takes: BOS, its text, and each image with BOI and EOI.
+    def length(self, model: ModelConfig) -> int:
+        """Elements that the document takes: BOS, its text, and the patches of each image with the marks around.
 
         EOS is only ever a target, so it takes none.
         """
-        return 1 + self.text_length + self.images * (patches + 2)
+        return 1 + self.text_length + model.image_marks * self.images + self.area // model.patch_area
 
 
 class Documents(Protocol):
@@ -81,6 +94,15 @@ class Documents(Protocol):
         """Images of each document, `[n]` integers."""
         ...
 
+    def areas(self, documents: np.ndarray | slice) -> np.ndarray:
+        """Latent places, height × width, of all images of each of these documents, `[n]` int64."""
+        ...
+
+    @property
+    def shapes(self) -> frozenset[tuple[int, int]]:
+        """The latent heights and widths that its images have."""
+        ...
+
     @property
     def hash(self) -> str:
         """A hash of every document, in order."""
@@ -93,6 +115,13 @@ class Documents(Protocol):
     def text(self, number: int, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` of a document without images; fewer where it ends before."""
         ...
+
+
+def lengths_of(documents: Documents, chosen: np.ndarray | slice | int, model: ModelConfig) -> np.ndarray:
+    """Elements that each of these documents takes, `[n]` int64; see `Document.length`."""
+    chosen = slice(chosen, chosen + 1) if isinstance(chosen, int) else chosen
+    texts, images = (column[chosen].astype(np.int64) for column in (documents.text_lengths, documents.images))
+    return 1 + texts + model.image_marks * images + documents.areas(chosen) // model.patch_area
 
 
 @dataclass(frozen=True)
@@ -110,6 +139,15 @@ class DocumentList:
     def images(self) -> np.ndarray:
         """Images of each document, `[n]`."""
         return np.array([d.images for d in self.documents], np.int64)
+
+    def areas(self, documents: np.ndarray | slice) -> np.ndarray:
+        """Latent places of all images of each of these documents, `[n]`."""
+        return self._areas[documents]
+
+    @cached_property
+    def shapes(self) -> frozenset[tuple[int, int]]:
+        """The latent heights and widths of its images."""
+        return frozenset(s.latent.shape[:2] for d in self.documents for s in d.segments if isinstance(s, Image))
 
     @cached_property
     def hash(self) -> str:
@@ -130,6 +168,10 @@ class DocumentList:
         """Tokens `begin` to `end` of a document without images."""
         texts = [s.tokens for s in self.documents[number].segments if isinstance(s, Text)]
         return np.concatenate(texts)[begin:end]
+
+    @cached_property
+    def _areas(self) -> np.ndarray:
+        return np.array([d.area for d in self.documents], np.int64)
 
 
 @dataclass(frozen=True)
@@ -187,7 +229,7 @@ class Corpus:
             wanted = -(-count // len(pictured))
             places = np.unique(np.linspace(0, len(source) - 1, 8 * wanted).astype(int))  # some show the same image
             pairs = [d for d in map(source.documents.__getitem__, places.tolist()) if d.is_pair]
-            images = {s.latent.tobytes(): d for d in pairs for s in d.segments if isinstance(s, Image)}
+            images = {d.pair[1].hash: d for d in pairs}
             step = max(1, len(images) // wanted)
             found |= dict(list(images.items())[::step][:wanted])
         return list(found.values())[:count]

@@ -1,4 +1,7 @@
-"""The images of prepared data as rows, for training autoencoders: row r is one image, a function of (seed, r)."""
+"""The images of prepared data as rows, for training autoencoders: row r is one image, a function of (seed, r).
+
+Where images keep their proportions, a row is a square of one, and the place of the square is such a function, too.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from transfusion_jax.data.store.dataset import Prepared, PreparedDocuments
 from transfusion_jax.data.stream import LAST_ROW
 from transfusion_jax.storage.paths import Place
 
-FLIP = 1  # tells the draw of a flip from others of the seed
+FLIP, PLACE = 1, 2  # tell the draws of a flip and of a square's place from others of the seed
 
 
 @jax.tree_util.register_dataclass
@@ -34,19 +37,25 @@ class Images:
     """All images of one part of some prepared folders, by number."""
 
     parts: tuple[PreparedDocuments, ...]
+    size: int  # pixels of a side; no image has a shorter one
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """An image `[H, W, C]` in [−1, 1]."""
+        """The middle square of an image, `[size, size, C]` in [−1, 1]."""
+        return self.square(number, 0.5, 0.5)
+
+    def square(self, number: int, down: float, across: float) -> np.ndarray:
+        """A square of an image, `[size, size, C]` in [−1, 1], so far down and across: from 0 to below 1."""
         part = int(np.searchsorted(self._offsets, number, side="right")) - 1
         ends, number = self._ends[part], number - int(self._offsets[part])
         document = int(np.searchsorted(ends, number, side="right"))
         before = int(ends[document - 1]) if document else 0
         documents = self.parts[part]
-        image: np.ndarray = documents.latents(documents.first_record(document))[number - before]
-        return image
+        image = documents.latents(documents.first_record(document))[number - before]
+        top, left = (int(at * (n - self.size + 1)) for at, n in zip((down, across), image.shape[:2], strict=True))
+        return image[top : top + self.size, left : left + self.size]
 
     @property
     def remote(self) -> bool:
@@ -81,7 +90,8 @@ class ImageRows:
     def __getitem__(self, row: int) -> ImageBatch:
         """A batch of one, without the leading B."""
         epoch, place = divmod(int(row), len(self.corpus))
-        image = self.corpus[int(shuffled(place, len(self.corpus), (self.seed, 0), epoch))]
+        number = int(shuffled(place, len(self.corpus), (self.seed, 0), epoch))
+        image = self.corpus.square(number, *np.random.default_rng([self.seed, PLACE, row]).random(2))
         if self.flip and np.random.default_rng([self.seed, FLIP, row]).random() < 0.5:
             image = image[:, ::-1]
         return ImageBatch(np.ascontiguousarray(image), np.int32(row))
@@ -111,23 +121,38 @@ def load_images(config: AutoencoderRun) -> ImageData:
     """Opens the pixels of every source.
 
     Raises:
-        ConfigError: a source holds no images, or images of another size.
+        ConfigError: a source holds no images, or images of another size, or of too small a one to be cropped.
     """
     a, size = config.architecture, config.image_size
     folders = {name: Prepared.open(path) for name, path in sorted(config.data.sources.items())}
     for name, prepared in folders.items():
-        shape = tuple(prepared.encoding("pixels")["shape"])
+        *sides, channels = prepared.encoding("pixels")["shape"]
+        if prepared.native:
+            sides = [size, size]  # of the squares that are cropped from them
+            _require_room(name, prepared, size)
         require(
-            shape == (size, size, a.image_channels),
-            f"the images of source {name!r} are {shape}, and the config asks for {(size, size, a.image_channels)}: "
-            "set image_size and architecture.image_channels, or prepare them so",
+            (*sides, channels) == (size, size, a.image_channels),
+            f"the images of source {name!r} are {(*sides, channels)}, and the config asks for "
+            f"{(size, size, a.image_channels)}: set image_size and architecture.image_channels, or prepare them so",
         )
     statistics = plain_statistics(a.image_channels)
 
     def images(split: str) -> Images:
         parts = (PreparedDocuments(prepared, split, "pixels", statistics) for prepared in folders.values())
-        return Images(tuple(part.make_ready() for part in parts))
+        return Images(tuple(part.make_ready() for part in parts), size)
 
     data = ImageData(images("train"), images("held_out"))
     require(len(data.train) > 0, f"there are no images in {', '.join(config.data.sources.values())}")
     return data
+
+
+def _require_room(name: str, prepared: Prepared, size: int) -> None:
+    """Raises ConfigError where squares of this size cannot be cropped from all images of a source."""
+    shapes = prepared.shapes("pixels")
+    small = sum(count for shape, count in shapes.items() if min(shape) < size)
+    require(
+        not small,
+        f"{small:,} of the images of source {name!r}, which keep their proportions, have a side below image_size "
+        f"{size}: set image_size to {min(map(min, shapes), default=size)} or less, or prepare them with a larger "
+        "--area and a smaller --max-aspect, and with --min-size or --enlarge",
+    )

@@ -21,6 +21,7 @@ EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
 REPLACEMENT = "\ufffd"
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how vocabularies without byte-level tokens name a byte
 BYTES = 256  # entries that every byte-level vocabulary has
+MOST = 1 << 20  # entries that one is trained with: room for all is taken at once
 
 
 @dataclass(frozen=True)
@@ -238,12 +239,12 @@ def train_byte_pairs(texts: Iterable[str], size: int) -> HuggingFace:
     The same texts give the same tokenizer.
 
     Raises:
-        ConfigError: bytes alone are more entries.
+        ConfigError: bytes alone are more entries, or they are more than anybody has.
     """
     from tokenizers import Tokenizer as Model
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    require(size > BYTES, f"a tokenizer is trained with more than 256 entries, not {size}")
+    require(BYTES < size <= MOST, f"a tokenizer is trained with 257 to {MOST:,} entries, not {size}")
     model = Model(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()

@@ -14,6 +14,7 @@ image, the one of the evaluation before, the noised image and fresh noise: one k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from transfusion_jax.config import OBJECTIVES
+from transfusion_jax.config import OBJECTIVES, DiffusionConfig, SamplingConfig
 from transfusion_jax.diffusion.schedule import Path, Schedule, evenly
 
 Bounds = tuple[np.ndarray, np.ndarray]
@@ -42,14 +43,22 @@ class Weights(NamedTuple):
 
 
 class SamplerSteps(NamedTuple):
-    """A sampler's way to the clean image: one entry for each evaluation of the model."""
+    """A sampler's way to the clean image: one entry for each evaluation of the model, or for each of each image."""
 
-    timesteps: Int[Any, " E"]  # where x stands
-    asked: Int[Any, " E"]  # the timestep that the model is given, see `noisiest_asked`
+    timesteps: Int[Any, "E ..."]  # where x stands
+    asked: Int[Any, "E ..."]  # the timestep that the model is given, see `noisiest_asked`
     weights: Weights  # what comes of its answer
 
 
-def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str = "auto") -> SamplerSteps:
+def sampler_steps(path: Path, diffusion: DiffusionConfig, sampling: SamplingConfig, elements: int) -> SamplerSteps:
+    """The sampler's steps for an image of this many elements, from the two configs; see `make_steps`."""
+    shift = diffusion.shift(elements) if sampling.spacing == "auto" else 1.0
+    return make_steps(path, sampling.steps, diffusion.objective, sampling.sampler, shift)
+
+
+def make_steps(
+    path: Path, steps: int, objective: str = "epsilon", sampler: str = "auto", shift: float = 1.0
+) -> SamplerSteps:
     """The way of a sampler from noise alone, at T, to the clean image at 0.
 
     In float64 on the host, for in float32 `1 − ᾱ` cancels at small t.
@@ -59,6 +68,7 @@ def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str 
         steps: how many of its timesteps to visit, T the first of them.
         objective: what is predicted, an entry of `OBJECTIVES`.
         sampler: one of the path's; "auto" is the first of them.
+        shift: of the timesteps, see `Path.shift`; 1 leaves them even.
 
     Raises:
         ValueError: there are not so many timesteps, or no such sampler of this path.
@@ -66,7 +76,8 @@ def make_steps(path: Path, steps: int, objective: str = "epsilon", sampler: str 
     known = samplers_of(path)
     if sampler not in ("auto", *known):
         raise ValueError(f"no sampler {sampler!r} of this schedule: one of {', '.join(known)}")
-    visited = evenly(path.timesteps, steps)
+    shifted = functools.partial(path.shift, by=shift, interp=np.interp)
+    visited = evenly(path.timesteps, steps) if shift == 1 else evenly(path.timesteps, steps, shifted)
     if sampler == "heun":
         visited = np.concatenate([visited[:1], np.repeat(visited[1:-1], 2), visited[-1:]])
     asked = np.minimum(visited[:-1], noisiest_asked(path, objective))

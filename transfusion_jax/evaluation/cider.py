@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +15,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from transfusion_jax.config import require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Corpus, Document, Image, Text
+from transfusion_jax.evaluation.pictures import listed_sizes
 from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.model.transfusion import Params
@@ -46,9 +47,13 @@ def run_cider(
     documents = [Document((image, *asked)) for image, _ in found]
     candidates = write_texts(task, params, codec, documents, WRITING)
     captions = [captions for _, captions in found]
+    channels = task.config.model.latent_shape[2]
+    shapes = [codec.autoencoder.image_shape((*image.latent.shape[:2], channels)) for image, _ in found]
+    sizes = listed_sizes(Counter(f"{width}x{height}" for height, width, _ in shapes))
     about = {
         "images": len(found),
         "references": sum(map(len, captions)),
+        "cider_resizing": f"none: texts are compared, and the model sees images as they were prepared, {sizes}",
         "prompt": prompt,
         "image_timestep": 0,
         "writing": f"greedy, {WRITING.max_tokens} tokens at most",
@@ -64,8 +69,7 @@ def references(corpus: Corpus, codec: Codec) -> list[tuple[Image, list[str]]]:
     for document in itertools.chain(*(source for source in corpus.sources if source.pictured)):
         if document.is_pair:
             text, image = document.pair
-            name = hashlib.sha256(image.latent.tobytes()).digest()
-            found.setdefault(name, (image, []))[1].append(codec.tokenizer.decode(text.tokens))
+            found.setdefault(image.hash, (image, []))[1].append(codec.tokenizer.decode(text.tokens))
     return list(found.values())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from transfusion_jax.evaluation import inception
-from transfusion_jax.evaluation.pictures import Drawn, resized
+from transfusion_jax.evaluation.pictures import Drawn, listed_sizes, resized, sizes_of
 from transfusion_jax.evaluation.suites.frechet import Statistics, distance
 from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.storage.paths import sha256
@@ -27,12 +29,14 @@ class Fid:
     reference: Statistics | None = None
     _drawn: list[np.ndarray] = field(default_factory=list)
     _real: list[np.ndarray] = field(default_factory=list)
+    _sizes: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._arrays = inception.load_tensors(self.weights)
 
     def see(self, part: Drawn) -> None:
         """More images."""
+        self._sizes += sizes_of(part.drawn)
         self._drawn.append(features_of(self._arrays, part.drawn))
         if self.reference is None:
             self._real.append(features_of(self._arrays, part.real))
@@ -43,12 +47,18 @@ class Fid:
         return {"fid": distance(Statistics.of(np.concatenate(self._drawn)), reference)}
 
     def about(self) -> dict[str, str]:
-        """Which FID it is."""
-        return {"fid_variant": VARIANT, "inception": f"{self.weights.name}, sha256 {sha256(self.weights)}"}
+        """Which FID it is, and what became of the images."""
+        side = inception.SIZE
+        return {
+            "fid_variant": VARIANT,
+            "fid_resizing": f"from {listed_sizes(self._sizes)}, as the captions' own images, to {side}x{side} by "
+            "Pillow's bicubic in float; proportions are not kept (clean-fid)",
+            "inception": f"{self.weights.name}, sha256 {sha256(self.weights)}",
+        }
 
 
-def features_of(arrays: inception.Arrays, images: np.ndarray) -> np.ndarray:
-    """Inception's features `[n, 2048]` of images `[n, H, W, 3]` uint8."""
+def features_of(arrays: inception.Arrays, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Inception's features `[n, 2048]` of images `[H, W, 3]` uint8, of any shapes."""
     found = []
     for begin in range(0, len(images), TOGETHER):
         part = [resized(x, inception.SIZE, Pillow.Resampling.BICUBIC) for x in images[begin : begin + TOGETHER]]

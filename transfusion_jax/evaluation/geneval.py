@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.config import ConfigError, require
+from transfusion_jax.config import ConfigError, ModelConfig, require
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Text
 from transfusion_jax.evaluation.pictures import draw_captions
@@ -52,8 +53,18 @@ def write_images(
     lines: list[dict[str, Any]],
     output: Path,
     count: int = IMAGES,
+    grid: tuple[int, int] | None = None,
 ) -> Iterator[int]:
     """Draws `count` images for each line's prompt into `output`, which the scorer is then given; yields lines done.
+
+    Args:
+        task: the trained model's task.
+        params: its weights.
+        codec: how it codes texts and images.
+        lines: of an `evaluation_metadata.jsonl`.
+        output: the folder that is written.
+        count: images of each prompt.
+        grid: rows and columns of patches of each image; None: see `Request.grid`.
 
     Raises:
         ConfigError: a prompt does not fit the context, or the model draws no images.
@@ -62,10 +73,18 @@ def write_images(
     for begin in range(0, len(lines), together):
         part = lines[begin : begin + together]
         texts = [Text(codec.tokenizer.encode(line["prompt"])) for line in part for _ in range(count)]
-        images = draw_captions(task, params, codec, texts, task.config.seed, begin * count)
+        images = draw_captions(task, params, codec, texts, task.config.seed, begin * count, [grid] * len(texts))
         for number, line in enumerate(part if first() else ()):
             folder = output / f"{begin + number:05}"
             write_whole(folder / "metadata.jsonl", json.dumps(line) + "\n")
             for sample, image in enumerate(images[number * count : (number + 1) * count]):
                 write_png(folder / f"samples/{sample:04}.png", image)
         yield begin + len(part)
+
+
+def square_grid(model: ModelConfig) -> tuple[int, int]:
+    """Rows and columns of patches of the largest square that a model draws, or of the one shape that it draws."""
+    if not model.max_side:
+        return model.patch_grid
+    side = math.isqrt(model.patches)
+    return side, side

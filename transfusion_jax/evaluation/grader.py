@@ -32,13 +32,13 @@ UNKNOWN = "unknown"  # the shape of a thing that is none of them
 EVERY = np.ones((3, 3))  # pixels hang together at corners, too
 
 
-def look(image: np.ndarray) -> Scene:
-    """The scene that a picture `[H, H, 3]` uint8 shows.
+def look(image: np.ndarray, unit: int) -> Scene:
+    """The scene that a picture `[H, W, 3]` uint8 shows, whose unit is so many pixels: a square picture's side.
 
     Every thing has the colour and the kind that come nearest; one that comes near to none has the shape `UNKNOWN`,
     as have things that touch each other.
     """
-    pixels, size = image.astype(np.float32), len(image)
+    pixels = image.astype(np.float32)
     median = np.median(pixels.reshape(-1, 3), axis=0)  # things never cover half of a scene
     background = min(BACKGROUNDS, key=lambda name: float(np.sum(np.square(median - BACKGROUNDS[name]))))
     shares, errors = _mixtures(pixels, background)
@@ -50,11 +50,12 @@ def look(image: np.ndarray) -> Scene:
         around = ndimage.binary_dilation(part, EVERY)
         colour = int(np.sum(errors * around, axis=(1, 2)).argmin())
         mine = np.where(around, shares[colour], 0)
-        if mine.sum() > SPECK * _smallest(size):
+        if mine.sum() > SPECK * _smallest(unit):
             places = np.argwhere(part)
             middle = (places.min(0) + places.max(0) + 1) // 2
-            things.append(_nearest(mine, middle, tuple(COLOURS)[colour]))
-    return Scene(background, tuple(things))
+            things.append(_nearest(mine, middle, tuple(COLOURS)[colour], unit))
+    height, width, _ = image.shape
+    return Scene(background, tuple(things), width / unit, height / unit)
 
 
 def _mixtures(pixels: np.ndarray, background: str) -> tuple[np.ndarray, np.ndarray]:
@@ -67,10 +68,9 @@ def _mixtures(pixels: np.ndarray, background: str) -> tuple[np.ndarray, np.ndarr
     return shares, np.sum(rest * rest, axis=-1)
 
 
-def _nearest(share: np.ndarray, middle: np.ndarray, colour: str) -> Thing:
+def _nearest(share: np.ndarray, middle: np.ndarray, colour: str, unit: int) -> Thing:
     """The shape, size and place whose drawing comes nearest to the shares `[H, W]` of one thing."""
-    size = len(share)
-    kinds, templates = _templates(size)
+    kinds, templates = _templates(unit)
     window = templates.shape[1]
     corners = [np.array(shift) + middle - window // 2 for shift in itertools.product((-1, 0, 1), repeat=2)]
     padded = np.pad(share, window)
@@ -80,32 +80,32 @@ def _nearest(share: np.ndarray, middle: np.ndarray, colour: str) -> Thing:
     kind, corner = np.unravel_index(errors.argmin(), errors.shape)
     (shape, half, right, down), (y, x) = kinds[kind], corners[corner]
     known = errors[kind, corner] <= WORST * templates[kind].sum()
-    return Thing(shape if known else UNKNOWN, colour, half, float(x + right) / size, float(y + down) / size)
+    return Thing(shape if known else UNKNOWN, colour, half, float(x + right) / unit, float(y + down) / unit)
 
 
 @cache
-def _templates(size: int) -> tuple[list[tuple[str, str, float, float]], np.ndarray]:
+def _templates(unit: int) -> tuple[list[tuple[str, str, float, float]], np.ndarray]:
     """Shape, size, and centre in pixels of every drawing of a thing, and its shares of the pixels `[n, W, W]`."""
-    window = 2 * math.ceil(max(SIZES.values()) * size) + 3
+    window = 2 * math.ceil(max(SIZES.values()) * unit) + 3
     kinds, drawn = [], []
     for shape in SHAPES:
         for name in SIZES:
             for y in range(SUPERSAMPLING):
                 for x in range(SUPERSAMPLING):
                     right, down = (window // 2 + z / SUPERSAMPLING for z in (x, y))
-                    thing = Thing(shape, "red", name, right / size, down / size)
+                    thing = Thing(shape, "red", name, right / unit, down / unit)
                     kinds.append((shape, name, right, down))
-                    drawn.append(_share(thing, size)[:window, :window])
+                    drawn.append(_share(thing, unit)[:window, :window])
     sharp = np.stack(drawn)
     return kinds * len(SOFT), np.concatenate([ndimage.gaussian_filter(sharp, (0, blur, blur)) for blur in SOFT])
 
 
-def _share(thing: Thing, size: int) -> np.ndarray:
-    pixels = render(Scene("black", (thing,)), size).astype(np.float32)
+def _share(thing: Thing, unit: int) -> np.ndarray:
+    pixels = render(Scene("black", (thing,)), unit).astype(np.float32)
     return pixels[..., 0] / COLOURS[thing.colour][0]
 
 
 @cache
-def _smallest(size: int) -> float:
+def _smallest(unit: int) -> float:
     """Pixels of the smallest thing."""
-    return float(_templates(size)[1].sum((1, 2)).min())
+    return float(_templates(unit)[1].sum((1, 2)).min())

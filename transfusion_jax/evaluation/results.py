@@ -31,10 +31,11 @@ UNUSED = {"latents": ("temperature",), "codes": OF_LATENTS, "none": ()}  # field
 def settings(suite: Suite, config: Config, data: Data, protocol: str | None) -> dict[str, Any]:
     """What a suite's numbers depend on beside the weights; of one that draws, how, and a hash of its prompts."""
     found: dict[str, Any] = {suite.size: getattr(config.evaluation, suite.size), "data": data.held_out.hash}
-    if suite.version > 1:
-        found["version"] = suite.version
+    version = (suite.native_version if config.model.max_side else 0) or suite.version
+    if version > 1:
+        found["version"] = version
     if suite.prompts:
-        prompts = "\n".join(suite.prompts(config.evaluation))
+        prompts = "\n".join(suite.prompts(config, data.codec))
         found["prompts"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
     if suite.draws:
         found |= {"protocol": protocol, "sampling": sampling_of(config)}
@@ -46,7 +47,7 @@ def sampling_of(config: Config) -> dict[str, Any]:
     fields = dataclasses.asdict(config.sampling)
     how = {name: value for name, value in fields.items() if name not in UNUSED[config.model.images]}
     if config.model.images == "latents":
-        how["spacing"] = SPACING
+        how["spacing"] = "shifted" if config.diffusion.timestep_base and how["spacing"] == "auto" else SPACING
     read_back: dict[str, Any] = json.loads(json.dumps(how))
     return read_back
 

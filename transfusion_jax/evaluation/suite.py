@@ -8,8 +8,8 @@ from typing import Protocol
 
 import jax
 
-from transfusion_jax.config import Config, EvaluationConfig
-from transfusion_jax.data.datasets import Data
+from transfusion_jax.config import Config
+from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
 
@@ -38,6 +38,7 @@ class Suite:
     run: RunSuite
     size: str = "rows"  # the field of `evaluation` that says on how much: "rows" or "images"
     draws: bool = False
-    prompts: Callable[[EvaluationConfig], list[str]] | None = None  # of a suite whose prompts are not the data's
+    prompts: Callable[[Config, Codec], list[str]] | None = None  # of a suite whose prompts are not the data's
     check: Check = anything
     version: int = 1  # of what it measures: numbers of another are not taken for its own
+    native_version: int = 0  # the same for models of images of any shape, where it differs

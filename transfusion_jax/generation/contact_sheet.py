@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -14,29 +14,39 @@ from transfusion_jax.generation.png import FONT, GAP, to_pixels
 WIDTH = 144  # pixels that a caption needs; smaller images are enlarged to it
 LINES = 5  # of a caption; what is longer ends in …
 LEADING = 17  # pixels from line to line
+FRAME = "#cccccc"  # around each image: white ones are seen, too
 UNASSIGNED = "\U0010ffff"  # never a character: shown as the font shows what it lacks
 
 
 def contact_sheet(
-    images: Float[np.ndarray, "S H W _"], captions: list[str], columns: int
+    images: Sequence[Float[np.ndarray, "_ _ _"]], captions: list[str], columns: int
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Images in [−1, 1] row by row on a sheet `[H, W, 3]` uint8, each with its caption under it."""
-    pixels = to_pixels(images)
-    scale = max(1, -(-WIDTH // pixels.shape[2]))
-    pixels = pixels.repeat(scale, 1).repeat(scale, 2)
-    height, width = pixels.shape[1:3]
+    """Images in [−1, 1] row by row on a sheet `[H, W, 3]` uint8, each with its caption under it.
+
+    Images may differ in shape and are enlarged alike; cells are as wide as the widest, rows as high as theirs.
+    """
+    pixels = [to_pixels(image) for image in images]
+    scale = max(1, -(-WIDTH // max(image.shape[1] for image in pixels)))
+    pixels = [image.repeat(scale, 0).repeat(scale, 1) for image in pixels]
+    width = max(image.shape[1] for image in pixels)
     texts = [shortened(list(wrapped(legible(caption), width))) for caption in captions]
     rows = [range(at, min(at + columns, len(pixels))) for at in range(0, len(pixels), columns)]
-    heights = [height + GAP + LEADING * max(len(texts[i]) for i in row) + 2 * GAP for row in rows]
+    highest = [max(len(pixels[i]) for i in row) for row in rows]
+    heights = [
+        high + GAP + LEADING * max(len(texts[i]) for i in row) + 2 * GAP
+        for high, row in zip(highest, rows, strict=True)
+    ]
     size = (min(columns, len(pixels)) * (width + GAP) + GAP, sum(heights) + GAP)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for row, y in zip(rows, np.cumsum([GAP, *heights]).tolist(), strict=False):
+    for row, high, y in zip(rows, highest, np.cumsum([GAP, *heights]).tolist(), strict=False):
         for column, i in enumerate(row):
             x = GAP + column * (width + GAP)
-            sheet.paste(Image.fromarray(pixels[i]), (x, y))
+            top = y + high - len(pixels[i])
+            draw.rectangle((x - 1, top - 1, x + pixels[i].shape[1], y + high), outline=FRAME)
+            sheet.paste(Image.fromarray(pixels[i]), (x, top))
             for number, line in enumerate(texts[i]):
-                draw.text((x, y + height + GAP + number * LEADING), line, "black", FONT)
+                draw.text((x, y + high + GAP + number * LEADING), line, "black", FONT)
     return np.asarray(sheet)
 
 

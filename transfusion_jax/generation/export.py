@@ -23,7 +23,7 @@ article { border-top: 1px solid #ccc; padding: 1rem 0; }
 .prompt { color: #666; }
 .made { display: flex; flex-wrap: wrap; gap: .75rem; align-items: center; }
 .made p { margin: 0; white-space: pre-wrap; }
-img { image-rendering: pixelated; min-width: 4rem; border-radius: 4px; }
+img { image-rendering: pixelated; max-width: 100%; height: auto; border-radius: 4px; }
 """
 
 
@@ -47,14 +47,14 @@ def write_sheet(path: Place, made: Sequence[Sampled], how: dict[str, Any]) -> No
     del how
     rows = [list(of_prompt) for _, of_prompt in itertools.groupby(made, key=lambda one: one.prompt)]
     columns = max(map(len, rows))
-    white = np.ones_like(made[0].sample.images[0])
+    white = np.ones((1, 1, 1))
     images = [[one.sample.images[0] for one in row] + [white] * (columns - len(row)) for row in rows]
     labels = [row[0].prompt for row in rows] if len(rows) > 1 else None
-    write_png(path, grid(np.stack([image for row in images for image in row]), columns, labels))
+    write_png(path, grid(itertools.chain(*images), columns, labels))
 
 
 def write_samples(path: Place, made: Sequence[Sampled], how: dict[str, Any]) -> None:
-    """One JSON object per sample, its images as PNG files beside it."""
+    """One JSON object per sample, its images as PNG files beside it, with their sizes in pixels."""
     del how
     lines = []
     for index, one in enumerate(made):
@@ -64,8 +64,9 @@ def write_samples(path: Place, made: Sequence[Sampled], how: dict[str, Any]) -> 
                 segments.append(segment)
                 continue
             name = f"{index:04d}-{sum(isinstance(s, dict) for s in segments)}.png"
-            write_png(path.parent / name, to_pixels(segment[None])[0])
-            segments.append({"image": name})
+            write_png(path.parent / name, to_pixels(segment))
+            height, width, _ = segment.shape
+            segments.append({"image": name, "width": width, "height": height})
         record = dict(prompt=one.prompt, seed=one.request.seed, number=one.request.number)
         lines.append(json.dumps(record | dict(segments=segments, reason=one.sample.reason), ensure_ascii=False))
     write_whole(path, "\n".join(lines) + "\n")
@@ -93,7 +94,8 @@ def write_page(path: Place, made: Sequence[Sampled], how: dict[str, Any]) -> Non
 def _part(segment: str | np.ndarray) -> str:
     if isinstance(segment, str):
         return f"<p>{html.escape(segment)}</p>"
-    pixels = to_pixels(segment[None])[0]
-    shown = max(pixels.shape[1], SMALLEST)
+    pixels = to_pixels(segment)
+    larger = max(1, SMALLEST / max(pixels.shape[:2]))
+    height, width = (round(larger * side) for side in pixels.shape[:2])
     encoded = base64.b64encode(png(pixels)).decode()
-    return f'<img width="{shown}" alt="a drawn image" src="data:image/png;base64,{encoded}">'
+    return f'<img width="{width}" height="{height}" alt="a drawn image" src="data:image/png;base64,{encoded}">'

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from transfusion_jax.config import Config, SamplingConfig
 
@@ -29,7 +29,7 @@ def branches_of(sampling: SamplingConfig, pictured: bool) -> int:
 
 
 def untrained_branch(config: Config, sampling: SamplingConfig | None = None) -> list[str]:
-    """A warning where guidance needs an branch, images with nothing before them, that was not trained.
+    """A warning where guidance needs a branch, images with nothing before them, that was not trained.
 
     Pairs that lose their caption train it at every t, and pairs whose image comes first up to their limit.
 
@@ -54,36 +54,52 @@ def untrained_branch(config: Config, sampling: SamplingConfig | None = None) -> 
 
 
 def branch_weights(
-    sampling: SamplingConfig, branches: int, noisiness: Float[np.ndarray, " E"]
-) -> Float[np.ndarray, "E {branches}"]:
+    sampling: SamplingConfig, branches: int, noisiness: Float[np.ndarray, "E ..."]
+) -> Float[np.ndarray, "E ..."]:
     """The weights of the branches at each evaluation of the model.
 
     Args:
         sampling: the scales, and the interval that they act in.
         branches: how many there are.
-        noisiness: t / T of each evaluation.
+        noisiness: t / T of each evaluation, or of each evaluation of each image, `[E, S]`.
+
+    Returns:
+        The same with an axis for the branches behind.
     """
     text, image = sampling.guidance, sampling.image_guidance
     guided = {1: (1.0,), 2: (text, 1 - text), 3: (text, image - text, 1 - image)}[branches]
     plain = (1.0,) + (0.0,) * (branches - 1)
     low, high = sampling.guidance_interval
     acts = (low <= noisiness) & (noisiness <= high)
-    return np.where(acts[:, None], guided, plain).astype(np.float32)
+    return np.where(acts[..., None], guided, plain).astype(np.float32)
 
 
 def combine_branches(
-    predictions: Float[Array, "_ ..."], weights: Float[Any, " branches"], rescale: Shaped[Any, ""] | float
+    predictions: Float[Array, "_ ..."],
+    weights: Float[Any, "*S branches"],
+    rescale: Shaped[Any, ""] | float,
+    there: Bool[Array, "S ..."] | None = None,
 ) -> Float[Array, "S ..."]:
     """One prediction of the branches', the first branch's first.
 
     Args:
         predictions: what the model predicts.
+        weights: of the branches, for all images or for each.
         rescale: 0 to 1, how far each is brought back to the first branch's deviation (arXiv 2305.08891).
+        there: which of the values are an image's own, where there is room for more; None: all.
     """
-    by_branch = predictions.reshape(len(weights), -1, *predictions.shape[1:])
-    guided = jnp.tensordot(weights, by_branch, 1)
-    if len(weights) == 1:
+    branches = weights.shape[-1]
+    by_branch = predictions.reshape(branches, -1, *predictions.shape[1:])
+    if weights.ndim == 1:
+        guided = jnp.tensordot(weights, by_branch, 1)
+    else:
+        guided = jnp.einsum("sb,bs...->s...", weights, by_branch)
+    if branches == 1:
         return guided
     axes = tuple(range(1, guided.ndim))
-    ratio = jnp.std(by_branch[0], axes, keepdims=True) / jnp.maximum(jnp.std(guided, axes, keepdims=True), 1e-12)
+
+    def deviation(x: Float[Array, "S ..."]) -> Float[Array, "S ..."]:
+        return jnp.std(x, axes, keepdims=True, where=there)
+
+    ratio = deviation(by_branch[0]) / jnp.maximum(deviation(guided), 1e-12)
     return guided * (rescale * ratio + (1 - rescale))

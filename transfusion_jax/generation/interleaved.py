@@ -6,37 +6,39 @@ that began one draw it. What one gets does not depend on the others.
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from transfusion_jax.config import FOLLOWS, Config, SamplingConfig, one_of, require
-from transfusion_jax.data.datasets import Codec
-from transfusion_jax.data.documents import Document
-from transfusion_jax.diffusion.sampler import make_steps, on_device
+from transfusion_jax.config import FOLLOWS, Config, ModelConfig, SamplingConfig, one_of, require
+from transfusion_jax.data.datasets import Codec, by_shape
+from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.generation import phases
-from transfusion_jax.generation.guidance import branch_weights, branches_of
+from transfusion_jax.generation.drawing import (
+    ROWS,
+    Drawer,
+    Preview,
+    Values,
+    add_drawn,
+    batch_room,
+    cache_room,
+    prefill_documents,
+)
+from transfusion_jax.generation.guidance import branches_of
 from transfusion_jax.generation.phases import NOTHING, DecodingState, Limits
-from transfusion_jax.generation.prompt import before_image, images_of, rows_of
+from transfusion_jax.generation.prompt import before_image, images_of
 from transfusion_jax.generation.token_sampling import Writing
 from transfusion_jax.kernels.platform import compute_dtype
-from transfusion_jax.model.kv_cache import Cache
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.tasks.families import ModelTask
-from transfusion_jax.tasks.next_token import TokenTask
-from transfusion_jax.tasks.transfusion import TransfusionTask
 
-ROWS = 100  # decoded at a time, at the most
 CACHE = 2**33  # bytes of keys and values, at the most
 CHUNK = 16  # tokens between two looks at what was written
-SMALLEST = 64  # elements of a cache
 UNFINISHED = "\ufffd"  # what half a character is decoded to
 
 
@@ -47,7 +49,8 @@ class Request:
     document: Document
     follow: str = "any"  # one of `config.FOLLOWS`
     seed: int = 0
-    number: int = 0  # its draws depend on (seed, number), its document and nothing else
+    number: int = 0  # its draws depend on (seed, number), its document, its grid and nothing else
+    grid: tuple[int, int] | None = None  # rows and columns of patches of images that it draws; None: see `grid_of`
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def generate(
 def rows_at_a_time(config: Config) -> int:
     """Samples whose caches, two with guidance, are held at a time."""
     model = config.model
-    element = 2 * model.layers * model.width * compute_dtype(model).itemsize
+    element = 2 * model.layers * model.key_width * compute_dtype(model).itemsize
     return max(1, min(ROWS, CACHE // (2 * element * config.data.context_length)))
 
 
@@ -177,12 +180,11 @@ def stream(
     check_requests(task.config, requests, sampling)
     params = task.model.by_layer(params)
     rows = [_Row(number, request, codec, writing) for number, request in enumerate(requests)]
-    others = _fill(len(rows)) - len(rows)
+    others = batch_room(len(rows)) - len(rows)
     rows += [_Row(len(rows) + n, requests[0], codec, writing, reason="none asked") for n in range(others)]
-    state = _prefill(
-        task, params, codec, [row.begins_with for row in rows], _size(task.config, rows, writing, max_images)
-    )
-    drawer = _Drawer(task, params, codec, sampling, previews, rows)
+    size = _size(task.config, rows, writing, max_images)
+    state = prefill_documents(task, params, codec, [row.begins_with for row in rows], size)
+    drawer = Drawer(task, params, codec, sampling, previews, _other_branches(sampling, requests, rows))
     texts = _keys(rows, 0)
     while not all(row.reason for row in rows):
         while any(row.writes for row in rows):
@@ -193,14 +195,66 @@ def stream(
             for row, found in zip(rows, to_host(tokens), strict=True):
                 yield from row.take(found)
         if drawing := [row for row in rows if row.draws]:
-            images = yield from drawer.draw(state, drawing)
+            drawn, keys = np.array([row.draws for row in rows]), _keys(rows, 1)
+            state, grids = _shapes(task, params, state, rows, drawn, keys)
+            values = yield from _told(drawer.draw(state, np.flatnonzero(drawn), grids, keys), codec)
+            for row, image in zip(drawing, by_shape(codec.images, values), strict=True):
+                yield Drew(row.number, image)
             for row in drawing:
                 yield from row.after_image(max_images)
             if any(row.writes for row in drawing):
-                drawn = np.isin(np.arange(len(rows)), [row.number for row in drawing])
-                placed = np.zeros((len(rows), *images.shape[1:]), images.dtype)
-                placed[drawn] = images
-                state = phases.add_images(task, codec.special, params, state, placed, jnp.asarray(drawn))
+                state = add_drawn(task, params, codec, state, values, grids, drawn)
+
+
+def _other_branches(
+    sampling: SamplingConfig, requests: Sequence[Request], rows: list[_Row]
+) -> list[list[Document]]:
+    """What stands before an image in guidance's other branches: each row's images alone, and nothing."""
+    branches = branches_of(sampling, edit_images(requests))
+    images = [images_of(row.request.document) for row in rows]
+    return [images, [Document(())]][3 - branches :]
+
+
+def _shapes(
+    task: ModelTask,
+    params: Params,
+    state: DecodingState,
+    rows: list[_Row],
+    drawn: Bool[np.ndarray, " B"],
+    keys: Key[Array, " B"],
+) -> tuple[DecodingState, Int[np.ndarray, "B 2"]]:
+    """Rows and columns of patches of each row's image, and the rows with their marks, where the model has these."""
+    model = task.config.model
+    asked = np.array([grid_of(row.request, model) or (0, 0) for row in rows], np.int32)
+    if not model.shape_marks:
+        return state, asked
+    state, grids = phases.write_shapes(task, params, state, jnp.asarray(drawn), jnp.asarray(asked), keys)
+    return state, to_host(grids)
+
+
+def _told(drawing: Generator[Preview, None, Values], codec: Codec) -> Generator[Event, None, Values]:
+    """The same, with events for the previews."""
+    while True:
+        try:
+            row, values, done, total = next(drawing)
+        except StopIteration as end:
+            return end.value
+        yield Draws(row, codec.images(values[None])[0], done, total)
+
+
+def grid_of(request: Request, model: ModelConfig) -> tuple[int, int] | None:
+    """Rows and columns of patches of the images that a request draws; None where the model chooses.
+
+    Those asked for; or those of the last image before, where an image follows images; or else what the model writes
+    in shape marks. Without shape marks: the last image's wherever there is one, or those of `model.latent_shape`.
+    """
+    images = [segment for segment in request.document.segments if isinstance(segment, Image)]
+    if request.grid is not None:
+        return request.grid
+    if images and (request.follow == "image" or not model.shape_marks):
+        height, width = images[-1].latent.shape[:2]
+        return model.grid(height, width)
+    return None if model.shape_marks else model.patch_grid
 
 
 def edit_images(requests: Sequence[Request]) -> bool:
@@ -210,13 +264,14 @@ def edit_images(requests: Sequence[Request]) -> bool:
 
 def check_requests(config: Config, requests: Sequence[Request], sampling: SamplingConfig) -> None:
     """Raises ConfigError where the model cannot do what is asked."""
-    images, patches, context = config.model.images, config.model.patches, config.data.context_length
+    model, images, context = config.model, config.model.images, config.data.context_length
     for request in requests:
         document, follow = request.document, request.follow
         one_of("follow", follow, FOLLOWS)
         require(images != "none" or follow != "image", "this is a model of text alone: it draws no images")
         require(images != "none" or not document.images, "this is a model of text alone: it sees no images")
-        length = document.length(patches) + (patches + 2 if follow == "image" else 1)
+        image = 1 if follow == "text" or images == "none" else image_room(request, model)
+        length = document.length(model) + (image if follow == "image" else 1)
         require(
             length <= context,
             f"the prompt and what is to be made take {length} elements, and the model's context is {context}: "
@@ -226,6 +281,18 @@ def check_requests(config: Config, requests: Sequence[Request], sampling: Sampli
         sampling.image_guidance in (0, sampling.guidance) or edit_images(requests),
         "image guidance is apart from that of the texts where one image follows others: this is no such prompt",
     )
+
+
+def image_room(request: Request, model: ModelConfig) -> int:
+    """Elements that one image of a request takes at the most, with its marks.
+
+    Raises:
+        ConfigError: the model draws none of this shape.
+    """
+    rows, columns = grid_of(request, model) or model.patch_grid
+    k = model.patch_size
+    model.grid(rows * k, columns * k)
+    return rows * columns + model.image_marks
 
 
 @dataclass
@@ -290,96 +357,27 @@ class _Row:
             yield Ended(self.number, self.reason)
 
 
-class _Drawer:
-    """Draws one image for each of some rows, with the branches that guidance asks for."""
-
-    def __init__(
-        self,
-        task: ModelTask,
-        params: Params,
-        codec: Codec,
-        sampling: SamplingConfig,
-        previews: int,
-        rows: list[_Row],
-    ):
-        self.task, self.params, self.codec = task, params, codec
-        self.sampling, self.previews, self.rows = sampling, previews, rows
-        self.branches = branches_of(sampling, edit_images([row.request for row in rows]))
-
-    @functools.cached_property
-    def others(self) -> tuple[DecodingState, ...]:
-        """The rows of the other branches: one each, or one for all."""
-        documents: list[list[Document]] = [[Document(())]] if self.branches > 1 else []
-        if self.branches == 3:
-            documents.insert(0, [images_of(row.request.document) for row in self.rows])
-        return tuple(
-            _prefill(self.task, self.params, self.codec, [before_image(d, self.codec) for d in part], 0)
-            for part in documents
-        )
-
-    def draw(self, state: DecodingState, rows: list[_Row]) -> Generator[Event, None, np.ndarray]:
-        """Latents `[n, h, w, c]` or codes `[n, P]`, and an event for each image."""
-        index = np.array([row.number for row in rows])
-        index = np.pad(index, (0, _fill(len(rows)) - len(rows)), mode="edge")  # few shapes are compiled
-        keys = _keys([self.rows[i] for i in index], 1)
-        of_each = [index if len(other.hidden) == len(self.rows) else 0 * index for other in self.others]
-        longest = int(to_host(state.cache.length)[index].max())
-        ahead = self.task.config.model.patches if isinstance(self.task, TokenTask) else 0
-        before = phases.gather_rows(_room(longest + ahead), (state, *self.others), (index, *of_each))
-        if isinstance(self.task, TokenTask):
-            made = self._codes(self.task, before, keys)
-        else:
-            made = yield from self._latents(self.task, before.cache, keys, rows)
-        made = made[: len(rows)]
-        images = self.codec.images(
-            made.reshape(len(made), *self.task.config.model.latent_shape[:2], *made.shape[3:])
-        )
-        for row, image in zip(rows, images, strict=True):
-            yield Drew(row.number, image)
-        return made
-
-    def _codes(self, task: TokenTask, before: DecodingState, keys: Key[Array, " S"]) -> Int[np.ndarray, "S P"]:
-        weights = branch_weights(self.sampling, self.branches, np.zeros(1))[0]
-        return to_host(phases.draw_codes(task, self.params, before, keys, weights, self.sampling.temperature))
-
-    def _latents(
-        self, task: TransfusionTask, before: Cache, keys: Key[Array, " S"], rows: list[_Row]
-    ) -> Generator[Event, None, np.ndarray]:
-        sampling, schedule = self.sampling, task.schedule
-        steps = make_steps(schedule, sampling.steps, task.config.diffusion.objective, sampling.sampler)
-        weights = branch_weights(sampling, self.branches, steps.timesteps / schedule.timesteps)
-        canvas = phases.blank(task.config.model.latent_shape, keys)
-        total = len(steps.timesteps)
-        steps, weights = jax.tree.map(_padded, (steps, weights))
-        how = on_device(steps), jnp.asarray(weights), sampling.guidance_rescale, self.codec.bounds()
-        stops = np.unique(np.linspace(0, total, self.previews + 2).astype(int)).tolist()
-        for begin, end in itertools.pairwise(stops):
-            canvas = phases.denoise(task, self.params, before, canvas, keys, *how, begin, end)
-            if end < total:
-                shown = self.codec.images(to_host(canvas.clean)[: len(rows)])
-                yield from (Draws(r.number, image, end, total) for r, image in zip(rows, shown, strict=True))
-        return to_host(canvas.x)
-
-
-def _prefill(task: ModelTask, params: Params, codec: Codec, documents: list[Document], size: int) -> DecodingState:
-    rows, lengths = rows_of(documents, task.config, codec)
-    return phases.prefill(task, size, params, rows, jnp.asarray(lengths, jnp.int32))
-
-
 def _size(config: Config, rows: list[_Row], writing: Writing, max_images: int) -> int:
     """Elements that the rows need room for, and one that none of them keeps."""
-    patches = config.model.patches
-    more = {"image": 0, "text": writing.max_tokens, "any": writing.max_tokens + max_images * (patches + 2)}
-    longest = max(row.begins_with.length(patches) + more[row.request.follow] for row in rows)
-    return _room(min(longest, config.data.context_length) + 1)
+    model = config.model
+
+    def needed(row: _Row) -> int:
+        image = image_room(row.request, model) if row.request.follow != "text" and model.images != "none" else 0
+        marks = model.image_marks - 2  # BOI stands already, and what comes behind the marks is not kept
+        more = {"image": marks, "text": writing.max_tokens, "any": writing.max_tokens + max_images * image}
+        return row.begins_with.length(model) + more[row.request.follow]
+
+    return cache_room(min(max(map(needed, rows)), config.data.context_length) + 1)
 
 
 def _limits(config: Config, rows: list[_Row], writing: Writing, max_images: int) -> Limits:
-    draws = [row.request.follow == "any" and config.model.images != "none" for row in rows]
+    model = config.model
+    draws = [row.request.follow == "any" and model.images != "none" for row in rows]
     return Limits(
         tokens=jnp.full(len(rows), writing.max_tokens),
         elements=jnp.full(len(rows), config.data.context_length),
         images=jnp.array([max_images - row.images if d else 0 for row, d in zip(rows, draws, strict=True)]),
+        image=jnp.array([image_room(row.request, model) if d else 0 for row, d in zip(rows, draws, strict=True)]),
     )
 
 
@@ -393,19 +391,3 @@ def _keys(rows: list[_Row], first: int) -> Key[Array, " S"]:
 @jax.vmap
 def _folded(seed: Shaped[Array, ""], number: Shaped[Array, ""], which: Shaped[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), which)
-
-
-def _fill(count: int) -> int:
-    """The next power of two, or as many as there may be: few shapes are compiled."""
-    return min(1 << (count - 1).bit_length(), max(count, ROWS))
-
-
-def _padded(x: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "_ ..."]:
-    """With zeros up to `_room`, so that not every number of steps is compiled."""
-    return np.pad(x, [(0, _room(len(x)) - len(x)), *[(0, 0)] * (x.ndim - 1)])
-
-
-def _room(elements: int) -> int:
-    """The next power of two, or three quarters of it."""
-    power = max(SMALLEST, 1 << (elements - 1).bit_length())
-    return max(SMALLEST, 3 * power // 4 if elements <= 3 * power // 4 else power)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Float, Int
+from collections.abc import Mapping
+from dataclasses import replace
 
-from transfusion_jax.config import Config, ConfigError
+import numpy as np
+from jaxtyping import Int
+
+from transfusion_jax.config import Config, ConfigError, Modality
 from transfusion_jax.data.batch import Batch, stack
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
-from transfusion_jax.data.readers import pictures
-from transfusion_jax.data.row import Piece, empty_row, lay_out, place_piece
+from transfusion_jax.data.row import Cursor, Piece, empty_row, lay_out, place_piece
 
 ROUND_TO = 32  # row lengths are rounded up, so that few shapes are compiled
 
@@ -19,16 +21,6 @@ def prompt_of(text: str, codec: Codec) -> Document:
     """A document of this text; one without segments where it is empty."""
     tokens = codec.tokenizer.encode(text)
     return Document((Text(tokens),) if len(tokens) else ())
-
-
-def pixels_of(file: bytes, config: Config, codec: Codec) -> Float[np.ndarray, "H W C"]:
-    """An image's file as the autoencoder wants it, `[H, W, channels]` in [−1, 1]; cut and resized as data are.
-
-    Raises:
-        PictureError: it is no image, damaged or too large.
-    """
-    height, _, channels = codec.autoencoder.image_shape(config.model.latent_shape)
-    return pictures.decode(file, height, channels).astype(np.float32) / 127.5 - 1
 
 
 def before_image(document: Document, codec: Codec) -> Document:
@@ -51,9 +43,9 @@ def rows_of(
     Raises:
         ConfigError: they do not fit the context.
     """
-    patches = config.model.patches
+    model = config.model
     bare = np.array([not codec.bos_first and _begins_with_text(d, codec) for d in documents])
-    lengths = np.array([d.length(patches) for d in documents]) - bare
+    lengths = np.array([d.length(model) for d in documents]) - bare
     longest, limit = int(lengths.max()) + room, config.data.context_length
     if longest > limit:
         raise ConfigError(
@@ -61,16 +53,30 @@ def rows_of(
             "shorten the prompt"
         )
     size = min(-(-longest // ROUND_TO) * ROUND_TO, limit)
-    rows = []
+    rows, room_for = [], _room_for(documents, config)
     for number, (document, length, without) in enumerate(zip(documents, lengths, bare, strict=True)):
-        row = empty_row(number, size, max(d.images for d in documents), config, codec.special)
-        layout = lay_out(document, config.model, codec.special)
-        place_piece(row, 0, 0, layout, Piece(document, int(without), int(length), 0), document, config)
+        row = empty_row(number, size, config, codec.special, room_for)
+        layout = lay_out(document, model, codec.special)
+        place_piece(row, Cursor(), layout, Piece(document, int(without), int(length), 0), document, config)
         row.span_start[:] = 0  # text that comes after it belongs to the same document
-        row.positions[:] = np.arange(size)
-        row.image_weight[:] = 0
+        behind = row.positions[length:]
+        behind += (row.positions[:length].max() + 1 + np.arange(size - length)).reshape(
+            -1, *(1,) * (behind.ndim - 1)
+        )
+        for media in row.media.values():
+            media.weight[:] = 0
         rows.append(row)
     return stack(rows), lengths
+
+
+def _room_for(documents: list[Document], config: Config) -> Mapping[str, Modality]:
+    """The modalities with as much room as the largest of the documents needs."""
+    images = max(d.images for d in documents)
+    most = max(d.area // config.model.patch_area for d in documents)
+    return {
+        name: replace(modality, items=images, patches=images * modality.one_size or most)
+        for name, modality in config.modalities.items()
+    }
 
 
 def _begins_with_text(document: Document, codec: Codec) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from transfusion_jax.data.batch import Batch
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.diffusion import sampler
-from transfusion_jax.diffusion.sampler import Bounds, SamplerSteps, make_steps
+from transfusion_jax.diffusion.sampler import Bounds, SamplerSteps, sampler_steps
+from transfusion_jax.generation.phases import embed_clean
 from transfusion_jax.generation.prompt import rows_of
-from transfusion_jax.model.layers import find_patches, gather_patches
+from transfusion_jax.model.layers import put_elements, take_elements
+from transfusion_jax.model.media import Media, patchify, unpatchify
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.parallel.sharding import to_host
 from transfusion_jax.tasks.families import ModelTask
@@ -33,23 +36,28 @@ def draw_latents(
     documents: list[Document],
     keys: Key[Array, " S"],
     sampling: SamplingConfig,
+    grid: tuple[int, int] | None = None,
 ) -> Float[np.ndarray, "S h w c"]:
-    """Latents of one image behind each document, with guidance against `BOS BOI` and nothing finer.
+    """Latents of one image behind each document, with guidance against an image alone and nothing finer.
 
-    Each has a key. Images in the documents are clean.
+    Each has a key. Images in the documents are clean. All drawn have this grid of patches, or the config's.
     """
     config, guided = task.config, sampling.guidance != 1
-    blank = Image(np.zeros(config.model.latent_shape, np.float32))
+    grid, k = grid or config.model.patch_grid, config.model.patch_size
+    blank = Image(np.zeros((grid[0] * k, grid[1] * k, config.model.latent_shape[2]), np.float32))
     before = documents + [Document(())] * len(documents) if guided else documents
     rows, _ = rows_of([Document((*document.segments, blank)) for document in before], config, codec)
     slots = jnp.array([document.images for document in before])
-    steps = make_steps(task.schedule, sampling.steps, config.diffusion.objective, sampling.sampler)
-    return to_host(_denoise(task, guided, params, rows, slots, keys, steps, sampling.guidance, codec.bounds()))
+    steps = sampler_steps(task.schedule, config.diffusion, sampling, grid[0] * grid[1])
+    return to_host(
+        _denoise(task, grid, guided, params, rows, slots, keys, steps, sampling.guidance, codec.bounds())
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _denoise(
     task: TransfusionTask,
+    grid: tuple[int, int],
     guided: bool,
     params: Params,
     rows: Batch,
@@ -60,34 +68,34 @@ def _denoise(
     bounds: Bounds | None,
 ) -> Float[Array, "S h w c"]:
     """Latents; with guidance, the second half of the rows is its other branch."""
-    row, clean = jnp.arange(len(slots)), jnp.asarray(rows.latents)
+    model, media = task.config.model, rows.media["images"]
+    row, patches = jnp.arange(len(slots)), grid[0] * grid[1]
+    begin = jnp.argmax(media.item == slots[:, None], axis=1)  # of the image's patches
+    places = begin[:, None] + jnp.arange(patches)
 
     def predict(x: Float[Array, "S h w c"], t: Int[Array, ""]) -> Float[Array, "S h w c"]:
-        latents = clean.at[row, slots].set(jnp.concatenate([x, x]) if guided else x)
-        times = jnp.zeros(latents.shape[:2], jnp.int32).at[row, slots].set(t)
-        predicted = predict_images(task, params, rows, latents, times)[row, slots]
+        drawn = patchify(jnp.concatenate([x, x]) if guided else x, model.patch_size)
+        noised = replace(media, patches=put_elements(jnp.asarray(media.patches), drawn, places))
+        times = jnp.zeros(media.grid.shape[:2], jnp.int32).at[row, slots].set(t)
+        predicted = take_elements(predict_images(task, params, rows, noised, times), places)
+        predicted = unpatchify(predicted, model.patch_size, grid)
         if not guided:
             return predicted
         conditional, other = jnp.split(predicted, 2)
         return other + guidance * (conditional - other)
 
-    return sampler.sample(predict, keys, task.config.model.latent_shape, steps, bounds)
+    k, channels = model.patch_size, model.latent_shape[2]
+    return sampler.sample(predict, keys, (grid[0] * k, grid[1] * k, channels), steps, bounds)
 
 
 def predict_images(
-    task: TransfusionTask,
-    params: Params,
-    rows: Batch,
-    latents: Float[Array, "B N h w c"],
-    timesteps: Int[Array, "B N"],
-) -> Float[Array, "B N h w c"]:
-    """The model's prediction for noised latents in their rows."""
+    task: TransfusionTask, params: Params, rows: Batch, media: Media, timesteps: Int[Array, "B N"]
+) -> Float[Array, "B M values"]:
+    """The model's prediction for noised patches in their rows."""
     model = task.model.bind(params)
-    x, skips = model.embed(rows.tokens, rows.image_slot, rows.patch_index, latents, timesteps)
-    places = find_patches(rows.image_slot, latents.shape[1], task.config.model.patches)
-    hidden, _ = model.trunk(x, rows.spans, rows.positions, patch_places=places)
-    patches = gather_patches(hidden, rows.image_slot, latents.shape[1], task.config.model.patches)
-    return model.denoise(patches, timesteps, skips)
+    x, skips = model.embed(rows.tokens, rows.patch, media, timesteps)
+    hidden, _ = model.trunk(x, rows.spans, rows.positions, patch_places=media.element)
+    return model.denoise(hidden, media, timesteps, skips)
 
 
 def write_greedily(
@@ -109,14 +117,12 @@ def _write(
 ) -> Int[Array, "B {max_tokens}"]:
     """Tokens; what follows an end is EOS."""
     model, sample = task.model.bind(params), jnp.arange(len(lengths))
-    clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
     entry = jnp.arange(task.config.model.padded_vocabulary)
     allowed = (entry < task.config.model.vocabulary) | (entry == ends[0])
 
     def one(carry: tuple, index: Int[Array, ""]) -> tuple[tuple, Int[Array, " B"]]:
         tokens, ended = carry
-        x, _ = model.embed(tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
-        places = find_patches(rows.image_slot, rows.latents.shape[1], task.config.model.patches)
+        x, places = embed_clean(model, rows, tokens)
         hidden, _ = model.trunk(x, rows.spans, rows.positions, patch_places=places)
         logits = model.text_logits(hidden[sample, lengths + index - 1])
         chosen = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), -1).astype(tokens.dtype)

@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from transfusion_jax.config import Config, require
-from transfusion_jax.data.batch import TEXT, Batch
+from transfusion_jax.data.batch import Batch
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Text
+from transfusion_jax.generation.phases import embed_clean
 from transfusion_jax.generation.prompt import rows_of
-from transfusion_jax.model.layers import find_patches
+from transfusion_jax.model.media import text_positions
 from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Params, Transfusion
 from transfusion_jax.parallel.sharding import split, to_host
@@ -56,7 +57,7 @@ def score_continuations(
     """
     nothing = (Text(np.zeros(0, np.int32)),)  # before it stands BOS, whatever a text begins with
     whole = [Document((*(d.segments or nothing), Text(c))) for d, c in zip(documents, continuations, strict=True)]
-    longest = max((document.length(task.config.model.patches) for document in whole), default=1)
+    longest = max((document.length(task.config.model) for document in whole), default=1)
     found: list[Score] = []
     for begin in range(0, len(whole), size := scored_at_a_time(task.config, longest)):
         rows, ends = rows_of(whole[begin : begin + size], task.config, codec)
@@ -120,11 +121,9 @@ def _score(
     task: ModelTask, eos: int, params: Params, rows: Batch, begins: Int[Array, " B"], ends: Int[Array, " B"]
 ) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
     """Log-likelihood, number and greediness of the tokens from begin to end."""
-    model, config = task.model.bind(params), task.config.model
+    model = task.model.bind(params)
     rows = jax.tree.map(lambda x: split(x, "batch"), rows)
-    clean = jnp.zeros(rows.latents.shape[:2], jnp.int32)
-    x, _ = model.embed(rows.tokens, rows.image_slot, rows.patch_index, rows.latents, clean)
-    places = find_patches(rows.image_slot, rows.latents.shape[1], config.patches)
+    x, places = embed_clean(model, rows)
     hidden, _ = model.trunk(x, rows.spans, rows.positions, patch_places=places)
     index = jnp.arange(rows.tokens.shape[1] - 1)
     asked = (begins[:, None] <= index + 1) & (index + 1 < ends[:, None])
@@ -144,11 +143,11 @@ def _score_tokens(
     """The same of the tokens that follow these where they are asked for."""
     model = task.model.bind(params)
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    nowhere = jnp.full_like(tokens, TEXT)
-    no_latents, no_times = jnp.zeros((len(tokens), 0, 0, 0, 0)), jnp.zeros((len(tokens), 0), jnp.int32)
-    x, _ = model.embed(tokens, nowhere, nowhere, no_latents, no_times)
+    places = text_positions(tokens.shape[1], bool(model.config.rope_sections))
+    positions = jnp.broadcast_to(places, (len(tokens), *places.shape))
+    x, _ = model.embed(tokens)
     causal = Spans(jnp.zeros_like(index), index + 1)
-    hidden, _ = model.trunk(x, causal, index, patch_places=index[:, :0])
+    hidden, _ = model.trunk(x, causal, positions, patch_places=index[:, :0])
     return _likelihoods(model, eos, hidden, follows, asked, among_texts=True)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
 from transfusion_jax.config import SamplingConfig, require
-from transfusion_jax.data.datasets import Codec
+from transfusion_jax.data.datasets import Codec, by_shape
 from transfusion_jax.data.documents import Document, Image
 from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.prompt import prompt_of
@@ -44,13 +46,13 @@ def caption_images(
     task: ModelTask,
     params: Params,
     codec: Codec,
-    images: Float[np.ndarray, "S H W C"],
+    images: Float[np.ndarray, "S H W C"] | Sequence[Float[np.ndarray, "_ _ C"]],
     writing: Writing | None = None,
     seed: int = 0,
 ) -> list[str]:
     """The model's words for images in [−1, 1]; by default the likeliest ones, up to 40."""
     require(task.config.model.images != "none", "this is a model of text alone: it sees no images")
-    documents = [Document((Image(latent),)) for latent in codec.latents(images)]
+    documents = [Document((Image(latent),)) for latent in by_shape(codec.latents, list(images))]
     return write_texts(task, params, codec, documents, writing or Writing(max_tokens=40), seed)
 
 
@@ -61,7 +63,8 @@ def draw_images(
     prompts: list[str],
     seed: int,
     sampling: SamplingConfig | None = None,
-) -> Float[np.ndarray, "S H W C"]:
+    grids: Sequence[tuple[int, int] | None] | None = None,
+) -> list[Float[np.ndarray, "_ _ C"]]:
     """One image for each prompt.
 
     Args:
@@ -71,12 +74,16 @@ def draw_images(
         prompts: texts that the images follow; a prompt may stand more than once.
         seed: image i depends on (seed, i, its prompt) alone, whatever is drawn beside it.
         sampling: how; by default the config's.
+        grids: rows and columns of patches of each; None, or no entry's: see `Request.grid`.
 
     Returns:
-        Images in [−1, 1], in the prompts' order.
+        Images `[H, W, channels]` in [−1, 1], in the prompts' order.
 
     Raises:
         ConfigError: a prompt does not fit the context, or the model draws no images.
     """
-    requests = [Request(prompt_of(text, codec), "image", seed, number) for number, text in enumerate(prompts)]
-    return np.stack([s.images[0] for s in generate(task, params, codec, requests, sampling)])
+    asked = zip(prompts, grids or [None] * len(prompts), strict=True)
+    requests = [
+        Request(prompt_of(text, codec), "image", seed, number, grid) for number, (text, grid) in enumerate(asked)
+    ]
+    return [sample.images[0] for sample in generate(task, params, codec, requests, sampling)]

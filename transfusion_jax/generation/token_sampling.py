@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transfusion_jax.config import require
 
+SMALLEST = 1e-6  # of what divides logits, or is compared with chances, in 32 bits
+
 
 @dataclass(frozen=True)
 class Writing:
@@ -30,9 +32,12 @@ class Writing:
 
     def __post_init__(self) -> None:
         require(self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}")
-        require(0 <= self.temperature < math.inf, f"temperature must not be negative, not {self.temperature}")
+        require(
+            self.temperature == 0 or SMALLEST <= self.temperature < math.inf,
+            f"temperature must be 0, for the likeliest token, or at least {SMALLEST}, not {self.temperature}",
+        )
         require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
-        require(0 < self.top_p <= 1, f"top_p must lie above 0 and at most at 1, not {self.top_p}")
+        require(SMALLEST <= self.top_p <= 1, f"top_p must lie between {SMALLEST} and 1, not {self.top_p}")
         require(0 <= self.min_p <= 1, f"min_p must lie between 0 and 1, not {self.min_p}")
         require(all(self.stop), "a stop string must not be empty")
         require(self.temperature > 0 or not self.filters, "top_k, top_p and min_p go with a temperature above 0")

@@ -29,6 +29,11 @@ def float32_dot(a: Float[Array, "_ _"], b: Float[Array, "_ _"], over_a: int, ove
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
+def by_group(q: Float[Array, "B T H D"], heads: int) -> Float[Array, "B T K G D"]:
+    """Queries by the key-value head that they share, of which there are `heads`."""
+    return q.reshape(*q.shape[:2], heads, q.shape[2] // heads, q.shape[3])
+
+
 def whole_spans(start: Int[Array, "B T"], end: Int[Array, "B T"], block: int) -> Int[Array, "B 2 _"]:
     """Starts and ends in one array, in whole blocks.
 

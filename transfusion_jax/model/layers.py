@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from transfusion_jax.config import ModelConfig
+from transfusion_jax.config import ROPE_SCALINGS, ModelConfig
 from transfusion_jax.parallel.sharding import AXES, AxisNames, is_split, split
 
 
@@ -83,14 +84,22 @@ class HeadNorm(nnx.Module):
     As Chameleon's weights have it. Computed in float32.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, heads: int):
         self.epsilon = config.norm_epsilon
-        self.head_scale = param(jnp.ones((config.heads, config.head_dim)), "heads", "norm")
-        self.head_bias = param(jnp.zeros((config.heads, config.head_dim)), "heads", "norm")
+        axes = ("heads" if heads == config.heads else "norm", "norm")  # key-value heads need not divide by a mesh
+        self.head_scale = param(jnp.ones((heads, config.head_channels)), *axes)
+        self.head_bias = param(jnp.zeros((heads, config.head_channels)), *axes)
 
     def __call__(self, x: Float[Array, "... H D"]) -> Float[Array, "... H D"]:
         """`[…, heads, head_dim]` to the same."""
         return standardise(x, self.epsilon, centred=True) * self.head_scale[...] + self.head_bias[...]
+
+
+def head_norm(config: ModelConfig, heads: int) -> HeadNorm | RMSNorm:
+    """The norm of queries or of keys, `[…, heads, channels]`, that `query_key_norm_kind` names."""
+    if config.query_key_norm_kind == "rms":
+        return RMSNorm(config.head_channels, config.norm_epsilon)
+    return HeadNorm(config, heads)
 
 
 def standardise(x: Float[Array, "*shape"], epsilon: float, centred: bool = False) -> Float[Array, "*shape"]:
@@ -118,12 +127,32 @@ def normal(
     return config.init_std * scale * jax.random.normal(key, shape)
 
 
+def frequencies(config: ModelConfig) -> Float[Array, " half"]:
+    """Radians per element that rotary embeddings turn each pair of a head's channels by, from the fastest on."""
+    channels = config.head_channels
+    frequency = config.rope_theta ** (-jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
+    scaled: Float[Array, " half"] = ROPE_SCALINGS[config.rope_scaling](frequency, config)
+    return scaled
+
+
 def rotary(
-    positions: Int[Any, "B T"], head_dim: int, theta: float
+    positions: Int[Any, "B T *axes"], frequency: Float[Array, " half"], sections: tuple[int, ...] = ()
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
-    """Cosines and sines of rotary embeddings (arXiv 2104.09864)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+    """Cosines and sines of rotary embeddings (arXiv 2104.09864).
+
+    Args:
+        positions: `[B, T]`, or `[B, T, 3]` on the axes time, height and width.
+        frequency: radians per element of each pair of channels; see `frequencies`.
+        sections: pairs of channels that each axis turns, dealt out by turns from the fastest on until an axis has
+            its number, as in Qwen3-VL (arXiv 2511.21631); () for one axis.
+    """
+    if sections:
+        axis = np.array(
+            [axis for _, axis in sorted((k, axis) for axis, n in enumerate(sections) for k in range(n))]
+        )
+        angle = jnp.asarray(positions)[:, :, None, axis].astype(jnp.float32) * frequency
+    else:
+        angle = positions[:, :, None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -148,29 +177,3 @@ def put_elements(
     """x with other elements put at some places; those at T or beyond are dropped."""
     row = jnp.arange(len(x))[:, None]
     return x.at[row, places].set(elements.astype(x.dtype), mode="drop")
-
-
-def find_patches(image_slot: Int[Any, "B T"], images: int, patches: int) -> Int[Array, "B {images}*{patches}"]:
-    """Where each image's patches stand; T, which is no place, for an absent image's.
-
-    Args:
-        image_slot: an image's patches are contiguous and in order.
-        images: N.
-        patches: elements per image.
-    """
-    here = jnp.asarray(image_slot)[:, None, :] == jnp.arange(images)[:, None]  # [B, N, T]
-    first = jnp.argmax(here, axis=-1)[..., None]
-    places = jnp.where(jnp.any(here, -1)[..., None], first + jnp.arange(patches), image_slot.shape[1])
-    return places.reshape(len(image_slot), -1)
-
-
-def gather_patches(
-    hidden: Shaped[Array, "B T W"], image_slot: Int[Any, "B T"], images: int, patches: int
-) -> Shaped[Array, "B {images} {patches} W"]:
-    """Hidden states of each image's patches; those of an absent image mean nothing.
-
-    Args:
-        image_slot, images, patches: see `find_patches`.
-    """
-    gathered = take_elements(hidden, find_patches(image_slot, images, patches))
-    return gathered.reshape(len(hidden), images, patches, -1)

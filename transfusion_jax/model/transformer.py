@@ -19,6 +19,7 @@ from transfusion_jax.model.layers import (
     MLP,
     RMSNorm,
     dot,
+    frequencies,
     param,
     put_elements,
     rotary,
@@ -45,7 +46,7 @@ class Trunk(nnx.Module):
         self,
         x: Float[Array, "B T W"],
         spans: Spans,
-        positions: Int[Any, "B T"],
+        positions: Int[Any, "B T *axes"],
         cache: Cache | None = None,
         patch_places: Int[Array, "B M"] | None = None,
     ) -> tuple[Float[Array, "B T W"], tuple[Past, ...]]:
@@ -57,7 +58,7 @@ class Trunk(nnx.Module):
         Args:
             x: embedded elements.
             spans: in places of the row, where x begins at 0, or behind what the cache holds.
-            positions: each element's place in its document.
+            positions: each element's place in its document, on three axes with rotary sections.
             cache: earlier elements' keys and values, which x continues; `Cache.append` adds to them.
             patch_places: where the patches stand among the T elements, T where there is none; only untied
                 modality weights ask for it.
@@ -69,7 +70,7 @@ class Trunk(nnx.Module):
         if untied and patch_places is None:
             raise ValueError("untied modality weights need to know which elements are patches: give patch_places")
         places = patch_places if untied else None
-        rotation = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        rotation = rotary(positions, frequencies(self.config), self.config.rope_sections)
 
         def through(
             layer: Layer, x: Float[Array, "B T W"], held: Cache | None
@@ -127,11 +128,11 @@ class Block(nnx.Module):
 
     def project(
         self, x: Float[Array, "B T W"]
-    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"], Float[Array, "B T K D"]]:
         """Queries, keys and values; see `Attention.project`."""
         return self.attention.project(self.attention_norm(x) if self.config.norm == "pre" else x)
 
-    def attended(self, mixed: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+    def attended(self, mixed: Float[Array, "B T HD"]) -> Float[Array, "B T W"]:
         """What attention adds to the residual, from what it gave."""
         result = dot(mixed, self.attention.output)
         return self.attention_norm(result) if self.config.norm == "post" else result

@@ -1,16 +1,16 @@
 """The mixed-modality model: four pure steps around one transformer.
 
 model = Model(config).bind(params)  # once in a jitted function of the parameters
-x, skips = model.embed(tokens, image_slot, patch_index, latents, timesteps)
+x, skips = model.embed(tokens, patch, media, timesteps)
 hidden, present = model.trunk(x, spans, positions)
-logits = model.text_logits(hidden)                         # where text is predicted
-predicted = model.denoise(patch_hidden, timesteps, skips)  # where images are
+logits = model.text_logits(hidden)                     # where text is predicted
+predicted = model.denoise(hidden, media, timesteps, skips)  # of patches
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Int, Key
 from transfusion_jax.config import PATCH_CODERS, ModelConfig
 from transfusion_jax.kernels.cross_entropy import cross_entropy
 from transfusion_jax.kernels.platform import compute_dtype
-from transfusion_jax.model.layers import declared_axes, dot, normal, param
+from transfusion_jax.model.layers import declared_axes, dot, normal, param, take_elements
+from transfusion_jax.model.media import Media
 from transfusion_jax.model.transformer import Layer, Trunk
 from transfusion_jax.parallel.sharding import AxisNames, split
 
@@ -59,7 +60,9 @@ class Model:
         bound.trunk.layers = nnx.List(_merged(_layer_structure(self.config), layer) for layer in layers)
         return bound
 
-    def flops(self, elements: Any, text_losses: Any, images: Any, span_area: Any) -> Any:
+    def flops(
+        self, elements: Any, text_losses: Any, images: Any, span_area: Any, patches: Any = None, pairs: Any = None
+    ) -> Any:
         """Exact operations of a forward and a backward pass, padding and recomputation not counted.
 
         Args:
@@ -67,23 +70,37 @@ class Model:
             text_losses: elements whose next token, or code, is predicted: the text head runs on these.
             images: images embedded and denoised.
             span_area: Σ over elements of the keys that each may attend to.
+            patches: of those images; by default each has those of `latent_shape`.
+            pairs: Σ over those images of the square of their patches; by default as `patches`.
 
         Numbers or arrays alike.
         """
         config = self.config
-        per_layer = 4 * config.width**2 + 3 * config.width * config.mlp_width
-        trunk = 2.0 * config.layers * per_layer * elements
-        attention = 4.0 * config.layers * config.width * span_area
-        head = 2.0 * config.width * config.padded_vocabulary * text_losses
-        return FORWARD_AND_BACKWARD * (trunk + attention + head + self.coder_flops * images)
+        attention = 4.0 * config.layers * config.query_width * span_area
+        weights = self.text_weight_flops(elements, text_losses)
+        return FORWARD_AND_BACKWARD * (weights + attention + self.coder_flops(images, patches, pairs))
 
-    @property
-    def coder_flops(self) -> float:
-        """Operations of the patch coder on one image, embedded and denoised, forward; of codes there is none."""
+    def text_weight_flops(self, elements: Any, text_losses: Any) -> Any:
+        """Operations of one pass through the trunk's weights and the text head, or of these weights' gradients.
+
+        Args:
+            elements: those that go through the trunk's weights.
+            text_losses: those that the text head runs on.
+        """
+        config = self.config
+        per_layer = config.width * (2 * config.query_width + 2 * config.key_width + 3 * config.mlp_width)
+        trunk = 2.0 * config.layers * per_layer * elements
+        head = 2.0 * config.width * config.padded_vocabulary * text_losses
+        return trunk + head
+
+    def coder_flops(self, images: Any = 1, patches: Any = None, pairs: Any = None) -> Any:
+        """Operations of the patch coder on images, embedded and denoised, forward; of codes there are none."""
         if self.config.images != "latents":
             return 0.0
-        flops: float = PATCH_CODERS[self.config.patch_coder].flops(self.config)
-        return flops
+        each = self.config.patches
+        patches = images * each if patches is None else patches
+        pairs = images * each**2 if pairs is None else pairs
+        return PATCH_CODERS[self.config.patch_coder].flops(self.config, images, patches, pairs)
 
     def by_layer(self, params: Params) -> Params:
         """The same in the compute dtype, each layer's apart in a tuple: decoding reads them fastest so."""
@@ -113,43 +130,43 @@ class Transfusion(nnx.Module):
             normal(embedding, (config.padded_vocabulary, config.width), config), "vocabulary", "width"
         )
         self.trunk = Trunk(config, key=trunk)
-        self.text_head = param(
-            normal(head, (config.width, config.padded_vocabulary), config), "width", "vocabulary"
-        )
+        if not config.tied_embeddings:
+            self.text_head = param(
+                normal(head, (config.width, config.padded_vocabulary), config), "width", "vocabulary"
+            )
         if config.images == "latents":
             self.patch_coder = PATCH_CODERS[config.patch_coder](config, key=coder)
 
     def embed(
         self,
         tokens: Int[Any, "B T"],
-        image_slot: Int[Any, "B T"],
-        patch_index: Int[Any, "B T"],
-        latents: Float[Any, "B N h w c"],
-        timesteps: Int[Any, "B N"],
+        patch: Int[Any, "B T"] | None = None,
+        media: Media | None = None,
+        timesteps: Int[Any, "B N"] | None = None,
     ) -> tuple[Float[Array, "B T W"], Any]:
         """Elements as vectors.
 
         Args:
-            tokens: ignored where `image_slot ≥ 0`, unless images are codes: then these alone count.
-            image_slot: which of the row's images an element belongs to, −1 for text.
-            patch_index: which patch of that image.
-            latents: noised; with N = 0 all is text.
+            tokens: ignored where there is a patch, unless images are codes: then these alone count.
+            patch: which patch of the media an element is, −1 for text.
+            media: noised images; None, or without patches: all is text.
+            timesteps: of each image.
 
         Returns:
             The elements, and what `denoise` needs of the patch coder (None for a linear one).
         """
         text = split(self.embedding[...])[tokens]  # of the whole table
-        if self.config.images != "latents" or latents.shape[1] == 0:
+        if self.config.images != "latents" or media is None or media.patches.shape[1] == 0:
             return split(text, "batch", "elements"), None
-        patches, skips = self.patch_coder.encode(latents.astype(text.dtype), timesteps)
-        flat = split(patches, "batch").reshape(len(tokens), -1, patches.shape[-1])
-        index = jnp.maximum(image_slot, 0) * self.config.patches + patch_index
-        placed = jnp.take_along_axis(flat, index[..., None], axis=1)
-        return split(jnp.where((image_slot >= 0)[..., None], placed, text), "batch", "elements"), skips
+        media = replace(media, patches=media.patches.astype(text.dtype))
+        vectors, skips = self.patch_coder.encode(media, timesteps)
+        index = jnp.asarray(patch)[..., None]
+        placed = jnp.take_along_axis(split(vectors, "batch"), jnp.maximum(index, 0), axis=1)
+        return split(jnp.where(index >= 0, placed, text), "batch", "elements"), skips
 
     def text_logits(self, hidden: Float[Array, "... W"]) -> Float[Array, "... V"]:
         """Logits in float32, V being the padded vocabulary; −∞ for entries that are padding."""
-        logits = dot(hidden, self.text_head).astype(jnp.float32)
+        logits = dot(hidden, self._text_head).astype(jnp.float32)
         entry = jnp.arange(self.config.padded_vocabulary)
         return jnp.where(entry < self.config.entries, logits, -jnp.inf)
 
@@ -173,15 +190,20 @@ class Transfusion(nnx.Module):
         return TokenLosses(*(zeros.at[row, order].set(value) for value in values))
 
     def denoise(
-        self, hidden: Float[Array, "B N P W"], timesteps: Int[Any, "B N"], skips: Any
-    ) -> Float[Array, "B N h w c"]:
-        """The objective's prediction, float32, from hidden states of each image's patches."""
-        return self.patch_coder.decode(hidden, timesteps, skips).astype(jnp.float32)
+        self, hidden: Float[Array, "B T W"], media: Media, timesteps: Int[Any, "B N"], skips: Any
+    ) -> Float[Array, "B M values"]:
+        """The objective's prediction for each patch, float32, from the hidden states of all elements."""
+        of_patches = take_elements(hidden, media.element)
+        return self.patch_coder.decode(of_patches, media, timesteps, skips).astype(jnp.float32)
+
+    @property
+    def _text_head(self) -> Float[Array, "W V"]:
+        return self.embedding[...].T if self.config.tied_embeddings else self.text_head[...]
 
     def _cross_entropy(
         self, hidden: Float[Array, "B T W"], targets: Int[Any, "B T"]
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-        return cross_entropy(hidden, self.text_head[...], targets, self.config.entries)
+        return cross_entropy(hidden, self._text_head, targets, self.config.entries)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from transfusion_jax.config import ConfigError
+from transfusion_jax.parallel.processes import process_count
 
 # Dense peak by device kind, FLOP/s in bfloat16, from the vendors' data sheets.
 PUBLISHED_PEAK = {
@@ -56,6 +57,19 @@ def check_backend(allow_cpu: bool) -> None:
             f"this machine has an accelerator ({visible[0]}) and JAX runs on its CPU: install the lock for it "
             "(requirements/cuda.txt or requirements/tpu.txt), or pass --allow-cpu"
         )
+
+
+def missing_backend() -> str:
+    """What is wrong with JAX_PLATFORMS where JAX cannot do what it says; empty where it can."""
+    told = os.environ.get("JAX_PLATFORMS", "")
+    if not told or process_count() > 1:  # with others, JAX may wait for them
+        return ""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that there is one, and says nothing
+        why = " ".join(str(error).split())[:200] or "no such devices are here"
+        return f"JAX_PLATFORMS is {told[:80]}: {why}; unset it, set it to cpu, or install what it needs"
+    return ""
 
 
 def peak_flops(device: Any) -> tuple[float, str]:

@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transfusion_jax.config import Config, MeshConfig, Run, require
+from transfusion_jax.parallel.sharding import head_split
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -48,6 +49,11 @@ def check_batch(mesh: Mesh, config: Run) -> None:
     )
     heads, parts = config.model.heads, mesh.shape["tensor"]
     require(heads % parts == 0, f"model.heads {heads} cannot be split over {parts} devices of mesh.tensor")
+    require(
+        config.model.key_width % parts == 0,
+        f"model.kv_heads {config.model.key_value_heads} of {config.model.head_channels} channels cannot be split "
+        f"over {parts} devices of mesh.tensor",
+    )
     parts = mesh.shape["fsdp"] * mesh.shape["context"]
     for width in config.model.coder_channels if config.model.patch_coder == "unet" else ():
         require(
@@ -55,6 +61,21 @@ def check_batch(mesh: Mesh, config: Run) -> None:
             f"{width} channels of the U-Net cannot be split over {parts} devices of mesh.fsdp and mesh.context, or "
             f"{mesh.shape['tensor']} of tensor: change the mesh, or model.unet_channels",
         )
+
+
+def unsplit_heads(tensor: int, config: Run) -> list[str]:
+    """A line that says which heads every device of the mesh axis `tensor` has; none where all are split."""
+    if not isinstance(config, Config):
+        return []
+    model = config.model
+    split = head_split(model.heads, model.key_value_heads, tensor)
+    if split.keys:
+        return []
+    more = "" if split.queries else f", and computes attention of all {model.heads} heads"
+    return [
+        f"model.kv_heads {model.key_value_heads} does not divide by mesh.tensor {tensor}: every device of tensor "
+        f"holds all keys and values{more}"
+    ]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

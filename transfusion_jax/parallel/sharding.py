@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -124,6 +124,29 @@ def split(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition(mesh, x.shape, *names))
+
+
+class HeadSplit(NamedTuple):
+    """Whether attention splits its heads over the mesh axis `tensor`."""
+
+    queries: bool
+    keys: bool
+
+
+def head_split(queries: int, keys: int, tensor: int) -> HeadSplit:
+    """How attention splits its heads over the devices of `tensor`.
+
+    Keys and values where their heads divide evenly, and queries with them. Queries alone where each device's share
+    one head of keys; else neither.
+
+    Args:
+        queries: heads of queries.
+        keys: heads of keys and values, which divide those of queries.
+        tensor: devices.
+    """
+    if keys % tensor == 0:
+        return HeadSplit(True, True)
+    return HeadSplit(queries % tensor == 0 and tensor % keys == 0, False)
 
 
 def ways(name: str) -> int:

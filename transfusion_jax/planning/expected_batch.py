@@ -36,5 +36,7 @@ def expected(config: Config) -> Contents:
         first = np.minimum.reduceat(row.span_start, range(0, len(used), block)) // block
         last = -(-np.maximum.reduceat(row.span_end, range(0, len(used), block)) // block)
         visited = np.sum(last - first) * block**2
-        seen.append((used.sum(), np.sum(row.token_weight > 0), np.sum(row.image_source >= 0), area, float(visited)))
+        sizes = [media.grid.prod(-1) for media in row.media.values()]
+        images, patches, pairs = (sum(np.sum(f(n)) for n in sizes) for f in (np.sign, np.abs, np.square))
+        seen.append((used.sum(), np.sum(row.token_weight > 0), images, area, float(visited), patches, pairs))
     return Contents(*(float(n) for n in np.mean(seen, axis=0)))

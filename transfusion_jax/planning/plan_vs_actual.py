@@ -53,7 +53,8 @@ def beside_plan(context: RunContext, pace: Pace) -> Beside:
     rows = config.batch_rows
     area = record["span_area"] / rows
     elements, text_losses, images = (record[name] / rows for name in ("elements", "text_losses", "images"))
-    contents = Contents(elements, text_losses, images, area, area)
+    sizes = (record[name] / rows if name in record else None for name in ("patches", "patch_pairs"))
+    contents = Contents(elements, text_losses, images, area, area, *sizes)
     axes = {str(axis): n for axis, n in mesh.shape.items()}
     with jax.set_mesh(mesh):
         item = compute_dtype(config.model).itemsize

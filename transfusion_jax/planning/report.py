@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from transfusion_jax.parallel.mesh import unsplit_heads
 from transfusion_jax.planning.plan import DEVICE_TO_HOST, TEMPORARY, Plan, overrides
 from transfusion_jax.planning.search import MARGIN, SearchResult
 
@@ -44,6 +45,7 @@ def _head(plan: Plan) -> list[str]:
     return [
         f"{config.name} on {plan.topology.describe()}",
         f"mesh {mesh}; {config.batch_rows} rows{parts}, {rows:g} per device at a time; remat {config.model.remat}",
+        *unsplit_heads(plan.mesh["tensor"], config),
         how,
         f"a row of synthetic captions and texts: {c.elements:,.0f} elements, {c.text_losses:,.0f} text losses, "
         f"{c.images:.1f} images",

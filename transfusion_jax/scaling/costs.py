@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from transfusion_jax.config import SUITES, Config
+from transfusion_jax.config import SUITES, Config, ModelConfig
 from transfusion_jax.data.datasets import load_data
-from transfusion_jax.data.documents import Source
-from transfusion_jax.diffusion.sampler import make_steps
+from transfusion_jax.data.documents import Source, lengths_of
+from transfusion_jax.data.packing.sequences import SURVEYED
+from transfusion_jax.diffusion.sampler import sampler_steps
 from transfusion_jax.diffusion.schedule import make_schedule
 from transfusion_jax.flops import count_parameters
 from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD, Model
@@ -74,9 +73,8 @@ def cost(run: LadderRun, topology: Topology | None) -> Cost:
 
 def exact_flops(config: Config, contents: Contents | None = None) -> float:
     """FLOPs of a whole training whose rows have the expected content."""
-    c = contents or expected(config)
-    per_row = float(Model(config.model).flops(c.elements, c.text_losses, c.images, c.span_area))
-    return config.steps * config.batch_rows * per_row
+    per_step: float = make_task(config).flops((contents or expected(config)).counts(config.batch_rows))
+    return config.steps * per_step
 
 
 def drawing_flops(config: Config) -> float:
@@ -87,7 +85,7 @@ def drawing_flops(config: Config) -> float:
     passes = 2  # codes go through the trunk once
     if model.images == "latents":
         diffusion, sampling = config.diffusion, config.sampling
-        steps = make_steps(make_schedule(diffusion), sampling.steps, diffusion.objective, sampling.sampler)
+        steps = sampler_steps(make_schedule(diffusion), diffusion, sampling, model.patches)
         passes *= len(steps.timesteps)
     images = passes * config.evaluation.images
     return Model(model).flops(images * model.patches, 0, images, 0) / FORWARD_AND_BACKWARD
@@ -97,7 +95,7 @@ def epochs(config: Config, per_row: float) -> dict[str, float]:
     """Passes over each source at so many elements a row; nothing where a source is not there yet."""
     if not config.folders or not all((place(folder) / "data.json").is_file() for folder in config.folders):
         return {}
-    passes = {source.name: elements_of(source, config.model.patches) for source in load_data(config).train.sources}
+    passes = {source.name: elements_of(source, config.model) for source in load_data(config).train.sources}
     found = dict.fromkeys(passes, 0.0)
     rows = config.steps * config.batch_rows
     phases = config.data.mixtures
@@ -108,12 +106,10 @@ def epochs(config: Config, per_row: float) -> dict[str, float]:
     return found
 
 
-def elements_of(source: Source, patches: int) -> int:
+def elements_of(source: Source, model: ModelConfig) -> int:
     """Elements of one pass: a document's texts, its images with their marks, and BOS."""
-    documents = source.documents
-    return len(source) + int(
-        np.sum(documents.text_lengths) + np.sum(documents.images, dtype=np.int64) * (patches + 2)
-    )
+    parts = (slice(begin, begin + SURVEYED) for begin in range(0, len(source), SURVEYED))
+    return int(sum(lengths_of(source.documents, part, model).sum() for part in parts))
 
 
 def cost_table(costs: Sequence[Cost]) -> str:

@@ -31,6 +31,18 @@ class Address:
         return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
     @property
+    def everywhere(self) -> bool:
+        """Whether it stands for all addresses of this machine."""
+        return ipaddress.ip_address(self.place[0].partition("%")[0]).is_unspecified
+
+    @property
+    def link(self) -> str:
+        """The host of a URL that a browser on this machine can open."""
+        if self.everywhere:
+            return "127.0.0.1" if self.family == socket.AF_INET else "[::1]"
+        return self.shown
+
+    @property
     def shown(self) -> str:
         """The host as a URL has it."""
         return f"[{self.host}]" if ":" in self.host else self.host

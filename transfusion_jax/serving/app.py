@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from transfusion_jax import __version__
 from transfusion_jax.config import ConfigError
 from transfusion_jax.diffusion.sampler import samplers_of
-from transfusion_jax.generation.interleaved import Draws, Drew, Ended, Wrote
+from transfusion_jax.generation.interleaved import Draws, Drew, Ended, Wrote, grid_of
+from transfusion_jax.generation.sizes import untrained_shape
 from transfusion_jax.serving.access import Access
 from transfusion_jax.serving.bodies import RETRY
-from transfusion_jax.serving.engine import Compiling, Engine, QueuedRequest, Stopped
+from transfusion_jax.serving.engine import Compiling, Engine, QueuedRequest, Stopped, Warned
 from transfusion_jax.serving.faults import faults_of
 from transfusion_jax.serving.guard import CAPTION, GENERATE, RequestGuard
 from transfusion_jax.serving.inbox import Inbox
@@ -42,6 +43,7 @@ from transfusion_jax.serving.schema import (
     ServedModel,
     TextPart,
     Words,
+    drawn_shapes,
     url_of,
 )
 
@@ -70,6 +72,7 @@ class Served:
     name: str
     step: int
     weights: str
+    trained: Mapping[str, Sequence[int]] | None = None  # shapes of the training images, where known
 
 
 def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimits | None = None) -> FastAPI:
@@ -131,6 +134,7 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
             weights=served.weights,  # type: ignore[arg-type]
             images=config.model.images,  # type: ignore[arg-type]
             image_size=list(codec.autoencoder.image_shape(config.model.latent_shape)),
+            shapes=drawn_shapes(config.model, codec, served.trained),
             context=config.data.context_length,
             samplers=list(samplers_of(task.schedule)) if draws else [],  # type: ignore[union-attr]
             steps=config.sampling.steps,
@@ -144,6 +148,9 @@ def make_app(engine: Engine, served: Served, access: Access, limits: ServerLimit
         place, inbox = request.state.place, Inbox()
         read = partial(read_request, asked, task, codec, limits.pixels, lambda: place.left)
         what, how = await asyncio.get_running_loop().run_in_executor(readers, read)
+        grid = grid_of(what, config.model) if what.follow != "text" else None
+        if grid and (warning := untrained_shape(grid, config, codec, served.trained)):
+            inbox.tell(Warned(warning))
         try:
             engine.submit(place, QueuedRequest(what, how, inbox.tell))
         except Stopped as error:
@@ -206,8 +213,11 @@ def _parsed(body: bytes) -> Any:
 async def _gathered(inbox: Inbox) -> Answer:
     """All that was made."""
     parts: list[TextPart | ImagePart] = []
+    warnings: list[str] = []
     while True:
         match await inbox.get():
+            case Warned(text):
+                warnings.append(text)
             case Wrote(_, text):
                 if parts and isinstance(last := parts[-1], TextPart):
                     last.text += text
@@ -216,15 +226,17 @@ async def _gathered(inbox: Inbox) -> Answer:
             case Drew(_, image):
                 parts.append(ImagePart(image=await asyncio.to_thread(url_of, image)))
             case Ended(_, reason):
-                return Answer(parts=parts, reason=reason)  # type: ignore[arg-type]
+                return Answer(parts=parts, reason=reason, warnings=warnings)  # type: ignore[arg-type]
             case None:
                 raise HTTPException(503, BROKEN, RETRY)
 
 
 async def _told(inbox: Inbox) -> AsyncIterator[str]:
-    """Server-sent events: `compiling`, `text`, `preview`, `image`, then `end`; `error` where decoding broke off."""
+    """Server-sent events, such as `text` or `image`, and last `end`, or `error` where decoding broke off."""
     while True:
         match await inbox.get():
+            case Warned(text):
+                yield _line("warning", detail=text)
             case Compiling(now):
                 yield _line("compiling", now=now)
             case Wrote(_, text):

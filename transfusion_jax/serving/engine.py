@@ -57,7 +57,14 @@ class Compiling:
     now: bool
 
 
-Told = Event | Compiling | None  # None: decoding broke off
+@dataclass(frozen=True)
+class Warned:
+    """What a client should know of a request that is served."""
+
+    text: str
+
+
+Told = Event | Compiling | Warned | None  # None: decoding broke off
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from transfusion_jax.config import ConfigError
+from transfusion_jax.config import ConfigError, ModelConfig
+from transfusion_jax.data.datasets import Codec
 from transfusion_jax.generation.png import png, to_pixels
 
 MOST_TEXT = 20_000  # characters
@@ -67,8 +69,24 @@ class Generate(Settings):
 
     parts: list[Part] = Field(max_length=64)
     follow: Literal["any", "text", "image"] = Field("any", description="texts and images, text alone, or one image")
+    size: str | None = Field(
+        None,
+        pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$",
+        description='width and height of what is drawn, in pixels: "320x192"; of models that draw any shape',
+    )
+    aspect: str | None = Field(
+        None,
+        pattern=r"^[1-9][0-9]{0,4}:[1-9][0-9]{0,4}$",
+        description='its proportions, in place of size: "16:9"; the largest image that comes nearest is drawn',
+    )
     stream: bool = Field(False, description="server-sent events instead of one answer")
     previews: int = Field(0, ge=0, le=20, description="how often an image is shown while it is drawn; for streams")
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        if self.size is not None and self.aspect is not None:
+            raise ValueError("size and aspect exclude each other")
+        return self
 
 
 class Caption(Strict):
@@ -83,6 +101,7 @@ class Answer(BaseModel):
 
     parts: list[Part]
     reason: Literal["end", "stop", "length", "images"]
+    warnings: list[str] = Field([], description="such as: the model was trained on no images of this size")
 
 
 class Words(BaseModel):
@@ -97,6 +116,24 @@ class Problem(BaseModel):
     detail: str
 
 
+class TrainedShapes(BaseModel):
+    """The shapes of training images, in pixels: each the least and the most."""
+
+    height: list[int]
+    width: list[int]
+    area: list[int]
+
+
+class DrawnShapes(BaseModel):
+    """The shapes of images that a model draws, in pixels, where they are not all of one."""
+
+    multiple: int = Field(description="of which both sides must be")
+    largest_area: int
+    largest_side: int
+    chosen: bool = Field(description="whether the model chooses a shape where a request names none")
+    trained: TrainedShapes | None = Field(description="null where its run does not say")
+
+
 class ServedModel(BaseModel):
     """What is served."""
 
@@ -105,12 +142,38 @@ class ServedModel(BaseModel):
     weights: Literal["ema", "raw"]
     images: Literal["latents", "codes", "none"]
     image_size: list[int] = Field(description="height, width, channels")
+    shapes: DrawnShapes | None = Field(description="null where all images have image_size")
     context: int = Field(description="elements")
     samplers: list[str]
     steps: int
     most_steps: int
     guidance: float
     warm: bool = Field(description="whether the programs of usual requests are compiled")
+
+
+def drawn_shapes(
+    model: ModelConfig, codec: Codec, trained: Mapping[str, Sequence[int]] | None
+) -> DrawnShapes | None:
+    """The shapes of images that a model draws; None where they are all of one.
+
+    Args:
+        model: its config.
+        codec: how it codes images.
+        trained: the least and the greatest `height`, `width` and `area` of its training images in latent pixels,
+            where they are known.
+    """
+    if not model.max_side:
+        return None
+    side = codec.autoencoder.image_shape((1, 1, model.latent_shape[2]))[0]  # pixels of a latent pixel's
+    scale = {"height": side, "width": side, "area": side**2}
+    known = {name: [bound * by for bound in trained[name]] for name, by in scale.items()} if trained else None
+    return DrawnShapes(
+        multiple=model.patch_size * side,
+        largest_area=model.patches * model.patch_area * side**2,
+        largest_side=model.max_side * side,
+        chosen=model.shape_marks,
+        trained=TrainedShapes(**known) if known else None,
+    )
 
 
 def file_of(text: str) -> bytes:

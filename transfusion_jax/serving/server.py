@@ -20,7 +20,7 @@ from transfusion_jax.serving.limits import ServerLimits
 from transfusion_jax.serving.measures import Measures
 from transfusion_jax.serving.reading import usual_requests
 from transfusion_jax.tasks.families import ModelTask
-from transfusion_jax.training.facts import codec_of
+from transfusion_jax.training.facts import codec_of, trained_shapes
 from transfusion_jax.training.run_dir import Workdir
 
 BLOCK = 1 << 26  # bytes of memory that Pillow takes at a time: threads keep for themselves what is below 32 MiB
@@ -51,12 +51,17 @@ def serve(
     Image.core.set_block_size(BLOCK)
     codec, limits = codec_of(workdir), ServerLimits()
     engine = Engine(task, params, codec, waiting, Measures(), usual_requests(task, codec))
-    app = make_app(engine, Served(workdir.path.name, *read), access, limits)
+    app = make_app(engine, served_of(workdir, read), access, limits)
     print(f"serving at {url}", flush=True)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended
         signal.signal(number, lambda *_: None)
     web_server(app, limits, waiting).run(sockets=[listening])
     return 0
+
+
+def served_of(workdir: Workdir, read: tuple[int, str]) -> Served:
+    """What the page says of a run's model, with its step and which weights they are."""
+    return Served(workdir.path.name, *read, trained_shapes(workdir.manifest()))
 
 
 def web_server(app: ASGIApp, limits: ServerLimits, waiting: int) -> uvicorn.Server:

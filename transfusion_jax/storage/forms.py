@@ -2,8 +2,9 @@
 
 | form | fits |
 |---|---|
-| `str`, `int`, `bool`, `dict` | values of that type; True is no `int` |
-| `float` | finite numbers |
+| `str`, `bool`, `dict` | values of that type |
+| `int` | whole numbers of 64 bits; True is none |
+| `float` | finite numbers, and whole ones of 64 bits |
 | `None` | null |
 | `[form]` | lists whose entries all fit |
 | `[form, form]` | lists of that length, whose entries fit in order |
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import math
 from typing import Any
+
+LARGEST = 2**63  # JSON's whole numbers have any number of digits; what computes with them takes no more
 
 
 def misfit(value: Any, form: Any, name: str = "") -> str:
@@ -52,6 +55,6 @@ def _misfit_within(value: Any, form: dict[Any, Any], prefix: str) -> str:
 def _fits(value: Any, form: Any) -> bool:
     if form is None:
         return value is None
-    if form is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, form) and (form is not int or not isinstance(value, bool))
+    if form in (int, float) and isinstance(value, int):
+        return not isinstance(value, bool) and -LARGEST <= value < LARGEST
+    return isinstance(value, form) and (form is not float or math.isfinite(value))

@@ -71,7 +71,11 @@ class AutoencoderTask:
         """See `Task.gradients`."""
         images = len(batch.row)
         return accumulated_gradients(
-            lambda p, part: self.loss(p, part, key, step, images), params, batch, self.config.accumulation
+            lambda p, part: self.loss(p, part, key, step, images),
+            params,
+            batch,
+            self.config.accumulation,
+            self.label,
         )
 
     @property

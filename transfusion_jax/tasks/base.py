@@ -68,10 +68,34 @@ class Task(Protocol):
 
 
 def accumulated_gradients(
-    loss: Callable[[Params, Batch], tuple[jax.Array, Metrics]], params: Params, batch: Batch, parts: int
+    loss: Callable[[Params, Batch], tuple[jax.Array, Metrics]],
+    params: Params,
+    batch: Batch,
+    parts: int,
+    label: Callable[[tuple], str],
 ) -> tuple[Params, Metrics]:
-    """Gradients of a loss that is a sum over rows, computed in `parts` parts one after the other."""
-    gradient = jax.grad(loss, has_aux=True)
+    """Gradients of a loss that is a sum over rows, computed in `parts` parts one after the other.
+
+    Those of parameters that `label` calls frozen are zero, and are not computed.
+    """
+    trained = jax.tree_util.tree_map_with_path(lambda path, p: None if label(path) == "frozen" else p, params)
+
+    def of_trained(trained: Params, part: Batch) -> tuple[jax.Array, Metrics]:
+        return loss(jax.tree.map(lambda t, p: p if t is None else t, trained, params, is_leaf=_is_none), part)
+
+    gradients, metrics = _in_turn(jax.grad(of_trained, has_aux=True), trained, batch, parts)
+    whole = jax.tree.map(lambda g, p: jnp.zeros_like(p) if g is None else g, gradients, params, is_leaf=_is_none)
+    return whole, metrics
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _in_turn(
+    gradient: Callable[[Params, Batch], tuple[Params, Metrics]], params: Params, batch: Batch, parts: int
+) -> tuple[Params, Metrics]:
+    """The sums of what a function of each part gives."""
     if parts == 1:
         return gradient(params, batch)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from transfusion_jax.data.batch import Batch
+from transfusion_jax.model.media import Media
 from transfusion_jax.model.transfusion import Params, TokenLosses
 from transfusion_jax.tasks.base import Metrics, accumulated_gradients
 from transfusion_jax.tasks.transfusion import Parts, TransformerTask, patches_seen
@@ -28,7 +29,7 @@ class TokenTask(TransformerTask):
         del key, step
         total = jnp.maximum(batch.token_weight.sum(), 1)
         return accumulated_gradients(
-            lambda p, part: self.loss(p, part, total), params, batch, self.config.accumulation
+            lambda p, part: self.loss(p, part, total), params, batch, self.config.accumulation, self.label
         )
 
     def loss(self, params: Params, batch: Batch, total: Float[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
@@ -43,45 +44,50 @@ class TokenTask(TransformerTask):
     def element_losses(self, params: Params, batch: Batch) -> TokenLosses:
         """Each element's losses and weight."""
         model = self.model.bind(params)
-        no_times = jnp.zeros(batch.latents.shape[:2], jnp.int32)
-        x, _ = model.embed(batch.tokens, batch.image_slot, batch.patch_index, batch.latents, no_times)
+        x, _ = model.embed(batch.tokens)
         hidden, _ = model.trunk(x, batch.spans, batch.positions)
         return model.text_losses(hidden, batch.targets, batch.token_weight, self.config.data.text_capacity)
 
     def held_out(self, params: Params, batch: Batch, key: Key[Array, ""]) -> Parts:
-        """The losses of `evaluation.suites.loss`."""
+        """The losses of `evaluation.suites.loss`; of codes by their image's size, too."""
         del key
         tokens = self.element_losses(params, batch)
         return {"loss": (tokens.loss, tokens.weight)} | {
-            name: part for name, part in self._split(batch, tokens) if "/" not in name
+            name: part for name, part in self._split(batch, tokens) if "/" not in name or "/size_" in name
         }
 
     def _split(self, batch: Batch, tokens: TokenLosses) -> list[tuple[str, tuple[jax.Array, jax.Array]]]:
-        """The losses apart, by source and by direction.
+        """The losses apart, by source and by direction, and of codes by their image's size.
 
         `loss_text` is over the same elements as Transfusion's: the EOI that the last code predicts, which is no
         news, counts in the whole alone.
         """
-        is_code = batch.targets >= self.config.model.first_code
+        model = self.config.model
+        is_code = (batch.targets >= model.first_code) & (batch.targets < model.first_side)
         before, total = patches_seen(batch)
-        slot = jnp.maximum(jnp.roll(batch.image_slot, -1, axis=1), 0)  # of the target
-        image_first = jnp.take_along_axis(batch.image_first, slot, axis=1)
-        kinds = {
-            "loss_text": (
-                ~is_code & (batch.image_slot < 0),
-                {"caption_first": (total > 0) & (before == 0), "image_first": before > 0},
-            ),
-            "loss_image": (is_code, {"caption_first": ~image_first, "image_first": image_first}),
-        }
-        if self.config.model.images == "none":
-            kinds = {"loss_text": (~is_code, {})}
+        kinds: dict[str, tuple] = {"loss_text": (~is_code, {})}
+        for name, modality in self.config.modalities.items():
+            media = batch.media[name]
+            item_first = _at_predictions(media, batch.patch, media.comes_first)
+            directions = {"caption_first": (total > 0) & (before == 0), "image_first": before > 0}
+            kinds["loss_text"] = (~is_code & (batch.patch < 0), directions)
+            kinds[f"loss_{modality.singular}"] = (
+                is_code,
+                {"caption_first": ~item_first, "image_first": item_first}
+                | {s: _at_predictions(media, batch.patch, i) for s, i in self.size_groups(media).items()},
+            )
         sources = {f"source_{name}": batch.source == i for i, name in enumerate(self.config.data.source_names)}
         parts = []
-        for name, (here, directions) in kinds.items():
+        for name, (here, groups) in kinds.items():
             weight = tokens.weight * here
             parts.append((name, (tokens.loss, weight)))
             parts += [
-                (f"{name}/{group}", (tokens.loss, weight * where))
-                for group, where in (directions | sources).items()
+                (f"{name}/{group}", (tokens.loss, weight * where)) for group, where in (groups | sources).items()
             ]
         return parts
+
+
+def _at_predictions(media: Media, patch: Int[Any, "B T"], values: Bool[Any, "B N"]) -> Bool[Array, "B T"]:
+    """Items' values at the elements that predict their codes; elsewhere they mean nothing."""
+    predicted = jnp.maximum(jnp.roll(patch, -1, axis=1), 0)
+    return jnp.take_along_axis(media.spread(values), predicted, axis=1)

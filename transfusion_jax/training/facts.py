@@ -38,6 +38,15 @@ def data_of(workdir: Workdir, config: Config) -> Data:
     return datasets.load_data(config, codec_of(workdir).statistics, row_plan_of(workdir.manifest()))
 
 
+def trained_shapes(manifest: dict[str, Any]) -> dict[str, list[int]] | None:
+    """The least and the greatest `height`, `width` and `area` of a run's images, in latent pixels.
+
+    None of runs of one size, and of those whose manifest does not say it, as earlier versions' and converted ones.
+    """
+    found: dict[str, list[int]] | None = manifest.get("shapes")
+    return found
+
+
 def row_plan_of(manifest: dict[str, Any]) -> int:
     """The version of the row plan that a manifest names; manifests that name none are of version 2."""
     return int(manifest.get("row_plan", REPLAYED))

@@ -12,6 +12,7 @@ from transfusion_jax.data.stream import AnyRows
 from transfusion_jax.errors import CheckpointError, TrainingHalted, some
 from transfusion_jax.parallel import placement, processes
 from transfusion_jax.parallel.devices import peak_flops
+from transfusion_jax.parallel.mesh import unsplit_heads
 from transfusion_jax.parallel.processes import on_first
 from transfusion_jax.storage.paths import within
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
@@ -75,6 +76,8 @@ def train_run(
         with interruption.may_leave():
             peak, origin = peak_flops(jax.local_devices()[0])
             log(f"mesh {dict(mesh.shape)}; peak {peak / 1e12:.2f} TFLOP/s per device ({origin})")
+            for line in unsplit_heads(mesh.shape["tensor"], config):
+                log(line)
             of_run = Checkpoints(workdir.checkpoints, config.loop.keep, config.loop.keep_every, workdir.about())
             checkpoints = opened.enter_context(of_run)
             position = resume(context, workdir, checkpoints)

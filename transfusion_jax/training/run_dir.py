@@ -32,11 +32,14 @@ from transfusion_jax.training.ownership import is_at, owned
 DAMAGED = "damaged checkpoint"
 CONFIGS = "config_hashes"  # of config.json as it is, and as a kill may have left it
 RUN = "run"  # the run's identity, which it keeps for good
+IMPORTED_TYPES = {"longest_context?": (None, int), "chat_template?": (None, str)}  # of a run's first event
+IMPORTED = tuple(name.removesuffix("?") for name in IMPORTED_TYPES)
 MANIFEST = {
-    "history": [{"event": str, "longest_context?": (None, int)}],
+    "history": [{"event": str, **IMPORTED_TYPES}],
     "codec": dict,  # see `data.datasets.check_codec`; an autoencoder's run has an empty one
     "skip_rows": [[int, int]],
     "row_plan?": int,
+    "shapes?": {"height": [int, int], "width": [int, int], "area": [int, int]},  # see `facts.trained_shapes`
     "flags?": dict,
     f"{CONFIGS}?": [str],
     f"{RUN}?": (None, str),
@@ -255,9 +258,14 @@ class Workdir:
         events = [entry["event"] for entry in self.manifest()["history"]]
         return DAMAGED in events and "rewind" not in events[events.index(DAMAGED) :]
 
+    def imported(self) -> dict[str, Any]:
+        """What is known of an imported model, by `IMPORTED`; runs that begin from it keep it, too."""
+        first = self.manifest()["history"][0]
+        return {name: first[name] for name in IMPORTED if first.get(name) is not None}
+
     def longest_context(self) -> int | None:
-        """The longest context of an imported model, in elements, which runs that begin from it keep too."""
-        found: int | None = self.manifest()["history"][0].get("longest_context")
+        """The longest context of an imported model, in elements."""
+        found: int | None = self.imported().get("longest_context")
         return found
 
     def about(self) -> dict[str, Any]:

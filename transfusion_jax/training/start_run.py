@@ -176,10 +176,10 @@ def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) 
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     log(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
     state = replace(state, params=params, ema=ema)
-    event = dict(event="init", source=start.init_from, step=step, weights=weights, mapping=notes)
+    event: dict[str, Any] = dict(event="init", source=start.init_from, step=step, weights=weights, mapping=notes)
     parent = Workdir(_located(start.init_from)[0].directory.parent)
     if parent.exists():
-        event["longest_context"] = parent.longest_context()
+        event |= parent.imported()
         for line in _departures(parent, config, data):
             log(line)
     place = {"next_row": 0, "skip_rows": [], "metrics": None, "concluded": True}
@@ -230,8 +230,8 @@ def _fork(start: Start, context: RunContext, data: Any, workdir: Workdir) -> Non
     )
     for line in notes:
         context.log(line)
-    event = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
-    event["longest_context"] = parent.longest_context() if parent.exists() else None
+    event: dict[str, Any] = dict(event="fork", source=start.fork_from, step=step, accepted=changes)
+    event |= parent.imported() if parent.exists() else {}
     _save_first(state, manifest, context, data, workdir, event)
 
 

@@ -9,8 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-from data.mixtures import listed, mixture, pairs, random_mixture, rows_of, texts
-from helpers import special, tiny_config, tiny_corpus
+from data.mixtures import listed, mixture, pairs, random_mixture, room_of, rows_of, texts
+from helpers import latents, slots, special, tiny_config, tiny_corpus
 from transfusion_jax.config import ConfigError, DataConfig
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.packing import epochs, plan, planner
@@ -196,9 +196,9 @@ def test_a_stream_is_sent_without_its_plans_and_reads_the_same(tmp_path):
 @pytest.mark.parametrize("name", MIXTURES)
 def test_what_waits_at_a_place_within_a_plan_has_been_read_least(name):
     corpus, weights = mixture(MIXTURES[name])
-    whole = plan_rows(corpus, weights, DATA, 4, 0, least=150)
+    whole = plan_rows(corpus, weights, room_of(DATA), 0, least=150)
     for row in (1, 33, BLOCK, 77, 150):
-        places = places_at(whole, row, corpus, weights, DATA, 4, 0)
+        places = places_at(whole, row, corpus, weights, room_of(DATA), 0)
         for source, begin in zip(corpus.sources, corpus.offsets, strict=False):
             place = places[source.name]
             if not source.pictured:
@@ -276,8 +276,9 @@ def test_rows_of_version_2_are_what_they_were(name, tmp_path, monkeypatch):
         rows = make_rows(tiny_corpus(), config, special(), cache=tmp_path / str(size), version=REPLAYED)
         digest = hashlib.sha256()
         for row in map(rows.__getitem__, range(count) if expected else ()):
-            for field in ("tokens", "span_start", "image_slot", "source", "latents", "image_source"):
-                digest.update(np.ascontiguousarray(getattr(row, field)).tobytes())
+            of_images = latents(row, config), row.media["images"].source
+            for array in (row.tokens, row.span_start, slots(row), row.source, *of_images):
+                digest.update(np.ascontiguousarray(array).tobytes())
         assert not expected or digest.hexdigest()[:16] == expected
 
 

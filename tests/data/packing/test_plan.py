@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.mixtures import IMAGE, listed, mixture, pairs, random_mixture, rows_of, sized, text, texts
-from helpers import best_fit_decreasing
+from data.mixtures import IMAGE, listed, mixture, pairs, random_mixture, room_of, rows_of, sized, text, texts
+from helpers import best_fit_decreasing, tiny_config
 from transfusion_jax.config import ConfigError, DataConfig
 from transfusion_jax.data.documents import Corpus, Document
 from transfusion_jax.data.packing import planner
@@ -28,7 +28,7 @@ def blocks(request, monkeypatch):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_row_holds_more_than_it_may(seed):
     corpus, weights, data = random_mixture(seed)
-    plan = plan_rows(corpus, weights, data, PATCHES, seed)
+    plan = plan_rows(corpus, weights, room_of(data), seed)
     elements, images, text = used(corpus, plan)
     assert elements.max() <= data.context_length
     assert images.max() <= data.max_images
@@ -40,7 +40,7 @@ def test_no_row_holds_more_than_it_may(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rows_of_mixtures_with_text_are_filled_exactly(seed):
     corpus, weights, data = random_mixture(seed, plain=1)
-    elements, _, text = used(corpus, plan_rows(corpus, weights, data, PATCHES, seed))
+    elements, _, text = used(corpus, plan_rows(corpus, weights, room_of(data), seed))
     assert np.all((elements == data.context_length) | (text == data.text_capacity))
 
 
@@ -48,7 +48,7 @@ def test_rows_of_mixtures_with_text_are_filled_exactly(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_documents_with_images_are_never_split_and_read_equally_often(seed):
     corpus, weights, data = random_mixture(seed)
-    plan = plan_rows(corpus, weights, data, PATCHES, seed)
+    plan = plan_rows(corpus, weights, room_of(data), seed)
     check_whole_documents(corpus, plan)
 
 
@@ -56,7 +56,7 @@ def test_documents_with_images_are_never_split_and_read_equally_often(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_plain_text_runs_on_over_the_seams(seed):
     corpus, weights, data = random_mixture(seed)
-    plan = plan_rows(corpus, weights, data, PATCHES, seed)
+    plan = plan_rows(corpus, weights, room_of(data), seed)
     check_texts(corpus, plan)
 
 
@@ -65,11 +65,11 @@ def test_plain_text_runs_on_over_the_seams(seed):
 def test_a_plan_reads_on_where_another_was_left(seed):
     corpus, weights, data = random_mixture(seed)
     random = np.random.default_rng(seed)
-    first = plan_rows(corpus, weights, data, PATCHES, seed)
+    first = plan_rows(corpus, weights, room_of(data), seed)
     row = int(random.integers(0, first.rows, endpoint=True))
-    places = places_at(first, row, corpus, weights, data, PATCHES, seed)
+    places = places_at(first, row, corpus, weights, room_of(data), seed)
     weights = {name: weight * random.uniform(0.3, 3) for name, weight in weights.items()}
-    second = plan_rows(corpus, weights, data, PATCHES, seed, places)
+    second = plan_rows(corpus, weights, room_of(data), seed, places)
     both = joined(first, row, second)
     check_whole_documents(corpus, both)
     check_texts(corpus, both)
@@ -78,10 +78,10 @@ def test_a_plan_reads_on_where_another_was_left(seed):
 def test_a_source_that_a_plan_does_not_read_stays_where_it_is():
     corpus, weights = mixture([pairs("p", 1.0, range(1, 30)), texts("t", 1.0, range(5, 90))])
     data = DataConfig(context_length=100)
-    plan = plan_rows(corpus, {"p": 1.0}, data, PATCHES, 0)
-    assert set(places_at(plan, 3, corpus, {"p": 1.0}, data, PATCHES, 0)) == {"p"}
+    plan = plan_rows(corpus, {"p": 1.0}, room_of(data), 0)
+    assert set(places_at(plan, 3, corpus, {"p": 1.0}, room_of(data), 0)) == {"p"}
     begin = {"t": Place(taken=50, offset=1)}
-    plan = plan_rows(corpus, weights, data, PATCHES, 0, begin)
+    plan = plan_rows(corpus, weights, room_of(data), 0, begin)
     taken, offset, _ = plan.block_place[0, 1]
     assert (taken, offset) == (50, 1)
 
@@ -90,7 +90,7 @@ def test_a_source_that_a_plan_does_not_read_stays_where_it_is():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_epoch_reads_every_element_of_every_source(seed):
     corpus, weights, data = random_mixture(seed)
-    assert unread(corpus, plan_rows(corpus, weights, dataclasses.replace(data, max_text=0), PATCHES, seed)) == 0
+    assert unread(corpus, plan_rows(corpus, weights, room_of(dataclasses.replace(data, max_text=0)), seed)) == 0
 
 
 @pytest.mark.usefixtures("blocks")
@@ -102,7 +102,7 @@ def test_an_epoch_reads_every_element_where_the_text_of_a_row_is_capped(max_text
     if with_images:
         sources.append(pairs("pairs", 1.0, random.integers(1, 3, 100)))
     corpus, weights = mixture(sources)
-    plan = plan_rows(corpus, weights, DataConfig(context_length=64, max_text=max_text, max_images=8), PATCHES, 0)
+    plan = plan_rows(corpus, weights, room_of(DataConfig(context_length=64, max_text=max_text, max_images=8)), 0)
     assert unread(corpus, plan) == 0
 
 
@@ -110,7 +110,7 @@ def test_captions_that_use_up_the_text_of_every_row_are_no_crash():
     corpus, weights = mixture([pairs("pairs", 4.0, [20] * 30), texts("texts", 1.0, range(5, 25))])
     data = DataConfig(context_length=64, max_text=22, max_images=4)
     try:
-        plan = plan_rows(corpus, weights, data, PATCHES, 0)
+        plan = plan_rows(corpus, weights, room_of(data), 0)
     except ConfigError:
         return  # to refuse the mixture is as good
     assert unread(corpus, plan) == 0
@@ -161,7 +161,7 @@ def test_shares_of_elements_hold_over_any_thousand_rows_of_many(shares, toleranc
         sized("books", random.lognormal(8, 2, 400).astype(int), 0),
     ]
     corpus = Corpus(tuple(source for source in sources if source.name in shares))
-    plan = plan_rows(corpus, shares, DataConfig(context_length=1024, max_images=64), 100, 0)
+    plan = plan_rows(corpus, shares, room_of(DataConfig(context_length=1024, max_images=64), 100), 0)
     source = np.searchsorted(corpus.offsets, plan.piece_document, side="right") - 1
     table = np.zeros((len(shares), plan.rows))
     np.add.at(table, (source, plan.piece_row), plan.piece_length)
@@ -178,7 +178,7 @@ def test_shares_of_elements_hold_over_any_thousand_rows_of_many(shares, toleranc
 def test_rows_of_images_are_packed_as_well_as_by_the_best_fit_of_all(patches, published):
     captions = np.minimum(np.random.default_rng(0).geometric(1 / 20, 30_000), 2000)
     corpus = Corpus((sized("p", captions, 1),))
-    plan = plan_rows(corpus, {"p": 1.0}, DataConfig(context_length=4096, max_images=64), patches, 0)
+    plan = plan_rows(corpus, {"p": 1.0}, room_of(DataConfig(context_length=4096, max_images=64), patches), 0)
     rows = len(best_fit_decreasing(captions + patches + 3, 4096))
     assert rows <= plan.rows <= rows * 1.002 + 1
     assert plan.about["padding"] == pytest.approx(published, rel=0.1)
@@ -190,7 +190,7 @@ def test_many_plain_sources_share_each_row_exactly(count):
     random = np.random.default_rng(count)
     sources = [texts(f"t{s}", random.choice([0.1, 1, 3]), random.integers(1, 60, 40)) for s in range(count)]
     corpus, weights = mixture([pairs("p", 1.0, random.integers(1, 8, 60)), *sources])
-    plan = plan_rows(corpus, weights, DataConfig(context_length=64), PATCHES, 0)
+    plan = plan_rows(corpus, weights, room_of(DataConfig(context_length=64)), 0)
     assert set(plan.elements()) == {64}
 
 
@@ -199,20 +199,20 @@ def test_shares_hold_where_few_captions_are_nearly_as_long_as_a_row(share):
     random = np.random.default_rng(0)
     captions = np.minimum(random.geometric(0.08, 2000), 90)
     corpus, weights = mixture([pairs("p", share, captions), texts("t", 1 - share, random.integers(5, 300, 300))])
-    plan = plan_rows(corpus, weights, DataConfig(context_length=100, max_images=100), PATCHES, 0)
+    plan = plan_rows(corpus, weights, room_of(DataConfig(context_length=100, max_images=100)), 0)
     elements = np.bincount(plan.piece_document >= 2000, plan.piece_length)
     assert elements[0] / elements.sum() == pytest.approx(share, abs=0.02)
 
 
 def test_one_short_text_comes_round_until_its_row_is_full():
-    plan = plan_rows(*mixture([texts("t", 1.0, [2])]), DataConfig(context_length=10), PATCHES, 0)
+    plan = plan_rows(*mixture([texts("t", 1.0, [2])]), room_of(DataConfig(context_length=10)), 0)
     assert plan.rows == 1
     assert sorted(plan.piece_length) == [1, 3, 3, 3]  # BOS and two tokens, and the last is cut
     assert set(plan.piece_document) == {0}
 
 
 def test_one_long_text_is_cut_at_every_row():
-    plan = plan_rows(*mixture([texts("t", 1.0, [25])]), DataConfig(context_length=10), PATCHES, 0)
+    plan = plan_rows(*mixture([texts("t", 1.0, [25])]), room_of(DataConfig(context_length=10)), 0)
     assert plan.row_offset.tolist()[:3] == [0, 1, 2]
     assert plan.piece_start.tolist()[:2] == [0, 10]
     assert plan.piece_length.tolist()[:2] == [10, 10]
@@ -230,7 +230,7 @@ def test_one_long_text_is_cut_at_every_row():
 )
 def test_images_alone_leave_little_padding(lengths, padding):
     plan = plan_rows(
-        *mixture([pairs("p", 1.0, lengths)]), DataConfig(context_length=100, max_images=100), PATCHES, 0
+        *mixture([pairs("p", 1.0, lengths)]), room_of(DataConfig(context_length=100, max_images=100)), 0
     )
     assert 1 - plan.elements().mean() / 100 < padding
     assert np.unique(plan.piece_document).size == len(lengths)
@@ -238,7 +238,7 @@ def test_images_alone_leave_little_padding(lengths, padding):
 
 def test_sources_stand_in_every_order_within_a_row():
     corpus, weights = mixture([pairs("p", 1.0, range(1, 30)), texts("t", 1.0, range(5, 90))])
-    plan = plan_rows(corpus, weights, DataConfig(context_length=100), PATCHES, 0)
+    plan = plan_rows(corpus, weights, room_of(DataConfig(context_length=100)), 0)
     is_text = plan.piece_document >= corpus.offsets[1]
     for place in (plan.row_offset[:-1], plan.row_offset[1:] - 1):
         assert 0.2 < is_text[place].mean() < 0.8
@@ -246,7 +246,7 @@ def test_sources_stand_in_every_order_within_a_row():
 
 def test_the_plan_is_a_function_of_the_seed():
     corpus, weights, data = random_mixture(5)
-    plan, same, other = (plan_rows(corpus, weights, data, PATCHES, seed) for seed in (1, 1, 2))
+    plan, same, other = (plan_rows(corpus, weights, room_of(data), seed) for seed in (1, 1, 2))
     for name in ("piece_document", "piece_start", "piece_length", "row_offset"):
         np.testing.assert_array_equal(getattr(plan, name), getattr(same, name))
     assert plan.rows == other.rows
@@ -257,8 +257,7 @@ def test_weights_count_relative_to_each_other():
     small, large = (
         plan_rows(
             *mixture([pairs("p", 3 * scale, range(1, 30)), texts("t", scale, range(5, 90))]),
-            DataConfig(context_length=100),
-            PATCHES,
+            room_of(DataConfig(context_length=100)),
             0,
         )
         for scale in (1 / 512, 512)
@@ -294,7 +293,17 @@ def test_weights_count_relative_to_each_other():
 )
 def test_sources_that_no_row_can_hold_are_named(sources, data, message):
     with pytest.raises(ConfigError, match=message):
-        plan_rows(*mixture(sources()), DataConfig(**(dict(context_length=64) | data)), PATCHES, 0)
+        plan_rows(*mixture(sources()), room_of(DataConfig(**(dict(context_length=64) | data))), 0)
+
+
+def test_images_alone_need_no_more_room_than_whole_documents_take():
+    """Rows of 64 elements would hold 7.1 of these documents of 9, and hold 7."""
+    corpus, weights = mixture([pairs("p", 1, [2] * 700)])
+    plan = plan_rows(corpus, weights, room_of(DataConfig(context_length=64, max_images=7)), 0)
+    _, images, _ = used(corpus, plan)
+    assert set(images) == {7}
+    with pytest.raises(ConfigError, match=r"holds 7\.1 images on average and data.max_images is 6"):
+        plan_rows(corpus, weights, room_of(DataConfig(context_length=64, max_images=6)), 0)
 
 
 def test_a_few_documents_that_fit_no_row_are_left_out_and_said():
@@ -302,7 +311,7 @@ def test_a_few_documents_that_fit_no_row_are_left_out_and_said():
     lengths[[7, 500, 999]] = 60
     said = []
     corpus, weights = mixture([pairs("p", 1, lengths), texts("t", 1, [30] * 50)])
-    plan = plan_rows(corpus, weights, DataConfig(context_length=64), PATCHES, 0, log=said.append)
+    plan = plan_rows(corpus, weights, room_of(DataConfig(context_length=64)), 0, log=said.append)
     assert said == ["3 of 1,000 documents of source 'p' fit no row: left out"]
     assert plan.about["sources"]["p"]["left_out"] == 3
     read = np.unique(plan.piece_document[plan.piece_document < 1000])
@@ -312,7 +321,7 @@ def test_a_few_documents_that_fit_no_row_are_left_out_and_said():
 def test_a_text_among_documents_with_images_is_not_split_either():
     documents = [Document((IMAGE, text(n)[0])) if n % 3 else Document((text(n)[0],)) for n in range(40)]
     corpus, weights = mixture([listed("web pages", 1.0, documents), texts("t", 1, [30] * 50)])
-    plan = plan_rows(corpus, weights, DataConfig(context_length=64), PATCHES, 0)
+    plan = plan_rows(corpus, weights, room_of(DataConfig(context_length=64)), 0)
     pages = plan.piece_document < 40
     assert set(plan.piece_document[pages]) == set(range(40))
     assert np.all(plan.piece_start[pages] == 0)
@@ -368,7 +377,7 @@ def joined(plan, rows, other):
 def sizes(corpus):
     """Images and elements of each document."""
     documents = [d for source in corpus.sources for d in source.documents.documents]
-    return np.array([d.images for d in documents]), np.array([d.length(PATCHES) for d in documents])
+    return np.array([d.images for d in documents]), np.array([d.length(tiny_config().model) for d in documents])
 
 
 def used(corpus, plan: RowPlan):

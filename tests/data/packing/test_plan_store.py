@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.mixtures import mixture, pairs, rows_of, texts
+from data.mixtures import mixture, pairs, room_of, rows_of, texts
 from helpers import tiny_config, tiny_corpus
 from transfusion_jax.data.documents import Corpus, DocumentList, Source
 from transfusion_jax.data.packing import plan as planning
@@ -19,7 +19,7 @@ from transfusion_jax.data.packing.plan_store import COLUMNS, damaged_plans, defa
 from transfusion_jax.data.packing.sequences import Place
 from transfusion_jax.errors import StorageError
 
-DATA, PATCHES = tiny_config().data, 4
+DATA = tiny_config().data
 WEIGHTS = {"pairs": 2.0, "texts": 1.0}
 FILES = [*(f"{name}.npy" for name in COLUMNS), "plan.json"]
 
@@ -69,8 +69,8 @@ def test_whatever_a_plan_depends_on_makes_another_one(tmp_path, monkeypatch):
     monkeypatch.setattr(planner, "BLOCK_ROWS", 16)
     monkeypatch.setattr(planning, "BLOCK_ROWS", 16)
     folders.add(planned(tmp_path).folder.name)
-    folders.add(plan_rows(tiny_corpus(), WEIGHTS, DATA, PATCHES, 0, None, tmp_path, version=2).folder.name)
-    folders.add(plan_rows(tiny_corpus(), WEIGHTS, DATA, PATCHES, 0, None, tmp_path, least=99).folder.name)
+    folders.add(plan_rows(tiny_corpus(), WEIGHTS, room_of(DATA), 0, None, tmp_path, version=2).folder.name)
+    folders.add(plan_rows(tiny_corpus(), WEIGHTS, room_of(DATA), 0, None, tmp_path, least=99).folder.name)
     assert len(folders) == len(changes) + 3
 
 
@@ -205,8 +205,9 @@ def test_of_two_that_plan_at_the_same_time_the_first_to_end_provides_the_plan(tm
 @pytest.mark.slow
 def test_processes_that_plan_at_the_same_time_share_one_plan(tmp_path):
     code = (
-        "import sys, pathlib; from helpers import *; from transfusion_jax.data.packing.plan import plan_rows;"
-        f"arguments = tiny_corpus(), {WEIGHTS}, tiny_config().data, {PATCHES}, 0, None, pathlib.Path(sys.argv[1]);"
+        "import sys, pathlib; from helpers import *; from data.mixtures import room_of;"
+        "from transfusion_jax.data.packing.plan import plan_rows;"
+        f"arguments = tiny_corpus(), {WEIGHTS}, room_of(tiny_config().data), 0, None, pathlib.Path(sys.argv[1]);"
         "plan = plan_rows(*arguments);"
         "print(plan.rows, plan.folder.name)"
     )
@@ -278,8 +279,8 @@ def test_long_planning_says_how_far_it_is(monkeypatch):
     assert said[-1].startswith("planning rows: 100% (")
 
 
-def planned(cache, corpus=None, weights=None, data=DATA, patches=PATCHES, seed=0, begin=None, log=print):
-    return plan_rows(corpus or tiny_corpus(), weights or WEIGHTS, data, patches, seed, begin, cache, log)
+def planned(cache, corpus=None, weights=None, data=DATA, patches=4, seed=0, begin=None, log=print):
+    return plan_rows(corpus or tiny_corpus(), weights or WEIGHTS, room_of(data, patches), seed, begin, cache, log)
 
 
 def stream(cache):
@@ -296,7 +297,7 @@ def flip(path, place):
 def other_plan(path):
     """The same file of a plan with another seed."""
     corpus, weights = mixture([pairs("p", 2, range(1, 9)), texts("t", 1, range(1, 40))])
-    return plan_rows(corpus, weights, DATA, PATCHES, 1, None, path.parents[2] / "other").folder / path.name
+    return plan_rows(corpus, weights, room_of(DATA), 1, None, path.parents[2] / "other").folder / path.name
 
 
 def assert_same(one, other):

@@ -20,6 +20,7 @@ from transfusion_jax.data.prepare import PrepareJob, begin_job, run_job
 from transfusion_jax.data.readers import ReadOptions, input_shards
 from transfusion_jax.data.readers.pictures import decode
 from transfusion_jax.data.store.dataset import PART, Prepared, PreparedDocuments
+from transfusion_jax.storage.atomic import DamagedFile
 
 pytestmark = pytest.mark.usefixtures("ready_workers")
 
@@ -143,6 +144,38 @@ def test_a_folder_goes_on_with_its_own_job_alone(tmp_path):
         prepare(tmp_path, inputs)
     with pytest.raises(ConfigError, match="holds no prepared data"):
         Prepared.open(tmp_path)
+
+
+@pytest.mark.parametrize(("first", "second"), [("in", "./in//")])
+def test_a_path_is_the_same_however_it_is_written(first, second, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    write_png(tmp_path / "in/a.png", 1)
+    (tmp_path / "in/a.txt").write_text("a caption")
+    jsonl(tmp_path, [{"image": "a.png", "caption": "another"}])
+    assert main(command(first, "out")) == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "out/data.json").unlink()
+    (tmp_path / "out/shards/00000.json").unlink()  # as one that was interrupted
+    assert main(command(second, "out")) == 0
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("wrong", [{"shards": "in"}, {"shards": ["in"]}, {"shards": None}, {"reading": []}])
+def test_a_job_of_another_form_is_named(wrong, tmp_path):
+    inputs = [jsonl(tmp_path, [{"text": "a"}])]
+    prepare(tmp_path / "out", inputs)
+    job = json.loads((tmp_path / "out/job.json").read_text())
+    job.pop("digest")
+    (tmp_path / "out/job.json").write_text(json.dumps(job | wrong))
+    with pytest.raises(DamagedFile, match=r"job\.json is damaged, or of another program"):
+        prepare(tmp_path / "out", inputs)
+
+
+def command(images, output):
+    """A folder of images, and lines that name some of them, to be prepared."""
+    options = ["--output", output, "--images", images, "--image-size", "8", "--held-out", "0", "--workers", "1"]
+    return ["prepare", images, "lines.jsonl", *options]
 
 
 def test_another_process_is_sent_the_folder_and_not_its_columns(tmp_path):

@@ -192,10 +192,10 @@ def test_as_many_images_as_the_index_counts_are_counted_right(tmp_path, monkeypa
 
 
 def test_the_larger_the_images_the_fewer_a_document_holds():
-    assert records.most_images(8) == 65_535
-    assert records.most_images(256) == 1365
-    assert records.most_images(256, channels=1) == 4096
-    assert records.most_images(8192) == records.most_images(20_000) == 1
+    assert records.most_images(8**2) == 65_535
+    assert records.most_images(256**2) == 1365
+    assert records.most_images(256**2, channels=1) == 4096
+    assert records.most_images(8192**2) == records.most_images(20_000**2) == 1
 
 
 @pytest.mark.parametrize(
@@ -282,4 +282,16 @@ def test_faults_are_written_as_they_come_and_none_is_kept(tmp_path, monkeypatch)
         "duplicate": 1,
         "of some kind": 1000,
     }
+    assert documents_of(prepared) == [["good"]]
+
+
+def test_of_many_faults_of_a_kind_some_have_a_line_and_all_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "LINES", 3)
+    lines = "x\n" * 10 + '{"a": 1}\n' * 3 + '{"text": "good"}\n' + "y\n"
+    (tmp_path / "a.jsonl").write_text(lines)
+    prepared = helpers.prepare(tmp_path / "out", [str(tmp_path / "a.jsonl")])
+    said = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in said] == ["@0", "@2", "@4", "@20", "@29", "@38", ""]
+    assert said[-1]["reason"] == "not JSON: and 8 more, after 3 that have a line each"
+    assert prepared.manifest["quarantine"] == {"neither image nor text": 3, "not JSON": 11}
     assert documents_of(prepared) == [["good"]]

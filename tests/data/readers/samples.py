@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from transfusion_jax.data.readers import (
     Fault,
@@ -94,6 +95,16 @@ def encoded(image, format, **options):
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def draw(path, size, colour, **said):
+    """A PNG of one colour whose left column is clear, and what its chunks of text say."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image, info = Image.new("RGBA", size, colour), PngInfo()
+    image.paste((0, 0, 0, 0), (0, 0, 1, size[1]))
+    for name, text in said.items():
+        info.add(b"tEXt", f"{name}\0{text}".encode())  # Latin-1 by the standard; Inkscape wrote UTF-8
+    image.save(path, pnginfo=info)
 
 
 def read(*inputs, format=None, **options):

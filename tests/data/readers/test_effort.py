@@ -95,6 +95,99 @@ def test_profiles_of_a_png_are_bounded(monkeypatch):
     assert area(more) == 0
 
 
+def beside(data, at, part, times):
+    """A file with a part, many times over, at a place of it."""
+    return data[:at] + part * times + data[at:]
+
+
+PNG, GIF = encoded(Image.fromarray(PIXELS), "PNG"), encoded(Image.fromarray(PIXELS), "GIF")
+BLOCKS = GIF.index(b",", 13 + 3 * 256)  # where a GIF's picture begins
+PARTS = {
+    "segments": (jpeg(), 2, b"\xff\xe5\0\2", 1),
+    "comments": (jpeg(), 2, b"\xff\xfe\0\3x", 1),
+    "bytes between segments": (jpeg(), 2, b"\xff", 1),
+    "marks without a length": (jpeg(), 2, b"\xff\xd0", 1),
+    "chunks": (PNG, 33, b"\0\0\0\0abCd" + struct.pack(">I", zlib.crc32(b"abCd")), 1),
+    "texts": (PNG, 33, b"\0\0\0\3tEXtk\0v" + struct.pack(">I", zlib.crc32(b"tEXtk\0v")), 1),
+    "chunks behind the pixels": (PNG, -12, b"\0\0\0\0abCd" + struct.pack(">I", zlib.crc32(b"abCd")), 1),
+    "comments of a GIF": (GIF, BLOCKS, b"\x21\xfe\1x\0", 2),
+    "blocks of an extension": (GIF, BLOCKS, b"\x21\xff" + b"\1x" * 100 + b"\0", 101),
+    "bytes between blocks": (GIF, BLOCKS, b"x", 1),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_around_pixels_are_bounded(kind, monkeypatch):
+    data, at, part, counts = PARTS[kind]
+    monkeypatch.setattr(effort, "PARTS", 1000)
+    assert decode(beside(data, at, part, 900 // counts), 8, 3).shape == (8, 8, 3)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    more = beside(data, at, part, 1001 // counts + 1)
+    with pytest.raises(PictureError, match=r"too many parts: .* may have 1,000"):
+        decode(more, 8, 3)
+    assert area(more) == 0
+
+
+PACKED = {
+    "damaged": b"zTXtk\0\0" + zlib.compress(bytes(1000))[:-1] + b"\7",  # which Pillow unpacks and forgets
+    "whole": b"zTXtk\0\0" + zlib.compress(b"x"),
+    "international": b"iTXtk\0\1\0\0\0" + zlib.compress(b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_texts_of_a_png_are_bounded(kind):
+    body = PACKED[kind]
+    text = chunk(body[:4], body[4:])
+    np.testing.assert_array_equal(decode(beside(PNG, 33, text, effort.PACKED), 64, 1)[..., 0], PIXELS)
+    with pytest.raises(PictureError, match=f"too many packed texts: {effort.PACKED + 1}"):
+        decode(beside(PNG, 33, text, effort.PACKED + 1), 64, 1)
+
+
+@pytest.mark.parametrize("magic", ["P1", "P2", "P3"])
+def test_comments_of_a_plain_ppm_are_bounded(magic):
+    def plain(comments):
+        head = "2 2" if magic == "P1" else "2 2 1"
+        return (f"{magic}\n{head}\n" + "#x\n" * comments + "1 " * 12).encode()
+
+    assert decode(plain(effort.COMMENTS), 2, 3).shape == (2, 2, 3)
+    with pytest.raises(PictureError, match="too many comments: 4,097"):
+        decode(plain(effort.COMMENTS + 1), 2, 3)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_values_in_tags_of_a_tiff_are_bounded(order, monkeypatch):
+    monkeypatch.setattr(effort, "VALUES", 1000)
+
+    def strips(count):
+        tags = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 4, 1, 8), (259, 4, 1, 1), (262, 4, 1, 1)]
+        tags += [(273, 4, count, 122), (278, 4, 1, 8), (279, 4, 1, 64), (700, 7, 2000, 122)]
+        listed = b"".join(struct.pack(f"{order}HHII", *tag) for tag in tags)
+        head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
+        return head + listed + bytes(4) + struct.pack(f"{order}I", 8) * count + bytes(2000)
+
+    assert decode(strips(900), 8, 1).shape == (8, 8, 1)
+    with pytest.raises(PictureError, match="too many values in tags: 1,007"):
+        decode(strips(1000), 8, 1)
+    assert area(strips(1000)) == 0
+
+
+@pytest.mark.parametrize("cut", range(2, 40))
+@pytest.mark.parametrize("data", [jpeg(), PNG, GIF], ids=["JPEG", "PNG", "GIF"])
+def test_counting_parts_of_what_is_cut_ends(data, cut):
+    effort.check_file(data[:cut])
+
+
+def test_exif_is_bounded(monkeypatch):
+    segment = b"\xff\xe1\0\x09Exif\0\0x"
+    assert decode(beside(jpeg(), 2, segment, effort.EXIFS), 8, 3).shape == (8, 8, 3)
+    with pytest.raises(PictureError, match="too much EXIF: 65 segments"):
+        decode(beside(jpeg(), 2, segment, effort.EXIFS + 1), 8, 3)
+    monkeypatch.setattr(effort, "EXIF", 1000)
+    with pytest.raises(PictureError, match="too much EXIF: 1,006 bytes, and an image may have 1,000"):
+        decode(beside(PNG, 33, chunk(b"eXIf", bytes(1000)), 1), 8, 3)
+
+
 @pytest.mark.parametrize(("side", "refused"), [(64, False), (80, True)])
 def test_a_tile_larger_than_an_image_is_no_larger_than_an_image_may_be(side, refused, small, undecoded):
     data = tiled(16, side)

@@ -240,3 +240,19 @@ def test_what_img2dataset_writes_beside_its_shards_is_no_input(names, tmp_path):
         (tmp_path / name).write_bytes(b"")
     for inputs in (tmp_path, f"{tmp_path}/*"):
         assert [os.path.basename(s.path) for s in input_shards([str(inputs)], None, ReadOptions())] == [names[0]]
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ("a/", "a"),
+        ("./a", "a"),
+        ("a//b/./c/", "a/b/c"),
+        ("a/../b/", "a/../b"),  # a may be a link
+        ("/", "/"),
+        ("gs://a/b//c/", "gs://a/b//c"),
+        ("", ""),
+    ],
+)
+def test_a_path_has_one_plain_form(path, plain):
+    assert files.plain(path) == plain

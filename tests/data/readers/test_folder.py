@@ -4,7 +4,7 @@ import pytest
 
 from data.readers.samples import outcomes, pair, read
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.readers import ReadOptions, coco, files, input_shards, read_shard, records
+from transfusion_jax.data.readers import ReadOptions, coco, files, folder, input_shards, read_shard, records
 
 COCO = {
     "images": [{"id": 2, "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}, {"id": 3, "file_name": "no.jpg"}],
@@ -106,12 +106,31 @@ def test_a_caption_never_holds_rows_and_a_row_is_never_made_of_a_caption(kind, t
     ("table", "reason"),
     [
         ("file_name,caption\na.png,a sign, and a car\n", "more fields than columns"),
-        ("file_name,caption,caption\na.png,one,two\n", "two columns are called 'caption'"),
+        ("file_name,caption\n" + "," * folder.LINE + "\na.png,a\n", "not CSV"),
     ],
 )
 def test_a_row_that_leaves_doubt_has_a_line(table, reason, tmp_path):
     put(tmp_path, {"a.png": b"i", "metadata.csv": table})
     assert outcomes(read(tmp_path)) == {"metadata.csv@2": reason, "a.png": "not named in metadata.csv"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ("file_name,caption,caption", "two columns are called 'caption'"),
+        ("file_name,caption" + "," * (folder.COLUMNS - 1), "too many columns"),
+        ("file_name,caption," + "c" * 140_000, "not CSV"),
+    ],
+)
+def test_columns_that_leave_doubt_have_a_line_for_all_rows(columns, reason, tmp_path):
+    put(tmp_path, {"a.png": b"i", "metadata.csv": f"{columns}\n" + "a.png,one,two\n" * 9})
+    assert outcomes(read(tmp_path)) == {"metadata.csv": reason, "a.png": "not named in metadata.csv"}
+
+
+def test_a_table_may_have_many_columns(tmp_path):
+    columns = ",".join(f"c{number}" for number in range(folder.COLUMNS - 2))
+    put(tmp_path, {"a.png": b"i", "metadata.csv": f"file_name,caption,{columns}\na.png,one\n"})
+    assert outcomes(read(tmp_path)) == {"a.png": pair("one", b"i")}
 
 
 def test_a_row_after_one_that_is_not_csv_is_read_where_no_quote_is_open(tmp_path):

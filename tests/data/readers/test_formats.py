@@ -151,7 +151,7 @@ def test_patterns_and_files_are_taken_once_in_the_order_given(tmp_path):
     [
         (["nothing*.tar"], None, {}, "nothing matches .*nothing.*name files, a folder or a pattern"),
         (["a.tar", "b.jsonl"], None, {"split": "train"}, "--split means nothing to jsonl and webdataset"),
-        (["notes.txt"], None, {}, "notes.txt does not say its format: name one of coco, digits"),
+        (["notes.txt"], None, {}, "notes.txt does not say its format: name one of clipart, coco"),
         (["a.tar"], "webdatasets", {}, "did you mean 'webdataset'"),
         (["empty"], None, {}, "empty holds no tar, Parquet"),
         (["empty"], "parquet", {}, "empty holds no parquet"),

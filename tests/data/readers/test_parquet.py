@@ -16,6 +16,8 @@ from transfusion_jax.data.readers import (
     records,
 )
 
+FILE = {"bytes": b"i", "path": "a.png"}  # as Hugging Face writes it
+
 
 def write(path, columns, **options):
     pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), path, **options)
@@ -33,6 +35,8 @@ def write(path, columns, **options):
         ({"jpg": pa.array([b"i"], pa.large_binary()), "txt": ["c"]}, {}, [pair("c", b"i")]),
         ({"image": [{"bytes": b"i", "path": None}], "text": ["c"]}, {}, [pair("c", b"i")]),
         ({"image": [b"i"], "captions": [["c", "d"]]}, {}, [pair("c", b"i"), pair("d", b"i")]),
+        ({"image": [FILE], "mask": [FILE], "text": ["c"]}, {"image_column": "mask"}, [pair("c", b"i")]),
+        ({"image": [b"i"], "image_url": ["u"], "hash": [b"h"], "text": ["c"]}, {}, [pair("c", b"i")]),
         (
             {"image": [b"no"], "left": [b"i"], "text": ["no"], "long": ["c"]},
             {"image_column": "left", "text_column": "long"},
@@ -128,6 +132,10 @@ def test_a_place_with_both_or_with_nothing_is_a_fault_and_the_page_stays(tmp_pat
         (pa.table([[b"i"], ["u"], [b"j"]], ["jpg", "a", "jpg"]), {"text_column": "a"}, "are called 'jpg'"),
         (pa.table([["t"], ["u"]], ["a", "a"]), {"text_column": "a"}, "are called 'a'"),
         ({"text": ["t"], "image": [[b"i"]]}, {}, "lists of images need lists"),
+        ({"text": ["t"], "jpg": [b"i"], "image": [b"j"]}, {}, "columns may hold images, jpg, image: name one"),
+        ({"text": ["t"], "image": [FILE], "mask": [FILE]}, {}, "several columns may hold images, image, mask"),
+        ({"text": ["t"], "image": ["a.png"], "source_img": [b"i"]}, {}, "may hold images, image, source_img"),
+        ({"texts": [["t"]], "images": [[b"i"]], "photos": [[FILE]]}, {}, "may hold images, images, photos"),
     ],
 )
 def test_wrong_columns_are_a_sentence_that_names_those_present(columns, options, words, tmp_path):
@@ -243,6 +251,14 @@ BOMBS = {
     "a list": (lists(pa.array(["a", "b"]), [1] * 2001), {}, "too many parts"),
     "a list of nulls": (lists(pa.array(["a"]), [None] * 2001), {}, "too many parts"),
     "a list with many others": (lists(pa.array(["a", "b"]), [1] * 6000), {}, None),
+    "values that repeat each other": (
+        {"texts": [["a"], ["x" * 5000] * 1500, ["b"]], "images": [[None], [None] * 1500, [b"i"]]},
+        {
+            "use_dictionary": False,
+            "column_encoding": {"texts.list.element": "DELTA_BYTE_ARRAY", "images.list.element": "PLAIN"},
+        },
+        None,
+    ),
     "a value in a list, many times": (lists(pa.array(["a", "x" * 5000]), [1] * 300), {}, "value too large"),
 }
 

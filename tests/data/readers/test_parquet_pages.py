@@ -57,3 +57,9 @@ def test_damaged_headers_are_found_or_read_to_an_end(data):
 def test_what_is_no_header_is_a_sentence(header):
     with pytest.raises(ValueError, match="a page"):
         pages_of(io.BytesIO(b"PAR1" + header), CHUNK)
+
+
+@pytest.mark.parametrize("header", [b"\x15\x02" * 999, b"\x1c" + b"\x15\x02" * 999])
+def test_a_header_of_many_fields_is_not_held(header):
+    with pytest.raises(ValueError, match="a page's header without an end"):
+        pages_of(io.BytesIO(b"PAR1" + header), CHUNK)

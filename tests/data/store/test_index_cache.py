@@ -1,13 +1,16 @@
 import pickle
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image as Picture
 
 from harms import HARMS, names
 from helpers import digits_config, prepare
 from transfusion_jax.data import datasets as data_loading
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.data.documents import Image
+from transfusion_jax.data.readers.proportions import Proportions
 from transfusion_jax.data.store.dataset import DamagedData, Prepared, PreparedDocuments
 from transfusion_jax.data.stream import batches
 from transfusion_jax.storage.paths import place
@@ -37,8 +40,7 @@ def test_rows_from_a_bucket_are_those_from_a_disk(digits_folder, remote, cache):
             found.append([next(stream) for _ in range(3)])
     for batch in zip(*found, strict=True):
         for other in batch[1:]:
-            for name in ("tokens", "latents", "row", "image_slot"):
-                np.testing.assert_array_equal(getattr(other, name), getattr(batch[0], name))
+            jax.tree.map(np.testing.assert_array_equal, other, batch[0])
     assert len(list((cache / "buckets").rglob("*.npy"))) == 6 + 2
 
 
@@ -77,6 +79,24 @@ def test_a_flipped_bit_of_a_record_in_a_bucket_is_found(digits_folder, remote, c
         read(7)
 
 
+def test_images_of_their_own_proportions_come_from_a_bucket(remote, tmp_path, cache):
+    for name, shape in (("a", (4, 8)), ("b", (8, 4)), ("c", (8, 8))):
+        Picture.fromarray(np.full(shape, len(name), np.uint8)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    options = dict(native=Proportions(area=64, multiple=4), channels=1)
+    local = prepare(tmp_path / "data", [str(tmp_path)], **options)
+    upload(local.folder, remote)
+    statistics = data_loading.plain_statistics(1)
+    here, there = (
+        PreparedDocuments(prepared, "train", "pixels", statistics).make_ready()
+        for prepared in (local, Prepared.open(str(remote)))
+    )
+    assert there.areas(slice(None)).tolist() == here.areas(slice(None)).tolist() == [32, 32, 64]
+    for number in range(3):
+        np.testing.assert_array_equal(there.latents(number)[0], here.latents(number)[0])
+    assert len(list((cache / "buckets").rglob("*.npy"))) == 8 + 2  # columns, and places of documents and of pixels
+
+
 @pytest.mark.parametrize("harm", HARMS)
 def test_what_a_host_keeps_is_fetched_again_where_it_is_damaged(harm, digits_folder, remote, cache):
     upload(digits_folder, remote)
@@ -84,7 +104,7 @@ def test_what_a_host_keeps_is_fetched_again_where_it_is_damaged(harm, digits_fol
 
     def read():
         documents = PreparedDocuments(Prepared.open(remote), "train", "pixels", statistics).make_ready()
-        return [documents.images.tobytes(), documents.first_record(9), documents.latents(9).tobytes()]
+        return [documents.images.tobytes(), documents.first_record(9), np.stack(documents.latents(9)).tobytes()]
 
     expected = read()
     for name in names(cache):

@@ -63,14 +63,17 @@ def test_statistics_of_other_features_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("learnt", "named"), [(6, True), (1, False), (0, False)])
 def test_the_distance_of_training_images_is_absent_where_there_are_none(learnt, named, monkeypatch):
-    config = tiny_config(model__latent_shape=(8, 8, 3), model__patch_size=4)
+    config = tiny_config(model__latent_shape=(8, 8, 3), model__max_side=12, model__patch_size=4)
     tokenizer, random = ByteTokenizer(), np.random.default_rng(0)
     codec = Codec(tokenizer, SpecialTokens.of(tokenizer), Identity(), plain_statistics(3))
 
     def pairs(count):
-        latents = random.uniform(-1, 1, (count, 8, 8, 3)).astype(np.float32)
+        shapes = [(8, 8, 3), (4, 12, 3)] * count
+        latents = [random.uniform(-1, 1, shape).astype(np.float32) for shape in shapes[:count]]
         return Corpus((Source("pairs", DocumentList([Document((TEXT, Image(x))) for x in latents])),))
 
-    monkeypatch.setattr(frechet, "draw_captions", lambda *_: random.integers(0, 256, (5, 8, 8, 3), np.uint8))
+    monkeypatch.setattr(
+        frechet, "draw_for_pictures", lambda *_: list(random.integers(0, 256, (5, 8, 8, 3), np.uint8))
+    )
     found = frechet.run(make_task(config), None, Data(pairs(learnt), pairs(5), codec), jax.random.key(0))
     assert found.keys() == {"frechet_pixels"} | ({"frechet_pixels_real"} if named else set())

@@ -5,12 +5,23 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import code_codec, code_corpus, tiny_codec, tiny_config, tiny_corpus, token_config
+from helpers import (
+    CODEBOOK,
+    SEVERAL,
+    SHAPES,
+    code_codec,
+    code_corpus,
+    random_image,
+    tiny_codec,
+    tiny_config,
+    tiny_corpus,
+    token_config,
+)
 from transfusion_jax.config import SUITES, ConfigError
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.datasets import Data
 from transfusion_jax.data.document_rows import make_rows
-from transfusion_jax.data.documents import Corpus, Document, DocumentList, Source, Text
+from transfusion_jax.data.documents import Corpus, Document, DocumentList, Image, Source, Text
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.evaluation.suites.loss import lower, measured
 from transfusion_jax.evaluation.suites.text import Once
@@ -140,6 +151,47 @@ def test_of_codes_and_of_text_there_is_no_noise():
             SUITES[name].run(TEXT, None, data_of(TEXT), KEY)
 
 
+SIZED = {"latents": tiny_config, "codes": token_config}
+MANY_SHAPES = dict(SEVERAL, data__max_images=12, data__image_first=0.0, evaluation__rows=8, evaluation__images=20)
+
+
+@pytest.mark.parametrize("family", SIZED)
+def test_losses_by_size_are_parts_of_the_whole(family):
+    """Of latents each image weighs one, of codes each code."""
+    task = make_task(SIZED[family](**MANY_SHAPES))
+    data = shaped_data(task, SHAPES)
+    found, by_noise = (SUITES[name].run(task, params_of(task), data, KEY) for name in ("loss", "images"))
+    groups = {name: value for name, value in found.items() if "/" in name}
+    assert groups.keys() == {"loss_image/size_1", "loss_image/size_2"}  # of up to 6 patches, or 24 codes
+    assert {name: by_noise[name] for name in (*groups, "loss_image")} == groups | {
+        "loss_image": found["loss_image"]
+    }
+    assert ("loss_image/noise_0" in by_noise) == (family == "latents")
+    rows = make_rows(data.held_out, task.config, data.codec.special)
+    sizes = np.concatenate([rows[row].media["images"].grid.prod(axis=-1) for row in range(8)])
+    weights = sizes if family == "codes" else (sizes > 0)
+    large = sizes > task.config.model.patches / 4
+    total = sum(found[f"loss_image/size_{1 + i}"] * weights[large == i].sum() for i in (False, True))
+    assert total / weights.sum() == pytest.approx(found["loss_image"], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", SIZED)
+@pytest.mark.parametrize(("shape", "size"), [((2, 2), 1), ((2, 8), 2)])
+def test_images_of_one_size_are_in_its_bucket(family, shape, size):
+    task = make_task(SIZED[family](**MANY_SHAPES))
+    found = SUITES["loss"].run(task, params_of(task), shaped_data(task, [shape]), KEY)
+    assert [name for name in found if "/" in name] == [f"loss_image/size_{size}"]
+    assert found[f"loss_image/size_{size}"] == found["loss_image"]
+
+
+@pytest.mark.parametrize("family", SIZED)
+def test_a_caption_of_known_letters_costs_the_same_behind_images_of_any_shape(family):
+    task = make_task(SIZED[family](**MANY_SHAPES))
+    found = SUITES["captions"].run(task, constant(task, 3, 9.0), shaped_data(task, SHAPES, [3, 4]), KEY)
+    surprise = math.log(math.exp(9) + task.config.model.entries - 1)
+    assert found["caption_loss"] == pytest.approx(surprise - 9 / 2, rel=1e-4)
+
+
 @pytest.mark.parametrize("task", [LATENTS, CODES], ids=["latents", "codes"])
 def test_captions_are_scored_with_their_images_and_without(task):
     params, data = params_of(task), data_of(task)
@@ -185,6 +237,18 @@ def data_of(task):
         return Data(code_corpus(), code_corpus(1), code_codec())
     held_out = tiny_corpus(1)
     return Data(tiny_corpus(), Corpus(held_out.sources[1:]) if task is TEXT else held_out, tiny_codec())
+
+
+def shaped_data(task, shapes, letters=(1, 2, 3)):
+    """Captioned images of these shapes by turns, all held out."""
+    random, codes = np.random.default_rng(0), task.config.model.images == "codes"
+    documents = []
+    for height, width in [shapes[n % len(shapes)] for n in range(20)]:
+        image = random.integers(0, CODEBOOK, (height, width), np.int32) if codes else None
+        image = Image(image) if codes else random_image(random, height, width)
+        documents.append(Document((Text(np.array(letters, np.int32)), image)))
+    corpus = Corpus((Source("pairs", DocumentList(documents)), tiny_corpus(1).sources[1]))
+    return Data(corpus, corpus, code_codec() if codes else tiny_codec())
 
 
 def other_images(corpus):

@@ -20,10 +20,10 @@ SPANS = Spans(jnp.zeros((1, 256), jnp.int32), jnp.arange(1, 257)[None])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("channels", [64, 128])
-def test_it_lowers_to_triton_forward_and_backward(channels, dtype):
+@pytest.mark.parametrize(("heads", "shared", "channels"), [(2, 2, 64), (2, 2, 128), (2, 1, 128), (9, 3, 64)])
+def test_it_lowers_to_triton_forward_and_backward(heads, shared, channels, dtype):
     with jax.sharding.use_abstract_mesh(abstract_mesh("gpu", HOPPER)):
-        assert kernels_in(lowered("cuda", 4096, 2, channels, dtype, "gpu")) == [
+        assert kernels_in(lowered("cuda", 4096, heads, channels, dtype, "gpu", shared)) == [
             "span_attention_forward",
             "span_attention_d_query",
             "span_attention_d_key",

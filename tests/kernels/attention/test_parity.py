@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from attending import assert_close, gradients
+from attending import assert_close, gradients, grouped_arrays, repeated
 from helpers import stand_in
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
 from transfusion_jax.config import ATTENTION, MeshConfig
@@ -49,6 +49,19 @@ def test_matches_the_reference_forward_and_backward(kernel, blocks):
 
 
 @every_kernel
+@pytest.mark.parametrize(
+    ("blocks", "heads", "shared", "channels"), [((16, 8), 4, 2, 8), ((20, 36), 6, 3, 16), ((16, 16), 4, 1, 24)]
+)
+def test_grouped_queries_equal_repeated_keys_forward_and_backward(kernel, blocks, heads, shared, channels):
+    spans = layout_spans(ALL)
+    arrays = grouped_arrays(len(ALL), LENGTH, heads, shared, channels)
+    expected = gradients(repeated(lambda *qkv: reference(*qkv, *spans)), *arrays)
+    actual = gradients(lambda *qkv: kernel(*blocks)(*qkv, *spans), *arrays)
+    assert [x.shape for x in actual[1]] == [x.shape for x in arrays[:3]]
+    assert_close(actual, expected)
+
+
+@every_kernel
 @pytest.mark.parametrize("queries", [slice(0, 16), slice(17, 41), slice(47, 48)])
 def test_queries_may_stand_anywhere_among_the_keys(kernel, queries):
     spans = Spans(*(x[:, queries] for x in layout_spans(ALL)))
@@ -61,7 +74,7 @@ def test_queries_may_stand_anywhere_among_the_keys(kernel, queries):
 @every_kernel
 def test_bfloat16_is_close_to_float32_forward_and_backward(kernel):
     spans = layout_spans(ALL)
-    q, k, v, weight = random_arrays(4, (len(ALL), LENGTH, 2, 8))
+    q, k, v, weight = grouped_arrays(len(ALL), LENGTH, 4, 2, 8)
     exact = gradients(lambda *qkv: reference(*qkv, *spans), q, k, v, weight)[1]
     coarse = [x.astype(jnp.bfloat16) for x in (q, k, v, weight)]
     actual = gradients(lambda *qkv: kernel(16, 16)(*qkv, *spans), *coarse)[1]

@@ -10,9 +10,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from attending import abstract_mesh, assert_close, gradients, lowered
+from attending import abstract_mesh, assert_close, gradients, grouped_arrays, lowered
 from helpers import tiny_config
-from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
+from layouts import LAYOUTS, LENGTH, layout_spans
 from transfusion_jax.kernels.attention.reference import attention as reference
 from transfusion_jax.kernels.attention.schedule import BlockSteps, count_blocks, plan_steps
 from transfusion_jax.kernels.attention.tpu import Blocks, tpu_span_attention
@@ -35,7 +35,7 @@ def test_nothing_is_read_that_was_not_written_nor_beyond_an_array(queries):
     """On a simulated TPU, whose memory is NaN until it is written."""
     strict = pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="raise")
     spans = Spans(*(x[:, queries] for x in layout_spans(["ragged packed documents", "image at the end"])))
-    q, k, v, weight = random_arrays(4, (2, LENGTH, 1, 8))
+    q, k, v, weight = grouped_arrays(2, LENGTH, 2, 1, 8)
     q, weight = q[:, queries], weight[:, queries]
     expected = gradients(lambda *qkv: reference(*qkv, *spans), q, k, v, weight)
     actual = gradients(lambda *qkv: tpu_span_attention(*qkv, *spans, Blocks(16, 8), strict), q, k, v, weight)
@@ -68,10 +68,13 @@ def test_a_key_block_that_no_query_sees_has_one_step_at_some_query_block():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("heads", "channels", "dtype"), [(2, 64, "bfloat16"), (1, 128, "float32")])
-def test_it_lowers_for_a_tpu_forward_and_backward(kind, heads, channels, dtype):
+@pytest.mark.parametrize(
+    ("heads", "shared", "channels", "dtype"),
+    [(2, 2, 64, "bfloat16"), (1, 1, 128, "float32"), (4, 2, 128, "bfloat16")],
+)
+def test_it_lowers_for_a_tpu_forward_and_backward(kind, heads, shared, channels, dtype):
     with jax.sharding.use_abstract_mesh(tpu_mesh(kind)):
-        assert kernels_in(lowered("tpu", 4096, heads, channels, dtype, "tpu")) == 2
+        assert kernels_in(lowered("tpu", 4096, heads, channels, dtype, "tpu", shared)) == 2
 
 
 def test_auto_takes_it_on_a_tpu_unless_queries_are_few():

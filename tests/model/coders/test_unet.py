@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from helpers import tiny_batch, tiny_config
+from helpers import as_latents, media_of, tiny_batch, tiny_config
 from transfusion_jax.config import ConfigError, MeshConfig
 from transfusion_jax.model.coders.unet import PatchCoder, stages
 from transfusion_jax.model.layers import LayerNorm
@@ -146,11 +146,14 @@ def coder(config):
 
     @jax.jit
     def encode(params, latents, timesteps):
-        return model.bind(params).patch_coder.encode(latents, timesteps)
+        vectors, skips = model.bind(params).patch_coder.encode(media_of(latents, config), timesteps)
+        return vectors.reshape(*timesteps.shape, config.patches, -1), skips
 
     @jax.jit
     def decode(params, hidden, timesteps, skips):
-        return model.bind(params).patch_coder.decode(hidden, timesteps, skips)
+        media = media_of(jnp.zeros((*timesteps.shape, *config.latent_shape)), config)
+        hidden = hidden.reshape(len(hidden), -1, hidden.shape[-1])
+        return as_latents(model.bind(params).patch_coder.decode(hidden, media, timesteps, skips), config)
 
     return functools.partial(encode, params), functools.partial(decode, params)
 

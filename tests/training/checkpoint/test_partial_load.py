@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import tiny_config
+from helpers import GROUPED, tiny_config, token_config
 from transfusion_jax import config as configs
 from transfusion_jax.config import SPECIAL_TOKENS, ConfigError, GuardConfig
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.checkpoint.partial_load import parse_mapping, transplant
+from transfusion_jax.training.checkpoint.partial_load import _grow, _tokens_moved, parse_mapping, transplant
 from transfusion_jax.training.step.bad_step_guard import new_guard
 from transfusion_jax.training.step.state import State
 
@@ -75,6 +75,24 @@ def test_a_larger_vocabulary_keeps_the_meaning_of_every_token(saved):
     np.testing.assert_array_equal(params["text_head"][:, 23], old["text_head"][:, 20])
 
 
+def test_marks_of_shapes_keep_their_meaning():
+    """They stand behind the tokenizer's entries, the special ones and codes, and move with any of these."""
+    shapes = dict(model__latent_shape=(2, 3, 1), model__max_side=4, model__shape_marks=True)
+    changes = ({}, dict(model__vocabulary=23), dict(model__codebook=16))
+    old, *others = (token_config(**shapes, **changed).model for changed in changes)
+    table = np.arange(old.padded_vocabulary)[:, None]
+    for new in others:
+        assert new.padded_vocabulary == old.padded_vocabulary
+        assert _tokens_moved(("vocabulary", "width"), old, new)
+        grown = _grow("embedding", ("vocabulary", "width"), table, np.full_like(table, -1), old, new)
+        np.testing.assert_array_equal(grown[new.first_side : new.entries], table[old.first_side : old.entries])
+        codes_now, codes_then = grown[new.first_code :], table[old.first_code :]
+        np.testing.assert_array_equal(codes_now[: old.codebook], codes_then[: old.codebook])
+    without = token_config().model
+    assert _tokens_moved(("vocabulary", "width"), without, old)  # its padding would become marks
+    assert not _tokens_moved(("vocabulary", "width"), without, token_config(model__codebook=16).model)
+
+
 def test_what_cannot_grow_starts_fresh(saved):
     other_patch = tiny_config(model__patch_size=4)
     with pytest.raises(CheckpointError, match="patch_coder/patch_in cannot grow along its axis 'patch'"):
@@ -86,6 +104,40 @@ def test_what_cannot_grow_starts_fresh(saved):
     old, fresh, params, _ = into(saved, other_patch, "patch_coder/*=fresh")
     np.testing.assert_array_equal(params["patch_coder"]["patch_in"], fresh["patch_coder"]["patch_in"])
     np.testing.assert_array_equal(params["embedding"], old["embedding"])
+
+
+def test_heads_grow_where_their_channels_and_groups_are_the_same():
+    old = tiny_config(**GROUPED["llama 3"]).model  # 4 heads of 4 channels, 2 of keys
+    axes, table = ("width", "heads"), np.arange(16 * 8).reshape(16, 8)
+    for changes, grows in (
+        (dict(model__heads=8, model__kv_heads=4, model__head_dim=4), True),
+        (dict(model__heads=8, model__kv_heads=2, model__head_dim=8), False),
+        (dict(model__heads=4, model__kv_heads=4, model__head_dim=4), False),
+    ):
+        new = tiny_config(**(GROUPED["llama 3"] | changes)).model
+        assert new.key_width == 16
+        if grows:
+            grown = _grow("key", axes, table, np.full((16, 16), -1), old, new)
+            np.testing.assert_array_equal(grown[:, :8], table)
+        else:
+            with pytest.raises(CheckpointError, match="key cannot grow along its axis 'heads' from 8 to 16"):
+                _grow("key", axes, table, np.full((16, 16), -1), old, new)
+
+
+def test_a_text_head_that_only_one_of_the_models_has_is_dropped_or_fresh(saved, tmp_path):
+    tied = tiny_config(model__tied_embeddings=True)
+    with pytest.raises(CheckpointError, match=r"text_head: float32\[16, 128\] -> absent: drop"):
+        into(saved, tied)
+    old, _, params, notes = into(saved, tied, "text_head=drop")
+    np.testing.assert_array_equal(params["embedding"], old["embedding"])
+    assert notes == ["text_head: float32[16, 128] -> absent, drop"]
+    state = State(jnp.int32(3), params, {}, None, new_guard(GuardConfig()))
+    with Checkpoints(tmp_path, about={"config": configs.to_dict(tied)}) as checkpoints:
+        checkpoints.save(state, 0, None)
+    with pytest.raises(CheckpointError, match=r"text_head: absent -> float32\[16, 128\]: fresh"):
+        into((checkpoints, params), OLD)
+    _, fresh, params, _ = into((checkpoints, params), OLD, "text_head=fresh")
+    np.testing.assert_array_equal(params["text_head"], fresh["text_head"])
 
 
 def test_an_old_leaf_without_a_place_is_dropped_by_name(saved, tmp_path):

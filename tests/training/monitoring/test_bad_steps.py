@@ -25,7 +25,7 @@ def bad_step(config, spoil, warm=0):
 
 def test_a_row_that_is_not_finite_is_named_with_every_gradient_that_it_reaches():
     def spoil(batch):
-        batch.latents[2, 0, 0, 0, 0] = np.nan
+        batch.media["images"].patches[2, 0, 0] = np.nan
 
     for accumulation in (1, 2):
         bad, leaves = bad_step(tiny_config(accumulation=accumulation), spoil)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import programs
-from helpers import tiny_batch, tiny_config
+from helpers import tiny_batch, tiny_config, with_images
 from transfusion_jax.parallel.mesh import make_mesh
 from transfusion_jax.parallel.sharding import axis_names
 from transfusion_jax.tasks.transfusion import TransfusionTask
@@ -79,7 +79,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number():
     state, _ = step(state, tiny_batch(config))
     before = jax.tree.map(np.asarray, state)
     poisoned = tiny_batch(config, first_row=4)
-    poisoned.latents[0, 0, 0, 0, 0] = np.nan
+    poisoned.media["images"].patches[0, 0, 0] = np.nan
     state, report = step(state, poisoned)
     assert report.values["skipped_steps"] == 1
     assert state.step == before.step + 1
@@ -92,7 +92,7 @@ def test_what_nothing_bears_is_absent_and_not_zero():
     config = tiny_config()
     state, step = fresh(config)
     batch = tiny_batch(config)
-    without = dataclasses.replace(batch, image_weight=0 * batch.image_weight)
+    without = with_images(batch, weight=0 * batch.media["images"].weight)
     silent = dataclasses.replace(without, token_weight=0 * batch.token_weight)
     (texts, nothing) = run(state, step, [without, silent])[1]
     present = {name for name, value in texts.items() if np.isfinite(value)}

@@ -6,7 +6,15 @@ import pytest
 
 from transfusion_jax.worlds.shapes import captions as claims
 from transfusion_jax.worlds.shapes import scenes
-from transfusion_jax.worlds.shapes.captions import Background, Count, Relation, holds, parse_caption, true_of
+from transfusion_jax.worlds.shapes.captions import (
+    Background,
+    Count,
+    Proportion,
+    Relation,
+    holds,
+    parse_caption,
+    true_of,
+)
 from transfusion_jax.worlds.shapes.scenes import COLOURS, Kind, Scene, Thing
 
 SCENES = [scenes.scene(5, index) for index in range(3000)]
@@ -24,14 +32,16 @@ def test_captions_read_back_as_the_claims_they_were_made_of():
     assert [parse_caption(caption) for caption in CAPTIONS] == CLAIMS
 
 
-def test_every_wording_reads_back():
+@pytest.mark.parametrize("form", [None, *claims.FORMS])
+def test_every_wording_reads_back(form):
     for (count, relation), ground in [(key, ground) for key in claims.WORDINGS for ground in scenes.BACKGROUNDS]:
         kinds = (RED, Kind("cross", "orange", "small"), Kind("star", "pink", "large"))[:count]
         counts = [Count(number + 1, kind) for number, kind in enumerate(kinds)]
         said = (*counts, Count(count * (count + 1) // 2, Kind()), Background(ground))
+        said += (Proportion(form),) if form else ()
         said += (Relation(kinds[0], relation, kinds[1]),) if relation else ()
         captions = {claims.describe_claims(said, np.random.default_rng(seed)) for seed in range(100)}
-        assert len(captions) > 10
+        assert len(captions) >= (8 if form else 11)
         assert {parse_caption(caption) for caption in captions} == {said}
 
 
@@ -58,6 +68,14 @@ def test_every_wording_reads_back():
                 Count(4, Kind()),
                 Background("grey"),
             ),
+        ),
+        (
+            "a wide picture of a blue square on a black background",
+            (Count(1, BLUE), Count(1, Kind()), Background("black"), Proportion("wide")),
+        ),
+        (
+            "a square drawing of one blue square",
+            (Count(1, BLUE), Count(1, Kind()), Background("white"), Proportion("square")),
         ),
     ],
 )
@@ -90,6 +108,7 @@ def test_a_caption_means_what_it_says(caption, expected):
             "A red circle",
             "a red circle and a blue square and",
         ),
+        *("a wide red circle", "a broad picture of a red circle", "a wide picture of a tall picture of a ring"),
         *("a red circle above", "a drawing of a picture of a red circle", "a {} red circle", "{}", "{} above {}"),
     ],
 )
@@ -143,6 +162,25 @@ def test_a_relation_binds_every_thing_of_its_kinds_and_needs_some():
     assert not holds(above, Scene("white", (high,)))
     assert holds(Relation(BLUE, "below", RED), Scene("white", (high, square)))
     assert not holds(Relation(RED, "left", BLUE), Scene("white", (high, square)))
+
+
+def test_half_of_the_captions_tell_the_pictures_form_where_forms_are_told():
+    told = Counter()
+    for index in range(600):
+        sides = ((1.0, 1.0), (1.6, 0.8), (0.8, 1.6))[index % 3]
+        scene = scenes.scene(5, index, "free", *sides)
+        said = claims.claims(scene, np.random.default_rng(index), forms=True)
+        caption = claims.describe_claims(said, np.random.default_rng(index))
+        assert parse_caption(caption) == said
+        assert true_of(said, scene)
+        forms = [claim.form for claim in said if isinstance(claim, Proportion)]
+        assert forms in ([], [["square", "wide", "tall"][index % 3]])
+        told.update(forms)
+        for form in forms:
+            other = replace(scene, width=scene.height + (form != "wide"), height=scene.width)
+            assert not true_of(said, other)
+    assert min(told.values()) > 80
+    assert told.total() == pytest.approx(300, abs=50)
 
 
 def test_captions_are_varied_and_relations_are_common():

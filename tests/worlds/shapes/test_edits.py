@@ -54,6 +54,24 @@ def test_actions_are_as_likely():
     assert min(found.values()) > 60
 
 
+def test_corners_are_those_of_the_picture():
+    scene = scenes.Scene("white", (scenes.Thing("ring", "red", "small", 0.8, 0.4),), 1.6, 0.8)
+    moves = {edit.value: edit.after.things[0] for edit in edits.possible_edits(scene) if edit.action == "move"}
+    assert {name: (thing.x, thing.y) for name, thing in moves.items()} == {
+        "top left": (0.095, 0.095),
+        "top right": (1.505, 0.095),
+        "bottom left": (0.095, 0.705),
+        "bottom right": (1.505, 0.705),
+    }
+
+
+def test_a_wide_picture_shows_the_scene_that_it_was_drawn_from():
+    for scene in [scenes.scene(5, index, "free", 1.6, 0.8) for index in range(20)]:
+        choices = [scene, *(edit.after for edit in edits.possible_edits(scene))]
+        for number, choice in enumerate(choices):
+            assert edits.shown(scenes.render(choice, 40), choices) == number
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_a_picture_shows_the_scene_that_it_was_drawn_from(size):
     random = np.random.default_rng(0)

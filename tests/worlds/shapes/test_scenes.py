@@ -1,7 +1,6 @@
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -90,13 +89,57 @@ def test_in_the_corners_things_are_large_and_each_has_one_of_its_own():
         assert all(abs(abs(at - 0.5) - 0.33) < 1e-6 for thing in things for at in (thing.x, thing.y))
         counts.add(len(things))
     assert counts == {1, 2, 3, 4}
-    graphs = json.dumps([asdict(scene) for scene in MANY[:100]])
+    graphs = json.dumps([scenes.to_graph(scene) for scene in MANY[:100]])
     assert hashlib.sha256(graphs.encode()).hexdigest()[:16] == "8bcb4d2e8ddb4d41"
 
 
+@pytest.mark.parametrize("arrangement", scenes.ARRANGEMENTS)
+@pytest.mark.parametrize(("width", "height"), [(1.6, 0.8), (0.8, 1.6), (1.2, 0.8), (0.7, 0.7)])
+def test_things_have_one_size_in_pictures_of_every_proportion_and_use_all_of_them(width, height, arrangement):
+    many = [scenes.scene(3, index, arrangement, width, height) for index in range(300)]
+    for scene in many:
+        boxes = [(np.array([thing.x, thing.y]), SIZES[thing.size]) for thing in scene.things]
+        for number, (place, half) in enumerate(boxes):
+            assert (place - half >= MARGIN - 1e-4).all()
+            assert (place + half <= np.array([width, height]) - MARGIN + 1e-4).all()
+            for other, other_half in boxes[:number]:
+                assert np.abs(place - other).max() >= half + other_half + GAP - 1e-4
+    for scene in many[:40]:
+        pixels = scenes.render(scene, 50)
+        assert pixels.shape == (50 * height, 50 * width, 3)
+        halves = sorted(half for _, _, _, half, _ in seen(pixels, BACKGROUNDS[scene.background]))
+        np.testing.assert_allclose(halves, sorted(SIZES[t.size] * 50 for t in scene.things), atol=1.2)
+    centres = np.array([(thing.x, thing.y) for scene in many for thing in scene.things])
+    corners = centres.min(0), np.array([width, height]) - centres.max(0)
+    np.testing.assert_allclose(corners, MARGIN + (0.075 if arrangement == scenes.FREE else 0.15), atol=0.02)
+
+
+def test_a_scene_is_the_same_in_every_proportion_but_for_its_places():
+    for index in range(100):
+        square, wide = (scenes.scene(3, index, scenes.CORNERED, *sides) for sides in ((1, 1), (1.6, 0.8)))
+        assert (wide.width, wide.height, wide.background) == (1.6, 0.8, square.background)
+        for thing, other in zip(square.things, wide.things, strict=True):
+            assert other.is_a(Kind(thing.shape, thing.colour, thing.size))
+            assert ((thing.x < 0.5), (thing.y < 0.5)) == ((other.x < 0.8), (other.y < 0.4))
+
+
+def test_the_least_sides_have_room_for_what_may_stand_there():
+    for arrangement in scenes.ARRANGEMENTS:
+        least = scenes.least_side(arrangement)
+        for index in range(100):
+            things = scenes.scene(3, index, arrangement, 2.0, least).things
+            for number, thing in enumerate(things):
+                assert thing.y + SIZES[thing.size] <= least - MARGIN + 1e-4
+                assert all(
+                    max(abs(thing.x - t.x), abs(thing.y - t.y)) >= SIZES[thing.size] + SIZES[t.size] + GAP - 1e-4
+                    for t in things[:number]
+                )
+
+
 def test_a_scene_survives_json():
-    for scene in MANY[:100]:
-        assert scenes.from_graph(json.loads(json.dumps(asdict(scene)))) == scene
+    assert "width" not in scenes.to_graph(MANY[0])
+    for scene in [*MANY[:100], scenes.scene(3, 0, width=1.6, height=0.8)]:
+        assert scenes.from_graph(json.loads(json.dumps(scenes.to_graph(scene)))) == scene
 
 
 def test_a_thing_is_of_the_kinds_that_fit_it():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.readers.pictures import PictureError
 from transfusion_jax.generation.interleaved import Request
-from transfusion_jax.generation.prompt import pixels_of
+from transfusion_jax.generation.sizes import grid_of_aspect, grid_of_size, parse_aspect, parse_size, pixels_of_file
 from transfusion_jax.storage.paths import Place, place
 
-KEYS = ("prompt", "follow", "n", "seed")
+KEYS = ("prompt", "follow", "n", "seed", "size", "aspect")
+Shape = Callable[[Config, Codec], tuple[int, int]]  # that images are to have: rows and columns of a model's patches
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Prompt:
     follow: str
     count: int = 1
     seed: int | None = None
+    shape: Shape | None = None  # of the images that follow; None: none is asked for
 
     @property
     def label(self) -> str:
@@ -41,11 +44,23 @@ def default_follow(segments: Sequence[str | Place]) -> str:
     return "image" if segments and isinstance(segments[-1], str) else "text"
 
 
-def read_prompts(path: Place, follow: str | None, count: int) -> list[Prompt]:
+def read_shape(size: str | None, aspect: str | None) -> Shape | None:
+    """The shape of a size such as `320x192`, or of an aspect such as `16:9`; None of neither.
+
+    Raises:
+        ConfigError: both are given, or one says no shape.
+    """
+    require(size is None or aspect is None, "a size has an aspect already: give either size or aspect")
+    if size is not None:
+        return partial(grid_of_size, *parse_size(size))
+    return None if aspect is None else partial(grid_of_aspect, *parse_aspect(aspect))
+
+
+def read_prompts(path: Place, follow: str | None, count: int, shape: Shape | None = None) -> list[Prompt]:
     """Prompts from a file: one per line, or with the suffix .jsonl an object per line.
 
     An object has the key `prompt`, a string or a list of strings and of `{"image": FILE}`, and may have `follow`,
-    `n` and `seed`; files are found from where the list lies.
+    `n`, `seed`, and `size` or `aspect`; files are found from where the list lies.
 
     Raises:
         ConfigError: the file is missing, or a line is not so.
@@ -60,16 +75,16 @@ def read_prompts(path: Place, follow: str | None, count: int) -> list[Prompt]:
             continue
         try:
             if path.suffix != ".jsonl":
-                found.append(Prompt((line.strip(),), follow or "image", count))
+                found.append(Prompt((line.strip(),), follow or "image", count, shape=shape))
             else:
-                found.append(_read_line(json.loads(line), path.parent, follow, count))
+                found.append(_read_line(json.loads(line), path.parent, follow, count, shape))
         except (json.JSONDecodeError, ConfigError) as error:
             raise ConfigError(f"{path}, line {number}: {error}") from error
     require(bool(found), f"{path} holds no prompts")
     return found
 
 
-def _read_line(value: Any, folder: Place, follow: str | None, count: int) -> Prompt:
+def _read_line(value: Any, folder: Place, follow: str | None, count: int, shape: Shape | None) -> Prompt:
     require(isinstance(value, dict) and "prompt" in value, 'each line is an object with the key "prompt"')
     for key in value:
         require(key in KEYS, f"unknown key {key!r}; {nearest(key, KEYS)}")
@@ -90,22 +105,29 @@ def _read_line(value: Any, folder: Place, follow: str | None, count: int) -> Pro
     require(seed is None or (type(seed) is int and 0 <= seed < SEEDS), f"seed must be below 2³², not {seed!r}")
     if asked is not None:
         one_of("follow", asked, FOLLOWS)
-    return Prompt(tuple(segments), asked or default_follow(segments), number, seed)
+    asked = asked or default_follow(segments)
+    given = {name: value.get(name) for name in ("size", "aspect")}
+    for name, text in given.items():
+        require(text is None or isinstance(text, str), f"{name} is a text, not {text!r}")
+    own = read_shape(**given)
+    require(own is None or asked != "text", "nothing is drawn where a text follows: leave out size and aspect")
+    return Prompt(tuple(segments), asked, number, seed, own or shape)
 
 
 def requests_of(prompts: Sequence[Prompt], config: Config, codec: Codec, seed: int) -> list[Request]:
     """Requests, those of one prompt next to each other; all are numbered through.
 
     Raises:
-        ConfigError: an image cannot be read.
+        ConfigError: an image cannot be read, or the model draws no images of the shape that is asked for.
     """
     requests: list[Request] = []
     for prompt in prompts:
+        grid = prompt.shape(config, codec) if prompt.shape and prompt.follow != "text" else None
         document = document_of(prompt.segments, config, codec)
         own = seed if prompt.seed is None else prompt.seed
         for number in range(prompt.count):
             place = number if prompt.seed is not None else len(requests)
-            requests.append(Request(document, prompt.follow, own, place))
+            requests.append(Request(document, prompt.follow, own, place, grid))
     return requests
 
 
@@ -133,6 +155,6 @@ def load_image(path: Place, config: Config, codec: Codec) -> np.ndarray:
         ConfigError: it cannot be read.
     """
     try:
-        return pixels_of(path.read_bytes(), config, codec)
+        return pixels_of_file(path.read_bytes(), config, codec)
     except (OSError, PictureError) as error:
         raise ConfigError(f"cannot read image {path}: {error}") from error

@@ -14,14 +14,16 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """Declares what the command can do."""
     parts = parser.add_subparsers(metavar="WHAT", required=True)
     for name, (declare_part, text, description) in PARTS.items():
-        part = parts.add_parser(name, help=text, description=description or text)
+        part = parts.add_parser(name, aliases=FORMER.get(name, ()), help=text, description=description or text)
         declare_part(part)
-        part.set_defaults(run="convert:run", what=name, takes_overrides=name == "from-llama")
+        part.set_defaults(run="convert:run", what=name, takes_overrides=name == "from-hf")
 
 
-def _from_llama(parser: argparse.ArgumentParser) -> None:
+def _from_hf(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", type=Path, help="a folder with config.json and safetensors, as transformers saves it"
+        "path",
+        type=Path,
+        help="a folder with config.json and safetensors, as transformers saves it, or FILE.gguf",
     )
     parser.add_argument("--output", type=place, required=True, help="the run to write: train --init-from reads it")
     parser.add_argument("--config", metavar="FILE[:arg]", help="the config that the model's sizes are put into")
@@ -66,9 +68,14 @@ def _autoencoder_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
 
 
+FORMER = {"from-hf": ("from-llama",), "to-hf": ("to-llama",)}  # names that still work
 PARTS: dict[str, tuple[Callable, str, str]] = {  # by name: options, help, and what --help says
-    "from-llama": (_from_llama, "a Llama of Hugging Face's as a run to begin from", ""),
-    "to-llama": (_writing, "a run's text path as a LlamaForCausalLM", ""),
+    "from-hf": (
+        _from_hf,
+        "a language model of Hugging Face's as a run to begin from",
+        "Reads Llama 2 and 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3.",
+    ),
+    "to-hf": (_writing, "a run's text path as the language model of transformers that it is", ""),
     "to-safetensors": (_writing, "all parameters of a run as safetensors", ""),
     "from-safetensors": (_from_safetensors, "what to-safetensors wrote, as a run", ""),
     "inspect": (_inspect, "the leaves of weights: shapes, dtypes, sizes", ""),

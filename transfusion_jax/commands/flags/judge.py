@@ -83,6 +83,11 @@ def _geneval(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of each prompt (default: %(default)s, as in GenEval's paper)",
     )
+    parser.add_argument(
+        "--size",
+        metavar="WIDTHxHEIGHT",
+        help="of the images, in pixels (default: the model's largest square, or its one size)",
+    )
 
 
 JUDGES: dict[str, tuple[Callable, str]] = {

@@ -16,6 +16,7 @@ INPUTS = """inputs:
   photos/                                    images with NAME.txt, metadata.jsonl or metadata.csv beside them
   captions.json --format coco                COCO's captions, or Karpathy's split of them (--split)
   tfds:coco_captions:train                   a data set of TFDS
+  stamps clipart stamps:FOLDER               Debian's packages of drawings, installed or unpacked in a folder
   emoji shapes:20000 digits prose            sets that need no download
 
 The same command goes on where it was stopped, and ends with the same bytes. Where no document is found, it exits
@@ -37,7 +38,37 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     add_extend(parser)
     parser.add_argument(
-        "--image-size", type=between(1, 16_384), default=256, help="side of the cropped images, pixels (256)"
+        "--aspect",
+        choices=("square", "native"),
+        default="square",
+        help="crop images to squares of one size (default), or keep their proportions within an area",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=between(1, 16_384),
+        help="of squares: the side of the cropped images, pixels (256)",
+    )
+    parser.add_argument(
+        "--area",
+        metavar="HxW",
+        help="of native: so many pixels at most, of whatever proportions (256x256)",
+    )
+    parser.add_argument(
+        "--multiple",
+        type=between(1, 16_384),
+        help="of native: both sides are multiples of this many pixels: the autoencoder's factor times the model's "
+        "patch size (16)",
+    )
+    parser.add_argument(
+        "--enlarge",
+        action="store_true",
+        default=None,
+        help="of native: enlarge smaller images to the area (default: leave them as they are)",
+    )
+    parser.add_argument(
+        "--max-aspect",
+        type=float,
+        help="of native: images whose longer side is more than so many times the shorter are left out (4)",
     )
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="3: colour (default), 1: grey")
     parser.add_argument(
@@ -66,6 +97,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="read images that the data names outside that folder or in buckets: only if you trust it",
     )
     reading.add_argument("--split", help="of a Karpathy file, such as train,restval")
+    reading.add_argument(
+        "--languages", default="en", help="of the stamps' captions: such as en,fr,pt_BR, or all (en)"
+    )
     reading.add_argument("--data-dir", help="where TFDS keeps its data sets")
     reading.add_argument("--shard-size", type=between(1), default=4096, help="records per shard, about (4096)")
     running = parser.add_argument_group("running")

@@ -17,6 +17,7 @@ examples, each with --workdir W:
   --image photo.png --prompt "make it red" --edit --output red.png
   --prompt "once" --follow any --output story                   texts and images, as the model likes
   --prompts prompts.jsonl --output drawn                        a folder: samples.jsonl, samples.html, images
+  --prompt "a pond" --size 320x192 --output pond.png            of a model of images of any shape
   --image photo.png --score "a cat" --score "a dog"             how likely each text is
 """
 MOST_SAMPLES = 1_000_000  # of one prompt
@@ -37,7 +38,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     asked.add_argument("--prompts", type=place, metavar="FILE", help="prompts, one per line; .jsonl: with images")
     asked.add_argument(
-        "--held-out", type=between(1), metavar="N", help="caption N images that were kept from training"
+        "--held-out",
+        type=between(1),
+        metavar="N",
+        help="caption N images that were kept from training; --output FILE.png shows them with these captions",
     )
     follows = parser.add_argument_group("what is to follow")
     follows.add_argument("--follow", choices=FOLLOWS, help="default: an image after a text, text after an image")
@@ -49,9 +53,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
     follows.add_argument("--output", type=place, help="where to: FILE.png (a sheet), .html, .jsonl, or a folder")
     follows.add_argument("--seed", type=between(0, SEEDS - 1), help="of noise and draws (default: 0)")
     follows.add_argument("--max-images", type=between(1, 10_000), help="images that one sample draws (default: 8)")
+    follows.add_argument(
+        "--size",
+        metavar="WxH",
+        help="of images: width and height in pixels, such as 320x192 (default: of an edit its image's; else the "
+        "model's choice where it has model.shape_marks, or that of model.latent_shape)",
+    )
+    follows.add_argument(
+        "--aspect", metavar="W:H", help="in place of --size: the largest images of this proportion, such as 16:9"
+    )
     drawing = parser.add_argument_group("how images are drawn (default: the config's)")
     drawing.add_argument("--sampling-steps", dest="steps", type=between(1), help="denoising steps")
     drawing.add_argument("--sampler", help="ancestral, ddim or dpm++; of a flow euler or heun")
+    drawing.add_argument("--spacing", help="of timesteps: auto, shifted where training's are, or trailing: even")
     drawing.add_argument("--guidance", type=float, help="guidance scale, 1 for none")
     drawing.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of t / T, where it acts"

@@ -20,7 +20,8 @@ def hook(context: RunContext, data: Data, workdir: Workdir) -> Hook:
         ConfigError: a suite cannot be run on these data.
     """
     config, task = as_model(context.config), context.task
-    missing = [s.name for s in data.held_out.sources if config.data.sources[s.name].weight and not len(s)]
+    read = {name for phase in config.data.mixtures for name in phase.weights}
+    missing = [s.name for s in data.held_out.sources if s.name in read and not len(s)]
     require(
         not config.loop.evaluate_every or not missing,
         f"nothing of source {', '.join(missing)} is held out to evaluate on: prepare it with a larger "

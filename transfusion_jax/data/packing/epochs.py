@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from transfusion_jax.config import Config, DataConfig, require
+from transfusion_jax.config import Config, require
 from transfusion_jax.data.documents import Corpus
+from transfusion_jax.data.packing.packing import Room
 from transfusion_jax.data.packing.plan import REPLAYED, VERSION, places_at, plan_folder, plan_rows, try_mixture
 from transfusion_jax.data.packing.plan_store import DamagedPlan, RowPlan, delete_plan, open_sealed, write_sealed
 from transfusion_jax.data.packing.planner import BLOCK_ROWS
@@ -96,9 +97,9 @@ class Planner(ABC):
         """Closes the open plans."""
 
     @property
-    def of_rows(self) -> tuple[DataConfig, int, int]:
+    def of_rows(self) -> tuple[Room, int]:
         """What plans depend on besides the documents: arguments of the functions of `plan`."""
-        return self.config.data, self.config.model.patches, self.config.seed
+        return Room.of(self.config), self.config.seed
 
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
         """The pieces of a row of the stream; see `RowPlan.pieces`. A damaged plan is planned again."""

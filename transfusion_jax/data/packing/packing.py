@@ -1,13 +1,62 @@
-"""Documents with images into rows: dealt out evenly, or packed as tightly as they go.
+"""What a row holds, and documents with images put into rows: dealt out evenly, or packed as tightly as they go.
 
-A size is what a document takes of a row, and `left` is what each row still has, both in the columns below.
+A size is what a document takes of a row, and `left` is what each row still has, both in the columns of `Room`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
-ELEMENTS, IMAGES, TEXT = range(3)  # TEXT counts elements that may bear a loss
+from transfusion_jax.config import Config
+from transfusion_jax.data.documents import Documents
+
+ELEMENTS, IMAGES, TEXT, PATCHES = range(4)  # TEXT counts elements that may bear a loss
+UNITS = ("elements", "images", "text elements", "patches")
+OPTIONS = ("data.context_length", "data.max_images", "data.max_text", "data.max_patches")
+
+
+@dataclass(frozen=True)
+class Room:
+    """A row's room. Patches count where images differ: of one size, their number is bounded by that of images."""
+
+    elements: int
+    images: int
+    text: int  # elements that may bear a text loss
+    one_size: int = 0  # patches of every image; 0: they differ
+    patches: int = 0  # where they do
+    patch_area: int = 1  # latent places of one patch
+    image_marks: int = 2  # elements of an image beside its patches
+
+    @classmethod
+    def of(cls, config: Config) -> Room:
+        """A row of this config."""
+        data, model = config.data, config.model
+        varied = {name: m for name, m in config.modalities.items() if not m.one_size}
+        return cls(
+            data.context_length,
+            data.max_images,
+            data.text_capacity,
+            0 if varied else model.patches,
+            sum(m.patches for m in varied.values()),
+            model.patch_area if varied else 1,
+            model.image_marks,
+        )
+
+    @cached_property
+    def capacity(self) -> np.ndarray:
+        """What a row holds, `[columns]`: elements, images, elements that may bear a text loss, and patches."""
+        return np.array([self.elements, self.images, self.text] + [self.patches] * (not self.one_size))
+
+    def sizes(self, documents: Documents, chosen: np.ndarray | slice) -> np.ndarray:
+        """What documents take of each, `[n, columns]`."""
+        texts, images = (c[chosen].astype(np.int64) for c in (documents.text_lengths, documents.images))
+        patches = images * self.one_size if self.one_size else documents.areas(chosen) // self.patch_area
+        elements = 1 + texts + self.image_marks * images + patches
+        columns = [elements, images, elements - patches - images]  # the mark before the patches has no text loss
+        return np.stack(columns if self.one_size else [*columns, patches], 1)
 
 
 def deal(sizes: np.ndarray, left: np.ndarray, load: np.ndarray) -> np.ndarray:
@@ -16,8 +65,8 @@ def deal(sizes: np.ndarray, left: np.ndarray, load: np.ndarray) -> np.ndarray:
     A row that lacks room for a document takes no more of those to come.
 
     Args:
-        sizes: `[documents, 3]`.
-        left: `[rows, 3]`; what is placed is taken off.
+        sizes: `[documents, columns]`.
+        left: `[rows, columns]`; what is placed is taken off.
         load: `[rows]`, the elements by which rows are compared; what is placed is added.
     """
     row_of = np.full(len(sizes), -1)
@@ -45,13 +94,14 @@ def best_fit(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
     """A row for each document, or −1: longest first, each to the row with the least room that it fits.
 
     Args:
-        sizes: `[documents, 3]`.
-        left: `[rows, 3]`; what is placed is taken off.
+        sizes: `[documents, columns]`.
+        left: `[rows, columns]`; what is placed is taken off.
     """
     row_of = np.full(len(sizes), -1)
     if not len(sizes):
         return row_of
-    kind = np.ravel_multi_index(tuple(sizes.T), tuple(sizes.max(0) + 1))
+    columns = sizes[:, :PATCHES]  # they say how many patches there are, too
+    kind = np.ravel_multi_index(tuple(columns.T), tuple(columns.max(0) + 1))
     order = _order(-kind)
     for documents in np.split(order, np.flatnonzero(np.diff(kind[order])) + 1):  # of one size
         size = sizes[documents[0]]
@@ -68,7 +118,7 @@ def _place(
     documents: np.ndarray, rows: np.ndarray, sizes: np.ndarray, left: np.ndarray, row_of: np.ndarray
 ) -> None:
     row_of[documents] = rows
-    for column in (ELEMENTS, IMAGES, TEXT):
+    for column in range(left.shape[1]):
         left[:, column] -= np.bincount(rows, sizes[documents, column], len(left)).astype(np.int64)
 
 

@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from transfusion_jax.config import DataConfig
 from transfusion_jax.data.documents import Corpus
-from transfusion_jax.data.packing.packing import ELEMENTS
+from transfusion_jax.data.packing.packing import ELEMENTS, Room
 from transfusion_jax.data.packing.plan_store import Columns, RowPlan, alone, in_memory, open_plan, store_blocks
 from transfusion_jax.data.packing.planner import BLOCK_ROWS, Mixture, plan_blocks
 from transfusion_jax.data.packing.sequences import Place, Reader
@@ -38,8 +37,7 @@ SAY_AFTER, SAY_EVERY = 2.0, 10.0  # seconds
 def plan_rows(
     corpus: Corpus,
     weights: Mapping[str, float],
-    data: DataConfig,
-    patches: int,
+    room: Room,
     seed: int,
     begin: Mapping[str, Place] | None = None,
     cache: Path | None = None,
@@ -52,8 +50,7 @@ def plan_rows(
     Args:
         corpus: the documents; each source holds either documents with images or plain texts.
         weights: shares of the elements, relative to each other, by source; the other sources are not read.
-        data: the context length and the caps per row.
-        patches: elements per image.
+        room: of a row.
         seed: of the order in which documents are taken.
         begin: where to begin to read each source; at its beginning if it is not named.
         cache: a folder of plans; None plans in memory.
@@ -64,18 +61,18 @@ def plan_rows(
     Raises:
         ConfigError: many documents of a source do not fit a row, or a source is empty.
     """
-    shares, capacity = _shares(corpus, weights), row_capacity(data)
+    shares = _shares(corpus, weights)
     places = [(begin or {}).get(name, Place()) for name in shares]
 
     def make(put: Callable[[Iterator[Columns], Callable[[Columns], dict[str, Any]]], RowPlan]) -> RowPlan:
-        mixture = _mixture(corpus, shares, capacity, patches, seed, version)
+        mixture = _mixture(corpus, shares, room, seed, version)
         blocks = _progress(plan_blocks(mixture, places, least), log)
         return put(blocks, lambda columns: _report(columns, mixture) | {"version": version})
 
     if cache is None:
         plan = make(in_memory)
     else:
-        folder = plan_folder(cache, corpus, weights, data, patches, seed, begin, least, version)
+        folder = plan_folder(cache, corpus, weights, room, seed, begin, least, version)
         found = open_plan(folder)
         if found is None:
             with alone(cache):
@@ -91,42 +88,39 @@ def plan_folder(
     cache: Path,
     corpus: Corpus,
     weights: Mapping[str, float],
-    data: DataConfig,
-    patches: int,
+    room: Room,
     seed: int,
     begin: Mapping[str, Place] | None = None,
     least: int = 0,
     version: int = VERSION,
 ) -> Path:
     """Where a plan is in a cache: its name is a hash of all that it depends on; see `plan_rows`."""
-    shares, capacity = _shares(corpus, weights), row_capacity(data)
+    shares = _shares(corpus, weights)
     places = {name: (begin or {}).get(name, Place()) for name in shares}
     sources = [
         [s.name, s.documents.hash, len(s), int(offset), shares[s.name], places[s.name].taken, places[s.name].offset]
         for s, offset in zip(corpus.sources, corpus.offsets[:-1], strict=True)
         if s.name in shares
     ]
-    values = [version, BLOCK_ROWS, capacity.tolist(), patches, seed, sources, least]
+    size = room.one_size or {"patch_area": room.patch_area} | (
+        {"image_marks": room.image_marks} if room.image_marks > 2 else {}  # former plans had none other
+    )
+    values = [version, BLOCK_ROWS, room.capacity.tolist(), size, seed, sources, least]
     digest = hashlib.sha256(json.dumps(values).encode())
     for place in places.values():
         digest.update(np.array([len(place.carried), *place.carried], "<i8").tobytes())
     return cache / digest.hexdigest()[:24]
 
 
-def try_mixture(corpus: Corpus, weights: Mapping[str, float], data: DataConfig, patches: int, seed: int) -> None:
+def try_mixture(corpus: Corpus, weights: Mapping[str, float], room: Room, seed: int) -> None:
     """Raises ConfigError where no rows can be planned; see `plan_rows`."""
-    mixture = _mixture(corpus, _shares(corpus, weights), row_capacity(data), patches, seed, VERSION)
+    mixture = _mixture(corpus, _shares(corpus, weights), room, seed, VERSION)
     for _ in islice(plan_blocks(mixture, [Place()] * len(mixture.readers)), 2):  # the first holds no rows
         pass
 
 
-def row_capacity(data: DataConfig) -> np.ndarray:
-    """What a row holds, `[3]`: elements, images, and elements that may bear a text loss."""
-    return np.array([data.context_length, data.max_images, data.text_capacity])
-
-
 def places_at(
-    plan: RowPlan, row: int, corpus: Corpus, names: Mapping[str, Any], data: DataConfig, patches: int, seed: int
+    plan: RowPlan, row: int, corpus: Corpus, names: Mapping[str, Any], room: Room, seed: int
 ) -> dict[str, Place]:
     """How far each source has been read before a row: what rows from it on hold has not been, nor what was carried.
 
@@ -134,8 +128,7 @@ def places_at(
         plan: of the corpus.
         row: counted from the plan's beginning; from the plan's last row on, all has been read.
         names: the sources that the plan reads.
-        data: the row's capacity.
-        patches: elements per image.
+        room: of a row.
         seed: the plan's.
 
     Raises:
@@ -153,7 +146,7 @@ def places_at(
     before_row, after_row = slice(0, here - first), slice(here - first, None)
     places = {}
     for index, source in enumerate(sources):
-        reader = Reader.of(corpus, source.name, patches, seed, row_capacity(data))
+        reader = Reader.of(corpus, source.name, room, seed)
         begin, end = (_stored_place(plan, block, index) for block in (before, after))
         owned = reader.owns(document)
         if source.pictured:
@@ -180,11 +173,9 @@ def _shares(corpus: Corpus, weights: Mapping[str, float]) -> dict[str, float]:
     return {source.name: weights[source.name] / total for source in corpus.sources if source.name in weights}
 
 
-def _mixture(
-    corpus: Corpus, shares: dict[str, float], capacity: np.ndarray, patches: int, seed: int, version: int
-) -> Mixture:
-    readers = [Reader.of(corpus, name, patches, seed, capacity) for name in shares]
-    return Mixture(readers, np.array(list(shares.values())), capacity, seed, in_order=version > REPLAYED)
+def _mixture(corpus: Corpus, shares: dict[str, float], room: Room, seed: int, version: int) -> Mixture:
+    readers = [Reader.of(corpus, name, room, seed) for name in shares]
+    return Mixture(readers, np.array(list(shares.values())), room.capacity, seed, in_order=version > REPLAYED)
 
 
 def _report(columns: Columns, mixture: Mixture) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from transfusion_jax.config import ConfigError
-from transfusion_jax.data.packing.packing import ELEMENTS, IMAGES, TEXT, best_fit, deal
+from transfusion_jax.data.packing.packing import ELEMENTS, IMAGES, OPTIONS, PATCHES, TEXT, UNITS, best_fit, deal
 from transfusion_jax.data.packing.plan_store import Columns
 from transfusion_jax.data.packing.queues import fill_in_order
 from transfusion_jax.data.packing.sequences import Place, Reader, enough
@@ -35,7 +35,7 @@ class Mixture:
 
     readers: Sequence[Reader]
     shares: np.ndarray  # [sources], of the elements; their sum is 1
-    capacity: np.ndarray  # [3], of a row
+    capacity: np.ndarray  # [columns], of a row
     seed: int
     in_order: bool = True  # no document is read again before all of its source have been; False: plans of version 2
 
@@ -54,16 +54,24 @@ class Mixture:
         """The elements of each source, `[sources]`.
 
         Raises:
-            ConfigError: a row of the mixture would hold too many images.
+            ConfigError: a row of the mixture would hold too many images or patches.
         """
         totals = np.array([reader.total for reader in self.readers])
-        images = self.capacity[ELEMENTS] * np.sum(self.shares * totals[:, IMAGES] / totals[:, ELEMENTS])
-        if images > self.capacity[IMAGES]:
-            raise ConfigError(
-                f"a row of this mixture holds {images:.1f} images on average and data.max_images is "
-                f"{self.capacity[IMAGES]}: raise it, or give plain text more weight"
-            )
+        per_row = self.capacity[ELEMENTS] * (self.shares @ (totals / totals[:, [ELEMENTS]]))
+        held = per_row * (1 if self.plain.any() else 1 - 1 / self._documents_of_row)  # whole ones leave room over
+        for column in range(len(self.capacity)):
+            if column in (IMAGES, PATCHES) and held[column] > self.capacity[column]:
+                raise ConfigError(
+                    f"a row of this mixture holds {per_row[column]:.1f} {UNITS[column]} on average and "
+                    f"{OPTIONS[column]} is {self.capacity[column]}: raise it, or give plain text more weight"
+                )
         return totals[:, ELEMENTS]
+
+    @property
+    def _documents_of_row(self) -> float:
+        """How many documents fill a row on average."""
+        of_elements = [reader.count / int(reader.total[ELEMENTS]) for reader in self.readers]
+        return float(self.capacity[ELEMENTS] * (self.shares @ of_elements))
 
 
 def plan_blocks(mixture: Mixture, places: Sequence[Place], least: int = 0) -> Iterator[tuple[Columns, float]]:
@@ -145,7 +153,7 @@ class _Pool:
 
     source: np.ndarray  # [n]
     document: np.ndarray  # [n], the source's number
-    sizes: np.ndarray  # [n, 3]
+    sizes: np.ndarray  # [n, columns]
     fresh: np.ndarray  # [n] bool, not carried from the block before
 
 
@@ -158,7 +166,7 @@ class _Block:
     places: list[Place]  # after it
     used: np.ndarray  # [sources], elements in the rows
     waiting: np.ndarray  # [sources], elements of what was to be placed and did not fit
-    left_over: np.ndarray  # [3], their sizes added up
+    left_over: np.ndarray  # [columns], their sizes added up
 
 
 def _plan_block(
@@ -216,8 +224,17 @@ def _fill_in_order(mixture: Mixture, rows: int, places: Sequence[Place], number:
     for s, place, elements in zip(pictured, filled.places, filled.elements, strict=True):
         after[s], used[s] = place, elements
     left = mixture.capacity - filled.used
-    nothing = np.zeros_like(placed)
-    return _with_text(mixture, rows, left, filled.table, after, used, number, nothing, nothing[:1].repeat(3))
+    return _with_text(
+        mixture,
+        rows,
+        left,
+        filled.table,
+        after,
+        used,
+        number,
+        np.zeros_like(placed),
+        np.zeros_like(mixture.capacity),
+    )
 
 
 def _deal_out_by_length(mixture: Mixture, rows: int, pool: _Pool, places: list[Place], number: int) -> _Block:
@@ -259,7 +276,7 @@ def _with_text(
     waiting: np.ndarray,
     left_over: np.ndarray,
 ) -> _Block:
-    """The block of rows with images whose room that is `left`, `[rows, 3]`, plain texts fill."""
+    """The block of rows with images whose room that is `left`, `[rows, columns]`, plain texts fill."""
     tables = [table]
     seams = _split_room(np.minimum(left[:, ELEMENTS], left[:, TEXT]), np.where(mixture.plain, mixture.shares, 0))
     for s in np.flatnonzero(mixture.plain).tolist():
@@ -286,7 +303,12 @@ def _gather(mixture: Mixture, wanted: np.ndarray, places: Sequence[Place]) -> tu
         total = count + len(new)
         documents, sizes = np.append(place.carried[:count], new), np.concatenate([old[:count], new_sizes])
         parts.append((np.full(total, s), documents, sizes, np.arange(total) >= count))
-    none = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64), np.zeros(0, bool))
+    none = (
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int64),
+        np.zeros((0, len(mixture.capacity)), np.int64),
+        np.zeros(0, bool),
+    )
     return _Pool(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True))), after
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import le, sub
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from transfusion_jax.data.packing.sequences import Place, Reader
 NEAR = 64  # documents at the front of a queue that a row chooses from
 FETCHED = 1024  # documents that are added to a queue together, at most
 
-Size = tuple[int, int, int]
+Size = tuple[int, ...]  # the columns of `Room`
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Filled:
     """Rows with documents in them."""
 
     table: np.ndarray  # [pieces, 4]: row, the corpus's number of the document, 0, its elements
-    used: np.ndarray  # [rows, 3], what the documents take
+    used: np.ndarray  # [rows, columns], what the documents take
     elements: list[int]  # of each source
     places: list[Place]  # of each source, after these rows
 
@@ -51,19 +52,18 @@ class _Queue:
 
     def choose(self, room: Size) -> int | None:
         """The next document that fits the room; None where none near the front fits."""
-        elements, images, text = room
         chosen, most = None, 0
         for index in self._near:
             size = self.sizes[index]
-            if most < size[0] <= elements and size[1] <= images and size[2] <= text:
+            if most < size[ELEMENTS] <= room[ELEMENTS] and all(map(le, size, room)):
                 if index == self._near[0]:
                     return index
-                chosen, most = index, size[0]
+                chosen, most = index, size[ELEMENTS]
         return chosen
 
     def fitting(self, room: Size) -> list[int]:
         """The documents near the front that fit the room."""
-        return [i for i in self._near if all(size <= left for size, left in zip(self.sizes[i], room, strict=True))]
+        return [i for i in self._near if all(map(le, self.sizes[i], room))]
 
     def remove(self, index: int) -> None:
         """Removes a document that has been placed."""
@@ -107,7 +107,7 @@ def fill_in_order(
         readers: the sources.
         places: where to read each of them on.
         rows: to be filled.
-        capacity: of a row, `[3]`.
+        capacity: of a row, `[columns]`.
         shares: of the elements, `[sources]`.
         placed: elements of each source in the rows before, `[sources]`.
         total: elements in the rows before, of all sources, those of plain texts with them.
@@ -116,7 +116,7 @@ def fill_in_order(
     queues = [_Queue(reader, place) for reader, place in zip(readers, places, strict=True)]
     have, limits, context = placed.tolist(), tuple(capacity.tolist()), int(capacity[ELEMENTS])
     pieces: list[tuple[int, int, int, int]] = []
-    used = np.zeros((rows, 3), np.int64)
+    used = np.zeros((rows, len(capacity)), np.int64)
     few = 2 * max(reader.total[ELEMENTS] / reader.count for reader in readers) if whole else 0
     for row in range(rows):
         room = limits
@@ -140,7 +140,7 @@ def fill_in_order(
             size = queue.sizes[index]
             pieces.append((row, queue.documents[index] + readers[source].offset, 0, size[ELEMENTS]))
             queue.remove(index)
-            room = (room[0] - size[0], room[1] - size[1], room[2] - size[2])
+            room = tuple(map(sub, room, size))
             behind[source] -= size[ELEMENTS]
             have[source] += size[ELEMENTS]
         used[row] = [limit - r for limit, r in zip(limits, room, strict=True)]

@@ -10,13 +10,11 @@ import numpy as np
 
 from transfusion_jax.config import ConfigError
 from transfusion_jax.data.documents import Corpus, Source
-from transfusion_jax.data.packing.packing import ELEMENTS
+from transfusion_jax.data.packing.packing import ELEMENTS, OPTIONS, UNITS, Room
 from transfusion_jax.data.packing.shuffle import shuffled
 
-SURVEYED = 1 << 20  # documents looked at together
+SURVEYED = 1 << 19  # documents looked at together
 MOST_LEFT_OUT = 0.01  # of a source's documents; where more fit no row, the config is at fault
-UNITS = ("elements", "images", "text elements")
-OPTIONS = ("data.context_length", "data.max_images", "data.max_text")
 
 
 @dataclass(frozen=True)
@@ -34,25 +32,25 @@ class Reader:
 
     source: Source
     offset: int  # the corpus's number of its first document
-    patches: int
+    room: Room  # of a row
     seed: tuple[int, int]
     left_out: np.ndarray = field(
         default_factory=lambda: np.zeros(0, np.int64)
     )  # [n], the source's numbers, in order
-    total: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # sizes of the others added up, `[3]`
+    total: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # sizes of the others, `[columns]`
 
     @classmethod
-    def of(cls, corpus: Corpus, name: str, patches: int, seed: int, capacity: np.ndarray) -> Reader:
+    def of(cls, corpus: Corpus, name: str, room: Room, seed: int) -> Reader:
         """A source's order hangs on its name, not on its place among the others.
 
-        Documents that are not split and fit no row of this capacity are left out.
+        Documents that are not split and fit no row are left out.
 
         Raises:
             ConfigError: there are no documents, or more than a few fit no row.
         """
         index = [source.name for source in corpus.sources].index(name)
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        return cls(corpus.sources[index], int(corpus.offsets[index]), patches, (seed, number))._survey(capacity)
+        return cls(corpus.sources[index], int(corpus.offsets[index]), room, (seed, number))._survey()
 
     @property
     def count(self) -> int:
@@ -68,10 +66,8 @@ class Reader:
         return (self.offset <= numbers) & (numbers < self.offset + len(self.source))
 
     def sizes(self, documents: np.ndarray | slice) -> np.ndarray:
-        """What documents take of a row, `[n, 3]`."""
-        images = self.source.documents.images[documents].astype(np.int64)
-        elements = 1 + self.source.documents.text_lengths[documents].astype(np.int64) + images * (self.patches + 2)
-        return np.stack([elements, images, elements - images * (self.patches + 1)], 1)  # BOI has no text loss
+        """What documents take of a row, `[n, columns]`."""
+        return self.room.sizes(self.source.documents, documents)
 
     def following(self, begin: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """A number of documents from a place of the sequence on, `[n]`, and their sizes."""
@@ -80,7 +76,7 @@ class Reader:
 
     def take(self, begin: int, elements: float) -> tuple[np.ndarray, np.ndarray]:
         """So many documents from a place of the sequence on as bring these elements, `[n]`, and their sizes."""
-        documents, sizes = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
+        documents, sizes = np.zeros(0, np.int64), np.zeros((0, len(self.room.capacity)), np.int64)
         while (total := int(sizes[:, ELEMENTS].sum())) < elements:
             mean = total / len(sizes) if len(sizes) else elements
             more, their = self.following(begin + len(sizes), math.ceil((elements - total) / mean * 1.01) + 16)
@@ -119,11 +115,11 @@ class Reader:
         waiting = current[~placed]
         return Place(begin.taken + upto - old, 0, documents[waiting[waiting < upto]])
 
-    def _survey(self, capacity: np.ndarray) -> Reader:
-        name, count = self.source.name, len(self.source)
+    def _survey(self) -> Reader:
+        name, count, capacity = self.source.name, len(self.source), self.room.capacity
         if not count:
             raise ConfigError(f"source {name!r} holds no documents")
-        total, left_out = np.zeros(3, np.int64), []
+        total, left_out = np.zeros(len(capacity), np.int64), []
         for begin in range(0, count, SURVEYED):
             sizes = self.sizes(slice(begin, begin + SURVEYED))
             fits = np.all(sizes <= capacity, axis=1) if self.source.pictured else np.ones(len(sizes), bool)

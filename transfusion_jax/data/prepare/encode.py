@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any
 
@@ -19,18 +20,20 @@ from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.config import require
 from transfusion_jax.data.prepare.job import PrepareJob
 from transfusion_jax.data.prepare.progress import ImageProgress, Progress
-from transfusion_jax.data.prepare.shard import WRITE, ShardWriter, columns_file, read_report, report_file
+from transfusion_jax.data.prepare.shard import SIDES, WRITE, ShardWriter, columns_file, read_report, report_file
 from transfusion_jax.data.store.dataset import SUMS, latents_of, remedy, shard_file
 from transfusion_jax.data.store.latent_stats import Moments
-from transfusion_jax.data.store.record import DamagedRecord, belonging, unseal
+from transfusion_jax.data.store.record import DamagedRecord, belonging, pack_images, unpack_images, unseal
 from transfusion_jax.storage.atomic import DamagedFile, parse_json, write_json
 from transfusion_jax.storage.paths import Place, on_disk, read_all, size_of
 
 BATCH = 64  # images encoded together; a shard's last batch is filled up
+OF_A_SHAPE = 16  # the same where images have their own proportions, and the last batch of each shape is filled up
 REMEDY = "delete it and run the command that encoded it again"
 OF_ENCODING = {  # the form of what is known of a shard in an encoding
     **{"autoencoder": str, "autoencoder_hash": str, "dtype": str, "shape": [int], "sha256": str},
     "moments": (None, SUMS),
+    "factor?": int,  # pixels of a side by latent pixels, where images have their own proportions
 }
 LOG_VARIANCE = "-log-variance"  # of a second encoding, beside the means
 
@@ -43,7 +46,7 @@ def encoding_file(folder: Place, name: str, shard: int) -> Place:
 class Encoders:
     """Encodes shards in the background, one at a time on each local device.
 
-    Batches are formed inside a shard and in its order: the same hardware writes the same bytes.
+    Batches are formed inside a shard, of images of one shape in its order: the same hardware writes the same bytes.
     """
 
     def __init__(self, folder: Place, job: PrepareJob, autoencoder: Autoencoder, log_variances: bool) -> None:
@@ -112,38 +115,41 @@ def encode_shard(
     images[columns["record"]] = columns["images"]
     train = np.zeros(shard["records"], bool)
     train[columns["record"]] = ~columns["held_out"]
-    train_image = np.repeat(train, images)
-    parts: list[list[np.ndarray]] = [[] for _ in names]
-    for batch in _batches(folder, job, number, shard, images):
-        filled = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
-        found = encode(latents_of(filled))
+    train_images = np.flatnonzero(np.repeat(train, images)).tolist()
+    native = job.reading.native is not None
+    sides = columns[SIDES] if native else np.full((int(images.sum()), 2), job.reading.image_size)
+    encoded: list[dict[int, np.ndarray]] = [{} for _ in names]  # by the number of the image in the shard
+    for members, batch in _batches(folder, job, number, shard, images, sides):
+        found = encode(latents_of(batch))
         require(
             not log_variances or found.log_variance is not None,
             f"autoencoder {autoencoder.name!r} has no log-variances: leave --log-variances out",
         )
         kinds = (found.mean if found.codes is None else found.codes, found.log_variance)
-        for part, values in zip(parts, kinds, strict=False):
-            part.append(_stored(np.asarray(values))[: len(batch)])
+        for values, kind in zip(encoded, kinds, strict=False):
+            values |= zip(members, _stored(np.asarray(kind)), strict=False)  # without what filled the batch up
     ends = np.cumsum(images)
-    for name, part in zip(names, parts, strict=True):
-        values = np.concatenate(part)
+    for name, values in zip(names, encoded, strict=True):
         path, belongs = (
             shard_file(folder, name, number),
             belonging(name, autoencoder.hash(), shard["input"], number),
         )
         with ShardWriter(path, WRITE, belongs) as file:
-            for begin, end in zip(ends - images, ends, strict=True):
-                file.write(values[begin:end].tobytes())
+            for begin, end in zip((ends - images).tolist(), ends.tolist(), strict=True):
+                file.write(pack_images([values[image] for image in range(begin, end)], of_one_shape=not native))
+        one, training = values[0], [values[image] for image in train_images]
         report = {
             "autoencoder": autoencoder.name,
             "autoencoder_hash": autoencoder.hash(),
-            "dtype": values.dtype.str,
-            "shape": list(values.shape[1:]),
-            "moments": Moments.of(values[train_image]).to_dict() if values.dtype == np.float16 else None,
+            "dtype": one.dtype.str,
+            "shape": [0, 0, *one.shape[2:]] if native else list(one.shape),
+            "moments": Moments.of_all(training, one.shape[-1]).to_dict() if one.dtype == np.float16 else None,
             "sha256": file.sha256,
             "bytes": file.size,
             "sealed": True,
         }
+        if native:
+            report["factor"] = autoencoder.image_shape((1, 1, job.channels))[0]
         write_json(encoding_file(folder, name, number), report)
     return int(images.sum())
 
@@ -170,34 +176,47 @@ def _is_encoded(folder: Place, names: list[str], number: int) -> bool:
 
 
 def _batches(
-    folder: Place, job: PrepareJob, number: int, shard: dict[str, Any], images: np.ndarray
-) -> Iterator[np.ndarray]:
-    """Pixels `[n, size, size, channels]` uint8 of a shard's images in order, `BATCH` of them but for the last.
+    folder: Place, job: PrepareJob, number: int, shard: dict[str, Any], images: np.ndarray, sides: np.ndarray
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """A shard's images in batches of one shape: their numbers in it, and their pixels `[n, h, w, c]` uint8.
+
+    The images of a shape come in order; where the last of them are fewer than n, that one fills the batch up.
+
+    Args:
+        folder: the prepared folder.
+        job: its job.
+        number: the shard's.
+        shard: its report.
+        images: how many images each of its records holds, `[records]`.
+        sides: the height and width of each image, `[images of all, 2]`.
 
     Raises:
         DamagedFile: they are not what was written.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    size, belongs = job.reading.image_size, belonging("pixels", Identity().hash(), shard["input"], number)
-    waiting: list[np.ndarray] = []
+    belongs = belonging("pixels", Identity().hash(), shard["input"], number)
+    size, side = (OF_A_SHAPE, 0) if job.reading.native else (BATCH, job.reading.image_size)
+    owners, firsts = np.repeat(np.arange(len(images)), images).tolist(), (np.cumsum(images) - images).tolist()
+    path = shard_file(folder, "pixels", number)
     with ExitStack() as stack:
-        pixels = stack.enter_context(on_disk(shard_file(folder, "pixels", number)))
-        reader = ArrayRecordReader(str(pixels), "readahead_buffer_size:0")
+        reader = ArrayRecordReader(str(stack.enter_context(on_disk(path))), "readahead_buffer_size:0")
         stack.callback(reader.close)
-        for record in np.flatnonzero(images).tolist():
+
+        @lru_cache(maxsize=1)
+        def read(record: int) -> list[np.ndarray]:
             try:
                 data = reader.read([record])[0]
                 data = unseal(data, belongs, record) if shard.get("sealed") else data
             except (RuntimeError, DamagedRecord) as error:  # array_record raises the first
-                path = shard_file(folder, "pixels", number)
                 raise DamagedFile(f"{path} is damaged ({error}): {remedy('pixels', number)}") from error
-            waiting += list(np.frombuffer(data, np.uint8).reshape(-1, size, size, job.channels))
-            while len(waiting) >= BATCH:
-                yield np.stack(waiting[:BATCH])
-                waiting = waiting[BATCH:]
-    if waiting:
-        yield np.stack(waiting)
+            return unpack_images(data, np.dtype(np.uint8), (side, side, job.channels))
+
+        for shape in np.unique(sides, axis=0):
+            alike = np.flatnonzero((sides == shape).all(1)).tolist()
+            for members in (alike[at : at + size] for at in range(0, len(alike), size)):
+                pixels = [read(owners[image])[image - firsts[owners[image]]] for image in members]
+                yield members, np.stack(pixels + pixels[-1:] * (size - len(members)))
 
 
 def _stored(values: np.ndarray) -> np.ndarray:
@@ -222,7 +241,11 @@ def encodings(folder: Place, pictured: list[int], keys: bytes) -> dict[str, dict
         first = reports[0]
         moments = [Moments.from_dict(report["moments"]) for report in reports if report["moments"]]
         total = sum(moments[1:], moments[0]) if moments else None
-        found[name] = {key: first[key] for key in ("autoencoder", "autoencoder_hash", "dtype", "shape")} | {
+        found[name] = {
+            key: first[key]
+            for key in ("autoencoder", "autoencoder_hash", "dtype", "shape", "factor")
+            if key in first
+        } | {
             "moments": total.to_dict() if total else None,
             "hash": hashlib.sha256(keys + f"{name} {first['autoencoder_hash']}".encode()).hexdigest()[:16],
             "files": {

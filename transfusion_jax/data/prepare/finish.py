@@ -20,13 +20,14 @@ from transfusion_jax.data.prepare.shard import (
     KEY_BYTES,
     NAMES,
     REPORT,
+    SIDES,
     columns_file,
     fault_line,
     faults_file,
     report_file,
 )
 from transfusion_jax.data.readers import Fault, origin
-from transfusion_jax.data.store.dataset import COLUMNS, REPREPARE, SCHEMA, SPLITS
+from transfusion_jax.data.store.dataset import AREAS, COLUMNS, NATIVE, REPREPARE, SCHEMA, SPLITS
 from transfusion_jax.data.store.latent_stats import Moments
 from transfusion_jax.storage.atomic import DamagedFile, parse_json, whole, write_json
 from transfusion_jax.storage.paths import Place, on_disk, read_all, sha256
@@ -46,12 +47,18 @@ def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
     columns = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     columns["record"] += np.repeat(starts[:-1], [len(shard["record"]) for shard in shards])
     first = _first(columns["key"])
+    native, shapes = job.reading.native is not None, list[list[int]]()
+    if native:
+        sides = columns.pop(SIDES)
+        columns["areas"] = _areas(sides, columns["images"])
+        shapes = _counted(sides[np.repeat(first, columns["images"])])
     quarantine_hash, repeated = _write_quarantine(folder, job, reports, shards, first)
     tokenizer = kept_tokenizer(folder, job.tokenizer)
     splits, index = {}, dict[str, np.ndarray]()
     for split in SPLITS:
         used = first & (columns["held_out"] == (split == "held_out"))
-        index |= {f"{split}/{name}.npy": columns[name][used].astype(dtype) for name, dtype in COLUMNS.items()}
+        wanted = COLUMNS | (AREAS if native else {})
+        index |= {f"{split}/{name}.npy": columns[name][used].astype(dtype) for name, dtype in wanted.items()}
         splits[split] = {
             "documents": int(used.sum()),
             "images": int(columns["images"][used].sum()),
@@ -65,6 +72,10 @@ def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
     faults["duplicate"] += repeated
     pictured = [number for number, report in enumerate(reports) if report["pictured"]]
     encodings = _pixels(job, reports, columns["key"]) | encoded(folder, pictured, columns["key"].tobytes())
+    for about in encodings.values():
+        factor = about.pop("factor", 1)
+        if native:
+            about["shapes"] = [[height // factor, width // factor, count] for height, width, count in shapes]
     shards_about = [
         {name: report[name] for name in ("input", "records", "sha256")}
         | {"sealed": list(report["sha256"]) if report.get("sealed") else []}
@@ -75,7 +86,7 @@ def finish_folder(folder: Place, job: PrepareJob) -> dict[str, Any]:
             shards_about[int(number)]["sha256"][name] = file["sha256"]
             shards_about[int(number)]["sealed"] += [name] * file.get("sealed", False)
     manifest = {
-        "schema": SCHEMA,
+        "schema": NATIVE if native else SCHEMA,
         "splits": splits,
         "tokenizer": {
             "name": tokenizer.name,
@@ -179,11 +190,24 @@ def _copy(path: Place, report: dict[str, Any], to: IO[bytes]) -> None:
             shutil.copyfileobj(file, to)
 
 
+def _areas(sides: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Pixels of each document's images, `[n]`, of heights and widths `[images of all, 2]`."""
+    before = np.concatenate([[0], np.cumsum(sides.astype(np.int64).prod(1))])
+    ends = np.cumsum(images)
+    return before[ends] - before[ends - images]
+
+
+def _counted(sides: np.ndarray) -> list[list[int]]:
+    """Each height and width that images have, in order, and how many have them."""
+    found, counts = np.unique(sides[:, 0].astype(np.uint32) << 16 | sides[:, 1], return_counts=True)
+    return [[shape >> 16, shape & 0xFFFF, n] for shape, n in zip(found.tolist(), counts.tolist(), strict=True)]
+
+
 def _pixels(job: PrepareJob, reports: list[dict[str, Any]], keys: np.ndarray) -> dict[str, Any]:
     if not any(report["pictured"] for report in reports):
         return {}
     moments = sum((Moments.from_dict(report["moments"]) for report in reports), Moments.none(job.channels))
-    shape = [job.reading.image_size, job.reading.image_size, job.channels]
+    shape = [*([0, 0] if job.reading.native else 2 * [job.reading.image_size]), job.channels]
     return {
         "pixels": {
             "autoencoder": "identity",

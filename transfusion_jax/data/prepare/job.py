@@ -6,15 +6,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.readers import InputShard, ReadOptions
+from transfusion_jax.data.readers.files import plain
 from transfusion_jax.data.readers.format import flag
-from transfusion_jax.data.store.dataset import REPREPARE, SCHEMA
+from transfusion_jax.data.store.dataset import NATIVE, REPREPARE, SCHEMA
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.errors import whole_range
 from transfusion_jax.storage.atomic import LostFolder, claimed, read_json, sweep_unfinished, write_json
@@ -22,6 +23,8 @@ from transfusion_jax.storage.paths import Place, version_of
 
 REMEDY = "copy it back from a backup, or choose another --output"
 TOKENIZER_HASH = "tokenizer_hash"
+ASPECT = "aspect"  # --aspect, which a job of squares leaves out, as earlier versions did
+FORM = {"shards": [dict], "reading": dict}
 WORDS = {"shards": "inputs", "schema": "schema", "extensions": "--extend"}  # of fields that are no option's
 
 
@@ -48,24 +51,36 @@ class PrepareJob:
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         if not self.extensions:  # as folders of earlier versions have it
             del values["extensions"]
-        if not self.reading.allow_paths:
-            del values["reading"]["allow_paths"]
-        return {"schema": SCHEMA, **values}
+        for name in ("allow_paths", "languages"):
+            if values["reading"][name] == getattr(ReadOptions, name):
+                del values["reading"][name]
+        native = values["reading"].pop("native")
+        if native:
+            for name in ("longest", "refuse_small"):  # no options of this command
+                del native[name]
+            values["reading"] |= {ASPECT: "native", **native}
+        return {"schema": NATIVE if native else SCHEMA, **values}
 
 
-def begin_job(job: PrepareJob, tokenizer: Tokenizer, folder: Place) -> None:
+def begin_job(job: PrepareJob, tokenizer: Tokenizer, folder: Place) -> PrepareJob:
     """Writes job and tokenizer into a new folder, or finds the same ones there; a damaged tokenizer is mended.
+
+    Returns:
+        The job, with the paths of its inputs written as the folder was begun with.
 
     Raises:
         ConfigError: the folder was begun with another job.
         DamagedFile: the job that it was begun with cannot be read.
     """
     sweep_unfinished(folder)
-    path, new = folder / "job.json", job.to_dict()
+    path = folder / "job.json"
     if path.exists():
-        old = read_json(path, REMEDY)
+        old = read_json(path, REMEDY, FORM)
+        job = _as_written(job, old)
+        new = job.to_dict()
         before, now = (
-            {**{name: j.get(name) for name in new}, **vars(ReadOptions()), **j["reading"]} for j in (old, new)
+            {**{name: j.get(name) for name in new}, **vars(ReadOptions()), ASPECT: "square", **j["reading"]}
+            for j in (old, new)
         )
         changed = [
             f"{WORDS.get(name) or flag(name)}: {_short(before.get(name))} -> {_short(now.get(name))}"
@@ -85,13 +100,28 @@ def begin_job(job: PrepareJob, tokenizer: Tokenizer, folder: Place) -> None:
             f"{folder} was begun with another tokenizer of the same name: choose another --output",
         )
         tokenizers.save_tokenizer(tokenizer, folder)
-        return
+        return job
     own = (tokenizer.name, path.name)  # what another host that begins at the same time has written
     there = folder.iterdir() if folder.exists() else ()
     others = [file.name for file in there if not file.name.startswith(own)]
     require(not others, f"{folder} holds other files: choose a new --output")
     tokenizers.save_tokenizer(tokenizer, folder)
-    write_json(path, new | {TOKENIZER_HASH: tokenizers.hash_of(tokenizer)}, indent=1)
+    write_json(path, job.to_dict() | {TOKENIZER_HASH: tokenizers.hash_of(tokenizer)}, indent=1)
+    return job
+
+
+def _as_written(job: PrepareJob, old: Mapping[str, Any]) -> PrepareJob:
+    """The job with each path written as another has it, where it is the same: `photos/` may be `photos` there."""
+    paths = [path for shard in old["shards"] if isinstance(path := shard.get("path"), str)]
+    known = {plain(path): path for path in paths} | {path: path for path in paths}
+    shards = tuple(
+        replace(shard, path=known.get(shard.path) or known.get(plain(shard.path), shard.path))
+        for shard in job.shards
+    )
+    images, before = job.reading.images, old["reading"].get("images")
+    if images and isinstance(before, str) and plain(images) == plain(before):
+        images = before
+    return replace(job, shards=shards, reading=replace(job.reading, images=images))
 
 
 @contextmanager

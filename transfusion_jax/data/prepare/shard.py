@@ -23,7 +23,16 @@ from transfusion_jax.data.readers.pictures import PictureError, decode
 from transfusion_jax.data.readers.records import RecordError, check_count, most_images
 from transfusion_jax.data.store.dataset import PART, latents_of, shard_file
 from transfusion_jax.data.store.latent_stats import Moments
-from transfusion_jax.data.store.record import Record, Segment, belonging, merged, pack, sealed_record, token_type
+from transfusion_jax.data.store.record import (
+    Record,
+    Segment,
+    belonging,
+    merged,
+    pack,
+    pack_images,
+    sealed_record,
+    token_type,
+)
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.storage.atomic import (
     DamagedFile,
@@ -40,7 +49,9 @@ WRITE = "group_size:1,uncompressed"  # one record can be read alone; latents and
 WRITE_TEXT = "group_size:1,zstd:3"
 KEY_BYTES = 16
 NAMES = "names"  # a column of JSON's bytes, which older versions did not write
+SIDES = "sides"  # heights and widths, `[images, 2]`, of the images of all documents in order, where they may differ
 SHOWN = 1000  # characters of a key, and of a reason, in a line of the quarantine
+LINES = 1 << 16  # of a shard's quarantine for faults of one kind: a small file may unpack to any number of records
 
 
 def report_file(folder: Place, shard: int) -> Place:
@@ -128,6 +139,7 @@ def prepare_shard(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]
 
 def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
     columns, moments = _Columns.empty(), Moments.none(job.channels)
+    native = job.reading.native is not None
     reasons: Counter[str] = Counter()
     tokenizer, input_name = kept_tokenizer(folder, job.tokenizer), origin(job.shards[number])
     dtype = token_type(tokenizer.size)
@@ -144,25 +156,31 @@ def _prepare(folder: Place, job: PrepareJob, number: int) -> dict[str, Any]:
             faults = [found] if isinstance(found, Fault) else []
             document = None if isinstance(found, Fault) else _new(found, job, tokenizer, seen, faults)
             for fault in faults:  # as they come: there may be more of them than fit the memory
-                lines.write(fault_line(input_name, fault))
-                reasons[fault.reason.partition(":")[0]] += 1
+                kind = fault.reason.partition(":")[0]
+                reasons[kind] += 1
+                if reasons[kind] <= LINES:
+                    lines.write(fault_line(input_name, fault))
             if document is None:
                 continue
             held_out = document.chance < job.held_out
             columns.add(document, found.key, documents.records, held_out)
             for record in document.records:
                 documents.write(pack(record, dtype))
-                pixels.write(document.pixels.tobytes())
-            if len(document.pixels):
+                pixels.write(pack_images(document.pixels, of_one_shape=not native))
+            if document.pixels:
                 pictured = True
                 if not held_out:
-                    moments += Moments.of(latents_of(document.pixels))
+                    moments += Moments.of_all([latents_of(image) for image in document.pixels], job.channels)
+        for kind, count in sorted(reasons.items()):
+            if count > LINES:
+                more = f"{kind}: and {count - LINES:,} more, after {LINES:,} that have a line each"
+                lines.write(fault_line(input_name, Fault("", more)))
         records = documents.records
     written = {"documents": documents, "pixels": pixels} if pictured else {"documents": documents}
     if not pictured:
         shard_file(folder, "pixels", number).unlink()
     packed = io.BytesIO()
-    np.savez(packed, allow_pickle=False, **columns.arrays())
+    np.savez(packed, allow_pickle=False, **columns.arrays(native))
     write_whole(columns_file(folder, number), packed.getvalue())
     values = {
         "shard": number,
@@ -189,7 +207,7 @@ class _Converted:
     key: bytes  # a hash of its content
     chance: float  # in [0, 1), of its images' content, or of its text's: the same for every caption of an image
     records: list[Record]
-    pixels: np.ndarray  # [images, size, size, channels] uint8
+    pixels: list[np.ndarray]  # of each image, [height, width, channels] uint8
     text_length: int
 
 
@@ -203,10 +221,11 @@ class _Columns:
     text_lengths: list[int]
     images: list[int]
     held_out: list[bool]
+    sides: list[tuple[int, ...]]  # one entry per image
 
     @classmethod
     def empty(cls) -> _Columns:
-        return cls([], [], [], [], [], [])
+        return cls([], [], [], [], [], [], [])
 
     def add(self, document: _Converted, name: str, record: int, held_out: bool) -> None:
         self.key.append(document.key)
@@ -215,9 +234,10 @@ class _Columns:
         self.text_lengths.append(document.text_length)
         self.images.append(len(document.pixels))
         self.held_out.append(held_out)
+        self.sides.extend(image.shape[:2] for image in document.pixels)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {
+    def arrays(self, native: bool) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {
             "key": np.frombuffer(b"".join(self.key), np.uint8).reshape(-1, KEY_BYTES),
             NAMES: np.frombuffer(json.dumps(self.name).encode(), np.uint8),
             "record": np.array(self.record, np.int64),
@@ -225,6 +245,9 @@ class _Columns:
             "images": np.array(self.images, np.int64),
             "held_out": np.array(self.held_out, bool),
         }
+        if native:
+            found[SIDES] = np.array(self.sides, np.uint16).reshape(-1, 2)
+        return found
 
 
 def _read(job: PrepareJob, number: int) -> Iterator[RawDocument | Fault]:
@@ -257,8 +280,8 @@ def _convert(raw: RawDocument, job: PrepareJob, tokenizer: Tokenizer, faults: li
     """
     _check_meta(raw)
     images = sum(isinstance(segment, RawImage) for segment in raw.segments)
-    check_count(images, most_images(job.reading.image_size, job.channels))
-    segments, pixels, key = [], [], hashlib.blake2b(digest_size=KEY_BYTES)
+    check_count(images, most_images(job.reading.area, job.channels))
+    segments, pixels, shown, key = [], [], list[bytes](), hashlib.blake2b(digest_size=KEY_BYTES)
     for place, segment in enumerate(raw.segments):
         try:
             content, values = _encode(segment, job, tokenizer)
@@ -270,16 +293,15 @@ def _convert(raw: RawDocument, job: PrepareJob, tokenizer: Tokenizer, faults: li
         is_text = isinstance(segment, RawText)
         if not is_text:
             pixels.append(values)
+            shown.append(content)
         segments.append(Segment(values if is_text else None, segment.loss))
         key.update(f"{type(segment).__name__} {segment.loss} {len(content)}:".encode() + content)
     if not segments:
         raise RecordError("no segment that can be used")
-    shape = (len(pixels), job.reading.image_size, job.reading.image_size, job.channels)
-    stored = np.stack(pixels) if pixels else np.zeros(shape, np.uint8)
-    split = hashlib.blake2b(stored.tobytes() or key.digest(), digest_size=8).digest()
+    split = hashlib.blake2b(b"".join(shown) or key.digest(), digest_size=8).digest()
     length = sum(len(s.tokens) for s in segments if s.tokens is not None)
     return _Converted(
-        key.digest(), int.from_bytes(split, "little") / 2**64, _records(segments, raw, stored), stored, length
+        key.digest(), int.from_bytes(split, "little") / 2**64, _records(segments, raw, pixels), pixels, length
     )
 
 
@@ -299,8 +321,9 @@ def _encode(segment: RawText | RawImage, job: PrepareJob, tokenizer: Tokenizer) 
         RecordError: a text cannot.
     """
     if isinstance(segment, RawImage):
-        pixels = decode(segment.data, job.reading.image_size, job.channels, job.min_size)
-        return pixels.tobytes(), pixels
+        pixels = decode(segment.data, job.reading.size, job.channels, job.min_size)
+        sides = np.array(pixels.shape[:2], "<u2").tobytes() if job.reading.native else b""
+        return sides + pixels.tobytes(), pixels
     try:
         content = segment.text.encode()
     except UnicodeEncodeError as error:
@@ -311,10 +334,10 @@ def _encode(segment: RawText | RawImage, job: PrepareJob, tokenizer: Tokenizer) 
     return content, tokens
 
 
-def _records(segments: list[Segment], raw: RawDocument, images: np.ndarray) -> list[Record]:
+def _records(segments: list[Segment], raw: RawDocument, images: list[np.ndarray]) -> list[Record]:
     """One record; texts without images, those that bear a loss alike in one, in as many records as they take."""
     meta = dict(raw.meta) | {"key": raw.key}
-    if len(images):
+    if images:
         return [Record(tuple(segments), meta)]
     texts = merged(segments)
     begins = range(0, sum(len(s.tokens) for s in texts if s.tokens is not None), PART)

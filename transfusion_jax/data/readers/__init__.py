@@ -14,7 +14,7 @@ from transfusion_jax.data.readers.format import Format, ReadOptions, UnfitFile, 
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument, RawImage, RawText
 from transfusion_jax.errors import encodable
 
-ALWAYS = ("image_size",)  # options that hold for every format
+ALWAYS = ("image_size", "native")  # options that hold for every format
 
 __all__ = [
     "Fault",

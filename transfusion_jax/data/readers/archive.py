@@ -6,11 +6,14 @@ import posixpath
 import re
 import tarfile
 import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
+
+import numpy as np
 
 from transfusion_jax.data.readers import files
 from transfusion_jax.data.readers.fields import IMAGES
@@ -25,6 +28,7 @@ NAMES = (
     1 << 25
 )  # characters of all names of an archive that is read by its index, and 64 for each hole of a sparse file
 STRAYS = 1 << 16  # members of no sample that have a line each
+NEGATIVE = "a member of a negative size"
 SHOWN = 1000  # characters of such a member's name
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # the key ends at the first dot of the last part
 _KINDS = {
@@ -75,7 +79,6 @@ class Survey:
 
     ordered: bool = True  # members of a sample stand together, and none is a link
     whole: bool = True  # it does not break off
-    endings: set[str] = field(default_factory=set)  # some of its members' extensions
     members: int = 0
     size: int = 0  # bytes, unpacked
     names: int = 0  # as `NAMES` counts
@@ -121,7 +124,7 @@ def samples(stream: IO[bytes]) -> Iterator[TarSample | Fault]:
 
 def survey_archive(stream: IO[bytes]) -> Survey:
     """Reads an archive's headers."""
-    found, seen, last = Survey(), set[int](), None
+    found, runs = Survey(), array("q")  # of each run of members that share a key, its hash: 8 bytes
     for member in _members(stream, "r|", lambda key, info: False):
         if isinstance(member, Fault):
             found.whole = isinstance(member, _Rest)
@@ -130,13 +133,10 @@ def survey_archive(stream: IO[bytes]) -> Survey:
         found.names += len(member.info.name) + len(member.info.linkname) + 64 * len(member.info.sparse or ())
         found.size = member.info.offset_data + member.info.size
         if member.key:
-            key = hash(member.key)
-            linked = member.info.islnk() or member.info.issym()
-            found.ordered &= (key == last or key not in seen) and not linked
-            seen.add(key)
-            last = key
-            if len(found.endings) < MOST:
-                found.endings.add(member.extension)
+            found.ordered &= not (member.info.islnk() or member.info.issym())
+            if not runs or runs[-1] != hash(member.key):
+                runs.append(hash(member.key))
+    found.ordered &= len(np.unique(np.array(runs))) == len(runs)
     return found
 
 
@@ -331,6 +331,8 @@ class _Metered:
 
     def read(self, size: int) -> bytes:
         """As the stream's; raises ReadError where headers are too long."""
+        if size < 0:
+            raise tarfile.ReadError(NEGATIVE)
         self.left -= size
         if self.left < 0:
             raise tarfile.ReadError(f"headers of a member of more than {LONGEST:,} bytes")
@@ -343,7 +345,7 @@ class _Metered:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that says when it is broken; tarfile alone takes that for the end of the archive."""
+    """A header that says when it is broken; tarfile alone takes that for the archive's end, or reads it again."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
@@ -363,5 +365,8 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError("no mark of its end" if empty else str(error)) from error
         finally:
             archive.fileobj = stream
+        parts: Any = found.sparse or ()
+        if found.size < 0 or archive.offset < stream.tell() or any(min(part) < 0 for part in parts):
+            raise tarfile.ReadError(NEGATIVE)  # the same headers would be read again, and perhaps for ever
         archive.ended = False
         return found

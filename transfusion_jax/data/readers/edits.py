@@ -27,14 +27,14 @@ def shards(path: str, options: ReadOptions) -> list[InputShard]:
 
 
 def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fault]:
-    """Documents with drawings at `options.image_size`; the scenes before and after stand in their meta."""
-    count, seed, arrangement = shapes.parse_name("edits", shard.path)
-    for index in range(shard.begin, shard.end or count):
-        scene, caption = shapes.example(seed, index, arrangement)
-        rng = np.random.default_rng([seed, index, 2])  # the caption was made from [seed, index, 1]
+    """Documents with drawings, whose unit is `options.side`; the scenes before and after stand in their meta."""
+    chosen = shapes.parse_path("edits", shard.path, options)
+    for index in range(shard.begin, shard.end or chosen.count):
+        scene, caption = chosen.example(index)
+        rng = np.random.default_rng([chosen.seed, index, 2])  # the caption was made from [seed, index, 1]
         edit = edits.choose_edit(scene, rng)
         request = edits.describe_edit(edit, scene, rng)
-        before, after = (scenes.render(s, options.image_size) for s in (scene, edit.after))
+        before, after = (scenes.render(s, options.side) for s in (scene, edit.after))
         segments: tuple[RawText | RawImage, ...] = (
             RawText(caption),
             RawImage(before),
@@ -43,7 +43,8 @@ def read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Faul
         )
         if index % 2:
             segments = (RawImage(before, loss=False), RawText(request, loss=False), RawImage(after))
-        meta = {"seed": seed, "index": index, "before": asdict(scene), "edit": asdict(edit)}
+        done = {**asdict(edit), "after": scenes.to_graph(edit.after)}
+        meta = {"seed": chosen.seed, "index": index, "before": scenes.to_graph(scene), "edit": done}
         yield RawDocument(str(index), segments, meta)
 
 

@@ -32,7 +32,7 @@ _ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _BOXES = (b"ftypavif", b"ftypavis")
 _FROM = re.compile("ur[il]|src|source|link|origin", re.IGNORECASE)
-_SHOWS = re.compile("image|img|picture|photo|pixel|video", re.IGNORECASE)
+SHOWS = re.compile("image|img|picture|photo|pixel|video", re.IGNORECASE)
 
 
 def unread_image(name: str) -> str:
@@ -77,7 +77,7 @@ def unknown_images(values: Mapping[str, Any], known: Iterable[str]) -> list[str]
     return [
         name
         for name, value in others.items()
-        if _images_in(value) or (_SHOWS.search(name) and isinstance(value, str | list | dict))
+        if _images_in(value) or (SHOWS.search(name) and isinstance(value, str | list | dict))
     ]
 
 

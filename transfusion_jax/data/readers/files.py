@@ -158,6 +158,13 @@ def lies_in(path: str, folder: str) -> bool:
     return f"{at}/".startswith(root.rstrip("/") + "/")
 
 
+def plain(path: str) -> str:
+    """A path without slashes that repeat or end it, and without `./`, all of which lead nowhere else."""
+    if is_url(path) or ".." in path.split("/"):  # which may lead through a link
+        return path.rstrip("/")
+    return os.path.normpath(path) if path else path
+
+
 def join(folder: str, name: str) -> str:
     """The path of a name below a folder; a name that is absolute, or a URL, stays as it is."""
     if is_url(name):

@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,6 +25,8 @@ from transfusion_jax.data.readers.records import ImageFolder
 from transfusion_jax.errors import require, some
 
 TABLES = ("metadata.jsonl", "metadata.csv")
+COLUMNS = 1 << 12  # of a table: each row has a value for every one
+LINE = 1 << 22  # characters of a table's line, each of which may end a value
 
 
 @dataclass(frozen=True)
@@ -222,14 +225,19 @@ def _csv_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any] | Fault]]:
 
     def counted(text: io.TextIOWrapper) -> Iterator[str]:
         nonlocal read, quotes
-        while line := text.readline(files.LARGEST):
+        while line := text.readline(LINE):
             read += 1
             quotes += line.count('"')
+            if len(line) == LINE:
+                raise csv.Error(f"a line of {LINE:,} characters or more, and the rows after it are not read")
             yield line
 
     with files.open_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")  # bad bytes are found in captions
         rows = csv.DictReader(counted(text), strict=True)
+        if fault := _unfit_columns(rows):
+            yield "", fault
+            return
         while True:
             quotes = 0
             try:
@@ -242,16 +250,26 @@ def _csv_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any] | Fault]]:
                 if rest:
                     return
             else:
-                doubt = _doubt(row, rows.fieldnames or ())
+                doubt = _doubt(row)
                 yield f"@{read}", Fault("", doubt) if doubt else row
 
 
-def _doubt(row: Mapping[str | None, Any], columns: Sequence[str]) -> str:
+def _unfit_columns(rows: csv.DictReader[str]) -> Fault | None:
+    """What is wrong with a table's first line, which costs all of its rows."""
+    try:
+        columns = Counter(rows.fieldnames or ())
+    except csv.Error as error:
+        return Fault("", f"not CSV: {error}, in the line of the columns")
+    if columns.total() > COLUMNS:
+        return Fault("", f"too many columns: {columns.total():,}, and a table may have {COLUMNS:,}")
+    twice = next((name for name, times in columns.items() if name and times > 1), None)
+    return Fault("", f"two columns are called {twice[:80]!r}") if twice else None
+
+
+def _doubt(row: Mapping[str | None, Any]) -> str:
     """Why a row may not be what was meant, if it may not."""
     if None in row:
         return "more fields than columns: a text that holds a comma needs quotes around it"
-    if twice := next((name for name in columns if name and columns.count(name) > 1), ""):
-        return f"two columns are called {twice!r}"
     broken = [value for value in row.values() if isinstance(value, str) and ("\n" in value or "\r" in value)]
     if any(map(_names_image, (line for value in broken for line in value.splitlines()[1:]))):
         return "a text of several lines, of which one is like a row: a quote may be unclosed"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data.readers.proportions import Proportions
 from transfusion_jax.data.readers.raw import Fault, InputShard, RawDocument
 from transfusion_jax.errors import require
 
@@ -23,15 +24,32 @@ class ReadOptions:
     image_column: str | None = None  # column, field, feature, or extension of a tar's member; None: found by name
     text_column: str | None = None  # the same for captions and texts
     images: str | None = None  # the folder of relative image paths; None: the folder that the file lies in
-    image_size: int = 256  # pixels of a side: what images are cropped and resized to, and scenes drawn at
+    image_size: int = 256  # pixels of a side: what images are cropped and resized to, unless they are `native`
+    native: Proportions | None = None  # how images keep their proportions; None: they become squares
     shard_size: int = 4096  # records per shard, about
     split: str | None = None  # of a Karpathy file, such as "train,restval"; None: all
+    languages: str = "en"  # of captions, such as "en,fr", or "all"
     data_dir: str | None = None  # where TFDS keeps its data sets; None: its default
     allow_paths: bool = False  # whether data may name files outside the input's folder, or `images`, and in buckets
 
     def __post_init__(self) -> None:
         for name in ("image_size", "shard_size"):
             require(getattr(self, name) > 0, f"{flag(name)} must be positive, not {getattr(self, name)}")
+
+    @property
+    def size(self) -> int | Proportions:
+        """What images become: squares of this side, or of their own proportions."""
+        return self.native or self.image_size
+
+    @property
+    def side(self) -> int:
+        """The side of the largest square, which scenes are drawn at, pixels."""
+        return self.native.square if self.native else self.image_size
+
+    @property
+    def area(self) -> int:
+        """Pixels of the largest image."""
+        return self.native.area if self.native else self.image_size**2
 
 
 @dataclass(frozen=True)

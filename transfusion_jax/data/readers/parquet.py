@@ -58,8 +58,9 @@ def _read(shard: InputShard, options: ReadOptions) -> Iterator[RawDocument | Fau
         except UnfitFile as error:
             yield Fault("file", f"columns that cannot be used: {error}")
             return
+        starts = list(itertools.accumulate(counts, initial=0))
         for group in range(shard.begin, shard.end or len(counts)):
-            number = sum(counts[:group])
+            number = starts[group]
             try:
                 for image, text in _rows(shard.path, file, table, group, columns):
                     yield from _documents(str(number), image, text, columns, folder)
@@ -122,6 +123,7 @@ def _pages(path: str, file: Any, table: Any, group: int, names: list[str]) -> di
         for size, most, what in (
             (pages.entries, VALUES, "a dictionary of {:,} values, and one may have {:,}"),
             (together, PAGE, "compressed pages of {:,} bytes, and those of its columns may have {:,}"),
+            (pages.shared if listed else 0, PAGE, "lists in DELTA_BYTE_ARRAY of {:,} bytes, and it may have {:,}"),
             (pages.values if listed else 0, VALUES, "{:,} values in lists, and it may have {:,}"),
         ):
             if size > most:
@@ -208,6 +210,11 @@ def _columns(path: str, schema: Any, options: ReadOptions) -> _Columns:
             f"{present}: name those of images and texts with --image-column and --text-column; "
             "images that are URLs must be fetched first, as img2dataset does"
         )
+    several = [name for name, kind in kinds.items() if name == image or _holds_images(name, kind)]
+    _require(
+        image is None or options.image_column is not None or len(several) < 2,
+        f"several columns may hold images, {', '.join(several)}: name one with --image-column",
+    )
     types = _arrow().types
     texts = (types.is_string, types.is_large_string, types.is_string_view)
     binaries = (types.is_binary, types.is_large_binary, types.is_binary_view)
@@ -228,6 +235,15 @@ def _columns(path: str, schema: Any, options: ReadOptions) -> _Columns:
 def _require(fits: bool, message: str) -> None:
     if not fits:
         raise UnfitFile(message)
+
+
+def _holds_images(name: str, kind: Any) -> bool:
+    """Whether a column's values are files, by how Hugging Face writes them, or by its name."""
+    types = _arrow().types
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return bool(binary and (name in IMAGE_NAMES or fields.SHOWS.search(name)))
 
 
 def _is_list(kind: Any) -> bool:

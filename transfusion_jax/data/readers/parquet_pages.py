@@ -11,8 +11,13 @@ from typing import IO, Any
 
 DICTIONARY = 2  # the type of a page that holds the values to which others point
 SWELLS = 4  # times: a page of images, however large it is, takes no more memory than disk
+FIELDS = 64  # of a header and of each of its parts, which have 8 at most today
 LONGEST = 1 << 31  # what a length must be below
 _TYPE, _UNPACKED, _PACKED, _ABOUT, _ENTRIES, _VALUES = 1, 2, 3, (5, 8), (7,), 1  # numbers of fields
+
+
+_ENCODINGS = {5: 2, 8: 4}  # by the field about a page of data: its encoding
+_DELTA_BYTE_ARRAY = 7  # of the encodings
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Pages:
     data: int  # bytes of all pages of data
     values: int  # with nulls and empty lists
     entries: int  # of the dictionary
+    shared: int  # bytes that values may have at most which repeat the beginnings of those before them
     swollen: (
         int  # bytes of the dictionary and the largest page of data, where they are `SWELLS` times what is stored
     )
@@ -43,7 +49,7 @@ def pages_of(file: IO[bytes], chunk: Any) -> Pages:
     if chunk.dictionary_page_offset is not None and 0 < chunk.dictionary_page_offset < at:
         at = chunk.dictionary_page_offset
     end = at + chunk.total_compressed_size
-    dictionary = largest = data = values = entries = 0
+    dictionary = largest = data = values = entries = shared = 0
     swollen = {True: 0, False: 0}  # by whether it is the dictionary
     while at < end and values < chunk.num_values:
         file.seek(at)
@@ -56,17 +62,25 @@ def pages_of(file: IO[bytes], chunk: Any) -> Pages:
         if points:
             dictionary, entries = max(dictionary, unpacked), entries + _values(header, _ENTRIES)
         else:
-            largest, data, values = max(largest, unpacked), data + unpacked, values + _values(header, _ABOUT)
+            count = _values(header, _ABOUT)
+            largest, data, values = max(largest, unpacked), data + unpacked, values + count
+            shared += count * unpacked * _repeats(header)
         if unpacked > SWELLS * packed:
             swollen[points] = max(swollen[points], unpacked)
         at = file.tell() + packed
-    return Pages(dictionary, largest, data, values, entries, sum(swollen.values()))
+    return Pages(dictionary, largest, data, values, entries, shared, sum(swollen.values()))
 
 
 def claimed_pages(chunk: Any) -> Pages:
     """The bounds that the sizes of a column give, which nothing holds a file to."""
     size = chunk.total_uncompressed_size
-    return Pages(size if chunk.has_dictionary_page else 0, size, size, chunk.num_values, entries=0, swollen=size)
+    return Pages(size if chunk.has_dictionary_page else 0, size, size, chunk.num_values, 0, 0, swollen=size)
+
+
+def _repeats(header: dict[int, Any]) -> bool:
+    """Whether the values of a page repeat the beginnings of those before them."""
+    about = [(header.get(field), encoding) for field, encoding in _ENCODINGS.items()]
+    return any(isinstance(page, dict) and page.get(number) == _DELTA_BYTE_ARRAY for page, number in about)
 
 
 def _values(header: dict[int, Any], about: tuple[int, ...]) -> int:
@@ -83,10 +97,12 @@ def _count(struct: dict[int, Any], number: int) -> int:
 def _struct(file: IO[bytes], depth: int = 0) -> dict[int, Any]:
     found: dict[int, Any] = {}
     number = 0
-    while head := _byte(file):
+    for _ in range(FIELDS):
+        if not (head := _byte(file)):
+            return found
         number = number + (head >> 4) if head >> 4 else _whole(file)
         found[number] = _value(file, head & 15, depth)
-    return found
+    raise ValueError("a page's header without an end")
 
 
 def _value(file: IO[bytes], kind: int, depth: int) -> Any:

@@ -1,4 +1,4 @@
-"""From the bytes of an image's file to square pixels.
+"""From the bytes of an image's file to pixels of the size that is kept.
 
 JPEG's quick decoding at half or quarter size is not used: on photographs it moves single pixels by up to 60 of 255
 and the mean by 1 or 2, and it helps only where the picture is far larger than what is kept.
@@ -10,6 +10,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -18,8 +20,11 @@ from transfusion_jax.data.readers.colours import PictureError as PictureError
 from transfusion_jax.data.readers.colours import in_srgb, read_pixels
 from transfusion_jax.data.readers.effort import LARGEST as LARGEST
 from transfusion_jax.data.readers.effort import check_file, check_image
+from transfusion_jax.data.readers.proportions import Proportions
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")  # no format that runs programs
+
+T = TypeVar("T")
 
 _DAMAGE = (
     OSError,
@@ -44,16 +49,19 @@ _UPRIGHT = {  # by EXIF's orientation
 }
 
 
-def decode(data: bytes | np.ndarray, size: int, channels: int, min_size: int = 0) -> np.ndarray:
-    """The upright middle square of an image, resized with Lanczos's filter: `[size, size, channels]` uint8.
+def decode(
+    data: bytes | np.ndarray, size: int | tuple[int, int] | Proportions, channels: int, min_size: int = 0
+) -> np.ndarray:
+    """The middle of an upright image, resized with Lanczos's filter: `[height, width, channels]` uint8.
 
-    `data` is a file's bytes, or pixels `[H, W, 3 or 1]` uint8. Transparent parts become white, an animation is its
-    first frame, 16 bits become 8 by scaling, and colours of other profiles become those of sRGB. Smaller images are
-    enlarged. One channel is grey.
+    A `size` is the side of a square, or width and height, to which smaller images are enlarged, or says how much of
+    its proportions an image keeps. `data` is a file's bytes, or pixels `[H, W, 3 or 1]` uint8. Transparent parts
+    become white, an animation is its first frame, 16 bits become 8 by scaling, and colours of other profiles become
+    those of sRGB. One channel is grey.
 
     Raises:
         PictureError: it is no image, or damaged, above `LARGEST` pixels, makes far more work than its pixels do, or
-            its smaller side is below `min_size`.
+            its smaller side is below `min_size`, or its proportions are refused.
     """
     with warnings.catch_warnings():  # filters are the process's: threads that decode at once see each other's
         warnings.simplefilter("ignore")  # of odd metadata
@@ -64,23 +72,34 @@ def decode(data: bytes | np.ndarray, size: int, channels: int, min_size: int = 0
             if min(image.size) < min_size:
                 raise PictureError(f"too small: {image.width}×{image.height}")
             image = in_srgb(_upright(read_pixels(image, data)), "L" if channels == 1 else "RGB")
-            square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+            sides = (size, size) if isinstance(size, int) else size
+            width, height = sides.size(*image.size) if isinstance(sides, Proportions) else sides
+            fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise PictureError("too many pixels: " + str(error)) from error
         except _DAMAGE as error:
             raise PictureError(f"damaged image: {' '.join(str(error).split())[:100]}") from error
-    return np.asarray(square).reshape(size, size, channels)
+    return np.asarray(fitted).reshape(height, width, channels)
 
 
 def area(data: bytes) -> int:
     """How many pixels an image's file says that it has; 0 where it is no image, which `decode` explains."""
+    return _of_header(data, lambda image: image.width * image.height, 0)
+
+
+def texts_in(data: bytes) -> dict[str, str]:
+    """What an image's file says in words, such as a PNG's `Title`; nothing where it is no image."""
+    return _of_header(data, lambda image: {str(k): v for k, v in image.info.items() if isinstance(v, str)}, {})
+
+
+def _of_header(data: bytes, ask: Callable[[Image.Image], T], otherwise: T) -> T:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with _open(data) as image:
-                return image.width * image.height
+                return ask(image)
         except (PictureError, Image.DecompressionBombError, *_DAMAGE):
-            return 0
+            return otherwise
 
 
 def _open(data: bytes | np.ndarray) -> Image.Image:

@@ -39,7 +39,7 @@ class ImageFolder:
     def of(cls, file: str, options: ReadOptions) -> ImageFolder:
         """That of a file's images: the one that the options name, or the file's own."""
         path = files.folder_of(file) if options.images is None else options.images
-        return cls(path, options.allow_paths, most_images(options.image_size))
+        return cls(path, options.allow_paths, most_images(options.area))
 
     def path_of(self, name: str, what: str) -> str:
         """The path of a file by its name in the folder; `what` says in errors what it should hold.
@@ -72,9 +72,9 @@ class ImageFolder:
         return data
 
 
-def most_images(size: int, channels: int = 3) -> int:
-    """The number of images, `size` pixels a side, that one document may hold."""
-    return max(1, min(COUNTED, PIXELS // (size * size * channels)))
+def most_images(area: int, channels: int = 3) -> int:
+    """How many images one document may hold, given the most pixels that one has."""
+    return max(1, min(COUNTED, PIXELS // (area * channels)))
 
 
 def text_of(value: Any, what: str = "text") -> str:

@@ -125,8 +125,8 @@ def _check_text_alone(sample: TarSample, text: Any, options: ReadOptions, survey
     if not set(sample.data) <= set(BESIDE):
         names = _names(sample.data)
         raise RecordError(f"no image that can be read: members are {names}; name the image's with --image-column")
-    if survey and not survey.whole and not survey.endings <= set(BESIDE):
-        raise RecordError("a caption without an image, which may be lost: the archive breaks off")
+    if survey and not survey.whole:
+        raise RecordError("a text without an image, which may be lost: the archive breaks off")
     if "json" in sample.data and not options.text_column:
         fields.check_text_alone(records.json_object(sample.data["json"]))
 

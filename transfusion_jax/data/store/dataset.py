@@ -7,6 +7,10 @@ documents-00000.array_record one record per document, or per part of a long text
 pixels-00000.array_record    one record per document record: the images of the document in this encoding
 index/train/…, held_out/…    columns of each part of the data, memory-mapped: record, text_lengths, images
 
+Images have one size, or each its own proportions. The latter is another schema, which earlier versions refuse: a
+column `areas` has the pixels of a document's images, a record of images begins with their shapes, the `shape` of an
+encoding has zeros for height and width, and its `shapes` say how many images have which.
+
 Whatever is read is verified: the manifest by the hash in it, index and tokenizer by those in the manifest, each
 record by its own checksum. Of folders that former versions prepared, which lack some of these, what can be.
 """
@@ -14,7 +18,9 @@ record by its own checksum. Of folders that former versions prepared, which lack
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from bisect import bisect
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,19 +32,28 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.store import index_cache
+from transfusion_jax.data.store.columns import AREAS, COLUMNS, SPLITS, column_file, open_column
 from transfusion_jax.data.store.latent_stats import LatentStatistics, Moments
-from transfusion_jax.data.store.record import DamagedRecord, Record, belonging, merged, token_type, unpack, unseal
+from transfusion_jax.data.store.record import (
+    DamagedRecord,
+    Record,
+    belonging,
+    merged,
+    token_type,
+    unpack,
+    unpack_images,
+    unseal,
+)
 from transfusion_jax.data.store.remote_records import records_of_chunk
 from transfusion_jax.data.tokenizer import Tokenizer
 from transfusion_jax.storage.atomic import DamagedFile, read_json
 from transfusion_jax.storage.forms import misfit
 from transfusion_jax.storage.gcs import BucketPath
-from transfusion_jax.storage.paths import Place, place, sha256
+from transfusion_jax.storage.paths import Place, place
 
 SCHEMA = 1
+NATIVE = 2  # the schema of a folder whose images have their own proportions
 PART = 1 << 16  # tokens of a long text that one record holds
-SPLITS = ("train", "held_out")
-COLUMNS = {"record": np.int64, "text_lengths": np.uint32, "images": np.uint16}
 READ = "readahead_buffer_size:0"
 
 
@@ -54,7 +69,7 @@ ENCODING = {
     **{"autoencoder": str, "autoencoder_hash": str, "dtype": str, "hash?": str, "moments": (None, SUMS)},
     "shape": ([int, int], [int, int, int]),
 }
-FORM = {  # of the manifest
+FORM: dict[str, Any] = {  # of the manifest
     "schema": int,
     "splits": dict.fromkeys(SPLITS, COUNTS),
     "tokenizer": {"name": str, "size": int, "hash": str},
@@ -63,6 +78,15 @@ FORM = {  # of the manifest
     "shards": [{"input": str, "records": int, "sha256": {...: str}, "sealed?": [str]}],
     "index?": {f"{split}/{name}.npy": str for split in SPLITS for name in COLUMNS},
     "quarantine_hash?": str,
+}
+SHAPES = {"shapes": [[int, int, int]]}  # height, width and number of images, training and held-out ones together
+FORMS = {
+    SCHEMA: FORM,
+    NATIVE: FORM
+    | {
+        "encodings": {"pixels?": FORM["encodings"]["pixels?"] | SHAPES, ...: ENCODING | SHAPES},
+        "index": {f"{split}/{name}.npy": str for split in SPLITS for name in COLUMNS | AREAS},
+    },
 }
 
 
@@ -92,11 +116,10 @@ class Prepared:
                 said = f"{folder} does not exist: transfusion prepare INPUT… --output {folder} makes it"
             raise ConfigError(said)
         manifest = read_json(folder / "data.json", REMEDY)
-        if manifest.get("schema", SCHEMA) != SCHEMA:
-            raise ConfigError(
-                f"{folder} was prepared by another version (schema {manifest.get('schema')}): prepare it again"
-            )
-        if wrong := misfit(manifest, FORM):
+        schema = manifest.get("schema", SCHEMA)
+        if schema not in FORMS:
+            raise ConfigError(f"{folder} was prepared by another version (schema {schema}): prepare it again")
+        if wrong := misfit(manifest, FORMS[schema]):
             raise DamagedData(f"{folder / 'data.json'} is damaged, or of another program ({wrong}): {REMEDY}")
         return cls(folder, manifest, verified)
 
@@ -111,12 +134,34 @@ class Prepared:
         """The manifest as a text, which identifies this data."""
         return json.dumps(self.manifest)
 
+    @property
+    def native(self) -> bool:
+        """Whether each image has its own proportions; else all have one size."""
+        return bool(self.manifest.get("schema", SCHEMA) == NATIVE)
+
+    @property
+    def columns(self) -> dict[str, type]:
+        """The columns of its index, and their types."""
+        return COLUMNS | (AREAS if self.native else {})
+
+    def shapes(self, encoding: str) -> dict[tuple[int, int], int]:
+        """How many images, training and held-out ones, have which height and width in an encoding.
+
+        Raises:
+            ConfigError: the images were not encoded so.
+        """
+        about = self.encoding(encoding)
+        if self.native:
+            return {(height, width): count for height, width, count in about["shapes"]}
+        images = sum(split["images"] for split in self.manifest["splits"].values())
+        return {tuple(about["shape"][:2]): images} if images else {}
+
     @cached_property
     def index(self) -> Path:
         """The folder of its columns; of a bucket's, a copy on this machine."""
         if not isinstance(self.folder, BucketPath):
             return self.folder / "index"
-        names = [f"{split}/{column}.npy" for split in SPLITS for column in COLUMNS]
+        names = [f"{split}/{column}.npy" for split in SPLITS for column in self.columns]
         try:
             return index_cache.index_folder(self.folder, self.key, names, self.verified)
         except FileNotFoundError as error:
@@ -128,33 +173,20 @@ class Prepared:
         Raises:
             DamagedData: it is missing, or not what was written.
         """
-        path = self.index / split / f"{name}.npy"
         try:
-            found = np.load(path, mmap_mode="r")
-            if not self.verified:
-                self._verify(path, split, name, found)
+            return open_column(self.index, split, name, self.manifest, self.verified)
         except (OSError, EOFError, ValueError) as error:  # it is missing, cut short or no such file
+            path = column_file(self.index, split, name)
             raise DamagedData(f"the index of {self.folder} is damaged ({path}: {error}): {REMEDY}") from error
-        return np.asarray(found)
-
-    def _verify(self, path: Path, split: str, name: str, column: np.ndarray) -> None:
-        """Raises ValueError where a column is not the one that was written; former versions kept sums at most."""
-        hashes, about = self.manifest.get("index"), self.manifest["splits"][split]
-        if column.shape != (about["documents"],) or column.dtype != COLUMNS[name]:
-            raise ValueError(f"{column.dtype}{list(column.shape)}, and there are {about['documents']} documents")
-        if hashes is not None:
-            if sha256(path) != hashes[f"{split}/{name}.npy"]:
-                raise ValueError("its hash is not the one in data.json")
-        elif name == "record":
-            if np.any(np.diff(column, prepend=-1, append=self.ends[-1] if len(self.ends) else 0) <= 0):
-                raise ValueError("its records are not in order")
-        elif int(column.sum(dtype=np.int64)) != about["text_tokens" if name == "text_lengths" else name]:
-            raise ValueError("its sum is not the one in data.json")
 
     @cached_property
-    def ends(self) -> np.ndarray:
-        """How many records each shard and those before it hold, `[shards]`."""
-        return np.cumsum([shard["records"] for shard in self.manifest["shards"]])
+    def ends(self) -> list[int]:
+        """How many records each shard and those before it hold."""
+        return list(itertools.accumulate(shard["records"] for shard in self.manifest["shards"]))
+
+    def shard_of(self, record: int) -> int:
+        """The number of the shard that holds a record."""
+        return bisect(self.ends, record)
 
     def moments(self, encoding: str) -> Moments:
         """Sums over the training images' latents."""
@@ -201,7 +233,7 @@ class PreparedDocuments:
         Raises:
             DamagedData: the index is not what was written.
         """
-        _ = self.text_lengths, self.images, self._records
+        _ = self.text_lengths, self.images, self._records, self._pixels
         if self.remote:
             for kind in ("documents", *([self.encoding] if self.prepared.manifest["encodings"] else [])):
                 self._place(kind)
@@ -222,6 +254,21 @@ class PreparedDocuments:
     def images(self) -> np.ndarray:
         """Images of each document, `[n]`, memory-mapped."""
         return self._column("images")
+
+    def areas(self, documents: np.ndarray | slice) -> np.ndarray:
+        """Latent places, in its encoding, of all images of each of these documents, `[n]` int64."""
+        if self._pixels is not None:
+            return self._pixels[documents].astype(np.int64) // self._pixels_per_place
+        images = self.images[documents].astype(np.int64)
+        if not self.prepared.manifest["encodings"]:
+            return images  # there are none
+        height, width = self.prepared.encoding(self.encoding)["shape"][:2]
+        return images * (height * width)
+
+    @property
+    def shapes(self) -> frozenset[tuple[int, int]]:
+        """The latent heights and widths, in its encoding, of the folder's images, held-out ones among them."""
+        return frozenset(self.prepared.shapes(self.encoding) if self.prepared.manifest["encodings"] else ())
 
     def __getitem__(self, number: int) -> Document:
         first = self.first_record(number)
@@ -262,7 +309,7 @@ class PreparedDocuments:
     def origin(self, number: int) -> str:
         """Where a document was found: the input, and the key of the record in it."""
         first = self.first_record(number)
-        shard = self.prepared.manifest["shards"][int(np.searchsorted(self.prepared.ends, first, side="right"))]
+        shard = self.prepared.manifest["shards"][self.prepared.shard_of(first)]
         return f"{shard['input']}: {self.record(first).meta['key']}"
 
     def record(self, number: int) -> Record:
@@ -273,19 +320,45 @@ class PreparedDocuments:
         except (ValueError, IndexError) as error:
             raise DamagedData(self._damage("documents", number, error)) from error
 
-    def latents(self, number: int) -> np.ndarray:
-        """The normalised latents `[images, h, w, c]`, or the codes `[images, h, w]`, of a document's record."""
+    def latents(self, number: int) -> list[np.ndarray]:
+        """The normalised latents `[h, w, c]`, or the codes `[h, w]`, of each image of a document's record."""
+        images = self.stored(number)
+        if self.statistics is None:
+            return [codes.astype(np.int32) for codes in images]
+        return [self.statistics.normalise(latents_of(image)) for image in images]
+
+    def stored(self, number: int) -> list[np.ndarray]:
+        """Each image of a document's record as it is stored in this encoding.
+
+        Raises:
+            DamagedData: the record is not what was written.
+        """
         about = self.prepared.encoding(self.encoding)
         data = self._read(self.encoding, about["autoencoder_hash"], number)
         try:
-            stored = np.frombuffer(data, about["dtype"]).reshape(-1, *about["shape"])
+            return unpack_images(data, np.dtype(about["dtype"]), about["shape"])
         except ValueError as error:
             raise DamagedData(self._damage(self.encoding, number, error)) from error
-        return stored.astype(np.int32) if self.statistics is None else self.statistics.normalise(latents_of(stored))
 
     @cached_property
     def _records(self) -> np.ndarray:
         return self._column("record")
+
+    @cached_property
+    def _pixels(self) -> np.ndarray | None:
+        """Pixels of each document's images, `[n]`, memory-mapped; None where all images have one size."""
+        return self._column("areas") if self.prepared.native else None
+
+    @cached_property
+    def _pixels_per_place(self) -> int:
+        """How many pixels one latent place stands for: the square of the autoencoder's factor."""
+        if not self.prepared.manifest["encodings"]:
+            return 1  # there are no images
+        pixels, places = (
+            sum(height * width * count for (height, width), count in self.prepared.shapes(name).items())
+            for name in ("pixels", self.encoding)
+        )
+        return pixels // max(places, 1)
 
     @cached_property
     def _files(self) -> dict[tuple[str, int], Any]:
@@ -298,23 +371,15 @@ class PreparedDocuments:
     def _column(self, name: str) -> np.ndarray:
         return self.prepared.column(self.split, name)
 
-    def _shard(self, number: int) -> int:
-        """The number of the shard that holds a record."""
-        return int(np.searchsorted(self.prepared.ends, number, side="right"))
-
     def _read(self, kind: str, codec: str, number: int) -> bytes:
         """A record that the codec of this hash encoded."""
-        shard = self._shard(number)
-        about, begins = self.prepared.manifest["shards"][shard], int(self.prepared.ends[shard - 1]) if shard else 0
-        path = shard_file(self.prepared.folder, kind, shard)
+        shard = self.prepared.shard_of(number)
+        about = self.prepared.manifest["shards"][shard]
+        place = number - (self.prepared.ends[shard - 1] if shard else 0)
         try:
-            if isinstance(path, BucketPath):
-                begin, end = self._place(kind)[number].tolist()
-                data = records_of_chunk(path.read_bytes(begin, end), begin)[0]
-            else:
-                data = self._read_local(path, kind, shard, number - begins)
+            data = self._read_remote(kind, shard, number) if self.remote else self._read_local(kind, shard, place)
             sealed = kind in about.get("sealed", ())
-            return unseal(data, belonging(kind, codec, about["input"], shard), number - begins) if sealed else data
+            return unseal(data, belonging(kind, codec, about["input"], shard), place) if sealed else data
         except (
             RuntimeError,
             IndexError,
@@ -324,16 +389,27 @@ class PreparedDocuments:
             raise DamagedData(self._damage(kind, number, error)) from error
 
     def _damage(self, kind: str, number: int, error: Exception) -> str:
-        path = shard_file(self.prepared.folder, kind, self._shard(number))
-        return f"{path} is damaged: {remedy(kind, self._shard(number))} ({str(error).partition(';')[0]})"
+        shard = self.prepared.shard_of(number)
+        path = shard_file(self.prepared.folder, kind, shard)
+        return f"{path} is damaged: {remedy(kind, shard)} ({str(error).partition(';')[0]})"
 
-    def _read_local(self, path: Path, kind: str, shard: int, number: int) -> bytes:
-        from array_record.python.array_record_module import ArrayRecordReader
+    def _read_local(self, kind: str, shard: int, place: int) -> bytes:
+        """The record at a place of a shard's file, which stays open."""
+        file = self._files.get((kind, shard))
+        if file is None:
+            from array_record.python.array_record_module import ArrayRecordReader
 
-        if (kind, shard) not in self._files:
-            self._files[kind, shard] = ArrayRecordReader(str(path), READ)
-        data: bytes = self._files[kind, shard].read([number])[0]
+            path = shard_file(self.prepared.folder, kind, shard)
+            file = self._files[kind, shard] = ArrayRecordReader(str(path), READ)
+        data: bytes = file.read([place])[0]
         return data
+
+    def _read_remote(self, kind: str, shard: int, number: int) -> bytes:
+        """A record of a file in a bucket."""
+        path = shard_file(self.prepared.folder, kind, shard)
+        assert isinstance(path, BucketPath)
+        begin, end = self._place(kind)[number].tolist()
+        return records_of_chunk(path.read_bytes(begin, end), begin)[0]
 
     def _place(self, kind: str) -> np.ndarray:
         """Where a bucket's records of a kind lie."""
@@ -374,7 +450,5 @@ def remedy(kind: str, shard: int) -> str:
 
 
 def latents_of(stored: np.ndarray) -> np.ndarray:
-    """Latents as they are stored, as float32; pixels 0 … 255 become −1 … 1."""
-    if stored.dtype == np.uint8:
-        return stored.astype(np.float32) / np.float32(127.5) - 1
-    return stored.astype(np.float32)
+    """Latents as they are stored; pixels 0 … 255 become −1 … 1, float32."""
+    return stored.astype(np.float32) / np.float32(127.5) - 1 if stored.dtype == np.uint8 else stored

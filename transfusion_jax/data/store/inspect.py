@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +13,23 @@ from typing import Any
 import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
-from transfusion_jax.data.store.dataset import REPREPARE, SPLITS, Prepared, PreparedDocuments, remedy, shard_file
+from transfusion_jax.data.store.dataset import (
+    REPREPARE,
+    SPLITS,
+    DamagedData,
+    Prepared,
+    PreparedDocuments,
+    remedy,
+    shard_file,
+)
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.diffusion.noise_schedules import cosine
 from transfusion_jax.errors import UserError
 from transfusion_jax.storage.atomic import DamagedFile, read_json
+from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.paths import Place, sha256
 
+MOST_SHAPES = 20  # that are shown one by one, the most frequent ones
 COUNTED = ("documents", "images", "text_tokens")  # of each part
 SAMPLED = 2000  # images looked at
 BINS = (0, 1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)  # tokens
@@ -46,30 +58,47 @@ def histogram(lengths: np.ndarray) -> list[tuple[str, int]]:
     return bins[filled[0] : filled[-1] + 1] if len(filled) else []
 
 
+def extent(shapes: dict[tuple[int, int], int]) -> str:
+    """How many shapes there are, and the longest side and the largest area, which a model must have room for."""
+    sides, areas = (max(map(of, shapes), default=0) for of in (max, math.prod))
+    return f"{len(shapes)} shapes, sides to {sides:,}, areas to {areas:,}"
+
+
+def shape_histogram(shapes: dict[tuple[int, int], int]) -> list[tuple[str, int]]:
+    """How many images have each shape, tall ones first; those of the rarest shapes are counted together, last."""
+    frequent = sorted(shapes, key=lambda shape: (-shapes[shape], shape))[:MOST_SHAPES]
+    by_proportion = sorted(frequent, key=lambda shape: (shape[1] / shape[0], shape))
+    bins = [(f"{height}×{width}", shapes[height, width]) for height, width in by_proportion]
+    rest = len(shapes) - len(bins)
+    return [*bins, (f"{rest} others", sum(shapes.values()) - sum(n for _, n in bins))] if rest else bins
+
+
 def measure_images(prepared: Prepared, encoding: str) -> Encodings:
     """Measures images from all over the training part, in one encoding."""
     statistics = prepared.moments(encoding).statistics()
     safe = LatentStatistics(statistics.mean, np.where(statistics.std > 0, statistics.std, 1))
     documents = PreparedDocuments(prepared, "train", encoding, safe)
-    latents = np.concatenate([documents.latents(n) for n in _spread(documents)])
-    side = min(COARSE, *latents.shape[1:3])
-    high, wide = (size // side for size in latents.shape[1:3])
-    blocks = latents[:, : side * high, : side * wide].reshape(len(latents), side, high, side, wide, -1)
-    schedule = cosine(1000)
-    alpha = float(schedule.alpha_bar[int(LATE * 1000)])
+    latents = [latent for n in _spread(documents) for latent in documents.latents(n)]
+    alpha = float(cosine(1000).alpha_bar[int(LATE * 1000)])
     return Encodings(
         statistics,
-        float(np.mean(latents.std((1, 2)).max(-1) < BLANK)),
-        float(
-            np.var(blocks.mean((2, 4))) * high * wide * alpha / (1 - alpha)
-        ),  # averaging shrinks the noise alone,
+        float(np.mean([latent.std((0, 1)).max() < BLANK for latent in latents])),
+        float(np.var(np.concatenate([_coarse(latent) for latent in latents])) * alpha / (1 - alpha)),
     )
+
+
+def _coarse(latent: np.ndarray) -> np.ndarray:
+    """An image's coarse shape, flat: the means of its blocks by what such means of unit noise deviate by."""
+    side = min(COARSE, *latent.shape[:2])
+    high, wide = (size // side for size in latent.shape[:2])
+    blocks = latent[: side * high, : side * wide].reshape(side, high, side, wide, -1)
+    return blocks.mean((1, 3)).ravel() * np.float32(np.sqrt(high * wide))
 
 
 def entries_used(prepared: Prepared, encoding: str) -> int:
     """How many entries of a codebook stand in images from all over the training part."""
     documents = PreparedDocuments(prepared, "train", encoding, None)
-    return len(np.unique(np.concatenate([documents.latents(n).ravel() for n in _spread(documents)])))
+    return len(np.unique(np.concatenate([c.ravel() for n in _spread(documents) for c in documents.latents(n)])))
 
 
 def _spread(documents: PreparedDocuments) -> Iterator[int]:
@@ -81,7 +110,7 @@ def _spread(documents: PreparedDocuments) -> Iterator[int]:
 
 def findings(prepared: Prepared, measured: dict[str, Encodings]) -> list[str]:
     """What is wrong, each with what mends it."""
-    manifest, found = prepared.manifest, []
+    manifest, found = prepared.manifest, list(_miscounted(prepared))
     train, held_out = (manifest["splits"][split] for split in SPLITS)
     if not train["documents"]:
         found.append(
@@ -111,7 +140,50 @@ def findings(prepared: Prepared, measured: dict[str, Encodings]) -> list[str]:
 
 def damaged_shards(prepared: Prepared) -> list[str]:
     """Files whose bytes are not those that were written, each with its remedy; all files are read."""
-    return list(_damaged(prepared))
+    found = list(_damaged(prepared))
+    if prepared.native and not found and not isinstance(prepared.folder, BucketPath):
+        for encoding in prepared.manifest["encodings"]:
+            found += _refused(partial(_check_records, prepared, encoding))
+    return found
+
+
+def _check_records(prepared: Prepared, encoding: str) -> None:
+    """Raises DamagedData where a record holds images of other shapes than index and manifest say; all are read."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for split in SPLITS:
+        documents = PreparedDocuments(prepared, split, encoding, None)
+        areas = documents.areas(slice(None))
+        for number in np.flatnonzero(documents.images).tolist():
+            shapes = [image.shape[:2] for image in documents.stored(documents.first_record(number))]
+            seen.update(shapes)
+            counted, area = int(documents.images[number]), int(areas[number])
+            if len(shapes) != counted or sum(math.prod(shape) for shape in shapes) != area:
+                raise DamagedData(
+                    f"document {number} ({split}) has images of {shapes} in {encoding}, and the index counts "
+                    f"{counted} with {area} places: {REPREPARE}"
+                )
+    if dict(seen) != prepared.shapes(encoding):
+        raise DamagedData(f"the shapes of {encoding} in data.json are not those of its records: {REPREPARE}")
+
+
+def _miscounted(prepared: Prepared) -> Iterator[str]:
+    """Where the shapes that the manifest counts are not of as many images and pixels as the index."""
+    if not prepared.native:
+        return
+    images, pixels = (
+        sum(int(prepared.column(split, name).sum(dtype=np.int64)) for split in SPLITS)
+        for name in ("images", "areas")
+    )
+    for name in prepared.manifest["encodings"]:
+        shapes = prepared.shapes(name)
+        places = sum(height * width * count for (height, width), count in shapes.items())
+        factor = math.isqrt(pixels // max(places, 1))
+        whole = {(factor * height, factor * width): count for (height, width), count in shapes.items()}
+        if sum(shapes.values()) != images or factor**2 * places != pixels or whole != prepared.shapes("pixels"):
+            yield (
+                f"the shapes of {name} in data.json are of {sum(shapes.values()):,} images with {places:,} places, "
+                f"and the index counts {images:,} images with {pixels:,} pixels: {REPREPARE}"
+            )
 
 
 def _damaged(prepared: Prepared) -> Iterator[str]:

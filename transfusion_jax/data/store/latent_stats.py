@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,23 @@ class LatentStatistics:
 
     def normalise(self, latents: np.ndarray) -> np.ndarray:
         """Latents, float32, with zero mean and unit variance."""
-        mean, std = self.mean.astype(np.float32), self.std.astype(np.float32)
-        return (latents.astype(np.float32, copy=False) - mean) / std
+        *rest, width, channels = 1, *latents.shape
+        lines = latents.reshape(*rest, width * channels).astype(np.float32)
+        mean, std = self._of_line(width)
+        lines -= mean
+        lines /= std
+        return lines.reshape(latents.shape)
+
+    def _of_line(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each value in a line of so many places: NumPy is twice as fast on long lines."""
+        if width not in self._lines:
+            mean, std = self.mean.astype(np.float32), self.std.astype(np.float32)
+            self._lines[width] = np.tile(mean, width), np.tile(std, width)
+        return self._lines[width]
+
+    @cached_property
+    def _lines(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        return {}
 
     def restore(self, latents: np.ndarray) -> np.ndarray:
         """The inverse of `normalise`."""
@@ -52,6 +69,13 @@ class Moments:
         """Of latents `[..., c]`."""
         channels = np.ascontiguousarray(latents.reshape(-1, latents.shape[-1]).T, np.float64)  # sums run fast so
         return cls(channels.shape[1], channels.sum(1), np.square(channels).sum(1))
+
+    @classmethod
+    def of_all(cls, images: Sequence[np.ndarray], channels: int) -> Moments:
+        """Of the latents `[..., c]` of any number of images, which may differ in shape."""
+        if not images:
+            return cls.none(channels)
+        return cls.of(np.concatenate([image.reshape(-1, channels) for image in images]))
 
     def __bool__(self) -> bool:
         return self.count > 0

@@ -3,6 +3,9 @@
 Little-endian: the number of segments; per segment, kind and loss, and its tokens; the ids; JSON to the end.
 Ids take two bytes where the tokenizer has no more than 65,536 entries, four otherwise.
 
+Images are their values, one after the other; where their shapes may differ, their number and shapes stand before
+them, in two bytes each.
+
 A stored record, of a document or of images, ends in a checksum of its bytes and of where they belong.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +102,34 @@ def unpack(data: bytes, dtype: np.dtype[Any]) -> Record:
         segments.append(Segment(None if bits & IMAGE else tokens, bool(bits & LOSS)))
         at += length * dtype.itemsize
     return Record(tuple(segments), json.loads(data[at:]) if len(data) > at else {})
+
+
+def pack_images(images: Sequence[np.ndarray], of_one_shape: bool) -> bytes:
+    """The bytes of a record of images, `[h, w, c]` or `[h, w]` each."""
+    shapes = [len(images), *(side for image in images for side in image.shape[:2])]
+    header = b"" if of_one_shape else np.array(shapes, "<u2").tobytes()
+    return header + b"".join(image.tobytes() for image in images)
+
+
+def unpack_images(data: bytes, dtype: np.dtype[Any], shape: Sequence[int]) -> list[np.ndarray]:
+    """The inverse of `pack_images`; the shape of every image, or one whose height and width are 0.
+
+    Raises:
+        ValueError: the bytes are no such images.
+    """
+    if shape[0]:
+        return list(np.frombuffer(data, dtype).reshape(-1, *shape))
+    count, images = int.from_bytes(data[:2], "little"), []
+    at = 2 + 4 * count
+    try:
+        for height, width in struct.iter_unpack("<2H", data[2:at]):
+            images.append(np.ndarray((height, width, *shape[2:]), dtype, data, at))
+            at += images[-1].nbytes
+    except (struct.error, TypeError) as error:
+        raise ValueError(f"{count} images take more than {len(data)} bytes") from error
+    if at != len(data):
+        raise ValueError(f"{count} images take {at} bytes, not {len(data)}")
+    return images
 
 
 def _checksum(data: bytes, belongs: str, number: int) -> bytes:

@@ -55,7 +55,7 @@ def captioned(config: Config, data: Data) -> list[tuple[Image, np.ndarray]]:
     found = [
         document.pair
         for document in data.held_out.pairs(config.evaluation.images)
-        if document.text_length and document.length(config.model.patches) <= config.data.context_length
+        if document.text_length and document.length(config.model) <= config.data.context_length
     ]
     if not found:
         raise ConfigError("the suite 'captions' needs held-out images with captions: prepare some with --held-out")

@@ -12,6 +12,7 @@ from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.documents import Corpus
 from transfusion_jax.data.readers import digits
+from transfusion_jax.evaluation.pictures import own_grid
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.single import caption_images, draw_images
 from transfusion_jax.model.transfusion import Params
@@ -33,9 +34,11 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     asked = np.arange(config.evaluation.images) % len(digits.NAMES)
     captions = digit_captions(len(asked))
     seed = int(jax.random.bits(key, dtype=np.uint32))
+    grids = [own_grid(unseen.images.shape[1:], config, data.codec)] * len(asked)
 
     def accuracy(guidance: float) -> float:
-        drawn = draw_images(task, params, data.codec, captions, seed, config.sampling_with(guidance=guidance))
+        sampling = config.sampling_with(guidance=guidance)
+        drawn = np.stack(draw_images(task, params, data.codec, captions, seed, sampling, grids))
         return float(np.mean(judge.predict(digit_features(drawn)) == asked))
 
     written = caption_images(task, params, data.codec, unseen.images)
@@ -80,7 +83,7 @@ def captioned_digits(corpus: Corpus, codec: Codec) -> Pictures:
     """The captioned digits of a corpus, each once.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or they differ in shape.
     """
     found: dict[bytes, tuple[np.ndarray, int]] = {}
     for source in corpus.sources:
@@ -89,10 +92,15 @@ def captioned_digits(corpus: Corpus, codec: Codec) -> Pictures:
                 text, image = document.pair
                 digit = digits.digit_in(codec.tokenizer.decode(text.tokens))
                 if digit is not None:
-                    found[image.latent.tobytes()] = (image.latent, digit)
+                    found[image.hash] = (image.latent, digit)
     if not found:
         raise ConfigError("the suite 'digits' needs captioned digits among the data: transfusion prepare digits")
     latents, labels = zip(*found.values(), strict=True)
+    require(
+        len({latent.shape for latent in latents}) == 1,
+        "the suite 'digits' is for runs on `transfusion prepare digits` alone: here images of several shapes have "
+        "captions that name a digit",
+    )
     return Pictures(codec.images(np.stack(latents)), np.array(labels))
 
 
@@ -124,4 +132,6 @@ def digit_features(images: np.ndarray) -> np.ndarray:
     return (images.reshape(len(images), -1) + 1) / 2 * digits.LARGEST
 
 
-SUITE = Suite(run, "images", True, lambda config: digit_captions(config.images), check)
+SUITE = Suite(
+    run, "images", True, lambda config, _: digit_captions(config.evaluation.images), check, native_version=2
+)

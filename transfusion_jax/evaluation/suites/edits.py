@@ -13,6 +13,7 @@ from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.generation.interleaved import Request, generate
 from transfusion_jax.generation.png import to_pixels
+from transfusion_jax.generation.sizes import drawn_sizes
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.worlds.shapes import captions, edits, scenes
@@ -24,7 +25,8 @@ SEED = 2**31 - 1  # of the scenes; training sets have smaller ones
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
     """Share of edits done, over all and by action; of the judge on true drawings; and of doing nothing, by chance.
 
-    An edit is done where no other edit of that scene, nor the scene itself, comes nearer to what was drawn.
+    An edit is done where no other edit of that scene, nor the scene itself, comes nearer to what was drawn. All
+    pictures are squares.
 
     Raises:
         ConfigError: the model draws nothing, or draws in grey.
@@ -60,20 +62,25 @@ def check(config: Config, data: Data) -> None:
 
 
 def drawing_size(suite: str, config: Config, data: Data) -> int:
-    """Pixels of a side of the model's drawings.
+    """Pixels of a side of the model's square drawings, of the largest where it draws images of any shape.
 
     Raises:
-        ConfigError: it draws nothing, draws in grey, or has seen no shapes.
+        ConfigError: it draws nothing, draws in grey or no squares, or has seen no shapes.
     """
-    require(config.model.images != "none", f"the suite {suite!r} draws, and this is a model of text alone")
-    size, _, channels = data.codec.autoencoder.image_shape(config.model.latent_shape)
+    model = config.model
+    require(model.images != "none", f"the suite {suite!r} draws, and this is a model of text alone")
+    height, width, channels = data.codec.autoencoder.image_shape(model.latent_shape)
     require(channels == 3, f"the suite {suite!r} draws in colour, and this model's images are grey")
+    require(
+        height == width or model.max_side > 0,
+        f"the suite {suite!r} draws squares, and this model's images are {height}×{width}",
+    )
     require(
         any(captions.parse_caption(text) for text in _some_texts(data)),
         f"the suite {suite!r} asks for drawings of coloured shapes, and no caption of this run describes any: "
         "it is for runs on `transfusion prepare shapes` or edits",
     )
-    return size
+    return drawn_sizes(config, data.codec).square
 
 
 def _some_texts(data: Data) -> Iterator[str]:
@@ -93,7 +100,7 @@ def edit_document(scene: scenes.Scene, text: str, size: int, codec: Codec) -> Do
 
 
 def picture(scene: scenes.Scene, size: int) -> np.ndarray:
-    """A drawing `[size, size, 3]` in [−1, 1]."""
+    """A drawing `[H, W, 3]` in [−1, 1]; `size` is the side of a square one."""
     return scenes.render(scene, size).astype(np.float32) / 127.5 - 1
 
 
@@ -115,4 +122,4 @@ def is_done(scene: scenes.Scene, edit: edits.Edit, image: np.ndarray) -> bool:
     return choices[edits.shown(to_pixels(image[None])[0], choices)] == edit.after
 
 
-SUITE = Suite(run, "images", True, lambda config: [text for _, _, text in edit_requests(config)], check)
+SUITE = Suite(run, "images", True, lambda config, _: [text for *_, text in edit_requests(config.evaluation)], check)

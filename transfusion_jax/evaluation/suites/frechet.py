@@ -7,6 +7,7 @@ knows nothing of what images show: it is no FID, and is not to be compared with 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image as Pillow
 
 from transfusion_jax.config import Config, ConfigError, require
 from transfusion_jax.data.datasets import Data
-from transfusion_jax.evaluation.pictures import captioned_pictures, draw_captions, resized
+from transfusion_jax.evaluation.pictures import captioned_pictures, draw_for_pictures, resized
 from transfusion_jax.evaluation.suite import Suite
 from transfusion_jax.model.transfusion import Params
 from transfusion_jax.tasks.families import ModelTask
@@ -75,7 +76,7 @@ def distance(first: Statistics, second: Statistics) -> float:
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
-    """`frechet_pixels` from held-out images to those drawn for their captions.
+    """`frechet_pixels` from held-out images to those drawn for their captions, each in the shape of its own.
 
     And `frechet_pixels_real`, to as many training images, where there are two or more.
 
@@ -88,11 +89,11 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
         list(itertools.islice(captioned_pictures(corpus, config, data.codec, seed), config.evaluation.images))
         for corpus in (data.held_out, data.train)
     )
-    drawn = draw_captions(task, params, data.codec, [picture.caption for picture in unseen], seed)
-    real = small_pixels(np.stack([picture.image for picture in unseen]))
+    drawn = draw_for_pictures(task, params, data.codec, unseen, seed)
+    real = small_pixels([picture.image for picture in unseen])
     found = {"frechet_pixels": distance(small_pixels(drawn), real)}
     if len(seen) > 1:
-        learnt = small_pixels(np.stack([picture.image for picture in seen[: len(unseen)]]))
+        learnt = small_pixels([picture.image for picture in seen[: len(unseen)]])
         found["frechet_pixels_real"] = distance(learnt, real)
     return found
 
@@ -104,10 +105,10 @@ def check(config: Config, data: Data) -> None:
     require(len(found) > 1, "the suite 'frechet' needs captioned images among the held-out data")
 
 
-def small_pixels(images: np.ndarray) -> Statistics:
-    """Of images `[n, H, W, 3]` uint8, averaged to 8×8, in [−1, 1]."""
+def small_pixels(images: Sequence[np.ndarray] | np.ndarray) -> Statistics:
+    """Of images `[H, W, 3]` uint8 of any shapes, averaged to 8×8, in [−1, 1]."""
     small = np.stack([resized(image, GRID, Pillow.Resampling.BOX) for image in images])
     return Statistics.of(small.reshape(len(small), -1) / 127.5 - 1)
 
 
-SUITE = Suite(run, "images", True, check=check)
+SUITE = Suite(run, "images", True, check=check, native_version=2)

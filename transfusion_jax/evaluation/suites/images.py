@@ -15,7 +15,9 @@ from transfusion_jax.tasks.families import ModelTask
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
-    """`loss_image` on the rows and with the noise of the suite `loss`; of latents by noise, too.
+    """`loss_image` on the rows and with the noise of the suite `loss`, by size where images have any shape.
+
+    Of latents by noise, too.
 
     Raises:
         ConfigError: the model sees no images.
@@ -34,4 +36,4 @@ def check(config: Config, data: Data) -> None:
     require(config.model.images != "none", "the suite 'images' needs images, and this is a model of text alone")
 
 
-SUITE = Suite(run, check=check, version=2)
+SUITE = Suite(run, check=check, version=2, native_version=3)

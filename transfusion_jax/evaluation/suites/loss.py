@@ -16,10 +16,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transfusion_jax.config import Config
+from transfusion_jax.config import Config, ConfigError
 from transfusion_jax.data.batch import Batch, abstract_batch, bytes_of_batch, stack
 from transfusion_jax.data.datasets import Codec, Data
 from transfusion_jax.data.document_rows import make_rows
+from transfusion_jax.data.packing.packing import Room
+from transfusion_jax.data.packing.plan import try_mixture
 from transfusion_jax.data.row import empty_row
 from transfusion_jax.data.tokenizer import SpecialTokens
 from transfusion_jax.evaluation.suite import Suite
@@ -45,14 +47,17 @@ class EvaluationRows(Protocol):
 
 
 def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str, float]:
-    """`loss`, `loss_text`, `loss_image`, and `bits_per_byte` of the held-out texts that come without images."""
+    """`loss`, `loss_text`, `loss_image`, and `bits_per_byte` of the held-out texts that come without images.
+
+    And `loss_image/size_0` to `size_2`, where images may have any shape: see `tasks.transfusion.size_buckets`.
+    """
     config = task.config
     rows = make_rows(data.held_out, config, data.codec.special, version=data.row_plan)
     plain = [i for i, s in enumerate(data.held_out.sources) if not s.pictured]
     sums: dict[str, np.ndarray] = {}
     plain_nats, plain_bytes = 0.0, 0
     for batch, losses in measured(task, params, rows, config.evaluation.rows, key):
-        add_up(sums, {name: part for name, part in losses.items() if "/" not in name})
+        add_up(sums, {name: part for name, part in losses.items() if "/noise_" not in name})
         loss, weight = losses["loss_text"]
         here = weight * np.isin(batch.source, plain)
         plain_nats += float(np.sum(loss * here, dtype=np.float64))
@@ -66,12 +71,24 @@ def run(task: ModelTask, params: Params, data: Data, key: jax.Array) -> dict[str
     return results
 
 
+def check(config: Config, data: Data) -> None:
+    """Raises ConfigError where the held-out documents make no rows, as where many of them fit none."""
+    held_out = {source.name for source in data.held_out.sources if len(source)}
+    try:
+        for phase in config.data.mixtures:
+            weights = {name: weight for name, weight in phase.weights.items() if name in held_out}
+            if weights:
+                try_mixture(data.held_out, weights, Room.of(config), config.seed)
+    except ConfigError as error:
+        raise ConfigError(f"the held-out documents make no rows: {error}") from error
+
+
 def measured(
     task: ModelTask, params: Params, rows: EvaluationRows, count: int, key: jax.Array
 ) -> Iterator[tuple[Batch, Losses]]:
     """The first `count` rows and their losses, in batches of one size, the last of which is filled with padding."""
     config, size = task.config, batch_rows(task.config, count)
-    padding = empty_row(0, config.data.context_length, config.data.max_images, config, rows.special)
+    padding = empty_row(0, config.data.context_length, config, rows.special)
     for first in range(0, count, size):
         found = [rows[row] for row in range(first, min(first + size, count))]
         batch = stack(found + [padding] * (size - len(found)))
@@ -146,4 +163,4 @@ def _losses(task: ModelTask, params: Params, batch: Batch, key: jax.Array) -> di
     return found
 
 
-SUITE = Suite(run, version=2)
+SUITE = Suite(run, check=check, version=2, native_version=3)

@@ -12,8 +12,8 @@ FEW_QUERIES = 128  # with fewer, as of a short prompt, a kernel's blocks would b
 
 def attention(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     start: Int[Array, "B T"],
     end: Int[Array, "B T"],
 ) -> Float[Array, "B T H D"]:

@@ -2,7 +2,8 @@
 
 Scores stand with keys along the first axis and queries along the last. So every product is one of two matrices as
 they lie in memory, and maxima and sums run over whole vectors: XLA on CPU does both about twice as fast that way.
-Memory grows linearly with T; scores are computed again in the backward pass.
+Memory grows linearly with T; scores are computed again in the backward pass. Queries that share a head of keys and
+values stand side by side along the last axis, so that each product serves all of them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ KEY_BLOCK = 128
 
 def attention(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     start: Int[Array, "B T"],
     end: Int[Array, "B T"],
 ) -> Float[Array, "B T H D"]:
@@ -43,8 +44,8 @@ def attention(
 @jax.custom_vjp
 def heads_attention(
     q: Float[Array, "B H T D"],
-    k: Float[Array, "B H S D"],
-    v: Float[Array, "B H S D"],
+    k: Float[Array, "B K S D"],
+    v: Float[Array, "B K S D"],
     start: Int[Array, "B T"],
     end: Int[Array, "B T"],
 ) -> Float[Array, "B H T D"]:
@@ -54,11 +55,10 @@ def heads_attention(
 
 def _forward(q, k, v, start, end):  # type: ignore[no-untyped-def]
     """The output, and what the backward pass needs: the inputs, the output and log Σ exp per query."""
-    rows, heads, queries, _ = q.shape
     keys, values = _whole(k, 2, KEY_BLOCK), jnp.swapaxes(_whole(v, 2, KEY_BLOCK), 2, 3)
 
-    def block(one: _Queries) -> tuple[Float[Array, "B H n D"], Float[Array, "B H 1 n"]]:
-        q = jnp.swapaxes(one.q, 2, 3)  # [B, H, D, block]
+    def block(one: _Queries) -> tuple[Float[Array, "B K Gn D"], Float[Array, "B K 1 Gn"]]:
+        q = jnp.swapaxes(one.q, 2, 3)  # [B, K, D, block]
 
         def visit(number: Int[Array, ""], carry: tuple) -> tuple:
             top, total, out = carry
@@ -68,13 +68,13 @@ def _forward(q, k, v, start, end):  # type: ignore[no-untyped-def]
             out = out * shrink + _product(_part(values, number, 3), weights.astype(v.dtype))
             return new_top, total * shrink + weights.sum(2, keepdims=True), out
 
-        per_query = jnp.zeros((rows, heads, 1, q.shape[3]))
+        per_query = jnp.zeros((*q.shape[:2], 1, q.shape[3]))
         initial = (per_query + MASKED, per_query, jnp.zeros(q.shape))
         top, total, out = jax.lax.fori_loop(one.first, one.last, visit, initial)
         return jnp.swapaxes(out / total, 2, 3).astype(q.dtype), top + jnp.log(total)
 
-    out, log_total = jax.lax.map(block, _split(q, start, end))
-    out, log_total = named(_join(out, queries), log_total)
+    out, log_total = jax.lax.map(block, _split(q, start, end, k.shape[1]))
+    out, log_total = named(_join(out, q.shape), log_total)
     return out, (q, k, v, start, end, out, log_total)
 
 
@@ -85,7 +85,7 @@ def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
     keys_across = jnp.swapaxes(keys, 2, 3)
     delta = output_products(out, d_out, 3)
 
-    def block(carry: tuple, args: tuple) -> tuple[tuple, Float[Array, "B H n D"]]:
+    def block(carry: tuple, args: tuple) -> tuple[tuple, Float[Array, "B K Gn D"]]:
         one, d_out, delta, log_total = args
         q_across, d_out_across, delta = (jnp.swapaxes(x, 2, 3) for x in (one.q, d_out, delta))
 
@@ -101,11 +101,11 @@ def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
         *carry, d_q = jax.lax.fori_loop(one.first, one.last, visit, (*carry, jnp.zeros(q_across.shape)))
         return tuple(carry), jnp.swapaxes(d_q, 2, 3)
 
-    zeros, size = jnp.zeros(keys.shape), _size(q)
-    per_block = (_split(q, start, end), _blocks(d_out, 2, size), _blocks(delta, 2, size), log_total)
+    zeros, heads = jnp.zeros(keys.shape), k.shape[1]
+    per_block = (_split(q, start, end, heads), _grouped(d_out, heads), _grouped(delta, heads), log_total)
     (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), per_block)
     scale, length = 1 / math.sqrt(q.shape[-1]), k.shape[2]
-    d_q, d_k, d_v = _join(d_q, q.shape[2]) * scale, d_k[:, :, :length] * scale, d_v[:, :, :length]
+    d_q, d_k, d_v = _join(d_q, q.shape) * scale, d_k[:, :, :length] * scale, d_v[:, :, :length]
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
@@ -115,18 +115,18 @@ heads_attention.defvjp(_forward, _backward)
 class _Queries(NamedTuple):
     """Blocks of queries along the first axis, or one of them."""
 
-    q: Float[Array, "*blocks B H n D"]  # [B, H, block, D]
-    start: Int[Array, "*blocks B 1 1 n"]  # [B, 1, 1, block]
-    end: Int[Array, "*blocks B 1 1 n"]
+    q: Float[Array, "*blocks B K Gn D"]  # one query of each head of a group after the other
+    start: Int[Array, "*blocks B 1 1 Gn"]
+    end: Int[Array, "*blocks B 1 1 Gn"]
     first: Int[Array, "*blocks"]  # the range of key blocks to visit, a scalar
     last: Int[Array, "*blocks"]
 
 
-def _split(q: Float[Array, "B H T D"], start: Int[Array, "B T"], end: Int[Array, "B T"]) -> _Queries:
-    size = _size(q)
+def _split(q: Float[Array, "B H T D"], start: Int[Array, "B T"], end: Int[Array, "B T"], heads: int) -> _Queries:
+    size, group = _size(q), q.shape[1] // heads
     ranges = key_ranges(start, end, size, KEY_BLOCK)  # of each row; a block visits what any row touches
-    start, end = (_blocks(x[:, None, None], 3, size) for x in (start, end))
-    return _Queries(_blocks(q, 2, size), start, end, ranges.begin.min(0), ranges.end.max(0))
+    start, end = (jnp.tile(_blocks(x[:, None, None], 3, size), group) for x in (start, end))
+    return _Queries(_grouped(q, heads), start, end, ranges.begin.min(0), ranges.end.max(0))
 
 
 def _size(q: Float[Array, "B H T D"]) -> int:
@@ -135,8 +135,8 @@ def _size(q: Float[Array, "B H T D"]) -> int:
 
 
 def _scores(
-    keys: Float[Array, "B H K D"], q: Float[Array, "B H D n"], one: _Queries, number: Int[Array, ""]
-) -> Float[Array, "B H K n"]:
+    keys: Float[Array, "B K S D"], q: Float[Array, "B K D Gn"], one: _Queries, number: Int[Array, ""]
+) -> Float[Array, "B K S Gn"]:
     """Scaled and masked scores, float32."""
     scores = _product(keys, q) / math.sqrt(q.shape[2])
     key = number * KEY_BLOCK + jnp.arange(KEY_BLOCK)[:, None]
@@ -159,9 +159,17 @@ def _blocks(x: Shaped[Array, " ..."], axis: int, size: int) -> Shaped[Array, "bl
     return jnp.moveaxis(whole.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _join(x: Float[Array, "blocks B H n D"], length: int) -> Float[Array, "B H {length} D"]:
-    """The inverse of `_blocks` for an output."""
-    return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])[:, :, :length]
+def _grouped(x: Float[Array, "B H T d"], heads: int) -> Float[Array, "blocks B {heads} Gn d"]:
+    """Blocks of what belongs to queries, those of a group side by side."""
+    blocks = _blocks(x, 2, _size(x))
+    return blocks.reshape(*blocks.shape[:2], heads, -1, x.shape[3])
+
+
+def _join(x: Float[Array, "blocks B K Gn D"], shape: tuple[int, ...]) -> Float[Array, "B H T D"]:
+    """The inverse of `_grouped`, for queries of this shape."""
+    blocks, rows, channels = *x.shape[:2], x.shape[-1]
+    apart = jnp.moveaxis(x.reshape(blocks, rows, shape[1], -1, channels), 0, 2)
+    return apart.reshape(rows, shape[1], -1, channels)[:, :, : shape[2]]
 
 
 def _part(x: Float[Array, " ..."], number: Int[Array, ""], axis: int) -> Float[Array, " ..."]:
@@ -169,7 +177,7 @@ def _part(x: Float[Array, " ..."], number: Int[Array, ""], axis: int) -> Float[A
 
 
 def _add(
-    x: Float[Array, "B H S D"], number: Int[Array, ""], part: Float[Array, "B H K D"]
-) -> Float[Array, "B H S D"]:
+    x: Float[Array, "B K S D"], number: Int[Array, ""], part: Float[Array, "B K block D"]
+) -> Float[Array, "B K S D"]:
     """x with a block of keys' part added."""
     return jax.lax.dynamic_update_slice_in_dim(x, _part(x, number, 2) + part, number * KEY_BLOCK, 2)

@@ -60,8 +60,8 @@ TILES = {
 
 def attention(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     start: Int[Array, "B T"],
     end: Int[Array, "B T"],
 ) -> Float[Array, "B T H D"]:
@@ -73,8 +73,8 @@ def attention(
 
 def gpu_span_attention(
     q: Float[Any, "B T H D"],
-    k: Float[Any, "B S H D"],
-    v: Float[Any, "B S H D"],
+    k: Float[Any, "B S K D"],
+    v: Float[Any, "B S K D"],
     start: Int[Array, "B T"],
     end: Int[Array, "B T"],
     tiles: Tiles | None = None,
@@ -84,7 +84,7 @@ def gpu_span_attention(
 
     Args:
         q: with D ≤ 128, float32, bfloat16 or float16. Channels are padded to a power of two.
-        k, v: of the same dtype.
+        k, v: of the same dtype; K divides H.
         start, end: in key positions, keeping the contract of spans: neither ever decreases, and
             consecutive queries' spans hold consecutive keys. The queries may stand anywhere among the keys.
         tiles: sizes of the blocks; by default those of `TILES`.
@@ -122,7 +122,7 @@ def why_not_here() -> str | None:
     return None
 
 
-def _check_support(q: Float[Any, "B T H D"], k: Float[Any, "B S H D"], v: Float[Any, "B S H D"]) -> None:
+def _check_support(q: Float[Any, "B T H D"], k: Float[Any, "B S K D"], v: Float[Any, "B S K D"]) -> None:
     if q.dtype.name not in DTYPES or {k.dtype, v.dtype} != {q.dtype}:
         reason = f"arrays of one dtype of {', '.join(DTYPES)}, not {q.dtype}, {k.dtype} and {v.dtype}"
     elif q.shape[3] > MOST_CHANNELS:
@@ -135,8 +135,8 @@ def _check_support(q: Float[Any, "B T H D"], k: Float[Any, "B S H D"], v: Float[
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attention(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     spans: Int[Array, "B 2 T"],
     tiles: Tiles,
     scale: float,
@@ -153,7 +153,7 @@ def _forward(q, k, v, spans, tiles, scale, interpret):  # type: ignore[no-untype
     out, log_total = pl.pallas_call(
         functools.partial(_forward_kernel, scale=LOG2_E * scale, size=tile.visited),
         grid=(queries // tile.kept, heads, rows),
-        in_specs=[_LIMITS, _lines(spans, tile), _vectors(q, tile), _vectors(k), _vectors(v)],
+        in_specs=[_LIMITS, _lines(spans, tile), _vectors(q, tile), _shared(k, q), _shared(v, q)],
         out_specs=[_vectors(q, tile), _numbers(totals, tile)],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), totals],
         compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
@@ -195,7 +195,7 @@ def _backward(tiles, scale, interpret, residuals, d_out):  # type: ignore[no-unt
     )
     arrays = spans, q, k, v, d_out, log_total, delta
 
-    of_queries = [_lines(spans, tile), _vectors(q, tile), _vectors(k), _vectors(v), _vectors(q, tile)]
+    of_queries = [_lines(spans, tile), _vectors(q, tile), _shared(k, q), _shared(v, q), _vectors(q, tile)]
     d_q = pl.pallas_call(
         functools.partial(_query_kernel, scale=scale, size=tile.visited),
         grid=(queries // tile.kept, heads, rows),
@@ -206,11 +206,12 @@ def _backward(tiles, scale, interpret, residuals, d_out):  # type: ignore[no-unt
         **options,
     )(_key_limits(spans, tile), *arrays)
 
-    of_keys = [_lines(spans), _vectors(q), _vectors(k, tile), _vectors(v, tile), _vectors(q)]
+    group = heads // k.shape[2]
+    of_keys = [_lines(spans), _group(q, group), _vectors(k, tile), _vectors(v, tile), _group(q, group)]
     d_k, d_v = pl.pallas_call(
         functools.partial(_key_kernel, scale=scale, size=tile.visited),
-        grid=(k.shape[1] // tile.kept, heads, rows),
-        in_specs=[_LIMITS, *of_keys, *[_numbers(delta)] * 2],
+        grid=(k.shape[1] // tile.kept, k.shape[2], rows),
+        in_specs=[_LIMITS, *of_keys, *[_group_numbers(delta, group)] * 2],
         out_specs=[_vectors(k, tile)] * 2,
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
         name="span_attention_d_key",
@@ -242,23 +243,27 @@ def _query_kernel(  # type: ignore[no-untyped-def]
 def _key_kernel(  # type: ignore[no-untyped-def]
     limits, spans, q, k, v, d_out, log_total, delta, d_k, d_v, *, scale, size
 ):
-    """The gradients of a block of keys and of its values; scores stand as `[keys, queries]`."""
+    """The gradients of a block of keys and its values, from all that share them; scores are `[keys, queries]`."""
     keys, values, first = k[...], v[...], pl.program_id(0) * k.shape[0]
 
-    def visit(block: Any, carry: tuple, masked: bool) -> tuple:
+    def visit(block: Any, carry: tuple, masked: bool, head: Any) -> tuple:
         sum_k, sum_v = carry
         own = pl.ds(block * size, size)
-        queries, d_outs = q[own, :], d_out[own, :]
+        queries, d_outs = q[own, head, :], d_out[own, head, :]
         scores = scale * LOG2_E * float32_dot(keys, queries, 1, 1)
         if masked:
             scores = _masked(scores, first, spans[0, own][None], spans[1, own][None], 0)
-        weights = jnp.exp2(scores - log_total[own][None])
+        weights = jnp.exp2(scores - log_total[head, own][None])
         sum_v += float32_dot(weights.astype(d_outs.dtype), d_outs, 1, 0)
-        d_scores = weights * (float32_dot(values, d_outs, 1, 1) - delta[own][None])
+        d_scores = weights * (float32_dot(values, d_outs, 1, 1) - delta[head, own][None])
         return sum_k + float32_dot(d_scores.astype(queries.dtype), queries, 1, 0), sum_v
 
     zeros = jnp.zeros(k.shape, jnp.float32)
-    sum_k, sum_v = _visit(limits, visit, (zeros, zeros))
+
+    def of_head(head: Any, carry: tuple) -> tuple:
+        return _visit(limits, functools.partial(visit, head=head), carry)
+
+    sum_k, sum_v = jax.lax.fori_loop(0, q.shape[1], of_head, (zeros, zeros))
     d_k[...] = (scale * sum_k).astype(d_k.dtype)
     d_v[...] = sum_v.astype(d_v.dtype)
 
@@ -310,6 +315,22 @@ def _vectors(x: Any, tile: Tile | None = None) -> pl.BlockSpec:
     return pl.BlockSpec(
         (None, size, None, x.shape[3]), lambda block, head, row: (row, block if tile else 0, head, 0)
     )
+
+
+def _shared(x: Any, q: Any) -> pl.BlockSpec:
+    """Of the keys or values that a head of queries shares with its group."""
+    group = q.shape[2] // x.shape[2]
+    return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda block, head, row: (row, 0, head // group, 0))
+
+
+def _group(x: Any, group: int) -> pl.BlockSpec:
+    """Of the queries that share a head of keys, `[T, G, D]`."""
+    return pl.BlockSpec((None, x.shape[1], group, x.shape[3]), lambda block, head, row: (row, 0, head, 0))
+
+
+def _group_numbers(x: Any, group: int) -> pl.BlockSpec:
+    """The same of `[B, H, T]`."""
+    return pl.BlockSpec((None, group, x.shape[2]), lambda block, head, row: (row, head, 0))
 
 
 def _numbers(x: Any, tile: Tile | None = None) -> pl.BlockSpec:

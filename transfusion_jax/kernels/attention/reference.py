@@ -8,18 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transfusion_jax.kernels.softmax import MASKED, dense_mask
+from transfusion_jax.kernels.softmax import MASKED, by_group, dense_mask
 
 
 def attention(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     start: Int[Array, "B T"],
     end: Int[Array, "B T"],
 ) -> Float[Array, "B T H D"]:
     """See `transfusion_jax.model.attention`."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    grouped = by_group(q, k.shape[2])
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) / math.sqrt(
+        q.shape[-1]
+    )
     mask = dense_mask(start, end, k.shape[1])
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+    return jnp.einsum("bkgts,bskd->btkgd", weights.astype(v.dtype), v).reshape(q.shape)

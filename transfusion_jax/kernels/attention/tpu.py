@@ -43,8 +43,8 @@ class Blocks:
 
 def attention(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     start: Int[Array, "B T"],
     end: Int[Array, "B T"],
 ) -> Float[Array, "B T H D"]:
@@ -58,8 +58,8 @@ def attention(
 
 def tpu_span_attention(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     start: Int[Array, "B T"],
     end: Int[Array, "B T"],
     blocks: Blocks = Blocks(),
@@ -69,7 +69,7 @@ def tpu_span_attention(
 
     Args:
         q: float32 or bfloat16.
-        k, v: of the same dtype.
+        k, v: of the same dtype; K divides H.
         start, end: in key positions, keeping the contract of spans: neither ever decreases, and
             consecutive queries' spans hold consecutive keys. The queries may stand anywhere among the keys.
         blocks: sizes of the blocks.
@@ -96,7 +96,7 @@ def tpu_span_attention(
 
 
 def _check_support(
-    q: Float[Array, "B T H D"], k: Float[Array, "B S H D"], v: Float[Array, "B S H D"], blocks: Blocks
+    q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], blocks: Blocks
 ) -> None:
     rows, queries, _, channels = q.shape
     pairs = rows * -(-queries // blocks.query) * -(-k.shape[1] // blocks.key)
@@ -119,8 +119,8 @@ def _check_support(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attention(
     q: Float[Array, "B H D T"],
-    k: Float[Array, "B H D S"],
-    v: Float[Array, "B H D S"],
+    k: Float[Array, "B K D S"],
+    v: Float[Array, "B K D S"],
     spans: Int[Array, "B 2 T"],
     blocks: Blocks,
     interpret: bool | pltpu.InterpretParams,
@@ -133,13 +133,15 @@ def _forward(q, k, v, spans, blocks, interpret):  # type: ignore[no-untyped-def]
     rows, heads, channels, queries = q.shape
     steps, count = plan_steps(spans, blocks.query, blocks.key, k.shape[3], "query")
     at_query, at_key = _index_maps(queries // blocks.query)
-    of_spans, of_query, of_key, of_number = _block_specs(blocks, channels, at_query, at_key)
+    of_spans, of_query, _, of_number, of_shared = _block_specs(
+        blocks, channels, at_query, at_key, heads // k.shape[1]
+    )
     out, log_total = pl.pallas_call(
         functools.partial(_forward_kernel, scale=LOG2_E / math.sqrt(channels)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=SCALARS,
             grid=(heads, count),
-            in_specs=[of_spans, of_query, of_key, of_key],
+            in_specs=[of_spans, of_query, of_shared, of_shared],
             out_specs=[of_query, of_number],
             scratch_shapes=[pltpu.VMEM((lines, blocks.query), jnp.float32) for lines in (1, 1, channels)],
         ),
@@ -187,39 +189,44 @@ def _forward_kernel(*refs: Any, scale: float) -> None:
 
 def _backward(blocks, interpret, residuals, d_out):  # type: ignore[no-untyped-def]
     q, k, v, spans, out, log_total = residuals
-    channels, queries, keys = q.shape[2], q.shape[3], k.shape[3]
+    rows, heads, channels, queries = q.shape
+    shared, keys = k.shape[1], k.shape[3]
     query_tiles, tiles = queries // blocks.query, keys // blocks.key
     delta = output_products(out, d_out, 2)
     steps, count = plan_steps(spans, blocks.query, blocks.key, keys, "key")
 
     at_key, at_query = _index_maps(tiles)
-    of_spans, of_query, of_key, of_number = _block_specs(blocks, channels, at_query, at_key)
+    of_spans, of_query, of_key, of_number, of_shared = _block_specs(
+        blocks, channels, at_query, at_key, heads // shared
+    )
     of_row = pl.BlockSpec((None, None, channels, queries), lambda *step: (*at_key(*step)[:2], 0, 0))
     d_q, d_k, d_v = pl.pallas_call(
         functools.partial(_backward_kernel, scale=1 / math.sqrt(channels), query_tiles=query_tiles, tiles=tiles),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=SCALARS,
-            grid=(q.shape[1], count),
-            in_specs=[of_spans, of_query, of_key, of_key, of_query, of_number, of_number],
+            grid=(heads, count),
+            in_specs=[of_spans, of_query, of_shared, of_shared, of_query, of_number, of_number],
             out_specs=[of_row, of_key, of_key],
             scratch_shapes=[pltpu.VMEM((channels, blocks.key), jnp.float32)] * 2,
         ),
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, jnp.float32),
-            jax.ShapeDtypeStruct(k.shape, k.dtype),
-            jax.ShapeDtypeStruct(v.shape, v.dtype),
+            jax.ShapeDtypeStruct((rows, heads, channels, keys), k.dtype),
+            jax.ShapeDtypeStruct((rows, heads, channels, keys), v.dtype),
         ],
         compiler_params=_compiler_params(),
         interpret=interpret,
         name="span_attention_backward",
     )(*steps, spans[:, None], q, k, v, d_out, log_total, delta)
+    d_k, d_v = (x.reshape(rows, shared, -1, channels, keys).sum(2) for x in (d_k, d_v))
     return d_q.astype(q.dtype), d_k, d_v, None
 
 
 def _backward_kernel(*refs: Any, scale: float, query_tiles: int, tiles: int) -> None:
     """One step: what a query block adds to the gradients of a key block, and this one to those of the queries.
 
-    The gradients of a row's queries stay in VMEM until the row's last step.
+    The gradients of a row's queries stay in VMEM until the row's last step. Those of keys and values come from one
+    head of queries: the sum over its group is taken outside.
     """
     steps = BlockSteps(*refs[:SCALARS])
     spans, q, k, v, d_out, log_total, delta, d_q, d_k, d_v, sum_k, sum_v = refs[SCALARS:]
@@ -272,13 +279,18 @@ def _index_maps(tiles: int) -> tuple[Any, Any]:
     return outer, inner
 
 
-def _block_specs(blocks: Blocks, channels: int, at_query: Any, at_key: Any) -> list[pl.BlockSpec]:
-    """Of the spans, of what has the queries' shape or the keys', and of one number per query."""
+def _block_specs(blocks: Blocks, channels: int, at_query: Any, at_key: Any, group: int) -> list[pl.BlockSpec]:
+    """Of the spans, of what each query has, each key has for a query's head, one number per query, and the keys."""
+
+    def at_shared(head: Any, step: Any, *scalars: Any) -> tuple:
+        return at_key(head // group, step, *scalars)
+
     return [
         pl.BlockSpec((None, None, 2, blocks.query), lambda head, *step: at_query(0, *step)),
         pl.BlockSpec((None, None, channels, blocks.query), at_query),
         pl.BlockSpec((None, None, channels, blocks.key), at_key),
         pl.BlockSpec((None, None, 1, blocks.query), at_query),
+        pl.BlockSpec((None, None, channels, blocks.key), at_shared),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The linear patch coder: latents and a timestep to one vector per patch, and hidden states back to latents."""
+"""The linear patch coder: a patch and its item's timestep to one vector, and hidden states back to patches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.model.layers import dot, normal, param
+from transfusion_jax.model.media import Media
 from transfusion_jax.parallel.sharding import split
 
 TIMESTEP_FEATURES = 256
@@ -38,54 +39,33 @@ class PatchCoder(nnx.Module):
         self.patch_out = param(normal(out, (width, patch), config), "width", "patch")
         self.patch_out_bias = param(jnp.zeros(patch), "patch")
 
-    def encode(
-        self, latents: Float[Array, "*lead h w c"], timesteps: Int[Any, "*lead"]
-    ) -> tuple[Float[Array, "*lead P W"], None]:
+    def encode(self, media: Media, timesteps: Int[Any, "B N"]) -> tuple[Float[Array, "B M W"], None]:
         """Patch vectors, and what `decode` needs besides (nothing here; skips in a U-Net).
 
         Args:
-            latents: noised.
-            timesteps: 0 (clean) to the number of training timesteps.
-
-        Returns:
-            The vectors in row-major order, and None.
+            media: noised.
+            timesteps: of each item: 0 (clean) to the number of training timesteps.
         """
-        features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(latents.dtype)
+        patches = media.patches
+        features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(patches.dtype)
         hidden = jax.nn.silu(split(dot(features, self.timestep_in) + self.timestep_in_bias[...], "batch"))
         timestep = split(dot(hidden, self.timestep_out) + self.timestep_out_bias[...], "batch")
-        patches = patchify(latents, self.config.patch_size)
-        return dot(patches, self.patch_in) + self.patch_in_bias[...] + timestep[..., None, :], None
+        return dot(patches, self.patch_in) + self.patch_in_bias[...] + media.spread(timestep), None
 
     def decode(
-        self, hidden: Float[Array, "*lead P W"], timesteps: Int[Any, "*lead"], skips: None
-    ) -> Float[Array, "*lead h w c"]:
-        """The model's prediction from hidden states."""
+        self, hidden: Float[Array, "B M W"], media: Media, timesteps: Int[Any, "B N"], skips: None
+    ) -> Float[Array, "B M values"]:
+        """The model's prediction from hidden states of the patches."""
         del timesteps, skips  # a linear decoder needs neither
-        patches = dot(hidden, self.patch_out) + self.patch_out_bias[...]
-        return unpatchify(patches, self.config.patch_size, self.config.latent_shape)
+        patches = dot(hidden, self.patch_out)
+        return (media.by_item(patches) + self.patch_out_bias[...]).reshape(patches.shape)
 
     @staticmethod
-    def flops(config: ModelConfig) -> float:
-        """Operations of one image, both ways, forward."""
-        patches = 2.0 * 2 * config.patch_channels * config.width * config.patches
-        return patches + 2.0 * (TIMESTEP_FEATURES + config.width) * config.width
-
-
-def patchify(latents: Float[Any, "*lead h w c"], size: int) -> Float[Array, "*lead P C"]:
-    """Squares of size × size places as vectors, left to right and top to bottom."""
-    *lead, height, width, channels = latents.shape
-    grid = latents.reshape(*lead, height // size, size, width // size, size, channels)
-    return jnp.swapaxes(grid, -4, -3).reshape(*lead, -1, size * size * channels)
-
-
-def unpatchify(
-    patches: Float[Any, "*lead P C"], size: int, latent_shape: tuple[int, int, int]
-) -> Float[Array, "*lead h w c"]:
-    """The inverse of `patchify`."""
-    height, width, channels = latent_shape
-    lead = patches.shape[:-2]
-    grid = patches.reshape(*lead, height // size, width // size, size, size, channels)
-    return jnp.swapaxes(grid, -4, -3).reshape(*lead, height, width, channels)
+    def flops(config: ModelConfig, images: Any, patches: Any, pairs: Any) -> Any:
+        """Operations both ways, forward; see `Model.flops`."""
+        del pairs
+        of_timesteps = 2.0 * (TIMESTEP_FEATURES + config.width) * config.width
+        return 2.0 * 2 * config.patch_channels * config.width * patches + of_timesteps * images
 
 
 def sinusoids(timesteps: Int[Any, "*lead"], features: int) -> Float[Array, "*lead {features}"]:

@@ -11,6 +11,7 @@ with every other k; they are multiples of 256, so that up to 256 devices of `fsd
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -24,11 +25,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import REMAT_POLICIES, ModelConfig
 from transfusion_jax.model.coders.linear import TIMESTEP_FEATURES, sinusoids
+from transfusion_jax.model.coders.places import ImagePlaces, PatchPlaces, places_of
 from transfusion_jax.model.layers import LayerNorm, param
 from transfusion_jax.model.layers import dot as product
+from transfusion_jax.model.media import Media
 from transfusion_jax.parallel.sharding import split
 
-HEAD = 64  # channels of an attention head, where they divide the level's
+Places = ImagePlaces | PatchPlaces
 
 
 @dataclass(frozen=True)
@@ -94,64 +97,61 @@ class PatchCoder(nnx.Module):
         self.latents_out_bias = param(jnp.zeros(latent), "patch")
 
     def encode(
-        self, latents: Float[Array, "*lead h w c"], timesteps: Int[Any, "*lead"]
-    ) -> tuple[Float[Array, "*lead P W"], tuple[Float[Array, "images _ _ _"], ...]]:
+        self, media: Media, timesteps: Int[Any, "B N"]
+    ) -> tuple[Float[Array, "B M W"], tuple[Float[Array, " ..."], ...]]:
         """Patch vectors, and each stage's result for the way up.
 
         Args:
-            latents: noised.
-
-        Returns:
-            The vectors in row-major order, and the skips.
+            media: noised.
+            timesteps: of each item.
         """
-        lead = latents.shape[:-3]
-        x = split_images(latents.reshape(-1, *latents.shape[-3:]), lead)
-        embedding = split_images(self.down.embed(timesteps.reshape(-1), x.dtype), lead)
-        x = convolve(x, self.latents_in) + self.latents_in_bias[...]
+        places = places_of(media, self.config)
+        x = places.split(places.unpack(media.patches, self.config.patch_size))
+        embedding = places.split(self.down.embed(places.of_items(timesteps), x.dtype))
+        x = places.convolve(x, self.latents_in) + self.latents_in_bias[...]
         skips = [x]
         for stage in self.down.stages:
-            x = split_images(self.down.apply(stage, x, embedding), lead)
+            x = places.split(self.down.apply(stage, x, embedding, places))
             skips.append(x)
-        patches = whole_dot(self.trunk_norm(x), self.to_trunk) + self.to_trunk_bias[...]
-        return split_images(patches, lead).reshape(*lead, self.config.patches, -1), tuple(skips)
+        vectors = whole_dot(self.trunk_norm(x), self.to_trunk) + self.to_trunk_bias[...]
+        return places.pack(places.split(vectors)), tuple(skips)
 
     def decode(
         self,
-        hidden: Float[Array, "*lead P W"],
-        timesteps: Int[Any, "*lead"],
-        skips: tuple[Float[Array, "images _ _ _"], ...],
-    ) -> Float[Array, "*lead h w c"]:
-        """The model's prediction from hidden states."""
-        config, lead = self.config, hidden.shape[:-2]
-        x = split_images(hidden.reshape(-1, *config.patch_grid, hidden.shape[-1]), lead)
-        embedding = split_images(self.up.embed(timesteps.reshape(-1), x.dtype), lead)
+        hidden: Float[Array, "B M W"],
+        media: Media,
+        timesteps: Int[Any, "B N"],
+        skips: tuple[Float[Array, " ..."], ...],
+    ) -> Float[Array, "B M values"]:
+        """The model's prediction from hidden states of the patches."""
+        places = places_of(media, self.config)
+        x = places.split(places.unpack(hidden, 1))
+        embedding = places.split(self.up.embed(places.of_items(timesteps), x.dtype))
         x = whole_dot(x, self.from_trunk) + self.from_trunk_bias[...]
         left = list(skips)
         for stage in self.up.stages:
             x = jnp.concatenate([x, left.pop()], -1) if stage.kind == "block" else x
-            x = split_images(self.up.apply(stage, x, embedding), lead)
-        x = convolve(jax.nn.silu(self.latents_norm(x)), self.latents_out) + self.latents_out_bias[...]
-        return split_images(x, lead).reshape(*lead, *config.latent_shape)
+            x = places.split(self.up.apply(stage, x, embedding, places))
+        x = places.convolve(jax.nn.silu(self.latents_norm(x)), self.latents_out)
+        return places.pack(places.split(x + self.latents_out_bias[...]))
 
     @staticmethod
-    def flops(config: ModelConfig) -> float:
-        """Operations of one image, down and up, forward; those of a convolution on its padding are counted."""
-        widths, (height, width, latent) = config.coder_channels, config.latent_shape
-        embedding = widths[-1]
+    def flops(config: ModelConfig, images: Any, patches: Any, pairs: Any) -> Any:
+        """Operations down and up, forward; see `Model.flops`. Those of a convolution on its padding are counted."""
+        widths, latent = config.coder_channels, config.latent_shape[2]
+        embedding, last = widths[-1], len(widths) - 1
 
-        def of(stage: Stage) -> float:
-            i, o, places = stage.inputs, stage.outputs, height * width / 4**stage.level
+        def of(stage: Stage) -> Any:
+            i, o, places = stage.inputs, stage.outputs, patches * 4 ** (last - stage.level)
             if stage.kind != "block":
                 return 2.0 * 9 * i * o * places
-            total = 2.0 * 9 * (i + o) * o * places + 2.0 * embedding * o + 2.0 * i * o * places * (i != o)
-            attends = stage.level == len(widths) - 1
-            return total + attends * (2.0 * 4 * o * o * places + 4.0 * o * places**2)
+            total = 2.0 * 9 * (i + o) * o * places + 2.0 * embedding * o * images + 2.0 * i * o * places * (i != o)
+            attends = stage.level == last
+            return total + attends * (2.0 * 4 * o * o * places + 4.0 * o * pairs)
 
-        ends = (
-            2.0 * 2 * 9 * latent * widths[0] * height * width + 2.0 * 2 * widths[-1] * config.width * config.patches
-        )
+        ends = 2.0 * 2 * 9 * latent * widths[0] * patches * 4**last + 2.0 * 2 * widths[-1] * config.width * patches
         timesteps = 2.0 * 2 * (TIMESTEP_FEATURES + embedding) * embedding
-        return ends + timesteps + sum(of(stage) for side in stages(config) for stage in side)
+        return ends + timesteps * images + sum(of(stage) for side in stages(config) for stage in side)
 
 
 class Side(nnx.Module):
@@ -171,17 +171,17 @@ class Side(nnx.Module):
             {stage.name: make(config, stage, last, k) for stage, k in zip(each, keys, strict=True)}
         )
 
-    def embed(self, timesteps: Int[Any, " images"], dtype: Any) -> Float[Array, "images E"]:
-        """Of each image's timestep."""
+    def embed(self, timesteps: Int[Any, " *items"], dtype: Any) -> Float[Array, "*items E"]:
+        """Of each item's timestep."""
         features = sinusoids(timesteps, TIMESTEP_FEATURES).astype(dtype)
         hidden = jax.nn.silu(whole_dot(features, self.timestep_in) + self.timestep_in_bias[...])
         return jax.nn.silu(whole_dot(hidden, self.timestep_out) + self.timestep_out_bias[...])
 
     def apply(
-        self, stage: Stage, x: Float[Array, "images _ _ _"], embedding: Float[Array, "images E"]
-    ) -> Float[Array, "images _ _ _"]:
+        self, stage: Stage, x: Float[Array, "*places _"], embedding: Float[Array, "*items E"], places: Places
+    ) -> Float[Array, "*_ _"]:
         """One stage's result; what the backward pass computes again is the trunk's choice."""
-        part = self.parts[stage.name]
+        part = functools.partial(self.parts[stage.name], places=places)
         policy = REMAT_POLICIES[self.config.remat]()
         run: Callable = part if policy is None else jax.checkpoint(part, policy=policy)
         return run(x, embedding)
@@ -212,14 +212,14 @@ class UNetBlock(nnx.Module):
         self.attention = ImageAttention(o, config.norm_epsilon, key=attention) if attends else None
 
     def __call__(
-        self, x: Float[Array, "images h w _"], embedding: Float[Array, "images E"]
-    ) -> Float[Array, "images h w _"]:
+        self, x: Float[Array, "*places _"], embedding: Float[Array, "*items E"], places: Places
+    ) -> Float[Array, "*places _"]:
         """The stage's result, given the timesteps' embedding."""
-        y = convolve(jax.nn.silu(self.norm_in(x)), self.conv_in) + self.conv_in_bias[...]
-        y = y + whole_dot(embedding, self.timestep)[:, None, None]
-        y = convolve(jax.nn.silu(self.norm_out(y)), self.conv_out) + self.conv_out_bias[...]
+        y = places.convolve(jax.nn.silu(self.norm_in(x)), self.conv_in) + self.conv_in_bias[...]
+        y = y + places.spread(whole_dot(embedding, self.timestep), y)
+        y = places.convolve(jax.nn.silu(self.norm_out(y)), self.conv_out) + self.conv_out_bias[...]
         y = y + (x if self.shortcut is None else whole_dot(x, self.shortcut))
-        return y if self.attention is None else self.attention(y)
+        return y if self.attention is None else self.attention(y, places)
 
 
 class ImageAttention(nnx.Module):
@@ -233,16 +233,11 @@ class ImageAttention(nnx.Module):
         self.value = param(v, "width", "heads")
         self.output = param(jnp.zeros((width, width)), "heads", "width")
 
-    def __call__(self, x: Float[Array, "images h w c"]) -> Float[Array, "images h w c"]:
+    def __call__(self, x: Float[Array, "*places c"], places: Places) -> Float[Array, "*places c"]:
         """The same with what every place heard from every other."""
-        images, height, width, size = x.shape
-        places = self.norm(x).reshape(images, height * width, size)
-        head = HEAD if size % HEAD == 0 else size
-        q, k, v = (
-            whole_dot(places, w).reshape(images, -1, size // head, head) for w in (self.query, self.key, self.value)
-        )
-        mixed = jax.nn.dot_product_attention(q, k, v, implementation="xla")
-        return x + whole_dot(mixed.reshape(x.shape), self.output)
+        normed = self.norm(x)
+        q, k, v = (whole_dot(normed, weight) for weight in (self.query, self.key, self.value))
+        return x + whole_dot(places.attend(q, k, v), self.output)
 
 
 class Resize(nnx.Module):
@@ -255,25 +250,17 @@ class Resize(nnx.Module):
         self.resize_bias = param(jnp.zeros(stage.outputs), "norm")
 
     def __call__(
-        self, x: Float[Array, "images _ _ c"], embedding: Float[Array, "images E"]
-    ) -> Float[Array, "images _ _ c"]:
-        """The same images at the other size."""
+        self, x: Float[Array, "*places c"], embedding: Float[Array, "*items E"], places: Places
+    ) -> Float[Array, "*others c"]:
+        """The same items at the other size."""
         del embedding
-        if self.kind == "grow":
-            x = x.repeat(2, axis=1).repeat(2, axis=2)
-        return convolve(x, self.resize, stride=2 if self.kind == "shrink" else 1) + self.resize_bias[...]
+        x = places.repeat(x) if self.kind == "grow" else x
+        return places.convolve(x, self.resize, stride=2 if self.kind == "shrink" else 1) + self.resize_bias[...]
 
 
 def whole_dot(x: Float[Array, "... n"], weight: nnx.Param) -> Float[Array, "... m"]:
     """`x @ weight`, of the whole weight: images are split over devices, and their channels are not."""
     return product(x, split(weight[...]))
-
-
-def convolve(x: Float[Array, "images _ _ n"], kernel: nnx.Param, stride: int = 1) -> Float[Array, "images _ _ m"]:
-    """Convolution by a kernel `[3, 3, in, out]`, one place of padding on each side."""
-    return jax.lax.conv_general_dilated(
-        x, split(kernel[...]), (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def scaled(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Float[Array, " ..."]]:
@@ -286,8 +273,3 @@ def scaled(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Float[Array, "
     return [
         part.reshape(shape) / math.sqrt(math.prod(shape[:-1])) for part, shape in zip(drawn, shapes, strict=True)
     ]
-
-
-def split_images(x: Float[Array, "images ..."], lead: tuple[int, ...]) -> Float[Array, "images ..."]:
-    """Images, their rows and slots `lead` flattened: rows are split as a batch is, slots over what is left."""
-    return split(x.reshape(*lead, *x.shape[1:]), *("batch", "slots")[: len(lead)]).reshape(x.shape)

@@ -2,6 +2,8 @@
 import { html, render, useEffect, useRef, useState } from "/page/vendor/htm-preact-3.1.1.js";
 
 const FOLLOWS = { image: "an image", text: "text", any: "texts and images" };
+const SHAPES = { "1:1": "square", "2:1": "wide", "1:2": "tall", "4:3": "4:3", "3:4": "3:4", "3:2": "3:2", "2:3": "2:3", "16:9": "16:9", "9:16": "9:16" };
+const FREE = "free"; // a shape of a width and a height in pixels
 const KEPT = "transfusion-conversation";
 const TOKEN = "transfusion-token";
 const POLL = 1000; // ms between two looks at whether the server has compiled
@@ -24,7 +26,7 @@ async function ask(path, how = {}) {
   return answer;
 }
 
-/** Calls `tell(name, values)` for each server-sent event of an answer. */
+/** Awaits `tell(name, values)` for each server-sent event of an answer. */
 async function stream(body, tell, signal) {
   const answer = await ask("/v1/generate", {
     method: "POST",
@@ -42,7 +44,7 @@ async function stream(body, tell, signal) {
     held = events.pop();
     for (const event of events) {
       const [name, data] = event.split("\n");
-      tell(name.slice("event: ".length), JSON.parse(data.slice("data: ".length)));
+      await tell(name.slice("event: ".length), JSON.parse(data.slice("data: ".length)));
     }
   }
 }
@@ -64,31 +66,57 @@ function load(file) {
   });
 }
 
+/** Width over height of an image; 1 where the browser cannot show it. */
+async function ratioOf(url) {
+  const image = new Image();
+  image.src = url;
+  await image.decode().catch(() => {});
+  return image.naturalWidth / image.naturalHeight || 1;
+}
+
+/** Width over height of what is asked for, or undefined where the model chooses. */
+function askedRatio(model, how, before) {
+  if (how.shape === FREE) return how.width / how.height;
+  if (how.shape) return how.shape.split(":").reduce((width, height) => width / height);
+  const last = model.shapes && before.findLast((part) => part.type === "image");
+  if (last) return last.ratio;
+  return model.shapes?.chosen ? undefined : model.image_size[1] / model.image_size[0];
+}
+
 /** A turn's parts with one more event in it. */
-function grown(parts, name, values) {
+async function grown(parts, name, values) {
   const last = parts.at(-1);
   if (name === "text") {
     if (last?.type === "text") return [...parts.slice(0, -1), { type: "text", text: last.text + values.text }];
     return [...parts, { type: "text", text: values.text }];
   }
-  const image = { type: "image", image: values.image, drawing: name === "preview", ...values };
+  const image = { type: "image", drawing: name === "preview", ratio: await ratioOf(values.image), ...values };
   return [...(last?.drawing ? parts.slice(0, -1) : parts), image];
 }
 
 const bare = (part) => (part.type === "text" ? { type: "text", text: part.text } : { type: "image", image: part.image });
 
+/** What an image's rectangle is drawn by: rectangles have about one area. */
+const inProportion = (ratio = 1) => `--ratio: ${ratio}; --root: ${Math.sqrt(ratio)}`;
+
 function Part({ part, edit, number }) {
   if (part.type === "text") return html`<p>${part.text}</p>`;
   const alt = part.drawing ? "an image being drawn" : part.uploaded ? "an uploaded image" : "a drawn image";
-  return html`<figure class=${part.drawing ? "drawing" : ""}>
+  return html`<figure class=${part.drawing ? "drawing" : ""} style=${inProportion(part.ratio)}>
     <img src=${part.image} alt=${alt} />
-    ${part.drawing && html`<progress value=${part.done} max=${part.total} aria-label="denoising"></progress>`}
-    ${!part.drawing &&
-    html`<div class="actions">
-      <button type="button" class="secondary outline small" onClick=${() => edit(part)}>Use</button>
-      <a role="button" class="secondary outline small" href=${part.image} download=${`image-${number}.png`}>Save</a>
-    </div>`}
+    <div class="actions">${part.drawing
+      ? html`<progress value=${part.done} max=${part.total} aria-label="denoising"></progress>`
+      : html`<button type="button" class="secondary outline small" onClick=${() => edit(part)}>Use</button>
+      <a role="button" class="secondary outline small" href=${part.image} download=${`image-${number}.png`}>Save</a>`}
+    </div>
   </figure>`;
+}
+
+/** What stands where nothing was made yet: an empty image of the shape that is asked for, where it is known. */
+function Waiting({ turn }) {
+  const words = html`<p aria-busy="true">${turn.compiling ? "compiling" : "waiting"}</p>`;
+  if (!turn.ratio) return words;
+  return html`<figure style=${inProportion(turn.ratio)}><div class="blank">${words}</div><div class="actions"></div></figure>`;
 }
 
 function Turn({ turn, edit, number }) {
@@ -97,10 +125,25 @@ function Turn({ turn, edit, number }) {
     <span class="hidden">${who}: </span>
     <div class="parts">
       ${turn.parts.map((part, i) => html`<${Part} part=${part} edit=${edit} number=${`${number}-${i}`} />`)}
-      ${turn.busy && !turn.parts.length && html`<p aria-busy="true">${turn.compiling ? "compiling" : "waiting"}</p>`}
+      ${turn.busy && !turn.parts.length && html`<${Waiting} turn=${turn} />`}
     </div>
+    ${turn.warning && html`<p class="warning">${turn.warning}</p>`}
     ${turn.error && html`<p class="error" role="alert">${turn.error}</p>`}
   </li>`;
+}
+
+function ShapeChoice({ shapes, how, setHow }) {
+  const side = (name) => html`<input type="number" aria-label=${`${name} in pixels`} min=${shapes.multiple}
+    max=${shapes.largest_side} step=${shapes.multiple} required value=${how[name]}
+    onInput=${(e) => e.target.value && setHow({ ...how, [name]: e.target.valueAsNumber })} />`;
+  return html`<span class="shape">
+    <select aria-label="Shape" value=${how.shape} onChange=${(e) => setHow({ ...how, shape: e.target.value })}>
+      <option value="">${shapes.chosen ? "its own shape" : "usual shape"}</option>
+      ${Object.entries(SHAPES).map(([ratio, words]) => html`<option value=${ratio}>${words}</option>`)}
+      <option value=${FREE}>width × height</option>
+    </select>
+    ${how.shape === FREE && html`${side("width")} × ${side("height")}`}
+  </span>`;
 }
 
 function TokenForm({ wrong, done }) {
@@ -128,7 +171,7 @@ function Page() {
   const [text, setText] = useState("");
   const [attached, setAttached] = useState(null);
   const [follow, setFollow] = useState("image");
-  const [how, setHow] = useState({ seed: 0, onward: false });
+  const [how, setHow] = useState({ seed: 0, onward: false, shape: "" });
   const [said, setSaid] = useState("");
   const [error, setError] = useState("");
   const stop = useRef(null);
@@ -141,7 +184,8 @@ function Page() {
       const found = await (await ask("/v1/model")).json();
       setModel(found);
       setLocked("");
-      setHow((old) => ({ ...old, steps: found.steps, guidance: found.guidance }));
+      const [height, width] = found.image_size;
+      setHow((old) => ({ ...old, steps: found.steps, guidance: found.guidance, height, width }));
       if (found.images === "none") setFollow("text");
       document.title = found.name;
     } catch (problem) {
@@ -175,13 +219,14 @@ function Page() {
 
   async function send(event) {
     event?.preventDefault();
-    if (busy || !(text.trim() || attached)) return;
+    if (busy || !(text.trim() || attached) || !box.current.form.reportValidity()) return;
     const parts = [];
-    if (attached) parts.push({ type: "image", image: attached.image, uploaded: true });
+    if (attached) parts.push({ type: "image", ...attached, uploaded: true });
     if (text.trim()) parts.push({ type: "text", text: text.trim() });
     const before = how.onward ? turns.filter((turn) => !turn.error).flatMap((turn) => turn.parts) : [];
     const kept = turns;
-    let answer = { role: "made", parts: [], busy: true };
+    const ratio = follow === "image" ? askedRatio(model, how, [...before, ...parts]) : undefined;
+    let answer = { role: "made", parts: [], busy: true, ratio };
     const show = (change) => {
       answer = { ...answer, ...change };
       setTurns([...kept, { role: "asked", parts }, answer]);
@@ -194,12 +239,15 @@ function Page() {
     const body = { parts: [...before, ...parts].map(bare), follow, seed: how.seed, previews: 8 };
     if (follow !== "text" && model?.images === "latents") body.steps = how.steps;
     if (follow !== "text") body.guidance = how.guidance;
+    if (follow !== "text" && how.shape === FREE) body.size = `${how.width}x${how.height}`;
+    else if (follow !== "text" && how.shape) body.aspect = how.shape;
     stop.current = new AbortController();
     try {
-      await stream(body, (name, values) => {
+      await stream(body, async (name, values) => {
         if (name === "error") show({ error: values.detail });
         else if (name === "compiling") show({ compiling: values.now });
-        else if (name !== "end") show({ parts: grown(answer.parts, name, values) });
+        else if (name === "warning") show({ warning: values.detail });
+        else if (name !== "end") show({ parts: await grown(answer.parts, name, values) });
       }, stop.current.signal);
       show({ busy: false });
       setSaid(`The model made ${answer.parts.map((p) => (p.type === "text" ? p.text : "an image")).join(", ") || "nothing"}`);
@@ -217,12 +265,14 @@ function Page() {
   }
 
   async function attach(file) {
-    if (file) setAttached({ image: await load(file) });
-    if (file && follow === "image" && !text.trim()) setFollow("text");
+    if (!file) return;
+    const image = await load(file);
+    setAttached({ image, ratio: await ratioOf(image) });
+    if (follow === "image" && !text.trim()) setFollow("text");
   }
 
   function use(part) {
-    setAttached({ image: part.image });
+    setAttached({ image: part.image, ratio: part.ratio });
     box.current.focus();
   }
 
@@ -235,7 +285,7 @@ function Page() {
   return html`
     <header>
       <h1>${model?.name ?? "transfusion"}</h1>
-      ${model && html`<p>step ${model.step}, ${model.weights} weights, images of ${model.image_size.slice(0, 2).join(" × ")}</p>`}
+      ${model && html`<p>step ${model.step}, ${model.weights} weights, images of ${model.shapes ? "any shape, up to the area of " : ""}${model.image_size.slice(0, 2).join(" × ")}</p>`}
       ${model && !model.warm && html`<p class="note" aria-busy="true">compiling: the first answer takes a while</p>`}
       <details>
         <summary>Settings</summary>
@@ -254,7 +304,6 @@ function Page() {
         ${turns.map((turn, i) => html`<${Turn} key=${i} turn=${turn} edit=${use} number=${i} />`)}
       </ol>
       <p class="hidden" role="status">${said}</p>
-      <span class="end" ref=${end}></span>
       ${locked ? html`<${TokenForm} key=${locked} wrong=${locked === "wrong"} done=${open} />` : html`<form class="ask" onSubmit=${send}>
         ${error && html`<p class="error" role="alert">${error}</p>`}
         <label class="hidden" for="prompt">Prompt</label>
@@ -275,11 +324,13 @@ function Page() {
             <label class="makes">makes <select aria-label="What is made" value=${follow} onChange=${(e) => setFollow(e.target.value)}>
               ${Object.entries(FOLLOWS).map(([name, words]) => html`<option value=${name}>${words}</option>`)}
             </select></label>`}
+          ${model?.shapes && follow !== "text" && html`<${ShapeChoice} shapes=${model.shapes} how=${how} setHow=${setHow} />`}
           ${busy
             ? html`<button type="button" class="send secondary" onClick=${() => stop.current.abort()}>Stop</button>`
             : html`<button type="submit" class="send" disabled=${!model}>Send</button>`}
         </div>
       </form>`}
+      <span ref=${end}></span>
     </main>`;
 }
 

@@ -140,8 +140,12 @@ def _check(actions: dict[str, str], changes: dict[str, str], old: dict[str, list
 
 
 def _tokens_moved(axes: tuple[str, ...], old_model: ModelConfig, model: ModelConfig) -> bool:
-    """Whether an entry of the vocabulary means another token: the special ones come after the tokenizer's."""
-    return "vocabulary" in axes and old_model.vocabulary != model.vocabulary
+    """Whether an entry of the vocabulary means another token.
+
+    The special ones come after the tokenizer's, those of codes after these, and those of sides of images last.
+    """
+    before, after = ((m.first_side, m.sides) if m.sides else () for m in (old_model, model))
+    return "vocabulary" in axes and (old_model.vocabulary != model.vocabulary or before != after)
 
 
 def _grow(
@@ -157,15 +161,24 @@ def _grow(
         if axis == "vocabulary":
             before, after = old_model.vocabulary, model.vocabulary
             behind = np.arange(SPECIAL_TOKENS + min(old_model.codebook, model.codebook))
-            here, there = (np.append(np.arange(before), n + behind) for n in (before, after))
+            sides = np.arange(min(old_model.sides, model.sides))
+            here, there = (
+                np.concatenate([np.arange(before), m.vocabulary + behind, m.first_side + sides])
+                for m in (old_model, model)
+            )
         else:
             here = there = np.arange(before)
-        regular = axis != "patch" and (axis != "heads" or old_model.head_dim == model.head_dim)
+        regular = axis != "patch" and (axis != "heads" or _head(old_model) == _head(model))
         if before > after or (before != after and not regular):
             raise CheckpointError(f"{name} cannot grow along its axis {axis!r} from {before} to {after}: use fresh")
         places.append((here, there))
     new[np.ix_(*(there for _, there in places))] = old[np.ix_(*(here for here, _ in places))]
     return new
+
+
+def _head(model: ModelConfig) -> tuple[int, int]:
+    """Channels of a head, and how many heads of queries share one of keys."""
+    return model.head_channels, model.heads // model.key_value_heads
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:

@@ -31,6 +31,8 @@ WORDINGS = {  # by how many kinds of things there are and how the first relates 
     (2, "below"): ("{0} below {1}", "{0} under {1}", "{1} with {0} below"),
 }
 FRAMES = ("{}", "{}", "a picture of {}", "a drawing of {}")
+FORMS = ("wide", "tall", "square")  # of pictures
+FRAMES_OF_FORM = ("a {} picture of {{}}", "a {} drawing of {{}}")
 GROUNDS = {  # a background that goes unsaid is white
     "white": ("{}", "{}", "{} on a white background"),
     "black": ("{} on a black background", "{} against a black background"),
@@ -62,18 +64,28 @@ class Background:
     colour: str
 
 
-Claim = Count | Relation | Background
+@dataclass(frozen=True)
+class Proportion:
+    """The picture is wider than high, higher than wide, or square."""
+
+    form: str  # an entry of `FORMS`
 
 
-def claims(scene: Scene, rng: np.random.Generator) -> tuple[Claim, ...]:
+Claim = Count | Relation | Background | Proportion
+
+
+def claims(scene: Scene, rng: np.random.Generator, forms: bool = False) -> tuple[Claim, ...]:
     """True claims that make a caption: the count of each kind and of all things, the background, often a relation.
 
-    Sizes are claimed half of the time, and always where kinds differ in nothing else.
+    Sizes are claimed half of the time, and always where kinds differ in nothing else; the picture's form half of
+    the time where captions tell `forms`.
     """
     full = Counter(Kind(thing.shape, thing.colour, thing.size) for thing in scene.things)
     plain = {Kind(kind.shape, kind.colour): count for kind, count in full.items()}
     counts = full if len(plain) < len(full) or rng.random() < 0.5 else plain
-    return _claims(list(counts.items()), pick(rng, _clear_relations(scene, list(counts))), scene.background)
+    relation = pick(rng, _clear_relations(scene, list(counts)))
+    form = form_of(scene) if forms and rng.random() < 0.5 else None
+    return _claims(list(counts.items()), relation, scene.background, form)
 
 
 def describe_claims(claims: Sequence[Claim], rng: np.random.Generator) -> str:
@@ -81,8 +93,9 @@ def describe_claims(claims: Sequence[Claim], rng: np.random.Generator) -> str:
     counts = [claim for claim in claims if isinstance(claim, Count) and claim.kind.shape]
     relation = next((claim.relation for claim in claims if isinstance(claim, Relation)), None)
     ground = next(claim.colour for claim in claims if isinstance(claim, Background))
+    form = next((claim.form for claim in claims if isinstance(claim, Proportion)), None)
     phrases = [pick(rng, _phrases(claim.count, claim.kind)) for claim in counts]
-    return pick(rng, _patterns(len(counts), relation, ground)).format(*phrases)
+    return pick(rng, _patterns(len(counts), relation, ground, form)).format(*phrases)
 
 
 def parse_caption(caption: str) -> tuple[Claim, ...] | None:
@@ -92,8 +105,8 @@ def parse_caption(caption: str) -> tuple[Claim, ...] | None:
     pattern = patterns.get(_PHRASE.sub("{}", caption))
     if pattern is None or len(found) != len(pattern[0]) or not phrases.keys() >= set(found):
         return None
-    order, relation, ground = pattern
-    return _claims([phrases[found[place]] for place in order], relation, ground)
+    order, relation, ground, form = pattern
+    return _claims([phrases[found[place]] for place in order], relation, ground, form)
 
 
 def true_of(claims: Sequence[Claim], scene: Scene) -> bool:
@@ -111,11 +124,22 @@ def holds(claim: Claim, scene: Scene) -> bool:
             return bool(pairs) and all(RELATIONS[relation](a, b) > 0 for a, b in pairs)
         case Background(colour):
             return scene.background == colour
+        case Proportion(form):
+            return form_of(scene) == form
 
 
-def _claims(counts: Sequence[tuple[Kind, int]], relation: str | None, ground: str) -> tuple[Claim, ...]:
+def form_of(scene: Scene) -> str:
+    """Which of `FORMS` a scene's picture has."""
+    wide, tall, square = FORMS
+    return wide if scene.width > scene.height else tall if scene.width < scene.height else square
+
+
+def _claims(
+    counts: Sequence[tuple[Kind, int]], relation: str | None, ground: str, form: str | None
+) -> tuple[Claim, ...]:
     claims: list[Claim] = [Count(count, kind) for kind, count in counts]
     claims += [Count(sum(count for _, count in counts), Kind()), Background(ground)]
+    claims += [Proportion(form)] if form else []
     return (*claims, *([Relation(counts[0][0], relation, counts[1][0])] if relation else []))
 
 
@@ -142,9 +166,10 @@ def _phrases(count: int, kind: Kind) -> tuple[str, ...]:
 
 
 @cache
-def _patterns(kinds: int, relation: str | None, ground: str) -> tuple[str, ...]:
+def _patterns(kinds: int, relation: str | None, ground: str, form: str | None) -> tuple[str, ...]:
     """Every wording of a caption, with places for its phrases."""
-    parts = product(GROUNDS[ground], FRAMES, WORDINGS[kinds, relation])
+    frames = tuple(frame.format(form) for frame in FRAMES_OF_FORM) if form else FRAMES
+    parts = product(GROUNDS[ground], frames, WORDINGS[kinds, relation])
     return tuple(setting.format(frame.format(wording)) for setting, frame, wording in parts)
 
 
@@ -152,14 +177,14 @@ _PHRASE = re.compile(rf"\b(?:an?|one|two|three|four|five) (?:\w+ )?(?:{'|'.join(
 
 
 @cache
-def _vocabulary() -> tuple[dict[str, tuple[Kind, int]], dict[str, tuple[list[int], str | None, str]]]:
-    """Phrases with what they mean; patterns with the order of their phrases, the relation and the background."""
+def _vocabulary() -> tuple[dict[str, tuple[Kind, int]], dict[str, tuple[list[int], str | None, str, str | None]]]:
+    """Phrases with what they mean; patterns with their phrases' order, relation, background and picture's form."""
     kinds = [(Kind(*words), count) for *words, count in product(SHAPES, COLOURS, SIZE_WORDS, NUMBERS)]
     phrases = {text: (kind, count) for kind, count in kinds for text in _phrases(count, kind)}
     patterns = {}
-    for (count, relation), ground in product(WORDINGS, BACKGROUNDS):
-        for pattern in _patterns(count, relation, ground):
+    for (count, relation), ground, form in product(WORDINGS, BACKGROUNDS, (None, *FORMS)):
+        for pattern in _patterns(count, relation, ground, form):
             places = [int(place) for place in re.findall(r"\d", pattern)]
             order = [places.index(number) for number in range(count)]
-            patterns[re.sub(r"\d", "", pattern)] = (order, relation, ground)
+            patterns[re.sub(r"\d", "", pattern)] = (order, relation, ground, form)
     return phrases, patterns

@@ -46,11 +46,12 @@ def possible_edits(scene: Scene) -> list[Edit]:
             if colour != chosen[0].colour and not any(thing.is_a(like) for thing in others):
                 found.append(Edit("recolour", kind, colour, replace(scene, things=painted)))
         if len(chosen) == 1:
-            for corner, sides in CORNERS.items():
-                moved = _moved(chosen[0], sides)
+            for name, sides in CORNERS.items():
+                x, y = corner(*sides, chosen[0].size, scene.width, scene.height)
+                moved = replace(chosen[0], x=x, y=y)
                 if _apart(moved, others) and _distance(moved, chosen[0]) > SIZES[moved.size]:
                     things = tuple(moved if t in chosen else t for t in scene.things)
-                    found.append(Edit("move", kind, corner, replace(scene, things=things)))
+                    found.append(Edit("move", kind, name, replace(scene, things=things)))
         if others:
             found.append(Edit("remove", kind, "", replace(scene, things=others)))
     return found
@@ -73,8 +74,8 @@ def describe_edit(edit: Edit, scene: Scene, rng: np.random.Generator) -> str:
 
 
 def shown(image: np.ndarray, scenes: Sequence[Scene]) -> int:
-    """Which of the scenes a picture `[H, H, 3]` uint8 comes nearest to, by squared error."""
-    errors = [np.mean(np.square(image.astype(float) - render(scene, len(image)))) for scene in scenes]
+    """Which of the scenes, all of its form, a picture `[H, W, 3]` uint8 comes nearest to, by squared error."""
+    errors = [np.mean(np.square(image - render(s, round(len(image) / s.height)).astype(float))) for s in scenes]
     return int(np.argmin(errors))
 
 
@@ -86,11 +87,6 @@ def _kinds(scene: Scene) -> list[Kind]:
         sizes = dict.fromkeys(t.size for t in scene.things if t.is_a(kind))
         found += [kind] if len(sizes) == 1 else [replace(kind, size=size) for size in sizes]
     return found
-
-
-def _moved(thing: Thing, sides: tuple[int, int]) -> Thing:
-    x, y = corner(*sides, thing.size)
-    return replace(thing, x=x, y=y)
 
 
 def _apart(thing: Thing, others: Sequence[Thing]) -> bool:

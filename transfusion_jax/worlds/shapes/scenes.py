@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ COLOURS = {
     "pink": (255, 110, 200),
 }
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
-SIZES = {"small": 0.075, "large": 0.15}  # half the side of a thing's box; the picture's side is 1
+SIZES = {"small": 0.075, "large": 0.15}  # half the side of a thing's box, in units; a square picture's side is 1
 MARGIN = 0.02  # between a thing's box and the edge
 GAP = 0.05  # between two boxes
 ROUND = ("circle", "ring")
@@ -44,8 +44,9 @@ COUNTS = (  # how many things of each kind a scene has; every entry is as likely
     *((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (3, 2)),
     *((1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1)),
 )
-FREE, CORNERED = "free", "corners"  # arrangements: of all sizes anywhere, or large ones in the corners
-ARRANGEMENTS = FREE, CORNERED
+FREE, CORNERED, SINGLE = "free", "corners", "single"  # arrangements, see `scene`
+ARRANGEMENTS = FREE, CORNERED, SINGLE
+CORNERED_MOST = {CORNERED: 4, SINGLE: 1}  # things of a scene whose things stand in the corners
 ATTEMPTS = 10  # to place a thing among the others, and as many to place all anew
 SUPERSAMPLING = 4
 
@@ -63,7 +64,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape and the centre of its box, in sides of the picture; y runs downwards."""
+    """A shape and the centre of its box, in units from the picture's top left; y runs downwards."""
 
     shape: str
     colour: str
@@ -83,38 +84,58 @@ class Scene:
 
     background: str
     things: tuple[Thing, ...]
+    width: float = 1.0  # of the picture, in units: things are as large in a wide picture as in a square one
+    height: float = 1.0
 
 
-def scene(seed: int, index: int, arrangement: str = FREE) -> Scene:
-    """One of a seed's scenes; in the corners there are four things at most."""
+def scene(seed: int, index: int, arrangement: str = FREE, width: float = 1.0, height: float = 1.0) -> Scene:
+    """One of a seed's scenes, in a picture of so many units, at least `least_side`.
+
+    Free things have all sizes and stand anywhere; others are large and in the corners, up to four, or a single one.
+    """
     rng = np.random.default_rng([seed, index])
     background = pick(rng, ("white", *BACKGROUNDS))  # half of them white
-    if arrangement == CORNERED:
-        return _cornered(rng, background)
+    if arrangement in CORNERED_MOST:
+        return _cornered(rng, background, width, height, CORNERED_MOST[arrangement])
     counts = pick(rng, COUNTS)
     while True:  # there is no room for five large things, and chance may find none for four
         kinds = _each(_kinds(rng, len(counts), tuple(SIZES)), counts)
-        places = _places(rng, [SIZES[size] for _, _, size in kinds])
+        places = _places(rng, [SIZES[size] for _, _, size in kinds], width, height)
         if places:
-            return Scene(background, tuple(Thing(*k, *p) for k, p in zip(kinds, places, strict=True)))
+            things = tuple(Thing(*k, *p) for k, p in zip(kinds, places, strict=True))
+            return Scene(background, things, width, height)
 
 
-def corner(across: int, down: int, size: str) -> tuple[float, float]:
+def least_side(arrangement: str) -> float:
+    """The least side of a picture, in units: a large thing fits, or two beside each other."""
+    large = 2 * SIZES["large"]
+    return 2 * MARGIN + (2 * large + GAP if arrangement in CORNERED_MOST else large)
+
+
+def corner(across: int, down: int, size: str, width: float = 1.0, height: float = 1.0) -> tuple[float, float]:
     """The centre of a thing in the corner that is so many sides, 0 or 1, from the top left."""
     low = MARGIN + SIZES[size]
-    x, y = (round(low + side * (1 - 2 * low), 4) for side in (across, down))
+    x, y = (round(low + n * (side - 2 * low), 4) for n, side in ((across, width), (down, height)))
     return x, y
 
 
+def to_graph(scene: Scene) -> dict[str, Any]:
+    """A scene as JSON values; a square one is written without its sides."""
+    sides = ("width", "height") if (scene.width, scene.height) == (1, 1) else ()
+    return {name: value for name, value in asdict(scene).items() if name not in sides}
+
+
 def from_graph(graph: dict[str, Any]) -> Scene:
-    """The scene that `dataclasses.asdict` turned into JSON values."""
-    return Scene(graph["background"], tuple(Thing(**thing) for thing in graph["things"]))
+    """The scene that `to_graph` turned into JSON values."""
+    things = tuple(Thing(**thing) for thing in graph["things"])
+    return Scene(graph["background"], things, graph.get("width", 1.0), graph.get("height", 1.0))
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """Pixels `[size, size, 3]` uint8, with smooth edges."""
+    """Pixels `[H, W, 3]` uint8, with smooth edges; one unit, a square picture's side, is `size` pixels."""
     side = size * SUPERSAMPLING
-    canvas = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    shape = round(scene.width * size) * SUPERSAMPLING, round(scene.height * size) * SUPERSAMPLING
+    canvas = Image.new("RGB", shape, BACKGROUNDS[scene.background])
     pen = ImageDraw.Draw(canvas)
     for thing in scene.things:
         x, y, half, colour = thing.x * side, thing.y * side, SIZES[thing.size] * side, COLOURS[thing.colour]
@@ -131,11 +152,12 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def _cornered(rng: np.random.Generator, background: str) -> Scene:
-    counts = pick(rng, [counts for counts in COUNTS if sum(counts) <= 4])
+def _cornered(rng: np.random.Generator, background: str, width: float, height: float, most: int) -> Scene:
+    counts = pick(rng, [counts for counts in COUNTS if sum(counts) <= most])
     kinds = _each(_kinds(rng, len(counts), ("large",)), counts)
-    places = [corner(int(n) % 2, int(n) // 2, "large") for n in rng.permutation(4)]
-    return Scene(background, tuple(Thing(*k, *p) for k, p in zip(kinds, places, strict=False)))
+    places = [corner(int(n) % 2, int(n) // 2, "large", width, height) for n in rng.permutation(4)]
+    things = tuple(Thing(*k, *p) for k, p in zip(kinds, places, strict=False))
+    return Scene(background, things, width, height)
 
 
 def _each(kinds: Sequence[tuple[str, str, str]], counts: Sequence[int]) -> list[tuple[str, str, str]]:
@@ -149,14 +171,16 @@ def _kinds(rng: np.random.Generator, count: int, sizes: tuple[str, ...]) -> list
     return list(kinds)
 
 
-def _places(rng: np.random.Generator, halves: Sequence[float]) -> list[tuple[float, float]]:
+def _places(
+    rng: np.random.Generator, halves: Sequence[float], width: float, height: float
+) -> list[tuple[float, float]]:
     """Centres of boxes that keep apart, or none where chance found no room."""
     for _ in range(ATTEMPTS):
         places: list[tuple[float, float]] = []
         for half in halves:
-            low, room = MARGIN + half, 1 - 2 * (MARGIN + half)
+            low = MARGIN + half
             for u, v in rng.random((ATTEMPTS, 2)).tolist():
-                x, y = round(low + u * room, 4), round(low + v * room, 4)
+                x, y = round(low + u * (width - 2 * low), 4), round(low + v * (height - 2 * low), 4)
                 others = zip(places, halves, strict=False)
                 if all(max(abs(x - p), abs(y - q)) >= half + other + GAP for (p, q), other in others):
                     places.append((x, y))
