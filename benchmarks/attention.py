@@ -21,9 +21,8 @@ import torch
 
 import harness
 from blocks import kinds, of_length, row_spans
-from transfusion_jax.kernels.softmax import dense_mask
+from transfusion_jax.kernels.spans import Spans, dense_mask
 from transfusion_jax.model.attention import attention
-from transfusion_jax.model.spans import Spans
 
 HEAD_DIM = 64
 

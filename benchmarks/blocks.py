@@ -22,7 +22,7 @@ from transfusion_jax.config import load as load_config
 from transfusion_jax.data.datasets import load_data
 from transfusion_jax.data.document_rows import make_rows
 from transfusion_jax.kernels.attention.schedule import count_blocks
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.kernels.spans import Spans
 
 CONFIG = Path(__file__).parents[1] / "configs" / "paper.py"
 BLOCKS = (128, 256, 512)

@@ -33,7 +33,7 @@ from transfusion_jax.config import ModelConfig
 from transfusion_jax.config import load as load_config
 from transfusion_jax.kernels.attention.gpu import gpu_span_attention
 from transfusion_jax.kernels.attention.reference import attention as dense_attention
-from transfusion_jax.kernels.softmax import dense_mask
+from transfusion_jax.kernels.spans import dense_mask
 from transfusion_jax.parallel.devices import describe_devices, peak_flops
 
 FORWARD_AND_BACKWARD = 3.5  # products of attention: two forward, and five backward, which computes the scores again

@@ -101,7 +101,7 @@ def ours(run: Path, tokens: int, batch: int) -> tuple[Callable[[], object], dict
     from transfusion_jax.data.documents import Document, Text
     from transfusion_jax.generation.interleaved import Request, generate
     from transfusion_jax.generation.token_sampling import Writing
-    from transfusion_jax.model.spans import Spans
+    from transfusion_jax.kernels.spans import Spans
     from transfusion_jax.training.facts import codec_of
 
     flags = argparse.Namespace(workdir=run, weights="raw", step="latest")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.attention import attention
-from transfusion_jax.model.spans import Spans
 
 
 def gradients(function, q, k, v, weight):

@@ -11,7 +11,7 @@ from helpers import special, tiny_config
 from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.model.spans import Spans, check_spans
+from transfusion_jax.kernels.spans import Spans, check_spans
 
 LENGTH = 48
 IMAGE = Image(np.zeros((4, 4, 2), np.float32))  # four patches

@@ -8,7 +8,7 @@ import pytest
 from helpers import GROUPED, media_of, tiny_config
 from transfusion_jax import config as configs
 from transfusion_jax import flops
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.transfusion import FORWARD_AND_BACKWARD, Model
 
 PAPER = Path(__file__).parents[1] / "configs/paper.py"

@@ -15,7 +15,7 @@ from transfusion_jax.autoencoder import importing
 from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.commands import convert as converting
-from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.config.autoencoder import Architecture
 from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.data.prepare import Encoders, PrepareJob, begin_job, run_job, shard
 from transfusion_jax.data.prepare.run import RUNNERS

@@ -18,8 +18,8 @@ from transfusion_jax.data.batch import bytes_of_batch
 from transfusion_jax.diffusion.objective import image_keys
 from transfusion_jax.generation.guidance import combine_branches
 from transfusion_jax.kernels.cross_entropy import cross_entropy
+from transfusion_jax.kernels.spans import Spans, check_spans
 from transfusion_jax.model.layers import rotate, take_elements
-from transfusion_jax.model.spans import Spans, check_spans
 from transfusion_jax.tasks.transfusion import patches_seen
 
 

@@ -16,7 +16,7 @@ from transfusion_jax.data.documents import Document
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.diffusion.noise_schedules import cosine, linear
 from transfusion_jax.generation.single import draw_images
-from transfusion_jax.model.spans import Spans, check_spans
+from transfusion_jax.kernels.spans import Spans, check_spans
 from transfusion_jax.tasks.transfusion import Totals, TransfusionTask
 
 SMALL = dict(model__layers=1, sampling__steps=4, batch_rows=4)

@@ -13,7 +13,7 @@ from transfusion_jax.autoencoder.kinds.trained import Trained, flat
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
-from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.config.autoencoder import Architecture
 
 SMALL = Architecture(
     "kl", channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3, encoder_channels=3

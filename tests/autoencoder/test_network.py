@@ -11,7 +11,7 @@ from transfusion_jax.autoencoder.kinds import trained
 from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config import ConfigError
-from transfusion_jax.config.architecture import Architecture, paper
+from transfusion_jax.config.autoencoder import Architecture, paper
 from transfusion_jax.storage.atomic import DamagedFile
 
 SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, groups=4, latent_channels=3)

@@ -13,7 +13,7 @@ from harms import HARMS, contents, names
 from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax.autoencoder.kinds.trained import Trained
 from transfusion_jax.autoencoder.network import Network
-from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.config.autoencoder import Architecture
 from transfusion_jax.data.prepare import Encoders, PrepareJob, begin_job, encode, run_job, shard
 from transfusion_jax.data.prepare.run import RUNNERS
 from transfusion_jax.data.readers import ReadOptions, input_shards

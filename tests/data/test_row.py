@@ -12,7 +12,7 @@ from transfusion_jax.config import ConfigError
 from transfusion_jax.data.batch import abstract_batch, stack
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.row import Piece, assemble
-from transfusion_jax.model.spans import check_spans
+from transfusion_jax.kernels.spans import check_spans
 
 BOS, EOS, BOI, EOI, PAD = 20, 21, 22, 23, 24
 PATCHES = 4

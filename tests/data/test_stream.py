@@ -16,7 +16,7 @@ from transfusion_jax.data.document_rows import DocumentRows, make_rows
 from transfusion_jax.data.documents import Corpus, Document, DocumentList, Source
 from transfusion_jax.data.packing.plan import REPLAYED, VERSION
 from transfusion_jax.data.stream import batches
-from transfusion_jax.model.spans import check_spans
+from transfusion_jax.kernels.spans import check_spans
 
 
 def test_a_row_is_the_same_whatever_batch_it_is_in():

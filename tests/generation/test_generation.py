@@ -9,7 +9,7 @@ from helpers import LATENT, media_of, special, tiny_codec, tiny_config
 from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.generation.single import draw_images, write_texts
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.tasks.transfusion import TransfusionTask
 
 CONFIG = tiny_config(sampling__steps=4, sampling__guidance=2.0)

@@ -12,7 +12,7 @@ from transfusion_jax.data.documents import Document, Image, Text
 from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.data.tokenizer import ByteTokenizer, SpecialTokens
 from transfusion_jax.generation.prompt import ROUND_TO, before_image, images_of, prompt_of, rows_of
-from transfusion_jax.model.spans import check_spans
+from transfusion_jax.kernels.spans import check_spans
 
 CONFIG = tiny_config(model__vocabulary=256, data__context_length=80)
 SPECIAL = SpecialTokens.after(256)

@@ -10,7 +10,7 @@ from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.generation.scoring import score_continuations, score_tokens
 from transfusion_jax.generation.single import write_texts
 from transfusion_jax.generation.token_sampling import Writing
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.tasks.base import make_task
 
 RANDOM = np.random.default_rng(0)

@@ -11,8 +11,8 @@ from helpers import stand_in
 from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
 from transfusion_jax.config import ATTENTION, MeshConfig
 from transfusion_jax.kernels.attention import blocked as blocked_kernel
+from transfusion_jax.kernels.spans import Spans, check_spans
 from transfusion_jax.model.attention import attention, check_shapes
-from transfusion_jax.model.spans import Spans, check_spans
 from transfusion_jax.parallel.mesh import make_mesh
 
 FAST = ["blocked"]  # tests/kernels tests those of an accelerator

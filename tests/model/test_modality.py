@@ -11,8 +11,8 @@ import pytest
 
 from helpers import embed_at, slots, tiny_batch, tiny_config
 from transfusion_jax.config import PATCHES, ConfigError
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.kv_cache import Cache
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.step.state import new_state

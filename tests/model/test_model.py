@@ -26,10 +26,10 @@ from transfusion_jax.data.batch import stack
 from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.data.row import Piece, assemble
 from transfusion_jax.kernels.attention.blocked import KEY_BLOCK, QUERY_BLOCK
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.kv_cache import Cache
 from transfusion_jax.model.layers import take_elements
 from transfusion_jax.model.media import patchify, unpatchify
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
 
 

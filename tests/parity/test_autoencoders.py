@@ -13,7 +13,7 @@ from transfusion_jax.autoencoder.kinds import trained
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
-from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.config.autoencoder import Architecture
 
 pytestmark = pytest.mark.parity
 

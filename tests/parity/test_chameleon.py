@@ -10,7 +10,7 @@ import torch
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from transfusion_jax.config import ModelConfig
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.transfusion import Model
 
 pytestmark = pytest.mark.parity

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from transfusion_jax.cli import main
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.training.checkpoint.reader import to_devices
 from transfusion_jax.training.run_dir import Workdir

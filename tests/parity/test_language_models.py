@@ -13,7 +13,7 @@ from helpers import media_of
 from transfusion_jax.config import ModelConfig
 from transfusion_jax.conversion.architectures import text_architecture
 from transfusion_jax.conversion.language_models import LAYER
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.transfusion import Model
 
 pytestmark = pytest.mark.parity

@@ -19,7 +19,7 @@ from transfusion_jax.autoencoder import names, pickles
 from transfusion_jax.autoencoder.kinds.trained import Trained, check_name, flat
 from transfusion_jax.autoencoder.network import Network
 from transfusion_jax.config import ConfigError, require
-from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.config.autoencoder import Architecture
 from transfusion_jax.parallel.tree import nested
 from transfusion_jax.storage.atomic import read_json, write_whole
 

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from transfusion_jax.autoencoder.interface import Encoding
-from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.config.autoencoder import Architecture
 from transfusion_jax.model.layers import declared_axes, param
 from transfusion_jax.parallel.sharding import AxisNames
 

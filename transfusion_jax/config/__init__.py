@@ -1,7 +1,6 @@
 """The configuration: its fields, their checks, and the way to them from a file."""
 
-from transfusion_jax.config.architecture import Architecture
-from transfusion_jax.config.autoencoder import AutoencoderRun, ImagesConfig, Losses
+from transfusion_jax.config.autoencoder import Architecture, AutoencoderRun, ImagesConfig, Losses
 from transfusion_jax.config.base import GuardConfig, LoopConfig, MeshConfig, OptimizerConfig, Run
 from transfusion_jax.config.choices import (
     ATTENTION,

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from transfusion_jax.config import Config, Modality
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.media import Media
-from transfusion_jax.model.spans import Spans
 
 Rows = TypeVar("Rows")
 TEXT = -1  # `patch` of an element that is none

@@ -24,10 +24,10 @@ from transfusion_jax.diffusion.objective import item_noise
 from transfusion_jax.diffusion.sampler import Bounds, SamplerSteps, take_step
 from transfusion_jax.generation.guidance import combine_branches
 from transfusion_jax.generation.token_sampling import Chances, choose_tokens
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import take_elements
 from transfusion_jax.model.media import Media, following_positions, one_image, text_positions
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Params, Transfusion
 from transfusion_jax.tasks.families import ModelTask
 from transfusion_jax.tasks.next_token import TokenTask

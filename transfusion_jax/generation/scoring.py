@@ -17,8 +17,8 @@ from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.documents import Document, Text
 from transfusion_jax.generation.phases import embed_clean
 from transfusion_jax.generation.prompt import rows_of
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.media import text_positions
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Params, Transfusion
 from transfusion_jax.parallel.sharding import split, to_host
 from transfusion_jax.tasks.families import ModelTask

@@ -11,10 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import ATTENTION, ModelConfig
-from transfusion_jax.kernels.softmax import MASKED, by_group, dense_mask
+from transfusion_jax.kernels.spans import MASKED, Spans, by_group, dense_mask
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import dot, head_norm, normal, param
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import head_split, partition, split
 
 

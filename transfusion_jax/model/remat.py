@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jax import checkpoint_policies as policies
 
-from transfusion_jax.kernels.softmax import OUTPUTS
+from transfusion_jax.kernels.spans import OUTPUTS
 
 Policy = Callable[..., bool]  # of jax.checkpoint
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from transfusion_jax.config import PATCHES, REMAT_POLICIES, ModelConfig
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.attention import Attention, attend
 from transfusion_jax.model.kv_cache import Cache, Past
 from transfusion_jax.model.layers import (
@@ -26,7 +27,6 @@ from transfusion_jax.model.layers import (
     rotate,
     take_elements,
 )
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import split
 
 

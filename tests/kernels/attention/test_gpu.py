@@ -12,8 +12,8 @@ from layouts import LENGTH, layout_spans, random_arrays
 from transfusion_jax.kernels import platform
 from transfusion_jax.kernels.attention import gpu
 from transfusion_jax.kernels.attention.reference import attention as reference
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.attention import attention
-from transfusion_jax.model.spans import Spans
 
 HOPPER = "NVIDIA H100 80GB HBM3"
 SPANS = Spans(jnp.zeros((1, 256), jnp.int32), jnp.arange(1, 257)[None])

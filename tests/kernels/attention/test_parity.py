@@ -15,9 +15,8 @@ from layouts import LAYOUTS, LENGTH, layout_spans, random_arrays
 from transfusion_jax.config import ATTENTION, MeshConfig
 from transfusion_jax.kernels.attention import gpu, tpu
 from transfusion_jax.kernels.attention.reference import attention as reference
-from transfusion_jax.kernels.softmax import dense_mask
+from transfusion_jax.kernels.spans import Spans, dense_mask
 from transfusion_jax.model.attention import attention
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.mesh import make_mesh
 
 ALL = list(LAYOUTS)

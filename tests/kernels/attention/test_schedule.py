@@ -4,8 +4,7 @@ import pytest
 
 from layouts import LAYOUTS, LENGTH, layout_spans
 from transfusion_jax.kernels.attention.schedule import count_blocks, inner_ranges, key_ranges, query_ranges
-from transfusion_jax.kernels.softmax import dense_mask
-from transfusion_jax.model.spans import Spans
+from transfusion_jax.kernels.spans import Spans, dense_mask
 
 BLOCKS = [(8, 8), (16, 8), (8, 16), (20, 20), (7, 5), (64, 64)]
 QUERIES = [slice(0, LENGTH), slice(19, 41), slice(40, 48)]

@@ -16,9 +16,8 @@ from layouts import LAYOUTS, LENGTH, layout_spans
 from transfusion_jax.kernels.attention.reference import attention as reference
 from transfusion_jax.kernels.attention.schedule import BlockSteps, count_blocks, plan_steps
 from transfusion_jax.kernels.attention.tpu import Blocks, tpu_span_attention
-from transfusion_jax.kernels.softmax import dense_mask
+from transfusion_jax.kernels.spans import Spans, dense_mask
 from transfusion_jax.model.attention import attention
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.model.transfusion import Model
 
 KINDS = ["TPU v5 lite", "TPU v5", "TPU v6 lite"]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from helpers import tiny_config
+from transfusion_jax.kernels.spans import check_spans
 from transfusion_jax.model.coders.places import NONE, PatchPlaces, places_of, z_order
 from transfusion_jax.model.layers import param
 from transfusion_jax.model.media import Media, grid_coords, patchify, unpatchify
-from transfusion_jax.model.spans import check_spans
 from transfusion_jax.model.transfusion import Model
 
 GRIDS = [[(2, 3), (1, 1), (3, 2)], [(4, 1), (1, 5)], [(3, 3)]]  # of the items of each row

@@ -21,7 +21,7 @@ from transfusion_jax import autoencoder
 from transfusion_jax.autoencoder.interface import Array, Encoding
 from transfusion_jax.autoencoder.network import Network, Params
 from transfusion_jax.config import ConfigError, require
-from transfusion_jax.config.architecture import Architecture
+from transfusion_jax.config.autoencoder import Architecture
 from transfusion_jax.parallel.tree import nested
 from transfusion_jax.storage.atomic import DamagedFile, read_json, write_json, write_whole
 from transfusion_jax.storage.paths import Place, place

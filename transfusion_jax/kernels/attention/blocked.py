@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from transfusion_jax.kernels.attention.schedule import key_ranges
 from transfusion_jax.kernels.platform import platform
-from transfusion_jax.kernels.softmax import MASKED, named, output_products
+from transfusion_jax.kernels.spans import MASKED, named, output_products
 
 # Elements of a block. Larger ones visit more keys that no span holds; smaller ones make products that XLA on CPU
 # computes on one core.

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from transfusion_jax.kernels.attention.schedule import Ranges, inner_ranges, key_ranges, query_ranges
 from transfusion_jax.kernels.platform import compute_capability, platform
-from transfusion_jax.kernels.softmax import LOG2_E, MASKED, float32_dot, named, output_products, whole_spans
+from transfusion_jax.kernels.spans import LOG2_E, MASKED, float32_dot, named, output_products, whole_spans
 
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_CHANNELS = 128

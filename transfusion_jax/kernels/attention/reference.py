@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transfusion_jax.kernels.softmax import MASKED, by_group, dense_mask
+from transfusion_jax.kernels.spans import MASKED, by_group, dense_mask
 
 
 def attention(

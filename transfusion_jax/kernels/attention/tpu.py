@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from transfusion_jax.kernels.attention.schedule import BlockSteps, plan_steps
 from transfusion_jax.kernels.platform import platform
-from transfusion_jax.kernels.softmax import LOG2_E, MASKED, float32_dot, named, output_products, whole_spans
+from transfusion_jax.kernels.spans import LOG2_E, MASKED, float32_dot, named, output_products, whole_spans
 
 LANES = 128
 SUBLANES = {"float32": 8, "bfloat16": 16}  # rows of a register's tile

@@ -15,10 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from transfusion_jax.config import ModelConfig
+from transfusion_jax.kernels.spans import Spans
 from transfusion_jax.model.attention import attention
 from transfusion_jax.model.layers import dot
 from transfusion_jax.model.media import Media, patchify, unpatchify
-from transfusion_jax.model.spans import Spans
 from transfusion_jax.parallel.sharding import split
 
 HEAD = 64  # channels of an attention head, where they divide the level's

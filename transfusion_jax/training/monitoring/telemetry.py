@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from transfusion_jax.errors import StorageError
-from transfusion_jax.parallel import memory
+from transfusion_jax.parallel import devices
 from transfusion_jax.parallel.processes import first
 from transfusion_jax.storage.gcs import BucketPath
 from transfusion_jax.storage.jsonl_segments import EVERY
@@ -191,14 +191,14 @@ class Watch:
         """The numbers to log since the last reading; a collective where there are several processes."""
         steps, seconds_per_step = step - self._read_at, self._timer.seconds_per_step
         self._read_at = step
-        own = memory.memory(jax.local_devices())
+        own = devices.memory(jax.local_devices())
         late, data_wait = ((s / steps if steps else 0.0) for s in (self._late, self._data_wait))
         names = sorted(own)
         table = stragglers.gather_numbers([late, data_wait, self._longest, *(own[name] for name in names)])
         most = {name: float(value) for name, value in zip(names, table[:, 3:].max(0), strict=True)}
         self._late = self._data_wait = self._longest = 0.0
         if not self._told_memory:
-            self._say(memory.describe_memory(most))
+            self._say(devices.describe_memory(most))
             self._told_memory = True
         values = {"seconds_per_step": seconds_per_step, "seconds_per_step_longest": float(table[:, 2].max())}
         longest_wait = float(table[:, 1].max())

@@ -1,12 +1,25 @@
-"""What the kernels share: constants of the online softmax, masks, a product, and whole blocks of spans."""
+"""Spans: the attention mask as one interval of keys per query.
+
+For query i, `start[i]` is the first element of its document; `end[i]` is i + 1 for text and the end of its image
+for a patch; padding attends itself alone. Causal text, bidirectional images, packed documents and padding are all
+this one interval, so a mask costs O(T):
+
+    element      BOS  a  BOI  p  p  EOI │ BOS  b │ pad
+    index         0   1   2   3  4   5  │  6   7 │  8
+    start         0   0   0   0  0   0  │  6   6 │  8
+    end           1   2   3   5  5   6  │  7   8 │  9
+
+The kernels share what comes after it: constants of the online softmax, the mask, a product, whole blocks of spans.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
@@ -14,6 +27,31 @@ from jaxtyping import Array, Bool, Float, Int
 MASKED = -1e30
 OUTPUTS = "attention"  # names what a policy of rematerialisation may keep, so that no kernel runs twice
 LOG2_E = math.log2(math.e)  # scores are kept times this, so that weights are powers of two
+
+
+class Spans(NamedTuple):
+    """Keys that each query may attend to, as `[start, end)`, in key positions."""
+
+    start: Int[Any, "*B T"]
+    end: Int[Any, "*B T"]
+
+
+def check_spans(spans: Spans) -> None:
+    """Raises ValueError unless every row keeps the contract of a span mask.
+
+    Starts and ends never decrease along a row, and `start ≤ i < end` for every query i.
+    """
+    start, end = np.asarray(spans.start), np.asarray(spans.end)
+    index = np.arange(start.shape[-1])
+    checks = {
+        "a span must hold its own element": (start <= index) & (index < end),
+        "span starts must never decrease": np.diff(start, axis=-1) >= 0,
+        "span ends must never decrease": np.diff(end, axis=-1) >= 0,
+        "a span must end within its row": end <= start.shape[-1],
+    }
+    for message, holds in checks.items():
+        if not np.all(holds):
+            raise ValueError(f"{message}; broken at {np.argwhere(~holds)[0].tolist()}")
 
 
 def dense_mask(start: Int[Any, "B T"], end: Int[Any, "B T"], keys: int) -> Bool[Array, "B T {keys}"]:
