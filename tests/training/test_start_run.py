@@ -13,11 +13,14 @@ import pytest
 
 from helpers import GROUPED, edit_run, tiny_config, tiny_run
 from transfusion_jax import config as configs
+from transfusion_jax.cli import main
 from transfusion_jax.config import ConfigError
+from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.packing.plan import REPLAYED, VERSION
-from transfusion_jax.errors import CheckpointError, TrainingHalted
+from transfusion_jax.data.tokenizer import Numbers
+from transfusion_jax.errors import CheckpointError, TrainingHalted, UserError
 from transfusion_jax.parallel.mesh import make_mesh
-from transfusion_jax.storage.atomic import DamagedFile
+from transfusion_jax.storage.atomic import DamagedFile, read_json, write_json
 from transfusion_jax.storage.jsonl import read_lines
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.checkpoint.manager import Checkpoints
@@ -26,7 +29,7 @@ from transfusion_jax.training.facts import row_plan_of
 from transfusion_jax.training.loop import Hook
 from transfusion_jax.training.monitoring import status
 from transfusion_jax.training.run_dir import Workdir
-from transfusion_jax.training.start_run import Start, find_checkpoint, rate_notes, source_config
+from transfusion_jax.training.start_run import Start, find_checkpoint, kept_statistics, rate_notes, source_config
 from transfusion_jax.training.step.state import RunContext
 
 EXACT = ("loss", "loss_text", "loss_image", "grad_norm", "learning_rate")
@@ -137,6 +140,41 @@ def test_init_takes_the_weights_and_nothing_else(parent, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, old, new)
         jax.tree.map(np.testing.assert_array_equal, old, weights_of(path, 0, "ema"))
         assert (history(path)[0]["event"], history(path)[0]["step"]) == ("init", 8)
+
+
+@pytest.fixture
+def exported(parent, tmp_path):
+    """The run's averaged weights as `to-safetensors` writes them."""
+    source = shutil.copytree(parent, tmp_path / "parent")
+    manifest = read_json(source / "manifest.json", "")
+    # the letters of the tests' tokenizer are no file: a reader of the run finds numbers
+    manifest["codec"] |= {"tokenizer": "numbers-20", "tokenizer_hash": tokenizers.hash_of(Numbers(20))}
+    write_json(source / "manifest.json", manifest)
+    assert (
+        main(["convert", "to-safetensors", "--workdir", str(source), "--output", str(tmp_path / "exported")]) == 0
+    )
+    return tmp_path / "exported"
+
+
+def test_init_takes_the_weights_of_an_exported_folder(exported, parent, tmp_path):
+    start, path = Start(init_from=str(exported)), tmp_path / "run"
+    assert source_config(start).model == config().model
+    sources = (start, Start(init_from=str(parent)))
+    kept, same = (kept_statistics(source, Workdir(path), config()).to_dict() for source in sources)
+    assert kept == same
+    (path / "imported" / "checkpoints" / "0").mkdir(parents=True)  # of a start that was killed
+    tiny_run(path, config(steps=2), start)
+    jax.tree.map(np.testing.assert_array_equal, weights_of(parent, 8, "ema"), weights_of(path, 0, "raw"))
+    assert (history(path)[0]["event"], history(path)[0]["source"]) == ("init", str(exported))
+    assert not (path / "imported").exists()
+    shutil.rmtree(exported)
+    tiny_run(path, config(steps=2), start)  # the same command finds it done
+    assert max(metrics(path)) == 2
+
+
+def test_weights_alone_begin_no_fork(exported, tmp_path):
+    with pytest.raises(UserError, match="--init-from also takes a folder of to-safetensors"):
+        source_config(Start(fork_from=str(exported)))
 
 
 def test_init_finds_a_checkpoint_by_run_by_step_and_by_path(parent, tmp_path):

@@ -5,54 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from transfusion_jax import autoencoder as autoencoders
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder import importing
 from transfusion_jax.autoencoder.kinds import trained as trained_autoencoders
-from transfusion_jax.autoencoder.kinds.identity import Identity
 from transfusion_jax.commands.common.load_model import choose_weights
-from transfusion_jax.config import Config, ModelConfig, one_of, require
-from transfusion_jax.conversion import gguf_files, shards
+from transfusion_jax.config import Config, one_of, require
+from transfusion_jax.conversion import exported, foreign, shards
 from transfusion_jax.conversion.architectures import config_json, text_architecture
-from transfusion_jax.conversion.hugging_face import read_chat_template, write_tokenizer
+from transfusion_jax.conversion.hugging_face import write_tokenizer
 from transfusion_jax.conversion.language_models import (
-    LanguageModel,
-    language_model_leaves,
     tensor_parts,
     tensor_shapes,
 )
-from transfusion_jax.conversion.runs import write_run
 from transfusion_jax.conversion.shards import give_back
 from transfusion_jax.conversion.trees import Tree, describe_leaves, differences, open_tree, saved_tree
-from transfusion_jax.data import marks as marking
 from transfusion_jax.data import tokenizer as tokenizers
-from transfusion_jax.data.datasets import Codec, read_codec
-from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
-from transfusion_jax.data.tokenizer_files import HuggingFace
 from transfusion_jax.errors import printable
-from transfusion_jax.model.transfusion import Model
-from transfusion_jax.parallel.tree import leaf_names
-from transfusion_jax.storage.atomic import read_json, write_whole
+from transfusion_jax.storage.atomic import write_whole
 from transfusion_jax.storage.outputs import check_output_folder
 from transfusion_jax.storage.paths import remove
-from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.facts import codec_of
-from transfusion_jax.training.run_dir import IMPORTED_TYPES, Workdir
+from transfusion_jax.training.run_dir import Workdir
 
 DIFFERENT = 1  # exit code of diff
-CODEC = "codec.json"  # how a run coded texts and images
-ABOUT = "imported.json"  # what is known of the language model that a run began from; written where anything is
 BEGUN = "convert.unfinished"  # in a folder that is not whole yet
-TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 CARD = """---
 library_name: {library}
 ---
@@ -93,66 +75,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _from_hf(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    source, tokenizer, bos_first, chat_template = _open_language_model(arguments.path)
-    config = _config(arguments.config, overrides, source.model | {"vocabulary": tokenizer.size}, source.longest)
-    _check_sizes(config.model, source.model)
-    known = language_model_leaves()
-    fresh = Model(config.model)
-
-    abstract = fresh.abstract_params()
-    shapes = dict(zip(leaf_names(abstract), (leaf.shape for leaf in jax.tree.leaves(abstract)), strict=True))
-    leaves = {name: source.leaf(name, shapes[name], config.model) for name in shapes if name in known}
-    if "patch_coder" in abstract:
-        coder = jax.jit(lambda key: {"patch_coder": fresh.init(key)["patch_coder"]})(jax.random.key(config.seed))
-        leaves |= {
-            name: Leaf.of(np.asarray(leaf))
-            for name, leaf in zip(leaf_names(coder), jax.tree.leaves(coder), strict=True)
-        }
-    codec = Codec(tokenizer, SpecialTokens.of(tokenizer), Identity(), None, bos_first)
-    origin = f"{source.architecture.name}, {arguments.path.name}"
-    imported = {"longest_context": source.longest, "chat_template": chat_template}
-    write_run(arguments.output, config, codec, leaves, origin, imported)
-    _describe(arguments.path, source, config, tokenizer)
-    if not bos_first:
-        print("its tokenizer puts no BOS before a text, and neither do sample, serve and judge; training does")
-    if source.unknown:
-        kind = source.architecture.name
-        print(f"not used, since no {kind} has them: {', '.join(source.unknown)} of config.json")
-    context = config.data.context_length
-    if context > source.longest:
-        print(f"it was trained on at most {source.longest} elements, and data.context_length is {context}")
-    print("entries that are new have the mean of the others; the patch coder is fresh")
+    source = foreign.open_model(arguments.path, print)
+    config = source.config(configs.load(arguments.config) if arguments.config else None, overrides)
+    found = source.imported(config)
+    found.write(arguments.output)
+    print("\n".join(found.notes))
     print(f"written to {arguments.output}; transfusion train --init-from {arguments.output} …")
     return 0
-
-
-def _open_language_model(path: Path) -> tuple[LanguageModel, Tokenizer, bool, str | None]:
-    """A folder of transformers', or a GGUF file; its tokenizer, whether texts begin with BOS, its chat template."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, tensors = path, None
-        if path.suffix == gguf_files.SUFFIX:
-            folder, tensors = Path(name), gguf_files.GGUFFile.open(path)
-            gguf_files.write_metadata(tensors, folder)
-        source = LanguageModel.open(folder, tensors)
-        return source, *_tokenizer(folder, source.config["vocab_size"]), read_chat_template(folder)
-
-
-def _check_sizes(model: ModelConfig, source: dict[str, Any]) -> None:
-    """Raises ConfigError where an override gives weights another meaning, or leaves some out."""
-    for name, value in source.items():
-        found = getattr(model, name)
-        free = name.startswith("rope_") or name == "norm_epsilon" or (name == "tied_embeddings" and value)
-        require(free or found == value, f"model.{name} is {found!r}, but {value!r} in the checkpoint: leave it out")
-    text_architecture(model)
-
-
-def _describe(path: Path, source: LanguageModel, config: Config, tokenizer: Tokenizer) -> None:
-    """Says what came in."""
-    model = config.model
-    print(
-        f"{path}: {source.architecture.name} of {model.layers} layers, width {model.width}, {model.heads} heads of "
-        f"{model.head_channels} channels, {model.key_value_heads} of keys and values, {tokenizer.size} entries"
-    )
 
 
 def _to_hf(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -188,9 +117,9 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     codec = codec_of(workdir)
     tokenizers.save_tokenizer(codec.tokenizer, arguments.output)
     autoencoders.save(codec.autoencoder, arguments.output)
-    _write_json(arguments.output / CODEC, workdir.manifest()["codec"])
+    _write_json(arguments.output / exported.CODEC, workdir.manifest()["codec"])
     if imported := workdir.imported():
-        _write_json(arguments.output / ABOUT, imported)
+        _write_json(arguments.output / exported.ABOUT, imported)
     usage = OUR_USAGE.format(follow="--follow text" if config.model.images == "none" else "-n 4 --output drawn.png")
     about_run = {"title": "# A Transfusion model", "run": workdir.path, "which": which, "left_out": "All of it."}
     end_folder(arguments.output, config, library="transfusion_jax", language="sh", usage=usage, **about_run)
@@ -201,25 +130,10 @@ def _to_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     path: Path = arguments.path
-    require((path / CODEC).is_file(), f"{path} was not written by to-safetensors: it has no {CODEC}")
-    config = configs.parse(shards.read_fields(path / "config.json"))
-    config = configs.override(config, ["optimizer.ema_decay=0.0"])  # the run holds one set of weights
-    codec = read_codec(path, shards.read_fields(path / CODEC))
-    source = shards.Shards.of(path)
-    abstract = Model(config.model).abstract_params()
-    wanted = dict(zip(leaf_names(abstract), (leaf.shape for leaf in jax.tree.leaves(abstract)), strict=True))
-    found = {name: source.shape(name) for name in source.files}
-    for leaf in sorted(wanted.keys() | found.keys()):
-        require(
-            wanted.get(leaf) == found.get(leaf),
-            f"{path}: {leaf} is {found.get(leaf, 'absent')}, and its config asks for {wanted.get(leaf, 'none')}",
-        )
-    leaves = {leaf: source.leaf(leaf, "float32") for leaf in wanted}
-    about = path / ABOUT
-    imported = (
-        read_json(about, "write the folder again by to-safetensors", IMPORTED_TYPES) if about.is_file() else {}
+    require(
+        (path / exported.CODEC).is_file(), f"{path} was not written by to-safetensors: it has no {exported.CODEC}"
     )
-    write_run(arguments.output, config, codec, leaves, f"safetensors, {path.name}", imported)
+    exported.open_folder(path).write(arguments.output)
     print(f"written to {arguments.output}")
     return 0
 
@@ -287,61 +201,6 @@ CONVERSIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "autoencoder-in": _autoencoder_in,
     "autoencoder-out": _autoencoder_out,
 }
-
-
-def _config(spec: str | None, overrides: list[str], model: dict[str, Any], longest: int) -> Config:
-    """The config named, or one of the paper's recipe, with the sizes of the model that comes in.
-
-    The paper's context is cut to the longest text that the model learnt from.
-    """
-    base: dict[str, Any] = {
-        "name": "language-model",
-        "seed": 0,
-        "steps": 250_000,
-        "batch_rows": 512,
-        "model": {"latent_shape": (32, 32, 8), "patch_size": 2, "remat": "full"},
-        "data": {"encoding": "kl-f8c8"},
-        "sampling": {"steps": 250},
-    }
-    sizes = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 32, "vocabulary": 256}  # any: they are replaced
-    if spec is None:
-        start = configs.parse({**base, "model": {**sizes, **base["model"]}})
-    else:
-        start = configs.load(spec)
-    values = configs.to_dict(start)
-    values["model"] |= model
-    values["optimizer"]["ema_decay"] = 0.0  # the run holds one set of weights
-    context = min(start.data.context_length, longest)
-    cut = [] if spec else [f"data.context_length={context}"]
-    return configs.override(configs.parse(values), [*cut, *overrides])
-
-
-def _tokenizer(folder: Path, vocabulary: int) -> tuple[Tokenizer, bool]:
-    """The folder's tokenizer, or without one numbers; and whether texts begin with BOS under transformers.
-
-    Raises:
-        ConfigError: the model lacks entries of the tokenizer's.
-    """
-    path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
-    if path is None:
-        numbers = Numbers(vocabulary, marks=marking.stated(folder, vocabulary, lambda text: None, print))
-        print(f"{folder} holds no {' and no '.join(TOKENIZERS)}: tokens stay numbers")
-        print(tokenizers.describe_marks(numbers))
-        return numbers, True
-    tokenizer = tokenizers.load_tokenizer(path, print)
-    require(
-        tokenizer.size <= vocabulary,
-        f"the checkpoint has {vocabulary} entries, and {path} has {tokenizer.size}: remove those beyond, "
-        "or add rows to the checkpoint",
-    )
-    fast = tokenizers.load_tokenizer(folder / TOKENIZERS[1]) if (folder / TOKENIZERS[1]).is_file() else None
-    if not isinstance(fast, HuggingFace):
-        return tokenizer, marking.adds_bos(folder) is not False
-    first, bos = fast.first, SpecialTokens.of(tokenizer).bos
-    asked = marking.adds_bos(folder)
-    if asked is None and first not in (None, bos):
-        print(f"{fast.name} begins texts with token {first}, but here they begin with {bos}")
-    return tokenizer, first is not None if asked is None else asked
 
 
 def _weights(arguments: argparse.Namespace) -> tuple[Workdir, Config, Tree, str]:

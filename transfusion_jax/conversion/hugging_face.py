@@ -1,19 +1,24 @@
-"""A run's tokenizer as a Hugging Face folder: texts begin and end as they do in the run; and chat templates."""
+"""Tokenizers and chat templates of Hugging Face's folders: read, and written as a run uses them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transfusion_jax.config import require
+from transfusion_jax.data import marks as marking
+from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.marks import read_object
-from transfusion_jax.data.tokenizer import SpecialTokens
+from transfusion_jax.data.tokenizer import Numbers, SpecialTokens, Tokenizer
 from transfusion_jax.data.tokenizer_files import HuggingFace, SentencePiece
 from transfusion_jax.storage.atomic import write_whole
 
 TEMPLATE = "chat_template.jinja"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 def read_chat_template(folder: Path) -> str | None:
@@ -22,6 +27,34 @@ def read_chat_template(folder: Path) -> str | None:
         return (folder / TEMPLATE).read_text("utf-8")
     found = read_object(folder / "tokenizer_config.json").get("chat_template")
     return found if isinstance(found, str) else None
+
+
+def read_tokenizer(folder: Path, vocabulary: int, log: Callable[[str], None]) -> tuple[Tokenizer, bool]:
+    """The folder's tokenizer, or without one numbers; and whether texts begin with BOS under transformers.
+
+    Raises:
+        ConfigError: the model lacks entries of the tokenizer's.
+    """
+    path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
+    if path is None:
+        numbers = Numbers(vocabulary, marks=marking.stated(folder, vocabulary, lambda text: None, log))
+        log(f"{folder} holds no {' and no '.join(TOKENIZERS)}: tokens stay numbers")
+        log(tokenizers.describe_marks(numbers))
+        return numbers, True
+    tokenizer = tokenizers.load_tokenizer(path, log)
+    require(
+        tokenizer.size <= vocabulary,
+        f"the checkpoint has {vocabulary} entries, and {path} has {tokenizer.size}: remove those beyond, "
+        "or add rows to the checkpoint",
+    )
+    fast = tokenizers.load_tokenizer(folder / TOKENIZERS[1]) if (folder / TOKENIZERS[1]).is_file() else None
+    if not isinstance(fast, HuggingFace):
+        return tokenizer, marking.adds_bos(folder) is not False
+    first, bos = fast.first, SpecialTokens.of(tokenizer).bos
+    asked = marking.adds_bos(folder)
+    if asked is None and first not in (None, bos):
+        log(f"{fast.name} begins texts with token {first}, but here they begin with {bos}")
+    return tokenizer, first is not None if asked is None else asked
 
 
 def write_tokenizer(codec: Codec, longest: int, folder: Path, chat_template: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,22 @@ from transfusion_jax.training.checkpoint.chunks import Leaf
 from transfusion_jax.training.checkpoint.manager import Checkpoints
 from transfusion_jax.training.facts import facts_of
 from transfusion_jax.training.run_dir import Workdir
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Weights from elsewhere, with all that a run of them needs; see `write_run`."""
+
+    config: Config
+    codec: Codec
+    leaves: Mapping[str, Leaf]
+    origin: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # lines for the user
+
+    def write(self, path: Place) -> None:
+        """Writes the run."""
+        write_run(path, self.config, self.codec, self.leaves, self.origin, self.about)
 
 
 def write_run(

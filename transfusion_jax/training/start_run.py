@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from transfusion_jax import config as configs
-from transfusion_jax.config import Config, require
+from transfusion_jax.config import IMPORTERS, Config, require
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import check_codec
 from transfusion_jax.data.packing.plan import VERSION
@@ -22,7 +23,7 @@ from transfusion_jax.data.store.latent_stats import LatentStatistics
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.parallel.processes import each, on_first
 from transfusion_jax.storage.jsonl import free_path, read_lines, write_lines
-from transfusion_jax.storage.paths import place, within
+from transfusion_jax.storage.paths import place, remove, within
 from transfusion_jax.training.changes import accepted_changes, check_names, rate_notes
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
 from transfusion_jax.training.checkpoint.manager import Checkpoints
@@ -32,6 +33,8 @@ from transfusion_jax.training.facts import row_plan_of
 from transfusion_jax.training.run_dir import Workdir
 from transfusion_jax.training.step.state import RunContext, State, create_state
 
+IMPORTED_RUN = "imported"  # in a workdir, while it begins: a run of weights that are in none
+
 T = TypeVar("T")
 
 
@@ -39,7 +42,7 @@ T = TypeVar("T")
 class Start:
     """What the user asked for; by default a run begins from nothing or resumes."""
 
-    init_from: str | None = None  # RUN[:STEP] or the path of a checkpoint
+    init_from: str | None = None  # RUN[:STEP], the path of a checkpoint, or what `IMPORTERS` read
     weights: str | None = None  # of init_from: "ema" or "raw"
     mapping: Mapping = ()  # of init_from: what becomes of leaves that do not fit
     fork_from: str | None = None  # RUN[:STEP] or the path of a checkpoint
@@ -54,8 +57,10 @@ class Start:
 
 
 def source_config(start: Start) -> Config:
-    """The config of the run that a run is made of."""
+    """The config of the run, or of other weights, that a run is made of."""
     assert start.source is not None
+    if found := _imported(start, None):
+        return configs.kept(found.config)
     return configs.kept(configs.parse(read_checkpoint(start.source, CheckpointReader.manifest)["config"]))
 
 
@@ -67,6 +72,9 @@ def kept_statistics(start: Start, workdir: Workdir, config: Config) -> LatentSta
     if workdir.exists():
         codec = workdir.manifest()["codec"]
         check_codec(workdir.path, codec)
+    elif found := _imported(start, config):
+        same_encoding = found.config.data.encoding == config.data.encoding
+        return found.codec.statistics if same_encoding else None
     elif start.source:
         codec = read_checkpoint(start.source, CheckpointReader.manifest)["codec"]
     else:
@@ -150,15 +158,24 @@ def _located(spec: str) -> tuple[CheckpointReader, str]:
         return CheckpointReader(path.parent, folder=path), "latest"
     run, step = (spec, "latest") if path.is_dir() else spec.rpartition(":")[::2]
     workdir = Workdir(place(run))
-    if not run or not workdir.exists():
-        raise CheckpointError(f"{spec} is neither a run (RUN or RUN:STEP) nor a checkpoint's folder")
+    if not run or not workdir.exists() or not (workdir.checkpoints.exists() or workdir.attempts.exists()):
+        raise CheckpointError(
+            f"{spec} is neither a run (RUN or RUN:STEP) nor a checkpoint's folder; --init-from also takes a folder "
+            "of to-safetensors, or a language model's folder or GGUF file"
+        )
     return CheckpointReader(workdir.checkpoints), step
 
 
 def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) -> None:
-    """Step 0 with the weights of another run; optimizer, schedule and stream are fresh."""
+    """Step 0 with the weights of another run, or of a run made of others; the rest is fresh."""
     assert start.init_from is not None
+    source, made = start.init_from, workdir.path / IMPORTED_RUN
     config, log = configs.as_model(context.config), context.log
+    if found := _imported(start, config, log):
+        on_first(lambda: Workdir(made).exists() or found.write(made))  # a killed start may have made it
+        source = str(made)
+        for line in found.notes:
+            log(line)
     state, model = create_state(context), config.model
 
     def take(checkpoints: CheckpointReader, step: int) -> tuple[int, str, Any, list[str]]:
@@ -172,18 +189,29 @@ def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) 
         axes = context.task.axes()
         return step, weights, *transplant(checkpoints, step, weights, state.params, axes, model, start.mapping)
 
-    step, weights, params, notes = read_checkpoint(start.init_from, take)
+    step, weights, params, notes = read_checkpoint(source, take)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     log(f"{weights} weights of {start.init_from}, step {step}" + "".join(f"\n  {note}" for note in notes))
     state = replace(state, params=params, ema=ema)
     event: dict[str, Any] = dict(event="init", source=start.init_from, step=step, weights=weights, mapping=notes)
-    parent = Workdir(_located(start.init_from)[0].directory.parent)
+    parent = Workdir(_located(source)[0].directory.parent)
     if parent.exists():
         event |= parent.imported()
         for line in _departures(parent, config, data):
             log(line)
-    place = {"next_row": 0, "skip_rows": [], "metrics": None, "concluded": True}
-    _save_first(state, place, context, data, workdir, event)
+    at_start = {"next_row": 0, "skip_rows": [], "metrics": None, "concluded": True}
+    _save_first(state, at_start, context, data, workdir, event)
+    if found:
+        on_first(lambda: remove(made))
+
+
+def _imported(start: Start, config: Config | None, log: Callable[[str], None] = lambda line: None) -> Any:
+    """Weights that are in no run, a `conversion.runs.Imported`; None where they are in one."""
+    path = place(start.init_from) if start.init_from else None
+    if not isinstance(path, Path):  # none, or in a bucket
+        return None
+    found = (IMPORTERS[name](path, config, log) for name in IMPORTERS)
+    return next((weights for weights in found if weights is not None), None)
 
 
 def _departures(parent: Workdir, config: Config, data: Any) -> Iterator[str]:
