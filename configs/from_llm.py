@@ -1,9 +1,29 @@
-"""The paper's recipe on the trunks of today's language models.
+"""The paper's recipe on the trunks of today's language models, and on a language model that is at hand.
 
     transfusion plan --config configs/from_llm.py:llama-3-8b --topology v5p:4x4x4
 
-The argument is a shape of `SHAPES`.
+The argument is a shape of `SHAPES`, or the path of a language model: its folder, as transformers saves it, or its
+GGUF file. Such a model learns to draw as in LMFusion (arXiv 2412.15188): its weights stay as they are, and patches
+go through weights of their own, which begin as those of text.
+
+    transfusion convert from-hf MODEL --output runs/llm  # for its tokenizer
+    transfusion prepare … --tokenizer runs/llm/tokenizer.json
+    transfusion train --config configs/from_llm.py:MODEL --workdir runs/fused \\
+        --init-from MODEL --init-map 'trunk/layers/patches/*=text' --config.data.sources.NAME.path=…
+
+`shapes,MODEL` does that with drawn scenes of one thing, of which two cores draw and name most after an hour with a
+model of 135M parameters. `scratch,MODEL` is a model of the same sizes that learns them from nothing, to compare.
+
+    transfusion prepare shapes:20000:0:single --output data/fused --image-size 32 --held-out 0.02 \\
+        --tokenizer runs/llm/tokenizer.json --encode dct-f8c24
+    transfusion train --config configs/from_llm.py:shapes,MODEL --workdir runs/fused \\
+        --init-from MODEL --init-map 'trunk/layers/patches/*=text'
+    transfusion train --config configs/from_llm.py:scratch,MODEL --workdir runs/scratch
+    transfusion evaluate --workdir runs/fused
 """
+
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -39,18 +59,69 @@ SHAPES = {
 }
 
 
+FUSED = {"model.modality_weights": "untied", "optimizer.frozen": "text"}
+DRAWN: dict[str, Any] = {
+    "steps": 1000,
+    "batch_rows": 4,
+    "model.latent_shape": (4, 4, 24),
+    "model.remat": "none",
+    "data.sources": dict(shapes=dict(path="data/fused")),
+    "data.encoding": "dct-f8c24",
+    "data.context_length": 256,
+    "data.max_images": 24,
+    "data.image_first": 0.4,
+    "diffusion.objective": "x",
+    "diffusion.timestep_distribution": "logit_normal",
+    "diffusion.timestep_mean": 1.0,  # much noise: where things stand is decided there
+    "optimizer.learning_rate": 5e-4,
+    "optimizer.final_learning_rate": 5e-6,
+    "optimizer.warmup_steps": 50,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.ema_decay": 0.99,
+    "evaluation.suites": ("loss", "captions", "shapes"),
+    "evaluation.scenes": "single",
+    "sampling.steps": 50,
+    "sampling.guidance": 2.0,
+    "sampling.guidance_interval": (0.0, 0.7),  # of t / T; above, a thing would be placed twice
+    "loop.save_every": 100,
+    "loop.evaluate_every": 0,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": FUSED,
+    "shapes": FUSED | DRAWN,
+    "scratch": DRAWN,
+}
+
+
 def get_config(arg: str = "") -> ConfigDict:
-    """The config for a shape, such as `llama-3-8b`."""
-    shape = arg or "llama-3-8b"
-    if shape not in SHAPES:
-        raise ValueError(f"unknown shape {shape!r}: one of {', '.join(SHAPES)}")
+    """The config for a shape, such as `llama-3-8b`, or for a variant and a language model, `VARIANT,PATH`."""
+    arg = arg or "llama-3-8b"
+    if arg in SHAPES:
+        return recipe(arg, SHAPES[arg])
+    variant, _, path = arg.rpartition(",")
+    if variant not in VARIANTS or not Path(path).exists():
+        raise ValueError(
+            f"{arg!r} is none of the shapes {', '.join(SHAPES)}, and no language model is there, which may follow "
+            f"on {' or '.join(f'{name},' for name in VARIANTS if name)}"
+        )
+    from transfusion_jax.conversion.foreign import open_model
+
+    opened = open_model(Path(path), lambda line: None)
+    config = recipe(f"{variant or 'fused'}-{Path(path).stem}", opened.sizes)
+    config.data.context_length = min(config.data.context_length, opened.model.longest)
+    config.update_from_flattened_dict(VARIANTS[variant])
+    return config
+
+
+def recipe(name: str, sizes: dict[str, Any]) -> ConfigDict:
+    """The paper's recipe on a trunk of these sizes."""
     return ConfigDict(
         dict(
-            name=f"from-{shape}",
+            name=f"from-{name}",
             seed=0,
             steps=250_000,
             batch_rows=512,  # × 4,096 = 2M elements
-            model=dict(**SHAPES[shape], latent_shape=(32, 32, 8), patch_size=2, patch_coder="linear", remat="full"),
+            model=dict(**sizes, latent_shape=(32, 32, 8), patch_size=2, patch_coder="linear", remat="full"),
             data=dict(encoding="kl-f8c8", context_length=4096, max_images=8, image_first=0.2, caption_dropout=0.1),
             image_loss_weight=5.0,
             optimizer=dict(
@@ -63,6 +134,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 weight_decay=0.1,
                 gradient_clip=1.0,
             ),
+            diffusion=dict(),
+            evaluation=dict(),
             sampling=dict(steps=250, guidance=3.0),
             loop=dict(log_every=10, save_every=1000, evaluate_every=5000),
         )

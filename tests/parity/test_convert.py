@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +88,7 @@ def our_logits(run, tokens):
     return np.asarray(model.text_logits(hidden))
 
 
+FROM_LLM = Path(__file__).parents[2] / "configs/from_llm.py"
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12))
 SMALL = ["--config.model.latent_shape=(4,4,2)", "--config.data.encoding=pixels", "--config.model.remat=none"]
 SMALL += ["--config.data.context_length=64", "--config.batch_rows=8", "--config.data.max_images=2"]
@@ -127,19 +129,30 @@ def test_a_llama_comes_in_and_goes_out(kind, tmp_path, capsys, monkeypatch):
     assert names <= {"embedding", "text_head"}
 
 
-def test_a_run_begins_from_a_llama_with_its_text_frozen(tmp_path):
-    random_llama().save_pretrained(tmp_path / "llama")
-    assert main(["convert", "from-hf", str(tmp_path / "llama"), "--output", str(tmp_path / "run"), *SMALL]) == 0
-    train = ["train", "--workdir", str(tmp_path / "w"), "--init-from", str(tmp_path / "run")]
-    train += ["--config.data.sources=synthetic", "--config.steps=2", "--config.loop.evaluate_every=0"]
-    train += ["--config.model.modality_weights=untied", "--config.optimizer.frozen=text"]
-    assert main([*train, "--init-map", "trunk/layers/patches/*=text"]) == 0
-    before, after = (find_checkpoint(str(tmp_path / name)) for name in ("run", "w"))
-    sums = [
-        {k: v for k, v in c.manifest(s)["checksums"].items() if k.startswith("params/")} for c, s in (before, after)
-    ]
-    for name, value in sums[0].items():
-        assert (sums[1][name] == value) == (not name.startswith("params/patch_coder")), name
+@pytest.mark.parametrize("kind", ["plain", "tied", "llama-3", "qwen2.5", "qwen3"])
+def test_one_command_begins_from_a_language_model_that_stays_as_it_is(kind, tmp_path):
+    folder, workdir = tmp_path / "model", tmp_path / "w"
+    random_llama(**KINDS[kind]).save_pretrained(folder)
+    assert main(["convert", "from-hf", str(folder), "--output", str(tmp_path / "run"), *SMALL]) == 0
+    train = ["train", "--config", f"{FROM_LLM}:{folder}", "--workdir", str(workdir), "--init-from", str(folder)]
+    train += ["--init-map", "trunk/layers/patches/*=text", "--config.data.sources=synthetic", *SMALL]
+    assert main([*train, "--config.steps=2", "--config.loop.evaluate_every=0"]) == 0
+
+    checkpoints, steps = find_checkpoint(str(workdir))
+    first, last = (checkpoints.manifest(step) for step in (0, steps))
+    imported, step = find_checkpoint(str(tmp_path / "run"))
+    for name, value in imported.manifest(step)["checksums"].items():
+        if name.startswith("params/"):
+            assert first["checksums"][name] == value, name
+            assert (last["checksums"][name] == value) == (not name.startswith("params/patch_coder")), name
+    own = {name for name in first["checksums"] if name.startswith("params/trunk/layers/patches/")}
+    assert own
+    for name in own:  # text's at first; then they learn
+        assert first["checksums"][name] == first["checksums"][name.replace("/patches/", "/")], name
+        assert first["checksums"][name] != last["checksums"][name], name
+    moments = {name for name in last["leaves"] if "/mu/" in name or "/nu/" in name}
+    assert moments
+    assert all("/patches/" in name or "/patch_coder/" in name for name in moments)
 
 
 @pytest.mark.parametrize(

@@ -143,5 +143,6 @@ def open_model(path: Path, log: Callable[[str], None]) -> OpenedModel:
             folder, tensors = Path(name), gguf_files.GGUFFile.open(path)
             gguf_files.write_metadata(tensors, folder)
         model = LanguageModel.open(folder, tensors)
-        tokenizer, bos_first = read_tokenizer(folder, model.config["vocab_size"], log)
+        say = lambda line: log(line.replace(str(folder), str(path)))  # noqa: E731 - not the temporary folder
+        tokenizer, bos_first = read_tokenizer(folder, model.config["vocab_size"], say)
         return OpenedModel(path, model, tokenizer, bos_first, read_chat_template(folder))
