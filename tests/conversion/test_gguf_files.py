@@ -54,7 +54,8 @@ def write_gguf(path, config, tensors, quantised=None, tokens=TOKENS, pre="gpt-2"
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config["rope_scaling"]["factor"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])
     writer.add_token_merges(["t h", "th e"])
@@ -64,7 +65,7 @@ def write_gguf(path, config, tensors, quantised=None, tokens=TOKENS, pre="gpt-2"
         writer.add_add_bos_token(add_bos)
     writer.add_chat_template("{{ messages }}")
     for name, value in metadata.items():
-        writer.add_string(name, value)
+        (writer.add_string if isinstance(value, str) else writer.add_uint16)(name, value)
     for name, value in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")) and kind == "llama":
             heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
@@ -158,6 +159,14 @@ def harmed(path, config, tensors):
     path.write_bytes(path.read_bytes()[:500])
 
 
+def test_of_several_chat_templates_the_default_one_counts(tmp_path):
+    several = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": "{{ messages }}"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    assert read_chat_template(tmp_path) == "{{ messages }}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several[:1]}))
+    assert read_chat_template(tmp_path) is None
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -169,9 +178,15 @@ def harmed(path, config, tensors):
         ),
         (lambda p, c, t: p.write_bytes(b"something else"), "is no GGUF file"),
         (harmed, "is no GGUF file"),
+        (lambda p, c, t: write_gguf(p, c, t, pre=None), "cuts texts as None"),
+        (lambda p, c, t: write_gguf(p, c, t, **{"split.count": 3}), "is one of 3 files"),
+        (
+            lambda p, c, t: write_gguf(p, c, t | {EMBEDDING: t[EMBEDDING].astype(np.float64)}),
+            "of the type F64, which",
+        ),
         (lambda p, c, t: None, "is missing"),
     ],
-    ids=["kind", "more", "fewer", "other", "cut", "none"],
+    ids=["kind", "more", "fewer", "other", "cut", "pre", "split", "type", "none"],
 )
 def test_what_is_not_read_is_refused_by_name(write, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(LAYER, "ffn_router", "mlp.router")  # for the test's own writer

@@ -95,6 +95,12 @@ class GGUFFile:
             f"{path}: general.architecture is {found.architecture!r}, which this model has no part for; "
             f"it takes {', '.join(ARCHITECTURES)}",
         )
+        parts = found.field("split.count") or 1
+        require(parts == 1, f"{path} is one of {parts} files: merge them first, by llama.cpp's gguf-split --merge")
+        for kind in {tensor.tensor_type for tensor in found.reader.tensors}:
+            require(
+                _is_read(kind), f"{path} has tensors of the type {kind.name}, which the package gguf cannot read"
+            )
         return found
 
     @property
@@ -181,18 +187,30 @@ def write_metadata(file: GGUFFile, folder: Path) -> None:
     write_whole(folder / "tokenizer_config.json", json.dumps(about))
 
 
+def _is_read(kind: Any) -> bool:
+    from gguf import GGML_QUANT_SIZES
+    from gguf.quants import dequantize
+
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def _tokenizer(file: GGUFFile, tokens: list[str]) -> str:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     model, split = (file.field(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     require(
-        model == "gpt2" and (split or "default") in SPLITS,
-        f"{file.path}: its tokenizer is {model!r}, cut as {split!r}: put its tokenizer.json beside the file",
+        model == "gpt2" and split in SPLITS,
+        f"{file.path}: its tokenizer is {model!r}, and cuts texts as {split!r}, which is not read: put its "
+        "tokenizer.json beside the file",
     )
     merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
     entries = {token: i for i, token in enumerate(tokens)}
     found = Tokenizer(models.BPE(vocab=entries, merges=merges, ignore_merges=split in WHOLE))
-    by_bytes, pattern = pre_tokenizers.ByteLevel, SPLITS[split or "default"]
+    by_bytes, pattern = pre_tokenizers.ByteLevel, SPLITS[split]
     if pattern is None:
         found.pre_tokenizer = by_bytes(add_prefix_space=False)
     elif pattern == "digits":

@@ -22,10 +22,15 @@ TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The template that chats are written by: a file of the folder, or a field of its tokenizer's config."""
+    """The template that chats are written by: a file of the folder, or a field of its tokenizer's config.
+
+    Of several it is the one that is named `default`.
+    """
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text("utf-8")
     found = read_object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(found, list):
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
     return found if isinstance(found, str) else None
 
 
