@@ -11,15 +11,16 @@ go through weights of their own, which begin as those of text.
     transfusion train --config configs/from_llm.py:MODEL --workdir runs/fused \\
         --init-from MODEL --init-map 'trunk/layers/patches/*=text' --config.data.sources.NAME.path=…
 
-`shapes,MODEL` does that with drawn scenes of one thing, of which two cores draw and name most after an hour with a
-model of 135M parameters. `scratch,MODEL` is a model of the same sizes that learns them from nothing, to compare.
+`shapes,MODEL` does that with drawn scenes of one thing, which are small enough for two cores and a model of 135M
+parameters. `scratch,MODEL` is a model of the same sizes that learns them from nothing, to compare.
 
     transfusion prepare shapes:20000:0:single --output data/fused --image-size 32 --held-out 0.02 \\
         --tokenizer runs/llm/tokenizer.json --encode dct-f8c24
     transfusion train --config configs/from_llm.py:shapes,MODEL --workdir runs/fused \\
         --init-from MODEL --init-map 'trunk/layers/patches/*=text'
     transfusion train --config configs/from_llm.py:scratch,MODEL --workdir runs/scratch
-    transfusion evaluate --workdir runs/fused
+    transfusion evaluate --workdir runs/fused && transfusion evaluate --workdir runs/scratch
+    python benchmarks/fused.py runs/fused runs/scratch --model MODEL
 """
 
 from pathlib import Path
