@@ -12,7 +12,8 @@ test that waited for them; "start and collect" is the rest. They hardly depend o
 somewhat on what else keeps the machine busy: compare what one call has printed.
 
 `--lines` (pip install coverage) lists the lines of the package that REV's tests execute and this tree's do not.
-Lines are the same where `difflib` matches them. A process that is killed tells nothing, in either tree.
+Lines are the same where `difflib` matches them, or where they have moved to with their neighbours. A process that
+is killed tells nothing, in either tree.
 
 The exit code is 0, or 1 where a test failed or a line was lost.
 """
@@ -49,6 +50,9 @@ patch = subprocess, _exit, fork
 """
 
 Lines = Mapping[str, frozenset[int]]  # by the file's path in the tree
+Texts = Mapping[str, Sequence[str]]  # the lines of files, by their paths in the tree
+Window = tuple[str, str, str]  # a line between its neighbours
+Place = tuple[str, int]  # a file's path in the tree, and the number of a line
 
 
 @dataclass(frozen=True)
@@ -196,17 +200,46 @@ def executed(tree: Tree, targets: Sequence[str]) -> Lines:
 
 def lost_lines(this: Lines, other: Lines, here: Path, there: Path) -> dict[str, str]:
     """Lines that are in both trees and were executed in the other one alone, by "file:number" here."""
+    texts = {str(path.relative_to(here)): path.read_text().splitlines() for path in here.glob(f"{PACKAGE}/**/*.py")}
+    moved = places_by_window(texts)
     lost = {}
     for name in sorted(other):
-        if not (here / name).exists():
-            continue
-        new, old = ((tree / name).read_text().splitlines() for tree in (here, there))
-        for block in difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
-            for offset in range(block.size):
-                number = block.b + offset + 1
-                if block.a + offset + 1 in other[name] and number not in this.get(name, ()):
-                    lost[f"{name}:{number}"] = new[number - 1].strip()
+        old = (there / name).read_text().splitlines()
+        for number, (place, new) in matches(name, old, texts, moved).items():
+            if number in other[name] and new not in this.get(place, ()):
+                lost[f"{place}:{new}"] = texts[place][new - 1].strip()
     return lost
+
+
+def matches(name: str, old: Sequence[str], texts: Texts, moved: Mapping[Window, list[Place]]) -> dict[int, Place]:
+    """By the number of a line in a file of the other tree, where the same line is in this tree.
+
+    It is in the file of the same name, where `difflib` matches it, or else where the same three lines, its
+    neighbours and itself, are in one place of the package alone: lines move between files.
+    """
+    found: dict[int, Place] = {}
+    new = texts.get(name, ())
+    for block in difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
+        found |= {block.a + k + 1: (name, block.b + k + 1) for k in range(block.size)}
+    for number, window in enumerate(windows(old), 1):
+        if number not in found and len(moved.get(window, ())) == 1:
+            found[number] = moved[window][0]
+    return found
+
+
+def places_by_window(texts: Texts) -> dict[Window, list[Place]]:
+    """Files and numbers of the lines that have the same neighbours and text."""
+    places: dict[Window, list[Place]] = {}
+    for name, lines in texts.items():
+        for number, window in enumerate(windows(lines), 1):
+            places.setdefault(window, []).append((name, number))
+    return places
+
+
+def windows(lines: Sequence[str]) -> list[Window]:
+    """Each line between its neighbours, without indentation."""
+    bare = ["", *(line.strip() for line in lines), ""]
+    return list(zip(bare, bare[1:], bare[2:], strict=False))
 
 
 if __name__ == "__main__":

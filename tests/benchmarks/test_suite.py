@@ -9,14 +9,20 @@ import suite
 def test_lines_that_moved_are_the_same_and_those_that_are_gone_are_not_missed(tmp_path):
     other = ["import os", "def f(x):", "    if x:", "        return os", "    return x", "", "f(1)"]
     this = ["import os", "", "def f(x):", "    if x:", "        return os", "    return 0"]
-    for name, lines in (("this", this), ("other", other)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.py").write_text("\n".join(lines))
-    (tmp_path / "other/gone.py").write_text("x = 1")
-    executed = {"a.py": frozenset({1, 2, 3, 4, 5, 7}), "gone.py": frozenset({1})}
+    a, b, gone = (f"{suite.PACKAGE}/{name}.py" for name in ("a", "b", "gone"))
+    files = {"this": {a: this, b: ["y = 1", "if y:", "    y = 2", "z = y"]}}
+    files["other"] = {a: other, gone: ["x = 1", "y = 1", "if y:", "    y = 2", "z = y"]}
+    for name, texts in files.items():
+        (tmp_path / name / suite.PACKAGE).mkdir(parents=True)
+        for path, lines in texts.items():
+            (tmp_path / name / path).write_text("\n".join(lines))
     trees = tmp_path / "this", tmp_path / "other"
-    assert suite.lost_lines({"a.py": frozenset({1, 3, 4})}, executed, *trees) == {"a.py:5": "return os"}
-    assert suite.lost_lines({}, {"a.py": frozenset({1})}, *trees) == {"a.py:1": "import os"}
+    executed = {a: frozenset({1, 2, 3, 4, 5, 7}), gone: frozenset({1, 3, 4})}
+    assert suite.lost_lines({a: frozenset({1, 3, 4}), b: frozenset({2, 3})}, executed, *trees) == {
+        f"{a}:5": "return os"
+    }
+    executed = {a: frozenset({1}), gone: frozenset({1, 4})}
+    assert suite.lost_lines({}, executed, *trees) == {f"{a}:1": "import os", f"{b}:3": "y = 2"}
 
 
 def test_the_table_names_the_largest_files_and_adds_up_the_rest():
