@@ -133,7 +133,7 @@ def _from_safetensors(arguments: argparse.Namespace, overrides: list[str]) -> in
     require(
         (path / exported.CODEC).is_file(), f"{path} was not written by to-safetensors: it has no {exported.CODEC}"
     )
-    exported.open_folder(path).write(arguments.output)
+    exported.open_exported(path).write(arguments.output)
     print(f"written to {arguments.output}")
     return 0
 

@@ -20,7 +20,7 @@ CODEC = "codec.json"  # how a run coded texts and images
 ABOUT = "imported.json"  # what is known of the language model that a run began from; written where anything is
 
 
-def open_folder(path: Path) -> Imported:
+def open_exported(path: Path) -> Imported:
     """A folder's weights, which are read when they are written.
 
     Raises:

@@ -20,7 +20,7 @@ Log = Callable[[str], None]
 def exported_folder(path: Path, config: Config | None, log: Log) -> Imported | None:
     """A folder that `transfusion convert to-safetensors` wrote."""
     del config, log
-    return exported.open_folder(path) if (path / exported.CODEC).is_file() else None
+    return exported.open_exported(path) if (path / exported.CODEC).is_file() else None
 
 
 def language_model(path: Path, config: Config | None, log: Log) -> Imported | None:
