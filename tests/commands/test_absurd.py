@@ -27,6 +27,7 @@ from transfusion_jax.commands import (
 from transfusion_jax.commands.flags.parser import TYPES
 from transfusion_jax.commands.scale import compare, study
 from transfusion_jax.commands.scale import run as scale_run
+from transfusion_jax.conversion import runs
 from transfusion_jax.errors import ConfigError, StorageError, cut_lines, printable
 from transfusion_jax.launching import job
 from transfusion_jax.training.preflight import check_storage
@@ -117,7 +118,7 @@ def here(stored, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_train", begin_training)
     for module, name in [
         *((autoencoder, "_train"), (autoencoder, "_read"), (convert, "describe_leaves"), (convert, "differences")),
-        *((convert, "saved_tree"), (convert, "write_run"), (doctor, "data_of"), (doctor, "_examine")),
+        *((convert, "saved_tree"), (runs, "write_run"), (doctor, "data_of"), (doctor, "_examine")),
         *((evaluate, "data_of"), (judge, "read_model"), (plan, "expected"), (prepare.prepare, "begin_job")),
         *((sample, "read_model"), (serve, "run"), (study, "study"), (study.tables, "scores")),
         *((scale_run.ladder, "sweep_runs"), (compare, "run_trainings"), (compare.reference, "hold_to_bands")),
