@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from transfusion_jax.cli import main
+from transfusion_jax.config import ConfigError
 from transfusion_jax.conversion.gguf_files import ENDS, LAYER, SIZES, GGUFFile, write_metadata
 from transfusion_jax.conversion.hugging_face import read_chat_template
 from transfusion_jax.conversion.language_models import EMBEDDING, HEAD, tensor_shapes
@@ -43,7 +44,17 @@ def random_tensors(config):
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in tensor_shapes(config).items()}
 
 
-def write_gguf(path, config, tensors, quantised=None, tokens=TOKENS, pre="gpt-2", add_bos=False, **metadata):
+def write_gguf(
+    path,
+    config,
+    tensors,
+    quantised=None,
+    tokens=TOKENS,
+    pre="gpt-2",
+    add_bos=False,
+    merges=("t h", "th e"),
+    **metadata,
+):
     kind = config["model_type"]
     writer = gguf.GGUFWriter(path, kind)
     for ours, theirs in SIZES.items():
@@ -58,7 +69,8 @@ def write_gguf(path, config, tensors, quantised=None, tokens=TOKENS, pre="gpt-2"
         writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])
-    writer.add_token_merges(["t h", "th e"])
+    if merges:
+        writer.add_token_merges(merges)
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
     if add_bos is not None:
@@ -159,12 +171,31 @@ def harmed(path, config, tensors):
     path.write_bytes(path.read_bytes()[:500])
 
 
+def of_other_letters(path, config, tensors):
+    write_gguf(path, config, tensors)
+    path.write_bytes(path.read_bytes().replace(b"{{ messages }}", b"{{ \xff\xffssages }}"))
+
+
+@pytest.mark.parametrize("name", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(name, tmp_path):
+    config = BASE | KINDS["llama"]
+    write_gguf(tmp_path / "model.gguf", config, random_tensors(config), **{f"llama.{name}": 4})
+    write_metadata(GGUFFile.open(tmp_path / "model.gguf"), tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found["rope_scaling"] == {"rope_type": "linear", "factor": 4}
+
+
 def test_of_several_chat_templates_the_default_one_counts(tmp_path):
     several = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": "{{ messages }}"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
     assert read_chat_template(tmp_path) == "{{ messages }}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several[:1]}))
     assert read_chat_template(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": ["{{ messages }}"]}))
+    assert read_chat_template(tmp_path) is None
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ \xff }}")
+    with pytest.raises(ConfigError, match="is no UTF-8 text"):
+        read_chat_template(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +216,24 @@ def test_of_several_chat_templates_the_default_one_counts(tmp_path):
             "of the type F64, which",
         ),
         (lambda p, c, t: None, "is missing"),
+        (lambda p, c, t: write_gguf(p, c, t, merges=()), "has no tokenizer.ggml.merges"),
+        (lambda p, c, t: write_gguf(p, c, t, merges=("th",)), "has 'th', which makes no token"),
+        (lambda p, c, t: write_gguf(p, c, t, merges=("x y",)), "has 'x y', which makes no token"),
+        (lambda p, c, t: write_gguf(p, c, t, tokens=[*TOKENS[:-1], "th"]), "holds a token twice"),
+        (
+            lambda p, c, t: write_gguf(p, c | {"bos_token_id": 999}, t),
+            "model.gguf/config.json: bos_token_id is 999",
+        ),
+        (
+            lambda p, c, t: write_gguf(p, c, t, **{"llama.rope.dimension_count": 8}),
+            "rope.dimension_count is 8, of 16",
+        ),
+        (of_other_letters, "tokenizer.chat_template is no UTF-8 text"),
     ],
-    ids=["kind", "more", "fewer", "other", "cut", "pre", "split", "type", "none"],
+    ids=[
+        *("kind", "more", "fewer", "other", "cut", "pre", "split", "type", "none"),
+        *("merges", "one", "unknown", "twice", "bos", "turned", "letters"),
+    ],
 )
 def test_what_is_not_read_is_refused_by_name(write, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(LAYER, "ffn_router", "mlp.router")  # for the test's own writer

@@ -214,6 +214,6 @@ def test_a_longer_context_than_the_sources_is_said(tmp_path, capsys):
     assert main([*train, f"--config.data.context_length={2 * LONGEST}"]) == 0
     out = capsys.readouterr().out
     assert said in out
-    assert "prepare data with the tokenizer that the run keeps" in out
+    assert "prepare data with the tokenizer that it keeps" in out
     assert main(["convert", "to-hf", "--workdir", str(tmp_path / "w"), "--output", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 2 * LONGEST

@@ -172,6 +172,23 @@ def test_init_takes_the_weights_of_an_exported_folder(exported, parent, tmp_path
     assert max(metrics(path)) == 2
 
 
+def test_weights_that_a_killed_start_left_give_way_to_those_that_are_asked_for(exported, parent, tmp_path):
+    other, path = tmp_path / "other", tmp_path / "run"
+    tiny_run(other, config(seed=5, steps=2))
+    shutil.copytree(other, path / "imported")
+    tiny_run(path, config(steps=2), Start(init_from=str(exported)))
+    jax.tree.map(np.testing.assert_array_equal, weights_of(parent, 8, "ema"), weights_of(path, 0, "raw"))
+    shutil.copytree(other, path / "imported")  # killed after the run began, before it was deleted
+    tiny_run(path, config(steps=2), Start(init_from=str(exported)))
+    assert not (path / "imported").exists()
+
+
+def test_an_unfinished_folder_is_not_begun_with(exported):
+    (exported / "convert.unfinished").touch()
+    with pytest.raises(ConfigError, match="a conversion has not ended in"):
+        source_config(Start(init_from=str(exported)))
+
+
 def test_weights_alone_begin_no_fork(exported, tmp_path):
     with pytest.raises(UserError, match="--init-from also takes a folder of to-safetensors"):
         source_config(Start(fork_from=str(exported)))

@@ -34,7 +34,6 @@ from transfusion_jax.training.facts import codec_of
 from transfusion_jax.training.run_dir import Workdir
 
 DIFFERENT = 1  # exit code of diff
-BEGUN = "convert.unfinished"  # in a folder that is not whole yet
 CARD = """---
 library_name: {library}
 ---
@@ -223,11 +222,11 @@ def begin_conversion(
     """
     output: Path = arguments.output
     there = list(output.iterdir()) if output.is_dir() else []
-    begun = [path for path in there if path.name.startswith(BEGUN)]
+    begun = [path for path in there if path.name.startswith(shards.BEGUN)]
     require(bool(begun) or not there, f"{output} is not empty: choose another --output")
     for path in sorted(there, key=lambda path: path in begun):  # the mark goes last
         remove(path) if path.is_dir() else path.unlink()
-    write_whole(output / BEGUN, "A conversion has not ended here: the same command begins it again.\n")
+    write_whole(output / shards.BEGUN, "A conversion has not ended here: the same command begins it again.\n")
     shards.write_tensors(output, shapes, parts, arguments.dtype, shards.parse_bytes(arguments.max_shard_size))
 
 
@@ -244,4 +243,4 @@ def end_folder(folder: Path, config: Config, **about: Any) -> None:
         about: the other fields of `CARD`.
     """
     write_whole(folder / "README.md", CARD.format(config=json.dumps(configs.to_dict(config), indent=2), **about))
-    (folder / BEGUN).unlink()
+    (folder / shards.BEGUN).unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,19 @@ import numpy as np
 
 from transfusion_jax import config as configs
 from transfusion_jax.autoencoder.kinds.identity import Identity
-from transfusion_jax.config import Config, require
+from transfusion_jax.config import Config, ConfigError, ModelConfig, require
 from transfusion_jax.conversion import gguf_files
 from transfusion_jax.conversion.architectures import text_architecture
 from transfusion_jax.conversion.hugging_face import read_chat_template, read_tokenizer
 from transfusion_jax.conversion.language_models import LanguageModel, language_model_leaves
 from transfusion_jax.conversion.runs import Imported
+from transfusion_jax.conversion.shards import Tensors
 from transfusion_jax.data.datasets import Codec
 from transfusion_jax.data.tokenizer import SpecialTokens, Tokenizer
 from transfusion_jax.model.transfusion import Model
 from transfusion_jax.parallel.tree import leaf_names
 from transfusion_jax.training.checkpoint.chunks import Leaf
+from transfusion_jax.training.checkpoint.partial_load import FUNCTION, other_functions
 
 RECIPE: dict[str, Any] = {  # the paper's
     "name": "language-model",
@@ -81,9 +83,10 @@ class OpenedModel:
         config = configs.override(config, ALONE)
         for name, value in self.sizes.items():
             found = getattr(config.model, name)
-            free = name.startswith("rope_") or name == "norm_epsilon" or (name == "tied_embeddings" and value)
+            may_differ = name in FUNCTION or (name == "tied_embeddings" and value)
             require(
-                free or found == value, f"model.{name} is {found!r}, but {value!r} in {self.path}: leave it out"
+                may_differ or found == value,
+                f"model.{name} is {found!r}, but {value!r} in {self.path}: leave it out",
             )
         text_architecture(config.model)
         codec = Codec(self.tokenizer, SpecialTokens.of(self.tokenizer), Identity(), None, self.bos_first)
@@ -120,6 +123,9 @@ class OpenedModel:
             )
         if unknown := self.model.unknown:
             notes.append(f"not used, since no {kind} has them: {', '.join(unknown)} of config.json")
+        learnt = replace(model, **{name: getattr(ModelConfig, name) for name in FUNCTION} | self.sizes)
+        learnt = replace(learnt, rope_sections=model.rope_sections)  # texts have one position on all axes
+        notes += other_functions(learnt, model)
         if context > self.model.longest:
             notes.append(
                 f"it was trained on at most {self.model.longest} elements, and data.context_length is {context}"
@@ -138,11 +144,18 @@ def open_model(path: Path, log: Callable[[str], None]) -> OpenedModel:
         ConfigError: it is of no known kind, or cannot be represented exactly.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder, tensors = path, None
-        if path.suffix == gguf_files.SUFFIX:
-            folder, tensors = Path(name), gguf_files.GGUFFile.open(path)
-            gguf_files.write_metadata(tensors, folder)
-        model = LanguageModel.open(folder, tensors)
-        say = lambda line: log(line.replace(str(folder), str(path)))  # noqa: E731 - not the temporary folder
-        tokenizer, bos_first = read_tokenizer(folder, model.config["vocab_size"], say)
-        return OpenedModel(path, model, tokenizer, bos_first, read_chat_template(folder))
+        if path.suffix != gguf_files.SUFFIX:
+            return _open(path, path, None, log)
+        tensors = gguf_files.GGUFFile.open(path)
+        gguf_files.write_metadata(tensors, Path(name))
+        try:
+            return _open(path, Path(name), tensors, lambda line: log(line.replace(name, str(path))))
+        except ConfigError as error:  # which names the temporary folder
+            raise ConfigError(str(error).replace(name, str(path))) from error
+
+
+def _open(path: Path, folder: Path, tensors: Tensors | None, log: Callable[[str], None]) -> OpenedModel:
+    """The model whose config.json and tokenizer lie in a folder."""
+    model = LanguageModel.open(folder, tensors)
+    tokenizer, bos_first = read_tokenizer(folder, model.config["vocab_size"], log)
+    return OpenedModel(path, model, tokenizer, bos_first, read_chat_template(folder))

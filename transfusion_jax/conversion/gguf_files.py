@@ -109,9 +109,16 @@ class GGUFFile:
         return str(self.field("general.architecture"))
 
     def field(self, name: str) -> Any:
-        """A field of the metadata; None where there is none. A float32 is the shortest number that rounds to it."""
+        """A field of the metadata; None where there is none. A float32 is the shortest number that rounds to it.
+
+        Raises:
+            ConfigError: it is a text that is not UTF-8.
+        """
         found = self.reader.fields.get(name)
-        value = None if found is None else found.contents()
+        try:
+            value = None if found is None else found.contents()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{self.path}: {name} is no UTF-8 text: {error}") from error
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     @cached_property
@@ -163,28 +170,47 @@ def write_metadata(file: GGUFFile, folder: Path) -> None:
         ConfigError: its tokenizer or its rotary embeddings are of a kind that is not read.
     """
     kind = file.architecture
-    scaling = file.field(f"{kind}.rope.scaling.type")
-    require(scaling in (None, "none", "linear"), f"{file.path}: rope.scaling.type is {scaling!r}: read safetensors")
     tokens = file.field("tokenizer.ggml.tokens")
     require(bool(tokens), f"{file.path} has no tokenizer")
     sizes = {ours: file.field(f"{kind}.{theirs}") for ours, theirs in SIZES.items()}
     config = {name: value for name, value in sizes.items() if value is not None}
     config |= {name: file.field(f"tokenizer.ggml.{theirs}") for name, theirs in MARKS.items()}
     config |= {"model_type": kind, "vocab_size": len(tokens), "tie_word_embeddings": HEAD not in file.files}
-    if scaling == "linear":
-        config["rope_scaling"] = {"rope_type": "linear", "factor": file.field(f"{kind}.rope.scaling.factor")}
+    config |= _rotary(file, config)
     write_whole(folder / "config.json", json.dumps(config))
     beside = file.path.with_name("tokenizer.json")
-    write_whole(folder / "tokenizer.json", beside.read_text() if beside.is_file() else _tokenizer(file, tokens))
+    write_whole(folder / "tokenizer.json", beside.read_bytes() if beside.is_file() else _tokenizer(file, tokens))
     first = file.field("tokenizer.ggml.add_bos_token")
     begins = file.field("tokenizer.ggml.pre") in WHOLE if first is None else bool(first)
     about: dict[str, Any] = {"add_bos_token": begins}
     if template := file.field("tokenizer.chat_template"):
         about["chat_template"] = template
     for name in ("bos", "eos"):
-        if (number := config[f"{name}_token_id"]) is not None:
+        number = config[f"{name}_token_id"]
+        if number in range(len(tokens)):  # who reads config.json refuses others
             about[f"{name}_token"] = tokens[number]
     write_whole(folder / "tokenizer_config.json", json.dumps(about))
+
+
+def _rotary(file: GGUFFile, config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of scaled rotary embeddings; as in llama.cpp a factor without a type is linear."""
+    kind = file.architecture
+    scaling, factor, old, turned = (
+        file.field(f"{kind}.rope.{name}")
+        for name in ("scaling.type", "scaling.factor", "scale_linear", "dimension_count")
+    )
+    require(scaling in (None, "none", "linear"), f"{file.path}: rope.scaling.type is {scaling!r}: read safetensors")
+    width, heads, channels = (config.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if channels is None and isinstance(width, int) and isinstance(heads, int) and heads:
+        channels = width // heads
+    require(
+        turned in (None, channels),
+        f"{file.path}: rope.dimension_count is {turned}, of {channels} channels of a head, which is not supported",
+    )
+    factor = factor or old
+    if scaling == "linear" or (scaling is None and factor):
+        return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+    return {}
 
 
 def _is_read(kind: Any) -> bool:
@@ -207,8 +233,13 @@ def _tokenizer(file: GGUFFile, tokens: list[str]) -> str:
         f"{file.path}: its tokenizer is {model!r}, and cuts texts as {split!r}, which is not read: put its "
         "tokenizer.json beside the file",
     )
-    merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges")]
+    merges = [tuple(merge.split(" ")) for merge in file.field("tokenizer.ggml.merges") or []]
+    require(bool(merges), f"{file.path} has no tokenizer.ggml.merges: put its tokenizer.json beside the file")
     entries = {token: i for i, token in enumerate(tokens)}
+    require(len(entries) == len(tokens), f"{file.path}: tokenizer.ggml.tokens holds a token twice")
+    for merge in merges:
+        known = len(merge) == 2 and entries.keys() >= {*merge, "".join(merge)}
+        require(known, f"{file.path}: tokenizer.ggml.merges has {' '.join(merge)!r}, which makes no token")
     found = Tokenizer(models.BPE(vocab=entries, merges=merges, ignore_merges=split in WHOLE))
     by_bytes, pattern = pre_tokenizers.ByteLevel, SPLITS[split]
     if pattern is None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transfusion_jax.config import require
+from transfusion_jax.config import ConfigError, require
 from transfusion_jax.data import marks as marking
 from transfusion_jax.data import tokenizer as tokenizers
 from transfusion_jax.data.datasets import Codec
@@ -27,10 +27,14 @@ def read_chat_template(folder: Path) -> str | None:
     Of several it is the one that is named `default`.
     """
     if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text("utf-8")
+        try:
+            return (folder / TEMPLATE).read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{folder / TEMPLATE} is no UTF-8 text: {error}") from error
     found = read_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):
-        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[0].get("template") if named else None
     return found if isinstance(found, str) else None
 
 

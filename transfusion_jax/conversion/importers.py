@@ -26,7 +26,9 @@ def exported_folder(path: Path, config: Config | None, log: Log) -> Imported | N
 def language_model(path: Path, config: Config | None, log: Log) -> Imported | None:
     """A language model's folder as transformers saves it, or its GGUF file."""
     about = path / "config.json"
-    if path.suffix != SUFFIX and not (about.is_file() and "model_type" in shards.read_fields(about)):
+    tensors = any((path / name).is_file() for name in (shards.NAME, shards.INDEX))
+    named = about.is_file() and (tensors or "model_type" in shards.read_fields(about))
+    if path.suffix != SUFFIX and not named:
         return None
     model = foreign.open_model(path, log)
     return model.imported(config or model.config(None, []))

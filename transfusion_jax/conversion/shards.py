@@ -25,6 +25,7 @@ from transfusion_jax.training.checkpoint.checksums import Box
 from transfusion_jax.training.checkpoint.chunks import Leaf, boxes
 
 NAME, INDEX = "model.safetensors", "model.safetensors.index.json"
+BEGUN = "convert.unfinished"  # in a folder that a conversion of ours has not ended
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 MMAP_THRESHOLD = -3  # mallopt's name for it in glibc's malloc.h
@@ -62,10 +63,11 @@ class Shards:
         """A safetensors file, or a folder with one, or with an index of several.
 
         Raises:
-            ConfigError: there is none, or a file of the index is missing or damaged.
+            ConfigError: there is none, or a file of the index is missing or damaged, or the folder is unfinished.
         """
         if path.is_file():
             return cls(_names(path))
+        require(not (path / BEGUN).exists(), f"a conversion has not ended in {path}: give its command once more")
         if (path / INDEX).is_file():
             index = read_fields(path / INDEX, "weight_map")["weight_map"]
             there = {

@@ -27,7 +27,7 @@ from transfusion_jax.storage.paths import place, remove, within
 from transfusion_jax.training.changes import accepted_changes, check_names, rate_notes
 from transfusion_jax.training.checkpoint.errors import DamagedCheckpoint
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.checkpoint.partial_load import Mapping, transplant
+from transfusion_jax.training.checkpoint.partial_load import Mapping, other_functions, transplant
 from transfusion_jax.training.checkpoint.reader import CheckpointReader, Manifest, is_checkpoint
 from transfusion_jax.training.facts import row_plan_of
 from transfusion_jax.training.run_dir import Workdir
@@ -102,6 +102,7 @@ def begin_or_resume(start: Start, context: RunContext, data: Any, workdir: Workd
     """
     config, log = context.config, context.log
     check_names(config, start.accept_changes)
+    on_first(lambda: _drop_imported(workdir))
     if not on_first(workdir.exists):
         require(start.rewind_to is None, f"no run in {workdir.path} to rewind")
         on_first(workdir.check_unbegun)
@@ -172,7 +173,7 @@ def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) 
     source, made = start.init_from, workdir.path / IMPORTED_RUN
     config, log = configs.as_model(context.config), context.log
     if found := _imported(start, config, log):
-        on_first(lambda: Workdir(made).exists() or found.write(made))  # a killed start may have made it
+        on_first(lambda: found.write(made))
         source = str(made)
         for line in found.notes:
             log(line)
@@ -187,7 +188,11 @@ def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) 
             f"{start.init_from} keeps no average of its weights: use --weights raw",
         )
         axes = context.task.axes()
-        return step, weights, *transplant(checkpoints, step, weights, state.params, axes, model, start.mapping)
+        params, notes = transplant(checkpoints, step, weights, state.params, axes, model, start.mapping)
+        old = configs.parse(each(lambda: checkpoints.manifest(step))[0]["config"]).model
+        for line in other_functions(old, model):
+            log(f"{start.init_from}: {line}")
+        return step, weights, params, notes
 
     step, weights, params, notes = read_checkpoint(source, take)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
@@ -197,12 +202,17 @@ def _initialise(start: Start, context: RunContext, data: Any, workdir: Workdir) 
     parent = Workdir(_located(source)[0].directory.parent)
     if parent.exists():
         event |= parent.imported()
-        for line in _departures(parent, config, data):
+        for line in _departures(parent, start.init_from if found else str(parent.path), config, data):
             log(line)
     at_start = {"next_row": 0, "skip_rows": [], "metrics": None, "concluded": True}
     _save_first(state, at_start, context, data, workdir, event)
-    if found:
-        on_first(lambda: remove(made))
+    on_first(lambda: _drop_imported(workdir))
+
+
+def _drop_imported(workdir: Workdir) -> None:
+    """Deletes the run of a start that has ended, failed or been killed: another one may be of other weights."""
+    if (made := workdir.path / IMPORTED_RUN).is_dir():
+        remove(made)
 
 
 def _imported(start: Start, config: Config | None, log: Callable[[str], None] = lambda line: None) -> Any:
@@ -214,19 +224,19 @@ def _imported(start: Start, config: Config | None, log: Callable[[str], None] = 
     return next((weights for weights in found if weights is not None), None)
 
 
-def _departures(parent: Workdir, config: Config, data: Any) -> Iterator[str]:
-    """Lines where a run's context or special tokens differ from those of its first weights."""
+def _departures(parent: Workdir, name: str, config: Config, data: Any) -> Iterator[str]:
+    """Lines where a run's context or special tokens differ from those of its first weights, which `name` names."""
     longest, context = parent.longest_context(), config.data.context_length
     if longest and context > longest:
-        yield f"{parent.path} was trained on at most {longest} elements, and data.context_length is {context}"
+        yield f"{name} was trained on at most {longest} elements, and data.context_length is {context}"
     kept, ours = parent.manifest()["codec"], data.codec.tokenizer
     if kept["tokenizer_hash"] == tokenizers.hash_of(ours):
         return
     theirs = tokenizers.load_saved_tokenizer(parent.path, kept["tokenizer"])
     if theirs.size == ours.size and (theirs.bos, theirs.eos, theirs.stops) != (ours.bos, ours.eos, ours.stops):
         yield (
-            f"{parent.path}: {tokenizers.describe_marks(theirs)}; in this data {tokenizers.describe_marks(ours)}: "
-            "prepare data with the tokenizer that the run keeps"
+            f"{name}: {tokenizers.describe_marks(theirs)}; in this data {tokenizers.describe_marks(ours)}: "
+            "prepare data with the tokenizer that it keeps"
         )
 
 

@@ -9,7 +9,13 @@ from transfusion_jax.config import SPECIAL_TOKENS, ConfigError, GuardConfig
 from transfusion_jax.errors import CheckpointError
 from transfusion_jax.tasks.transfusion import TransfusionTask
 from transfusion_jax.training.checkpoint.manager import Checkpoints
-from transfusion_jax.training.checkpoint.partial_load import _grow, _tokens_moved, parse_mapping, transplant
+from transfusion_jax.training.checkpoint.partial_load import (
+    _grow,
+    _tokens_moved,
+    other_functions,
+    parse_mapping,
+    transplant,
+)
 from transfusion_jax.training.step.bad_step_guard import new_guard
 from transfusion_jax.training.step.state import State
 
@@ -122,6 +128,42 @@ def test_heads_grow_where_their_channels_and_groups_are_the_same():
         else:
             with pytest.raises(CheckpointError, match="key cannot grow along its axis 'heads' from 8 to 16"):
                 _grow("key", axes, table, np.full((16, 16), -1), old, new)
+
+
+@pytest.mark.parametrize(
+    ("changes", "leaf", "why"),
+    [
+        (dict(model__heads=4), "trunk/layers/attention/query", "heads of 8 channels -> 4"),
+        (
+            dict(model__patch_size=1, model__latent_shape=(4, 4, 8)),
+            "patch_coder/patch_in",
+            "patches of 2×2 -> 1×1",
+        ),
+    ],
+)
+def test_what_lies_otherwise_in_a_leaf_of_the_same_shape_is_not_taken(saved, changes, leaf, why):
+    other = tiny_config(**changes)
+    with pytest.raises(CheckpointError) as refused:
+        into(saved, other, "*=grow")
+    lines = [line for line in str(refused.value).splitlines() if why in line]
+    assert lines[0].endswith(f"({why}): fresh")
+    assert any(line.strip().startswith(f"{leaf}: ") for line in lines)
+    _, fresh, params, _ = into(saved, other, "*=fresh")
+    for name in leaf.split("/"):
+        fresh, params = fresh[name], params[name]
+    np.testing.assert_array_equal(params, fresh)
+    untied = tiny_config(model__modality_weights="untied", model__heads=4)
+    with pytest.raises(CheckpointError, match=r"patches/attention/query: absent -> \S+ 16, 16\]: fresh\n"):
+        into(saved, untied, "*=text")
+
+
+def test_fields_that_have_no_shape_are_said():
+    said = other_functions(OLD.model, tiny_config(model__rope_theta=5e5, model__norm="post").model)
+    assert [line.partition("model.")[2] for line in said] == [
+        "norm 'pre'; here it is 'post'",
+        "rope_theta 10000.0; here it is 500000.0",
+    ]
+    assert not list(other_functions(OLD.model, tiny_config(optimizer__learning_rate=1.0).model))
 
 
 def test_a_text_head_that_only_one_of_the_models_has_is_dropped_or_fresh(saved, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,11 +20,23 @@ from transfusion_jax.training.checkpoint.reader import PARTS, CheckpointReader
 
 ACTIONS = ("grow", "fresh", "drop", "text")
 Mapping = Sequence[tuple[str, str]]  # (pattern of leaf names, action): the first that fits decides
+FUNCTION = (  # fields that say what a model computes with its weights, and are in the shape of none
+    *("norm", "norm_epsilon", "rope_theta", "rope_sections", "rope_scaling", "rope_factor"),
+    *("rope_frequency_factors", "rope_original_context"),
+)
 
 
 def text_twin(name: str) -> str:
     """The weight of text that a weight of patches alone stands beside, by their leaves' names."""
     return name.replace(f"/{PATCHES}/", "/")
+
+
+def other_functions(old_model: ModelConfig, model: ModelConfig) -> Iterator[str]:
+    """A line for each field by which a model computes something else with the weights of another one."""
+    for name in FUNCTION:
+        before, after = getattr(old_model, name), getattr(model, name)
+        if before != after:
+            yield f"these weights are of a model with model.{name} {before!r}; here it is {after!r}"
 
 
 def parse_mapping(entries: Sequence[str]) -> Mapping:
@@ -51,10 +63,10 @@ def transplant(
 ) -> tuple[Any, list[str]]:
     """Parameters with the weights of a checkpoint.
 
-    A leaf that is the same in both is taken. Of the others the mapping says what becomes of them: `grow` puts the
-    old values into the corner of the new ones (tokens keep their meaning where the vocabulary grew), `fresh` keeps
-    the new initialisation, `drop` leaves an old leaf out, and `text` begins a weight of patches alone as the old
-    one of text (the start of LMFusion, arXiv 2412.15188).
+    A leaf that is the same in both, in its shape and in how heads or patches lie in it, is taken. Of the others
+    the mapping says what becomes of them: `grow` puts the old values into the corner of the new ones (tokens keep
+    their meaning where the vocabulary grew), `fresh` keeps the new initialisation, `drop` leaves an old leaf out,
+    and `text` begins a weight of patches alone as the old one of text (the start of LMFusion, arXiv 2412.15188).
 
     Args:
         checkpoints: where the weights are.
@@ -80,13 +92,18 @@ def transplant(
     new = leaf_shapes(params)
     leaves = dict(zip(new, jax.tree.leaves(params), strict=True))
     actions: dict[str, str] = {}
+    layouts: dict[str, str] = {}
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) == new.get(name) and not _tokens_moved(axes[name], old_model, model):
+        if name in new and (layout := _other_layout(name, axes[name], old_model, model)):
+            layouts[name] = layout
+        same = old.get(name) == new.get(name) and name not in layouts
+        if same and not _tokens_moved(axes[name], old_model, model):
             actions[name] = "take"
         else:
             actions[name] = next((a for pattern, a in mapping if fnmatchcase(name, pattern)), "")
     changes = {
         name: f"{name}: {shape_text(old.get(name))} -> {shape_text(new.get(name))}"
+        + (f" ({layouts[name]})" if name in layouts and name in old else "")
         for name, action in actions.items()
         if action != "take"
     }
@@ -95,7 +112,7 @@ def transplant(
             any(fnmatchcase(name, pattern) for name in actions),
             f"--init-map {pattern}={action} fits no leaf of the models",
         )
-    _check(actions, changes, old, new)
+    _check(actions, changes, old, new, layouts)
 
     wanted: dict[str, Any] = {}
     for name, action in actions.items():
@@ -119,15 +136,22 @@ def transplant(
     return jax.tree.unflatten(jax.tree.structure(params), result), notes
 
 
-def _check(actions: dict[str, str], changes: dict[str, str], old: dict[str, list], new: dict[str, list]) -> None:
+def _check(
+    actions: dict[str, str],
+    changes: dict[str, str],
+    old: dict[str, list],
+    new: dict[str, list],
+    layouts: dict[str, str],
+) -> None:
     """Every leaf that is not simply taken needs an action that is possible for it."""
 
     def choices(name: str) -> tuple[str, ...]:
         if name in new and name in old:
-            return "grow", "fresh"
+            moved = name in layouts and old[name] == new[name]
+            return ("fresh",) if moved else ("grow", "fresh")
         if name in old:
             return ("drop",)
-        same = old.get(text_twin(name)) == new[name]
+        same = old.get(text_twin(name)) == new[name] and name not in layouts
         return ("fresh", "text") if same else ("fresh",)
 
     possible = {name: choices(name) for name in changes}
@@ -146,6 +170,17 @@ def _tokens_moved(axes: tuple[str, ...], old_model: ModelConfig, model: ModelCon
     """
     before, after = ((m.first_side, m.sides) if m.sides else () for m in (old_model, model))
     return "vocabulary" in axes and (old_model.vocabulary != model.vocabulary or before != after)
+
+
+def _other_layout(name: str, axes: tuple[str, ...], old_model: ModelConfig, model: ModelConfig) -> str:
+    """How heads or patches lie otherwise in a leaf, for the user: its shape may be the same. Else empty."""
+    before, after = old_model.head_channels, model.head_channels
+    if "heads" in axes and name.startswith("trunk/") and before != after:
+        return f"heads of {before} channels -> {after}"
+    before, after = old_model.patch_size, model.patch_size
+    if "patch" in axes and "unet" not in (old_model.patch_coder, model.patch_coder) and before != after:
+        return f"patches of {before}×{before} -> {after}×{after}"
+    return ""
 
 
 def _grow(
