@@ -17,7 +17,9 @@ def load_autoencoder(name: str) -> Autoencoder:
     """
     found = without_weights(name) or AUTOENCODERS[WITH_WEIGHTS](name)
     if found is None:
-        raise ConfigError(f"autoencoder {name!r}: give a folder with autoencoder.json, or a name such as dct-f8c8")
+        raise ConfigError(
+            f"autoencoder {name!r}: give a folder with autoencoder.json, or a name such as dct-f8c8 (f2, f4, f16)"
+        )
     return found
 
 

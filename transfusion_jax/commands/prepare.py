@@ -244,9 +244,10 @@ def _print_summary(folder: Place, manifest: dict[str, Any], asked: float) -> Non
     if manifest["quarantine"]:
         _say(f"each with its source and reason in {folder / 'quarantine.jsonl'}")
     train, held_out = (manifest["splits"][split]["documents"] for split in ("train", "held_out"))
-    if held_out < ENOUGH <= (train + held_out) / 5 and asked:
-        share = math.ceil(100 * ENOUGH / (train + held_out)) / 100
-        _say(f"{held_out} documents are few to evaluate on: --held-out {share} would keep about {ENOUGH}")
+    if held_out < ENOUGH and asked:
+        share = math.ceil(100 * ENOUGH / max(1, train + held_out)) / 100
+        more = f": --held-out {share} would keep about {ENOUGH}" if (train + held_out) / 5 >= ENOUGH else ""
+        _say(f"{held_out} documents are few to evaluate on{more}")
     if train + held_out:
         name = folder.name.replace("-", "_").replace(".", "_")
         alone = json.dumps({name: {"path": str(folder)}})

@@ -149,7 +149,9 @@ def open_model(path: Path, log: Callable[[str], None]) -> OpenedModel:
         tensors = gguf_files.GGUFFile.open(path)
         gguf_files.write_metadata(tensors, Path(name))
         try:
-            return _open(path, Path(name), tensors, lambda line: log(line.replace(name, str(path))))
+            return _open(
+                path, Path(name), tensors, lambda line: log(line.replace(f"{name}/tokenizer.json", str(path)))
+            )
         except ConfigError as error:  # which names the temporary folder
             raise ConfigError(str(error).replace(name, str(path))) from error
 
