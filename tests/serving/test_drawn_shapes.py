@@ -1,4 +1,4 @@
-"""The shape of images in the API: what is asked for, what is uploaded, what is said of the model."""
+"""Image shapes in the API: those requested, those of uploads, and those that the model supports."""
 
 import io
 import json

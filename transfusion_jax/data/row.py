@@ -206,7 +206,7 @@ def _codes(image: Image, model: ModelConfig) -> np.ndarray:
 
 
 def image_begins(grid: tuple[int, int], model: ModelConfig, special: SpecialTokens) -> np.ndarray:
-    """What stands before the patches of an image of so many rows and columns: BOI, and with shape marks both."""
+    """The tokens before an image's patches: BOI and, with shape marks, the numbers of rows and columns."""
     sides = [model.first_side + side - 1 for side in grid] if model.shape_marks else []
     return np.array([special.boi, *sides])
 

@@ -255,7 +255,7 @@ def batches_of(rooms: Sequence[int]) -> list[tuple[Int[np.ndarray, " _"], int]]:
 
 
 def _steps_of(task: TransfusionTask, sampling: SamplingConfig, sizes: Int[np.ndarray, " S"]) -> SamplerSteps:
-    """The sampler's steps for images of so many patches: for all, or for each where sizes differ and matter."""
+    """The sampler's steps: one set for all images, or one per image where they depend on its size."""
     config = task.config
     found = {size: sampler_steps(task.schedule, config.diffusion, sampling, size) for size in set(sizes.tolist())}
     if len(found) == 1 or not config.diffusion.timestep_base:

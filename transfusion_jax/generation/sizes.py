@@ -90,7 +90,7 @@ def grid_of_aspect(width: int, height: int, config: Config, codec: Codec) -> tup
 
 
 def pixels_of_grid(grid: tuple[int, int], config: Config, codec: Codec) -> tuple[int, int]:
-    """Height and width in pixels of an image of so many rows and columns of patches."""
+    """Height and width in pixels of an image with these rows and columns of patches."""
     side = _multiple(config, codec)
     return grid[0] * side, grid[1] * side
 

@@ -97,7 +97,7 @@ def one_image(patches: Float[Array, "B M values"], grid: Int[Array, "B 2"], one_
 
 
 def _place_in(index: Int[Array, "B M"], width: Int[Array, "B 1"]) -> Int[Array, "B M 3"]:
-    """Time, row and column of each patch of an image of so many columns."""
+    """Time, row and column of each patch of an image with this number of columns."""
     width = jnp.maximum(width, 1)
     return jnp.stack([jnp.zeros_like(index), index // width, index % width], axis=-1)
 

@@ -148,7 +148,7 @@ def test_prompts_that_name_a_form_do_so_by_turns():
 
 
 def test_the_suite_forces_each_proportion_and_leaves_the_form_to_a_model_with_shape_marks(monkeypatch):
-    """True drawings of every prompt, but 2x1 is drawn square, and what is left to choose is tall."""
+    """True drawings of every prompt; only 2x1 is wrongly drawn square, and every chosen shape is tall."""
     every, naming = shapes.scene_prompts(SEVERAL, codec()), shapes.form_prompts(SEVERAL, codec())
     by_grid = {(5, 5): "1x1", (4, 8): "2x1", (8, 4): "1x2", (4, 6): "3x2"}
     asked = []

@@ -27,7 +27,7 @@ class LatentStatistics:
         return lines.reshape(latents.shape)
 
     def _of_line(self, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each value in a line of so many places: NumPy is twice as fast on long lines."""
+        """Mean and deviation tiled along a line of places: NumPy is twice as fast on long lines."""
         if width not in self._lines:
             mean, std = self.mean.astype(np.float32), self.std.astype(np.float32)
             self._lines[width] = np.tile(mean, width), np.tile(std, width)

@@ -89,7 +89,7 @@ class Scene:
 
 
 def scene(seed: int, index: int, arrangement: str = FREE, width: float = 1.0, height: float = 1.0) -> Scene:
-    """One of a seed's scenes, in a picture of so many units, at least `least_side`.
+    """One of a seed's scenes, in a picture of the given size in units, at least `least_side` a side.
 
     Free things have all sizes and stand anywhere; others are large and in the corners, up to four, or a single one.
     """
